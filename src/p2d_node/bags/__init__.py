@@ -1,0 +1,1 @@
+"""Reading data sets and writing and reading rosbag2, without ROS."""

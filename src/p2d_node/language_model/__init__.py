@@ -1,0 +1,1 @@
+"""From kept visual tokens and a question to an answer."""

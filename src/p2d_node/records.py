@@ -1,0 +1,189 @@
+"""The frozen records that walk through the pipeline; each stage takes one and returns the next.
+
+Two clocks appear: `stamp_ns` is the capture time on the cameras' clock (ROS time, nanoseconds since
+its epoch); `*_arrival_ns` and `closed_ns` are the steady clock of this process
+(`time.monotonic_ns`). They are never compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+NUSCENES_CAMERAS = (
+    'CAM_FRONT',
+    'CAM_FRONT_LEFT',
+    'CAM_FRONT_RIGHT',
+    'CAM_BACK',
+    'CAM_BACK_LEFT',
+    'CAM_BACK_RIGHT',
+)
+"""The six views in the order in which driving VLMs are trained to see them (facts of Prune2Drive)."""
+
+
+@runtime_checkable
+class RawImageLike(Protocol):
+    """What is read of a `sensor_msgs/Image`."""
+
+    height: int
+    width: int
+    encoding: str
+    step: int
+    is_bigendian: int
+    data: Any
+
+
+@runtime_checkable
+class CompressedImageLike(Protocol):
+    """What is read of a `sensor_msgs/CompressedImage`."""
+
+    format: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawImage:
+    """An uncompressed frame where no ROS message is at hand; fields as in `sensor_msgs/Image`."""
+
+    height: int
+    width: int
+    encoding: str
+    step: int
+    data: Any
+    is_bigendian: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressedImage:
+    """A JPEG or PNG frame where no ROS message is at hand; as `sensor_msgs/CompressedImage`."""
+
+    format: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class CameraFrame:
+    """One frame of one camera, not yet decoded.
+
+    Attributes:
+        camera: Name of the camera, e.g. `CAM_FRONT`.
+        stamp_ns: Capture time, ROS time in nanoseconds.
+        payload: The frame itself; the synchroniser never looks inside.
+    """
+
+    camera: str
+    stamp_ns: int
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameSet:
+    """The frames of one sweep, at most one per camera.
+
+    Attributes:
+        stamp_ns: Capture of the reference camera, ROS time; where that camera is missing, the time
+            at which it would have captured.
+        frames: Camera name to frame, in the configured camera order.
+        missing: Cameras without a frame, in the configured order.
+        epoch: Number of time resets before this set; (epoch, stamp_ns) orders sets.
+        first_arrival_ns: Steady clock at the arrival of the set's first frame.
+        closed_ns: Steady clock when the set was closed.
+        stamped: False where a publisher sent stamp 0 and arrival times took its place.
+    """
+
+    stamp_ns: int
+    frames: Mapping[str, CameraFrame]
+    missing: tuple[str, ...] = ()
+    epoch: int = 0
+    first_arrival_ns: int
+    closed_ns: int
+    stamped: bool = True
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Key by which a newer set compares greater than an older one, across time resets."""
+        return (self.epoch, self.stamp_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFrame:
+    """Pixels of one view.
+
+    Attributes:
+        camera: Name of the camera.
+        stamp_ns: Capture time, ROS time in nanoseconds.
+        pixels: uint8 [height, width, 3]; may be a read-only view of the message's bytes.
+        channel_order: `rgb` or `bgr`: swapping a full frame costs more than swapping after resize.
+    """
+
+    camera: str
+    stamp_ns: int
+    pixels: npt.NDArray[np.uint8]
+    channel_order: str
+
+
+class Cut(str, Enum):
+    """Why an answer ended."""
+
+    END = 'end'
+    LENGTH = 'length'
+    DEADLINE = 'deadline'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """Milliseconds per stage on the steady clock; 0.0 where a stage did not run."""
+
+    sync_wait_ms: float = 0.0
+    queue_ms: float = 0.0
+    decode_ms: float = 0.0
+    preprocess_ms: float = 0.0
+    encode_ms: float = 0.0
+    select_ms: float = 0.0
+    prefill_ms: float = 0.0
+    ttft_ms: float = 0.0
+    generate_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrivingAnswer:
+    """One answer about one sweep; mirrors `p2d_msgs/DrivingAnswer`.
+
+    Attributes:
+        stamp_ns: Capture of the reference camera, ROS time.
+        question: The question as asked.
+        answer: The model's text, without special tokens.
+        model: Name of the checkpoint; contains `untrained` where the weights are random.
+        encoder: Backend of the vision encoder and identity of its engine or weights.
+        camera_stamps_ns: Camera to capture stamp, in the model's order.
+        tokens_total: Camera to number of visual tokens before selection.
+        keep_indices: Camera to the kept patch indices, int64, ascending.
+        mean_log_probability: Mean natural-log probability of the generated tokens; NaN if none.
+        num_generated_tokens: Generated tokens, the end token included.
+        cut: Why the answer ended.
+        times: Shared stages as for the sweep; prefill, ttft and generate of this answer.
+    """
+
+    stamp_ns: int
+    question: str
+    answer: str
+    model: str
+    encoder: str
+    camera_stamps_ns: Mapping[str, int]
+    tokens_total: Mapping[str, int]
+    keep_indices: Mapping[str, npt.NDArray[np.int64]]
+    mean_log_probability: float
+    num_generated_tokens: int
+    cut: Cut
+    times: StageTimes = field(default_factory=StageTimes)
+
+    @property
+    def tokens_kept(self) -> dict[str, int]:
+        """Camera to number of kept visual tokens."""
+        return {camera: len(indices) for camera, indices in self.keep_indices.items()}

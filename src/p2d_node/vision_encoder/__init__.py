@@ -1,0 +1,1 @@
+"""From pixel_values to visual tokens."""
