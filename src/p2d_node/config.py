@@ -134,7 +134,7 @@ class SyncConfig:
     )
     deadline_ms: float = option(
         150.0,
-        'A sweep is closed this long after its first frame arrived (steady clock), complete or not.',
+        'A sweep is closed this long after its first frame arrived, complete or not.',
         minimum=1.0,
         maximum=10000.0,
     )
@@ -193,7 +193,7 @@ class DriveConfig:
     )
     num_threads: int = option(
         0,
-        "CPU threads of torch; 0 leaves torch's own choice less one core for the camera callbacks.",
+        "CPU threads of torch; 0: torch's own choice less one for the camera callbacks.",
         minimum=0,
         maximum=1024,
     )

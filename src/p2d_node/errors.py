@@ -1,4 +1,4 @@
-"""The errors of p2d_node; each message says what, the value got, what is allowed, the next step."""
+"""The errors of p2d_node: a message says what, the value got, what is allowed, the next step."""
 
 
 class P2dError(Exception):

@@ -1,8 +1,8 @@
 """The frozen records that walk through the pipeline; each stage takes one and returns the next.
 
-Two clocks appear: `stamp_ns` is the capture time on the cameras' clock (ROS time, nanoseconds since
-its epoch); `*_arrival_ns` and `closed_ns` are the steady clock of this process
-(`time.monotonic_ns`). They are never compared with each other.
+Two clocks appear, and are never compared with each other: `stamp_ns` is the capture time on the
+cameras' clock (ROS time, nanoseconds since its epoch); `*_arrival_ns` and `closed_ns` are the
+steady clock of this process (`time.monotonic_ns`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUSCENES_CAMERAS = (
     'CAM_BACK_LEFT',
     'CAM_BACK_RIGHT',
 )
-"""The six views in the order in which driving VLMs are trained to see them (facts of Prune2Drive)."""
+"""The six views in the order in which driving VLMs are trained to see them."""
 
 
 @runtime_checkable

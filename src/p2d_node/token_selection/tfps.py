@@ -1,8 +1,8 @@
 """T-FPS, token-wise farthest point sampling (Prune2Drive, arXiv 2508.13305, section 3.2).
 
 Per view, on L2-normalised tokens with distance 1 - cosine: the first pick is the token whose
-nearest neighbour is farthest away; each next pick is the token farthest from all picks so far. Ties
-go to the lowest index. Distances are float32 whatever the model computes in: half-precision
+nearest neighbour is farthest away; each next pick is the token farthest from all picks so far.
+Ties go to the lowest index. Distances are float32 whatever the model computes in: half-precision
 distances change the picks.
 """
 
