@@ -19,6 +19,7 @@ from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
 from p2d_msgs.srv import Ask
 from p2d_node.camera_sync import SweepSynchronizer
+from p2d_node.config import list_parameters
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet

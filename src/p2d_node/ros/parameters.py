@@ -58,12 +58,19 @@ def declare_parameters(node: Node) -> DriveConfig:
         ConfigError: A value that is not allowed, or a ratio of a camera that is not configured.
     """
     given = _take_overrides(node)
-    camera_names = _declare(node, CAMERA_NAMES)
+    camera_names = given.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
+    if not isinstance(camera_names, (list, tuple)):
+        raise ConfigError(f'camera_names: got {camera_names!r}, allowed: a list of names')
     parameters = list_parameters(camera_names)
-    values = {parameter.name: _declare(node, parameter) for parameter in parameters}
-    # A ratio of a misspelt camera would otherwise be ignored without a word.
-    stray = {n: v for n, v in given.items() if n.startswith(RATIO_PREFIX) and n not in values}
-    return config_from_parameters(camera_names, {**values, **stray})
+    known = {parameter.name for parameter in parameters}
+    # Files for many nodes may hold parameters of others, but a ratio of a misspelt camera would be
+    # ignored without a word.
+    ours = {n: v for n, v in given.items() if n in known or n.startswith(RATIO_PREFIX)}
+    config = config_from_parameters(camera_names, ours)
+    _declare(node, CAMERA_NAMES, camera_names)
+    for parameter in parameters:
+        _declare(node, parameter, given.get(parameter.name, parameter.default))
+    return config
 
 
 def _take_overrides(node: Node) -> dict[str, Any]:
@@ -76,14 +83,12 @@ def _take_overrides(node: Node) -> dict[str, Any]:
     return given
 
 
-def _declare(node: Node, parameter: Parameter) -> Any:
-    default = parameter.default
-    default = list(default) if isinstance(default, tuple) else default
+def _declare(node: Node, parameter: Parameter, value: Any) -> None:
+    value = list(value) if isinstance(value, tuple) else value
     try:
-        value = node.declare_parameter(parameter.name, default, descriptor_of(parameter)).value
+        node.declare_parameter(parameter.name, value, descriptor_of(parameter))
     except ParameterException as err:
         raise ConfigError(f'{parameter.name}: {err}') from err
-    return value
 
 
 def updated_config(config: DriveConfig, changes: dict[str, Any]) -> DriveConfig:
