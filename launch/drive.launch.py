@@ -42,7 +42,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'params_file',
         default_value='',
-        description='ROS parameter file; it overrides the preset, the arguments above override it.',
+        description='ROS parameter file: stronger than the preset, weaker than other arguments.',
     ),
 )
 

@@ -132,6 +132,8 @@ def _drive_node(args: argparse.Namespace, folder: Path) -> Iterator[subprocess.P
         'model': args.model,
         'max_new_tokens': args.max_new_tokens,
         'use_sim_time': True,
+        # Keyframes are seconds apart: a busy machine may take its time to receive one.
+        'sync': {'deadline_ms': 1000.0},
         'retention_ratio': dict.fromkeys(DriveConfig().cameras, args.retention),
     }
     file = folder / 'demo.yaml'

@@ -45,10 +45,10 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 5), layout='constrained')
     positions = np.arange(len(timings))
     bottom = np.zeros(len(timings))
-    colours = plt.get_cmap('tab10').colors
-    for colour, stage in zip(colours, STACKED_STAGES, strict=False):
+    for index, stage in enumerate(STACKED_STAGES):
         values = np.array([getattr(timing, stage) for timing in timings])
-        axes.bar(positions, values, bottom=bottom, label=stage.removesuffix('_ms'), color=colour)
+        label = stage.removesuffix('_ms')
+        axes.bar(positions, values, bottom=bottom, label=label, color=f'C{index}')
         bottom += values
     stamps = [stamp_text(timing.header.stamp) for timing in timings]
     axes.set_xticks(positions, stamps, rotation=30, ha='right')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import threading
 
 import rclpy
@@ -24,10 +24,8 @@ def spinning_node(name: str) -> Iterator[Node]:
     executor.add_node(node)
 
     def spin() -> None:
-        try:
+        with suppress(ExternalShutdownException):
             executor.spin()
-        except ExternalShutdownException:
-            pass
 
     thread = threading.Thread(target=spin, name='spin', daemon=True)
     thread.start()
