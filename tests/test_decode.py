@@ -1,6 +1,5 @@
 """Prefill and decoding against transformers' own generate and against a cache-free definition."""
 
-from conftest import make_frame_set
 import numpy as np
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
@@ -8,6 +7,7 @@ from p2d_node.language_model.decode import Embedded
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import Cut
 import pytest
+from sweeps import make_frame_set
 import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 

@@ -1,10 +1,10 @@
-from conftest import jpeg, picture
 import cv2
 import numpy as np
 from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import CameraFrame, CompressedImage, DecodedFrame, RawImage
 import pytest
+from sweeps import jpeg, picture
 
 
 def decode(payload: object) -> DecodedFrame:

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
-from conftest import make_frame_set, STAMP_NS
 from p2d_node.config import DriveConfig, EncoderConfig, SyncConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, Cut, NUSCENES_CAMERAS
 import pytest
+from sweeps import make_frame_set, STAMP_NS
 import torch
 
 QUESTIONS = ('What should the ego vehicle do next?', 'Is there a car?')

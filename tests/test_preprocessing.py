@@ -1,11 +1,11 @@
 import json
 
-from conftest import picture
 import numpy as np
 from p2d_node.errors import ConfigError
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame
 import pytest
+from sweeps import picture
 import torch
 from transformers import LlavaOnevisionImageProcessorPil
 
