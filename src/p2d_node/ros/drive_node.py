@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 import os
+import signal
 import sys
 from typing import Any
 
@@ -381,6 +382,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # The second Ctrl-C of an impatient user must not break off the orderly end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         ended = node.stop_working() if node is not None else True
         executor.shutdown(timeout_sec=0.2)
         if node is not None:
