@@ -14,7 +14,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed: make setup'
 pytest.importorskip('p2d_msgs', reason='ros2_ws is not built or not sourced: make test does both')
 
 from p2d_node.ros.drive_node import DriveNode  # noqa: E402
-from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
 DOMAINS = range(1, 101)
@@ -68,9 +68,8 @@ def spin(make_context: Callable[[], Any]) -> Iterator[Callable[..., Any]]:
     """Spins a node in a thread of its own until the test is over."""
     running = []
 
-    def start(node: Any, *, multi_threaded: bool = False) -> Any:
-        make = MultiThreadedExecutor if multi_threaded else SingleThreadedExecutor
-        executor = make(context=node.context)
+    def start(node: Any) -> Any:
+        executor = SingleThreadedExecutor(context=node.context)
         executor.add_node(node)
         thread = threading.Thread(target=executor.spin, daemon=True)
         thread.start()
@@ -111,7 +110,7 @@ def drive(
         overrides = [Parameter(name, value=value) for name, value in values.items()]
         drive_node = DriveNode(context=make_context(), parameter_overrides=overrides)
         nodes.append(drive_node)
-        spin(drive_node, multi_threaded=True)
+        spin(drive_node)
         if autostart:
             drive_node.start()
         return drive_node

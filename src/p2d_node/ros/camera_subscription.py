@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+import itertools
 import time
 from typing import Any
 
 from p2d_node.config import CameraConfig
 from p2d_node.ros.conversions import to_nanoseconds
-from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
@@ -47,7 +47,6 @@ class CameraSubscription:
         name: str,
         config: CameraConfig,
         on_frame: OnFrame,
-        callback_group: CallbackGroup,
     ) -> None:
         """Subscribe.
 
@@ -57,7 +56,6 @@ class CameraSubscription:
             config: Topic and transport.
             on_frame: Gets name, stamp (ROS time, nanoseconds), arrival on this machine (steady
                 clock, nanoseconds) and message of every frame.
-            callback_group: Where `on_frame` is called.
         """
         self.name = name
         self.config = config
@@ -66,7 +64,6 @@ class CameraSubscription:
         self.last_arrival_ns: int | None = None
         self._node = node
         self._on_frame = on_frame
-        self._callback_group = callback_group
         self._stamps: deque[tuple[int, int]] = deque(maxlen=256)
         self.reliable = self._publishers_are_reliable()
         self._subscription = self._subscribe()
@@ -99,12 +96,8 @@ class CameraSubscription:
         """
         horizon_ns = time.monotonic_ns() - int(RATE_WINDOW_S * 1e9)
         recent = [pair for pair in tuple(self._stamps) if pair[0] >= horizon_ns]
-        if len(recent) < 2:
-            return 0.0
-        arrival_span_ns = recent[-1][0] - recent[0][0]
-        stamp_span_ns = recent[-1][1] - recent[0][1]
-        span_ns = stamp_span_ns if stamp_span_ns > 0 else arrival_span_ns
-        return (len(recent) - 1) / (span_ns / 1e9) if span_ns > 0 else 0.0
+        arrivals, stamps = [pair[0] for pair in recent], [pair[1] for pair in recent]
+        return _rate_hz(stamps) or _rate_hz(arrivals)
 
     def _receive(self, message: Any, info: Any) -> None:
         arrival_ns = time.monotonic_ns() - _lag_ns(info)
@@ -144,7 +137,6 @@ class CameraSubscription:
             self.config.topic,
             self._receive,
             qos,
-            callback_group=self._callback_group,
         )
 
 
@@ -153,3 +145,10 @@ def _lag_ns(info: Any) -> int:
     received_ns = int(info['received_timestamp'])
     lag_ns = time.time_ns() - received_ns if received_ns > 0 else 0
     return lag_ns if 0 <= lag_ns <= MAX_LAG_NS else 0
+
+
+def _rate_hz(times_ns: list[int]) -> float:
+    """Return events per second from the steps forward; a step back is a bag that loops."""
+    steps_ns = [later - earlier for earlier, later in itertools.pairwise(times_ns)]
+    forward_ns = [step_ns for step_ns in steps_ns if step_ns > 0]
+    return len(forward_ns) / (sum(forward_ns) / 1e9) if forward_ns else 0.0

@@ -1,18 +1,22 @@
 """The ROS 2 node `drive`: six camera topics in, driving answers, timings and diagnostics out.
 
-Threads: an executor receives frames and answers requests; one `SweepWorker` runs the pipeline. The
-synchroniser is used by the camera callbacks alone, which share one callback group.
+Threads: the executor's thread receives frames, and nothing in it blocks while the node is active;
+one `SweepWorker` runs the pipeline; `~/ask`, whose callers wait, has a helper node and executor of
+its own; one thread reports health on the steady clock, whatever the others and the simulated time
+do. The frames' executor is single-threaded on purpose: rclpy's multi-threaded one keeps a core
+busy while frames wait for their callback group, and sweeps get lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
@@ -33,19 +37,23 @@ from p2d_node.ros.parameters import declare_parameters, updated_config
 from p2d_node.ros.sweep_worker import SweepWorker
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 import rclpy
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import (
+    ExternalShutdownException,
+    MultiThreadedExecutor,
+    SingleThreadedExecutor,
+)
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
-NUM_EXECUTOR_THREADS = 4
-"""Frames, diagnostics, and two requests that wait for their answers."""
-
 POLL_PERIOD_S = 0.02
-"""How often sweeps are checked against their deadline when no frame comes."""
+"""How often sweeps and waiting questions are checked against their deadlines."""
+
+NUM_WAITING_REQUESTS = 4
+"""Callers of ~/ask that are served at the same time."""
 
 MAX_POLL_GAP_NS = 100_000_000
 """A longer gap between two polls means that this process was held up."""
@@ -69,6 +77,34 @@ class _Active:
     timers: tuple[Any, ...]
 
 
+class _RequestNode:
+    """A helper node whose service callbacks may block, with threads of its own."""
+
+    def __init__(self, owner: LifecycleNode) -> None:
+        self.node = rclpy.create_node(
+            f'{owner.get_name()}_requests',
+            context=owner.context,
+            namespace=owner.get_namespace(),
+            # Names are resolved by the owner: a renaming of the process would give both one name.
+            use_global_arguments=False,
+            start_parameter_services=False,
+        )
+        self._executor = MultiThreadedExecutor(NUM_WAITING_REQUESTS, context=owner.context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, name='requests', daemon=True)
+        self._thread.start()
+
+    def destroy(self) -> None:
+        """End the threads and destroy the node."""
+        self._executor.shutdown(timeout_sec=1.0)
+        self._thread.join(timeout=1.0)
+        self.node.destroy_node()
+
+    def _spin(self) -> None:
+        with suppress(ExternalShutdownException):
+            self._executor.spin()
+
+
 class DriveNode(LifecycleNode):
     """Lifecycle node that answers driving questions about synchronised camera sweeps.
 
@@ -82,6 +118,11 @@ class DriveNode(LifecycleNode):
             ConfigError: A parameter with a value that is not allowed.
         """
         super().__init__('p2d', automatically_declare_parameters_from_overrides=True, **options)
+        # What `destroy_node` ends, also where this constructor does not come to its own end.
+        self._ending = threading.Event()
+        self._health_thread: threading.Thread | None = None
+        self._requests: _RequestNode | None = None
+        self._active: _Active | None = None
         if not self.has_parameter('autostart'):
             self.declare_parameter(
                 'autostart',
@@ -89,20 +130,17 @@ class DriveNode(LifecycleNode):
                 ParameterDescriptor(description='Configure and activate at start.'),
             )
         self._config = declare_parameters(self)
-        self._requests = ReentrantCallbackGroup()
-        self._frames = MutuallyExclusiveCallbackGroup()
-        self._health = MutuallyExclusiveCallbackGroup()
-        self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._pipeline: DrivingPipeline | None = None
         self._sync: SweepSynchronizer | None = None
-        self._active: _Active | None = None
         self._reported = (0, 0)
         self._lag_ns = 0
         self._polled_ns = 0
         self._interfaces: list[Any] = []
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self._create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, self._health)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._requests = _RequestNode(self)
+        self._health_thread = threading.Thread(target=self._report, name='health', daemon=True)
+        self._health_thread.start()
 
     def start(self) -> None:
         """Configure and activate.
@@ -135,10 +173,12 @@ class DriveNode(LifecycleNode):
         worker = SweepWorker(pipeline, self._deliver, self._report_failure)
         worker.start()
         cameras = tuple(
-            CameraSubscription(self, name, camera, self._on_frame, self._frames)
+            CameraSubscription(self, name, camera, self._on_frame)
             for name, camera in self._config.cameras.items()
         )
-        poll = self._create_timer(POLL_PERIOD_S, self._poll_synchronizer, self._frames)
+        # The steady clock: a paused or jumping simulated clock must not stop deadlines.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        poll = self.create_timer(POLL_PERIOD_S, self._check_deadlines, clock=steady)
         self._active = _Active(worker, cameras, (poll,))
         self.get_logger().info(
             f'answering {len(self._config.questions)} questions per sweep of {len(cameras)} '
@@ -199,13 +239,12 @@ class DriveNode(LifecycleNode):
         self._timing = self.create_publisher(StageTiming, '~/timing', 10)
         self._kept_tokens = self.create_publisher(Image, '~/kept_tokens', 1)
         self._interfaces = [self._answer, self._answer_text, self._timing, self._kept_tokens]
-        if not hasattr(self, '_ask'):
-            self._ask = self.create_service(
-                Ask, '~/ask', self._on_ask, callback_group=self._requests
+        if self._requests is not None and not hasattr(self, '_ask'):
+            name = self.resolve_service_name('~/ask')
+            self._ask = self._requests.node.create_service(
+                Ask, name, self._on_ask, callback_group=ReentrantCallbackGroup()
             )
-            self._question = self.create_subscription(
-                String, '~/question', self._on_question, 10, callback_group=self._requests
-            )
+            self._question = self.create_subscription(String, '~/question', self._on_question, 10)
 
     def _make_synchronizer(self) -> SweepSynchronizer:
         return SweepSynchronizer(
@@ -243,10 +282,13 @@ class DriveNode(LifecycleNode):
                 'sweeps apart as surely; stamp the images at capture'
             )
 
-    def _poll_synchronizer(self) -> None:
+    def _check_deadlines(self) -> None:
         active, sync = self._active, self._sync
+        if active is None or sync is None:
+            return
+        active.worker.expire_questions()
         previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()
-        if active is None or sync is None or self._polled_ns - previous_ns > MAX_POLL_GAP_NS:
+        if self._polled_ns - previous_ns > MAX_POLL_GAP_NS:
             # After a hold-up frames may still lie in DDS: take them first.
             return
         for frame_set in sync.poll(delay_ns=self._lag_ns):
@@ -283,7 +325,9 @@ class DriveNode(LifecycleNode):
     def _on_question(self, message: String) -> None:
         if not message.data.strip():
             self.get_logger().warning('~/question: got an empty text; send a question')
-        elif self._active is None or self._active.worker.ask(message.data) is None:
+        elif self._active is None or not self._active.worker.ask(
+            message.data, DEFAULT_ASK_TIMEOUT_S, lambda _answered: None
+        ):
             self.get_logger().warning('~/question: not active, or too many questions wait')
 
     def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
@@ -306,23 +350,22 @@ class DriveNode(LifecycleNode):
     def _wait_for_answer(
         self, active: _Active, question: str, timeout_s: float, response: Ask.Response
     ) -> None:
-        future = active.worker.ask(question)
-        if future is None:
+        outcome: Future[tuple[FrameSet, DrivingAnswer] | None] = Future()
+        if not active.worker.ask(question, timeout_s, outcome.set_result):
             response.message = 'too many questions wait for a sweep; ask again later'
             return
-        try:
-            frame_set, answer = future.result(timeout_s)
-        except FutureTimeoutError:
-            active.worker.withdraw(future)
-            silent = [c.name for c in active.cameras if c.rate_hz() == 0.0]
-            reason = f'no frames from {", ".join(silent)}' if silent else 'see /diagnostics'
-            response.message = f'no answer within {timeout_s:g} s: {reason}'
-        except CancelledError:
-            response.message = 'the node was stopped; activate it, then ask again'
-        else:
+        answered = outcome.result()
+        if answered is not None:
+            frame_set, answer = answered
             frame_id = self._frame_id_of(frame_set)
             response.success = True
             response.answer = to_answer(answer, frame_id=frame_id, now_ns=self._now_ns())
+        elif self._active is not active:
+            response.message = 'the node was stopped; activate it, then ask again'
+        else:
+            silent = [c.name for c in active.cameras if c.rate_hz() == 0.0]
+            reason = f'no frames from {", ".join(silent)}' if silent else 'see /diagnostics'
+            response.message = f'no answer within {timeout_s:g} s: {reason}'
 
     # Parameters and health
 
@@ -344,6 +387,20 @@ class DriveNode(LifecycleNode):
 
     def _config_names(self) -> set[str]:
         return {parameter.name for parameter in list_parameters(tuple(self._config.cameras))}
+
+    def _report(self) -> None:
+        while not self._ending.wait(DIAGNOSTICS_PERIOD_S):
+            self._publish_diagnostics()
+
+    def destroy_node(self) -> None:
+        """Stop everything and destroy the node."""
+        self._ending.set()
+        if self._health_thread is not None:
+            self._health_thread.join()
+        self.stop_working()
+        if self._requests is not None:
+            self._requests.destroy()
+        super().destroy_node()
 
     def _publish_diagnostics(self) -> None:
         hardware_id = str(self._config.device)
@@ -378,7 +435,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the node until it is told to stop; returns the exit status."""
     rclpy.init(args=args)
     node: DriveNode | None = None
-    executor = MultiThreadedExecutor(NUM_EXECUTOR_THREADS)
+    executor = SingleThreadedExecutor()
     try:
         node = DriveNode()
         executor.add_node(node)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 import os
 import threading
@@ -28,7 +27,7 @@ LATENCY_WINDOW = 120
 """Sweeps over which latency is summarised: ten seconds at 12 Hz."""
 
 Deliver = Callable[[FrameSet, Sequence[DrivingAnswer]], None]
-Answered = Future[tuple[FrameSet, DrivingAnswer]]
+Settle = Callable[[tuple[FrameSet, DrivingAnswer] | None], None]
 
 
 @dataclass(slots=True)
@@ -57,7 +56,8 @@ class WorkerState:
 @dataclass(frozen=True, slots=True)
 class _PendingQuestion:
     text: str
-    answer: Answered
+    expires_ns: int
+    settle: Settle
 
 
 class SweepWorker:
@@ -106,7 +106,7 @@ class SweepWorker:
             self._pending.clear()
             self._condition.notify_all()
         for question in pending:
-            question.answer.cancel()
+            question.settle(None)
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -123,19 +123,42 @@ class SweepWorker:
             self._slot = frame_set
             self._condition.notify_all()
 
-    def ask(self, question: str) -> Answered | None:
-        """Have `question` answered on the next sweep; None if too many questions wait."""
-        pending = _PendingQuestion(question, Future())
+    def ask(self, question: str, timeout_s: float, settle: Settle) -> bool:
+        """Have `question` answered on the next sweep.
+
+        Args:
+            question: Non-empty text.
+            timeout_s: Longest wait, on the steady clock.
+            settle: Called once, from any thread: with the sweep and the answer, or with None where
+                the time ran out (see `expire_questions`) or the worker was stopped.
+
+        Returns:
+            False if too many questions wait; then `settle` is not called.
+        """
+        expires_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         with self._condition:
             if len(self._pending) >= MAX_PENDING_QUESTIONS or self._stopping.is_set():
-                return None
-            self._pending.append(pending)
-        return pending.answer
+                return False
+            self._pending.append(_PendingQuestion(question, expires_ns, settle))
+        return True
 
-    def withdraw(self, answer: Answered) -> None:
-        """Forget a question whose asker no longer waits."""
+    def expire_questions(self) -> None:
+        """Settle the questions whose time has run out; call it once in a while."""
+        if not self._pending:
+            return
+        now_ns = time.monotonic_ns()
         with self._condition:
-            self._pending = deque(p for p in self._pending if p.answer is not answer)
+            expired = [question for question in self._pending if question.expires_ns <= now_ns]
+        for question in self._take(expired):
+            question.settle(None)
+
+    def _take(self, questions: Sequence[_PendingQuestion]) -> list[_PendingQuestion]:
+        """Remove `questions` from the waiting ones; returns those that still waited."""
+        wanted = {id(question) for question in questions}
+        with self._condition:
+            taken = [question for question in self._pending if id(question) in wanted]
+            self._pending = deque(q for q in self._pending if id(q) not in wanted)
+        return taken
 
     def _run(self) -> None:
         # On Linux niceness belongs to the thread; the threads it starts inherit it.
@@ -174,9 +197,6 @@ class SweepWorker:
         frame_set: FrameSet,
         answers: Sequence[DrivingAnswer],
     ) -> None:
-        with self._condition:
-            settled = {id(question) for question in asked}
-            self._pending = deque(p for p in self._pending if id(p) not in settled)
-        for question, answer in zip(asked, answers, strict=True):
-            if question.answer.set_running_or_notify_cancel():
-                question.answer.set_result((frame_set, answer))
+        answer_of = {id(q): answer for q, answer in zip(asked, answers, strict=True)}
+        for question in self._take(asked):
+            question.settle((frame_set, answer_of[id(question)]))
