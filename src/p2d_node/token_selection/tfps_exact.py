@@ -52,7 +52,8 @@ def exact_orders(visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]
     """
     inverse, usable = inverse_norms(visual_tokens)
     require_usable(usable)
-    greedy = _Greedy(visual_tokens, inverse, num_keep)
+    exact = visual_tokens.dtype == torch.float64  # float16 and bfloat16 fit into float32
+    greedy = _Greedy(visual_tokens if exact else visual_tokens.float(), inverse, num_keep)
     greedy.run()
     return [torch.from_numpy(picks) for picks in greedy.picks()]
 
@@ -65,7 +66,7 @@ def similarity_matrices(visual_tokens: Tensor, inverse: Tensor) -> Tensor:
         inverse: 1 / norm of each token, float32 [views, tokens].
 
     Returns:
-        Float32 [views, tokens, tokens], symmetric to the bit.
+        Float32 [views, tokens, tokens].
     """
     tokens = visual_tokens.float()
     num_views, num_tokens, _ = tokens.shape
@@ -74,9 +75,9 @@ def similarity_matrices(visual_tokens: Tensor, inverse: Tensor) -> Tensor:
     for start in range(0, num_tokens, width):
         stop = min(start + width, num_tokens)
         strip = torch.bmm(tokens[:, start:stop], tokens[:, start:].transpose(1, 2))
-        strip.mul_(inverse[:, start:stop, None]).mul_(inverse[:, None, start:])
-        similarity[:, start:stop, start:] = strip
-        similarity[:, stop:, start:stop] = strip[:, :, stop - start :].transpose(1, 2)
+        own = similarity[:, start:stop, start:]
+        torch.mul(strip.mul_(inverse[:, None, start:]), inverse[:, start:stop, None], out=own)
+        similarity[:, stop:, start:stop] = own[:, :, stop - start :].transpose(1, 2)
     return similarity
 
 
@@ -171,33 +172,25 @@ class _Greedy:
         if self._pairs_left[lane] < 0:
             return None
         view = int(self._views[lane])
-        left, right = (torch.from_numpy(i) for i in (candidates[which], rivals[rival]))
-        cosine = self._cosines(view, left, right)
+        cosine = self._cosines(view, candidates[which], rivals[rival])
         highest = np.full(len(candidates), -np.inf)
         np.maximum.at(highest, which, cosine)
         return np.int64(candidates[_first_lowest(highest)])
 
-    def _cosines(self, view: int, left: Tensor, right: Tensor) -> Doubles:
+    def _cosines(self, view: int, left: Indices, right: Indices) -> Doubles:
         """Return the float64 cosines of pairs of tokens of one view; 0 with a zero vector."""
-        tokens, inverse = self._tokens[view], self._inverse[view]
-        measurable = ((inverse[left] > 0) & (inverse[right] > 0)).numpy()
-        with np.errstate(invalid='ignore', divide='ignore'):
-            cosine = _float64_cosines(tokens[left], tokens[right])
-        return np.where(measurable, cosine, 0.0)
+        tokens, inverse = self._tokens[view].numpy(), self._inverse[view].numpy()
+        a, b = (tokens[side].astype(np.float64) for side in (left, right))
+        product = np.einsum('pd,pd->p', a, b)
+        square = np.einsum('pd,pd->p', a, a) * np.einsum('pd,pd->p', b, b)
+        measurable = inverse[left] * inverse[right] > 0
+        cosine: Doubles = product / np.sqrt(np.where(measurable, square, np.inf))
+        return cosine
 
 
 def _first_lowest(values: Doubles) -> int:
     """Return the lowest index among the values that equal the smallest one."""
     return int(np.argmax(values <= values.min() + TIE))
-
-
-def _float64_cosines(left: Tensor, right: Tensor) -> Doubles:
-    """Return the cosines of pairs of tokens, each [pairs, hidden]; NaN with a zero vector."""
-    a, b = left.double().numpy(), right.double().numpy()
-    product = np.einsum('pd,pd->p', a, b)
-    square = np.einsum('pd,pd->p', a, a) * np.einsum('pd,pd->p', b, b)
-    cosine: Doubles = product / np.sqrt(square)
-    return cosine
 
 
 def float64_order(tokens: Tensor, inverse: Tensor, num_keep: int) -> Indices:
@@ -214,8 +207,7 @@ def float64_order(tokens: Tensor, inverse: Tensor, num_keep: int) -> Indices:
     exact = tokens.double()
     norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
     unit = torch.where(inverse[:, None] > 0, exact / norm, 0.0)
-    cosine = unit @ unit.T
-    similarity: Doubles = cosine.fill_diagonal_(-torch.inf).numpy()
+    similarity: Doubles = (unit @ unit.T).fill_diagonal_(-torch.inf).numpy()
     picks = np.empty(num_keep, dtype=np.int64)
     pick = _first_lowest(similarity.max(axis=1))
     closest = np.full(len(tokens), -np.inf)

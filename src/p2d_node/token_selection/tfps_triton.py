@@ -62,8 +62,9 @@ def _similarity_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     right_scale = tl.load(
         inverse + view * num_tokens + columns, mask=columns < num_tokens, other=0.0
     )
-    measurable = (left_scale[:, None] > 0) & (right_scale[None, :] > 0)
-    cosine = tl.where(measurable, total * left_scale[:, None] * right_scale[None, :], 0.0)
+    # One factor, the same for a pair and its mirror image: equal tokens tie wherever they stand.
+    scale = left_scale[:, None] * right_scale[None, :]
+    cosine = tl.where(scale > 0, total * scale, 0.0)
     cosine = tl.where(cosine > equal_above, 1.0, cosine)
     cosine = tl.where(rows[:, None] == columns[None, :], float('-inf'), cosine)
     inside = (rows[:, None] < num_tokens) & (columns[None, :] < num_tokens)
