@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+import threading
 
 from p2d_node.errors import ConfigError
 from p2d_node.token_selection.base import TokenSelector
@@ -29,7 +31,8 @@ UNAVAILABLE = {
 def make_selector(method: str) -> TokenSelector:
     """Return a new selector called `method`; raises `ConfigError` where there is none.
 
-    Keep it and use it from one thread: on some GPUs it holds buffers between calls.
+    Keep it for sweep after sweep and use it from one thread: on GPUs without Triton it holds CUDA
+    graphs between calls, and a new one would capture them again.
     """
     allowed = ', '.join(SELECTORS)
     if method in UNAVAILABLE:
@@ -45,9 +48,7 @@ def make_selector(method: str) -> TokenSelector:
 def select_tokens(
     visual_tokens: Tensor, num_keep: Sequence[int], method: str = 'tfps'
 ) -> list[Tensor]:
-    """Choose which visual tokens of each view are kept, once.
-
-    For sweep after sweep take `make_selector` once and call its `select`.
+    """Choose which visual tokens of each view are kept; from any thread.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
@@ -61,4 +62,10 @@ def select_tokens(
         ConfigError: No such method.
         InferenceError: Shapes or counts that do not fit; on a CPU also NaN or infinite tokens.
     """
-    return make_selector(method).select(visual_tokens, num_keep)
+    return _selector_of_thread(method, threading.get_ident()).select(visual_tokens, num_keep)
+
+
+@lru_cache(maxsize=32)
+def _selector_of_thread(method: str, thread: int) -> TokenSelector:
+    """Return this thread's selector, so that what it captured for a GPU is used again."""
+    return make_selector(method)
