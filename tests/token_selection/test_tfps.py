@@ -90,7 +90,7 @@ def test_reduced_precision_products_set_globally_do_not_change_the_picks():
     assert kept == kept_by_definition(tokens, [20, 20])
 
 
-@pytest.mark.parametrize('hidden', [64, 1152, 4096])
+@pytest.mark.parametrize('hidden', [64, 312, 1152, 4096])
 @pytest.mark.parametrize('kind', ['normal', 'positive', 'constant', 'outlier', 'parallel'])
 def test_float32_cosines_err_less_than_estimated(hidden: int, kind: str):
     generator = torch.Generator().manual_seed(4)
