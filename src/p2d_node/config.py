@@ -6,8 +6,9 @@ so they cannot disagree. Values are checked on construction; what is wrong raise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+import difflib
 import math
 from typing import Any, TypeVar
 
@@ -110,6 +111,13 @@ class CameraConfig:
         0.0,
         'Exposure after the start of the sweep; 0 for all cameras of a triggered rig.',
         minimum=-1000.0,
+        maximum=1000.0,
+    )
+    rate_hz: float = option(
+        0.0,
+        'Frames per second that this camera should deliver; diagnostics warn below 80 % of it. '
+        '0: as many as the fastest camera delivers.',
+        minimum=0.0,
         maximum=1000.0,
     )
 
@@ -271,3 +279,94 @@ class DriveConfig:
     def retention_ratio_of(self, camera: str) -> float:
         """Return the retention ratio of `camera`, the default where none is set."""
         return self.retention_ratio.get(camera, DEFAULT_RETENTION_RATIO)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One leaf of the configuration under its parameter name.
+
+    Attributes:
+        name: Dotted name, e.g. `sync.tolerance_ms`.
+        default: Value where nothing is set; its type is the parameter's type.
+        option: What is allowed.
+    """
+
+    name: str
+    default: Any
+    option: Option
+
+
+CAMERA_NAMES = Parameter(
+    'camera_names',
+    NUSCENES_CAMERAS,
+    Option(help='The cameras, in the order in which the model sees them.'),
+)
+"""Names the cameras; the parameters `cameras.<NAME>.*` and `retention_ratio.<NAME>` follow it."""
+
+
+def list_parameters(camera_names: Sequence[str]) -> list[Parameter]:
+    """List every parameter but `camera_names`, for these cameras, with its default."""
+    defaults = DriveConfig()
+    parameters = _leaves(defaults, '')
+    for section in ('encoder', 'sync'):
+        parameters += _leaves(getattr(defaults, section), f'{section}.')
+    for name in camera_names:
+        camera = defaults.cameras.get(name, CameraConfig(topic=f'/{name}/image_raw'))
+        parameters += _leaves(camera, f'cameras.{name}.')
+        ratio = defaults.retention_ratio_of(name)
+        parameters.append(Parameter(f'retention_ratio.{name}', ratio, RETENTION_RATIO))
+    return parameters
+
+
+def config_from_parameters(camera_names: Sequence[str], values: Mapping[str, Any]) -> DriveConfig:
+    """Build the configuration from parameter values; what is not in `values` keeps its default.
+
+    Raises:
+        ConfigError: A name that is not a parameter, a value of the wrong type or out of range.
+    """
+    known = {parameter.name: parameter for parameter in list_parameters(camera_names)}
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f'did you mean {close[0]}?' if close else f'allowed: {", ".join(sorted(known))}'
+            raise ConfigError(f'{name}: there is no such parameter; {hint}')
+    typed = {
+        name: _to_type_of(parameter.default, values.get(name, parameter.default), name)
+        for name, parameter in known.items()
+    }
+
+    def section(prefix: str) -> dict[str, Any]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in typed.items()
+            if name.startswith(prefix)
+        }
+
+    return DriveConfig(
+        **{name: value for name, value in typed.items() if '.' not in name},
+        encoder=EncoderConfig(**section('encoder.')),
+        sync=SyncConfig(**section('sync.')),
+        cameras={name: CameraConfig(**section(f'cameras.{name}.')) for name in camera_names},
+        retention_ratio=section('retention_ratio.'),
+    )
+
+
+def _leaves(config: Any, prefix: str) -> list[Parameter]:
+    return [
+        Parameter(f'{prefix}{item.name}', getattr(config, item.name), item.metadata['option'])
+        for item in fields(config)
+        if 'option' in item.metadata
+    ]
+
+
+def _to_type_of(default: Any, value: Any, name: str) -> Any:
+    """Return `value` in the type of `default`: whole numbers pass as floats, lists as tuples."""
+    if isinstance(default, tuple):
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ConfigError(f'{name}: got {value!r}, allowed: a list of texts')
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f'{name}: got {value!r}, allowed: a {type(default).__name__}')
+    return value

@@ -1,0 +1,88 @@
+"""Starts the drive node: ros2 launch p2d_node drive.launch.py --show-args."""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from p2d_node.config import DriveConfig
+from p2d_node.ros.dds_profile import profile_environment
+
+CONFIG = Path(get_package_share_directory('p2d_node')) / 'config'
+DATASETS = sorted(path.stem for path in (CONFIG / 'cameras').glob('*.yaml'))
+
+ARGUMENTS = (
+    DeclareLaunchArgument(
+        'model',
+        default_value='',
+        description='Checkpoint folder (Hugging Face format, safetensors), or "untrained".',
+    ),
+    DeclareLaunchArgument(
+        'dataset',
+        default_value='nuscenes',
+        choices=DATASETS,
+        description='Preset of camera topics, transport and exposure offsets.',
+    ),
+    DeclareLaunchArgument(
+        'retention_ratio',
+        default_value='',
+        description='Share of visual tokens kept, for all cameras; above 0 to 1.',
+    ),
+    DeclareLaunchArgument(
+        'encoder_backend', default_value='', description='Runtime of the vision encoder: torch.'
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='false',
+        choices=['true', 'false'],
+        description='Take the time from /clock (bag replay with --clock).',
+    ),
+    DeclareLaunchArgument(
+        'params_file',
+        default_value='',
+        description='ROS parameter file: stronger than the preset, weaker than other arguments.',
+    ),
+)
+
+
+def _given_parameters(context):
+    """Collect the arguments that the user has given, as parameters."""
+
+    def value(name):
+        return LaunchConfiguration(name).perform(context)
+
+    parameters = {'use_sim_time': value('use_sim_time') == 'true'}
+    if value('model'):
+        parameters['model'] = value('model')
+    if value('encoder_backend'):
+        parameters['encoder.backend'] = value('encoder_backend')
+    if value('retention_ratio'):
+        for camera in DriveConfig().cameras:
+            parameters[f'retention_ratio.{camera}'] = float(value('retention_ratio'))
+    return parameters
+
+
+def _start_node(context):
+    dataset = LaunchConfiguration('dataset').perform(context)
+    params_file = LaunchConfiguration('params_file').perform(context)
+    if params_file and not Path(params_file).is_file():
+        raise RuntimeError(f'params_file: got {params_file!r}, which is not a file')
+    files = [str(CONFIG / 'cameras' / f'{dataset}.yaml')]
+    files += [params_file] if params_file else []
+    return [
+        Node(
+            package='p2d_node',
+            executable='drive',
+            name='p2d',
+            output='screen',
+            emulate_tty=True,
+            parameters=[*files, _given_parameters(context)],
+        )
+    ]
+
+
+def generate_launch_description():
+    environment = [SetEnvironmentVariable(*item) for item in profile_environment().items()]
+    return LaunchDescription([*ARGUMENTS, *environment, OpaqueFunction(function=_start_node)])

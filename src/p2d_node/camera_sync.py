@@ -1,0 +1,375 @@
+"""Stamped camera frames come in one by one; sets of one frame per camera of one sweep go out.
+
+A sweep is recognised by time alone: each stamp less its camera's exposure offset gives the start
+of the sweep it belongs to. Frames within the tolerance of one start form one set. Because the
+tolerance stays below half of the sweep period, a frame can never be nearer to a neighbouring
+sweep, so no set mixes two. Nothing is decoded here, and what is not used costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+import math
+import statistics
+import time
+from typing import Any
+
+from p2d_node.config import SyncConfig
+from p2d_node.errors import ConfigError
+from p2d_node.records import CameraFrame, FrameSet
+
+NS_PER_MS = 1_000_000
+
+MAX_OPEN_SWEEPS = 8
+"""Bounds memory: 8 sweeps of six raw 1600x900 frames are 207 MB. 12 Hz needs 2 or 3."""
+
+CLOSED_SWEEPS_REMEMBERED = 32
+"""How many closed sweeps are kept (times only) to tell late frames from new ones."""
+
+CLOSED_RETENTION_DEADLINES = 2.0
+"""A closed sweep is forgotten after this many deadlines, so that a bag may loop."""
+
+MAX_TOLERANCE_PERIODS = 0.49
+"""The tolerance stays below this share of the shortest period of the reference camera."""
+
+PERIOD_WINDOW = 64
+"""Periods per window of the running minimum; the minimum is over this window and the last one."""
+
+MIN_PERIOD_NS = 2 * NS_PER_MS
+"""Shorter distances between two reference frames are a republished frame, not a period."""
+
+OFFSET_SAMPLES = 12
+"""Frames per camera from which `auto` learns the exposure offsets: one second of nuScenes."""
+
+OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
+"""After this long `auto` goes on with the cameras that have been seen."""
+
+
+@dataclass(slots=True)
+class SyncCounters:
+    """What became of frames and sweeps since the start.
+
+    Attributes:
+        complete: Sets with a frame of every camera, handed out.
+        partial: Sets closed by the deadline and handed out with cameras missing.
+        dropped: Sets closed by the deadline (or by too many open ones) and not handed out.
+        late: Frames whose sweep was already closed.
+        duplicate: Frames of a camera whose sweep already has one.
+        reset: Backward jumps of time.
+        unstamped: Frames with stamp 0, which got their arrival time instead.
+        received: Frames per camera.
+        missing: Sets closed without this camera, per camera.
+    """
+
+    complete: int = 0
+    partial: int = 0
+    dropped: int = 0
+    late: int = 0
+    duplicate: int = 0
+    reset: int = 0
+    unstamped: int = 0
+    received: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _OpenSweep:
+    start_ns: int
+    epoch: int
+    first_arrival_ns: int
+    stamped: bool
+    frames: dict[str, CameraFrame] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _ClosedSweep:
+    start_ns: int
+    closed_ns: int
+    cameras: frozenset[str]
+
+
+class SweepSynchronizer:
+    """Groups the frames of several cameras into sweeps.
+
+    Not thread-safe: call it from one thread, or under one lock. It never blocks. Each call costs
+    a bounded number of steps, whatever came before, and memory is bounded by `MAX_OPEN_SWEEPS`.
+    Sets come out when they are complete, so under arrival jitter a set may come out before an
+    older one; `FrameSet.order` tells.
+    """
+
+    def __init__(
+        self,
+        exposure_offsets_ms: Mapping[str, float],
+        config: SyncConfig | None = None,
+        *,
+        missing_camera_policy: str = 'skip',
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        stamp_clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Set up for the cameras named in `exposure_offsets_ms`, in this order.
+
+        Args:
+            exposure_offsets_ms: Camera to exposure after the start of the sweep.
+            config: Tolerance, deadline, reference camera, source of the offsets.
+            missing_camera_policy: `skip` or `drop_view`, for sets that the deadline closes.
+            clock_ns: Steady clock that measures arrivals and deadlines.
+            stamp_clock_ns: ROS time, which stands in for stamps that are 0.
+
+        Raises:
+            ConfigError: The reference camera is not among the cameras.
+        """
+        self.config = config or SyncConfig()
+        self.cameras = tuple(exposure_offsets_ms)
+        if self.config.reference_camera not in self.cameras:
+            raise ConfigError(
+                f'sync.reference_camera: got {self.config.reference_camera!r}, '
+                f'allowed: {", ".join(self.cameras)}'
+            )
+        self.missing_camera_policy = missing_camera_policy
+        self.offsets_ns = {
+            name: round(offset * NS_PER_MS) for name, offset in exposure_offsets_ms.items()
+        }
+        self.counters = SyncCounters(
+            received=dict.fromkeys(self.cameras, 0), missing=dict.fromkeys(self.cameras, 0)
+        )
+        self._clock_ns = clock_ns
+        self._stamp_clock_ns = stamp_clock_ns
+        self._deadline_ns = round(self.config.deadline_ms * NS_PER_MS)
+        self._reset_threshold_ns = round(self.config.reset_threshold_ms * NS_PER_MS)
+        self._tolerance_ns = round(self.config.tolerance_ms * NS_PER_MS)
+        self._period = _ShortestPeriod()
+        self._learner = (
+            _OffsetLearner(self.cameras, self.config.reference_camera)
+            if self.config.exposure_offsets == 'auto'
+            else None
+        )
+        self._open: list[_OpenSweep] = []
+        self._closed: deque[_ClosedSweep] = deque(maxlen=CLOSED_SWEEPS_REMEMBERED)
+        self._ready: deque[FrameSet] = deque()
+        self._newest_ns: int | None = None
+        self._epoch = 0
+
+    @property
+    def learning(self) -> bool:
+        """True while `auto` still learns the exposure offsets; no sets come out until then."""
+        return self._learner is not None
+
+    @property
+    def tolerance_ns(self) -> int:
+        """The tolerance in force: the configured one, or less where the period demands it."""
+        return min(self._tolerance_ns, self._period.max_tolerance_ns)
+
+    def push(self, camera: str, stamp_ns: int, payload: Any) -> FrameSet | None:
+        """Take one frame; return a set that this frame completed or whose deadline has passed.
+
+        Args:
+            camera: One of the configured cameras.
+            stamp_ns: Capture time, ROS time; 0 means unknown and is replaced by the arrival time.
+            payload: The frame, kept as it is.
+
+        Returns:
+            A set, or None. Where more than one is ready, `poll` returns the others.
+
+        Raises:
+            ConfigError: The camera is not configured.
+        """
+        if camera not in self.offsets_ns:
+            raise ConfigError(f'camera: got {camera!r}, allowed: {", ".join(self.cameras)}')
+        now_ns = self._clock_ns()
+        self.counters.received[camera] += 1
+        stamped = stamp_ns != 0
+        if not stamped:
+            self.counters.unstamped += 1
+            stamp_ns = self._stamp_clock_ns()
+        self._close_expired(now_ns)
+        if self._learner is not None:
+            self._learn(self._learner, camera, stamp_ns, now_ns)
+        else:
+            self._place(CameraFrame(camera, stamp_ns, payload), now_ns, stamped=stamped)
+        return self._ready.popleft() if self._ready else None
+
+    def poll(self) -> list[FrameSet]:
+        """Close the sets whose deadline has passed and return every set that is ready."""
+        self._close_expired(self._clock_ns())
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
+
+    def reset(self) -> None:
+        """Forget all open and closed sweeps, e.g. when the cameras are stopped."""
+        self._open.clear()
+        self._closed.clear()
+        self._ready.clear()
+        self._newest_ns = None
+
+    def _place(self, frame: CameraFrame, now_ns: int, *, stamped: bool) -> None:
+        start_ns = frame.stamp_ns - self.offsets_ns[frame.camera]
+        if frame.camera == self.config.reference_camera:
+            self._period.add(frame.stamp_ns)
+        sweep = self._nearest(start_ns)
+        if isinstance(sweep, _ClosedSweep):
+            if frame.camera in sweep.cameras:
+                self.counters.duplicate += 1
+            else:
+                self.counters.late += 1
+            return
+        if sweep is None:
+            sweep = self._start_sweep(start_ns, now_ns, stamped=stamped)
+        elif frame.camera in sweep.frames:
+            self.counters.duplicate += 1
+            return
+        sweep.frames[frame.camera] = frame
+        if len(sweep.frames) == len(self.cameras):
+            self._close(sweep, now_ns)
+
+    def _nearest(self, start_ns: int) -> _OpenSweep | _ClosedSweep | None:
+        best: _OpenSweep | _ClosedSweep | None = None
+        best_ns = self.tolerance_ns
+        sweeps: tuple[_OpenSweep | _ClosedSweep, ...] = (*self._open, *self._closed)
+        for sweep in sweeps:
+            distance_ns = abs(start_ns - sweep.start_ns)
+            if distance_ns <= best_ns:
+                best, best_ns = sweep, distance_ns
+        return best
+
+    def _start_sweep(self, start_ns: int, now_ns: int, *, stamped: bool) -> _OpenSweep:
+        newest_ns = self._newest_ns
+        if newest_ns is not None and start_ns < newest_ns - self._reset_threshold_ns:
+            # Sweeps from before the jump stay open until their deadline: their last frames may
+            # still be on the way, and the epoch keeps them apart from the ones after it.
+            self.counters.reset += 1
+            self._epoch += 1
+            self._newest_ns = start_ns
+        else:
+            self._newest_ns = start_ns if newest_ns is None else max(newest_ns, start_ns)
+        if len(self._open) == MAX_OPEN_SWEEPS:
+            self._close(self._open[0], now_ns)
+        sweep = _OpenSweep(start_ns, self._epoch, now_ns, stamped)
+        self._open.append(sweep)
+        return sweep
+
+    def _close_expired(self, now_ns: int) -> None:
+        # Sweeps are opened in order of arrival, so the first one expires first.
+        while self._open and now_ns - self._open[0].first_arrival_ns >= self._deadline_ns:
+            self._close(self._open[0], now_ns)
+        retention_ns = CLOSED_RETENTION_DEADLINES * self._deadline_ns
+        while self._closed and now_ns - self._closed[0].closed_ns > retention_ns:
+            self._closed.popleft()
+
+    def _close(self, sweep: _OpenSweep, now_ns: int) -> None:
+        self._open.remove(sweep)
+        self._closed.append(_ClosedSweep(sweep.start_ns, now_ns, frozenset(sweep.frames)))
+        missing = tuple(name for name in self.cameras if name not in sweep.frames)
+        for name in missing:
+            self.counters.missing[name] += 1
+        if not missing:
+            self.counters.complete += 1
+        elif self._worth_handing_out(sweep):
+            self.counters.partial += 1
+        else:
+            self.counters.dropped += 1
+            return
+        self._ready.append(self._frame_set(sweep, missing, now_ns))
+
+    def _worth_handing_out(self, sweep: _OpenSweep) -> bool:
+        return (
+            self.missing_camera_policy == 'drop_view'
+            and len(sweep.frames) >= self.config.min_views
+        )
+
+    def _frame_set(self, sweep: _OpenSweep, missing: tuple[str, ...], now_ns: int) -> FrameSet:
+        reference = self.config.reference_camera
+        frame = sweep.frames.get(reference)
+        return FrameSet(
+            stamp_ns=frame.stamp_ns if frame else sweep.start_ns + self.offsets_ns[reference],
+            frames={name: sweep.frames[name] for name in self.cameras if name in sweep.frames},
+            missing=missing,
+            epoch=sweep.epoch,
+            first_arrival_ns=sweep.first_arrival_ns,
+            closed_ns=now_ns,
+            stamped=sweep.stamped,
+        )
+
+    def _learn(self, learner: _OffsetLearner, camera: str, stamp_ns: int, now_ns: int) -> None:
+        learner.add(camera, stamp_ns, now_ns)
+        if learner.ready(now_ns):
+            self.offsets_ns = learner.offsets_ns()
+            self._learner = None
+
+
+class _ShortestPeriod:
+    """Running minimum of the distances between frames of the reference camera."""
+
+    def __init__(self) -> None:
+        self._last_stamp_ns: int | None = None
+        self._previous_window_ns = math.inf
+        self._window_ns = math.inf
+        self._window_count = 0
+
+    @property
+    def max_tolerance_ns(self) -> int:
+        """Largest tolerance that cannot reach into a neighbouring sweep."""
+        shortest_ns = min(self._previous_window_ns, self._window_ns)
+        return int(MAX_TOLERANCE_PERIODS * min(shortest_ns, float(2**62)))
+
+    def add(self, stamp_ns: int) -> None:
+        """Take the stamp of the next reference frame, in order of arrival."""
+        if self._last_stamp_ns is not None:
+            period_ns = abs(stamp_ns - self._last_stamp_ns)
+            if period_ns >= MIN_PERIOD_NS:
+                self._window_ns = min(self._window_ns, period_ns)
+                self._window_count += 1
+        self._last_stamp_ns = stamp_ns
+        if self._window_count == PERIOD_WINDOW:
+            self._previous_window_ns, self._window_ns = self._window_ns, math.inf
+            self._window_count = 0
+
+
+class _OffsetLearner:
+    """Learns each camera's exposure offset from the reference camera by their stamps."""
+
+    def __init__(self, cameras: tuple[str, ...], reference: str) -> None:
+        self._reference = reference
+        self._stamps: dict[str, list[int]] = {name: [] for name in cameras}
+        self._first_arrival_ns: int | None = None
+
+    def add(self, camera: str, stamp_ns: int, now_ns: int) -> None:
+        if self._first_arrival_ns is None:
+            self._first_arrival_ns = now_ns
+        stamps = self._stamps[camera]
+        # Twice the samples bound memory when another camera is dead.
+        if len(stamps) < 2 * OFFSET_SAMPLES:
+            stamps.append(stamp_ns)
+
+    def ready(self, now_ns: int) -> bool:
+        if all(len(stamps) >= OFFSET_SAMPLES for stamps in self._stamps.values()):
+            return True
+        if self._first_arrival_ns is None or len(self._stamps[self._reference]) < OFFSET_SAMPLES:
+            return False
+        return now_ns - self._first_arrival_ns >= OFFSET_LEARNING_NS
+
+    def offsets_ns(self) -> dict[str, int]:
+        references = sorted(self._stamps[self._reference])
+        return {
+            name: _median_offset_ns(sorted(stamps), references)
+            for name, stamps in self._stamps.items()
+        }
+
+
+def _median_offset_ns(stamps: list[int], references: list[int]) -> int:
+    """Return the steadier of the offsets to the last and to the next reference stamp.
+
+    Where the sweep period varies, only the offset within the true sweep is constant; where it does
+    not vary, both are, and the smaller one is taken. A camera that was never seen gets 0.
+    """
+    after = [s - max(r for r in references if r <= s) for s in stamps if s >= references[0]]
+    before = [s - min(r for r in references if r >= s) for s in stamps if s <= references[-1]]
+    candidates = []
+    for offsets in (after, before):
+        if offsets:
+            median = statistics.median_low(offsets)
+            spread = statistics.median_low([abs(offset - median) for offset in offsets])
+            candidates.append((spread // NS_PER_MS, abs(median), median))
+    return min(candidates)[2] if candidates else 0

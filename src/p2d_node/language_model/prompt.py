@@ -1,0 +1,56 @@
+"""The words around the pictures: which views there are, and the question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+NUMBER_WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight')
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A tokenised prompt with holes where the views go.
+
+    Attributes:
+        segments: Per view the token ids right before it; the views stand in this order.
+        suffix: Token ids after the last view: the question and the opening of the answer.
+    """
+
+    segments: tuple[tuple[int, ...], ...]
+    suffix: tuple[int, ...]
+
+
+def view_name(camera: str) -> str:
+    """Return `front left` for `CAM_FRONT_LEFT`."""
+    return camera.removeprefix('CAM_').replace('_', ' ').lower()
+
+
+def describe_views(cameras: Sequence[str]) -> str:
+    """Say which view each picture shows, in order; six views read as DriveLM models learned it."""
+    names = [view_name(camera) for camera in cameras]
+    if len(names) == 1:
+        return f'This image is the {names[0]} view of the ego vehicle.'
+    count = NUMBER_WORDS[len(names)] if len(names) < len(NUMBER_WORDS) else str(len(names))
+    views = ', '.join(f'{name} view' for name in names[:-1])
+    return f'These {count} images are the {views} and {names[-1]} view of the ego vehicle.'
+
+
+def split_at_images(token_ids: Sequence[int], image_token_id: int, num_views: int) -> Prompt:
+    """Cut a tokenised prompt at its image placeholders, one per view.
+
+    Raises:
+        ValueError: The number of placeholders is not `num_views`; a chat template that drops or
+            repeats pictures.
+    """
+    segments: list[tuple[int, ...]] = []
+    current: list[int] = []
+    for token_id in token_ids:
+        if token_id == image_token_id:
+            segments.append(tuple(current))
+            current = []
+        else:
+            current.append(token_id)
+    if len(segments) != num_views:
+        raise ValueError(f'{len(segments)} image placeholders for {num_views} views')
+    return Prompt(tuple(segments), tuple(current))

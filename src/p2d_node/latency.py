@@ -1,0 +1,40 @@
+"""Stage durations of one sweep, on the steady clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import time
+
+import torch
+
+NS_PER_MS = 1e6
+
+
+class StageClock:
+    """Adds up milliseconds per stage; one per sweep, one thread.
+
+    On a GPU a stage ends when its kernels have: one synchronisation per stage, none inside.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._synchronize = device.type == 'cuda'
+        self._start_ns = time.monotonic_ns()
+        self.durations_ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body of a `with` block and add it to stage `name`."""
+        start_ns = time.monotonic_ns()
+        yield
+        if self._synchronize:
+            torch.cuda.synchronize()
+        self.add(name, (time.monotonic_ns() - start_ns) / NS_PER_MS)
+
+    def add(self, name: str, duration_ms: float) -> None:
+        """Add a duration that was measured elsewhere."""
+        self.durations_ms[name] = self.durations_ms.get(name, 0.0) + duration_ms
+
+    def elapsed_ms(self) -> float:
+        """Return the milliseconds since this clock was made."""
+        return (time.monotonic_ns() - self._start_ns) / NS_PER_MS

@@ -1,0 +1,85 @@
+"""Listens to a drive node and keeps what it said last."""
+
+from __future__ import annotations
+
+from collections import deque
+import threading
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from p2d_msgs.msg import DrivingAnswer, StageTiming
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+
+MAX_KEPT = 10_000
+"""Answers and timings that are remembered."""
+
+
+class AnswerWatcher:
+    """Subscribes to the outputs of the node called `target`.
+
+    Callbacks run in the executor of `node`; the properties may be read from any thread.
+    """
+
+    def __init__(self, node: Node, target: str = '/p2d', *, pictures: bool = False) -> None:
+        """Subscribe; `pictures` also to ~/kept_tokens, which costs the node some time."""
+        self._lock = threading.Lock()
+        self._answers: deque[DrivingAnswer] = deque(maxlen=MAX_KEPT)
+        self._timings: deque[StageTiming] = deque(maxlen=MAX_KEPT)
+        self._health: dict[str, DiagnosticStatus] = {}
+        self._picture: Image | None = None
+        reliable = QoSProfile(depth=50)
+        subscribe = node.create_subscription
+        self._subscriptions = [
+            subscribe(DrivingAnswer, f'{target}/answer', self._on_answer, reliable),
+            subscribe(StageTiming, f'{target}/timing', self._on_timing, reliable),
+            subscribe(DiagnosticArray, '/diagnostics', self._on_diagnostics, reliable),
+        ]
+        if pictures:
+            topic = f'{target}/kept_tokens'
+            self._subscriptions.append(subscribe(Image, topic, self._on_picture, reliable))
+
+    @property
+    def answers(self) -> list[DrivingAnswer]:
+        """All answers so far."""
+        with self._lock:
+            return list(self._answers)
+
+    @property
+    def timings(self) -> list[StageTiming]:
+        """All timings so far."""
+        with self._lock:
+            return list(self._timings)
+
+    @property
+    def picture(self) -> Image | None:
+        """The last picture of kept tokens."""
+        return self._picture
+
+    @property
+    def problems(self) -> list[str]:
+        """What the last diagnostics complain about, worst first."""
+        with self._lock:
+            bad = [status for status in self._health.values() if status.level != b'\x00']
+        return [f'{s.name}: {s.message}' for s in sorted(bad, key=_level, reverse=True)]
+
+    def _on_answer(self, message: DrivingAnswer) -> None:
+        with self._lock:
+            self._answers.append(message)
+
+    def _on_timing(self, message: StageTiming) -> None:
+        with self._lock:
+            self._timings.append(message)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        ours: dict[str, Any] = {s.name: s for s in message.status if s.name.startswith('p2d')}
+        with self._lock:
+            self._health = ours or self._health
+
+    def _on_picture(self, message: Image) -> None:
+        self._picture = message
+
+
+def _level(status: DiagnosticStatus) -> int:
+    return int.from_bytes(status.level, 'little')

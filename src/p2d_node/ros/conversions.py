@@ -1,0 +1,81 @@
+"""Records to ROS messages."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+
+from builtin_interfaces.msg import Time
+import numpy as np
+import numpy.typing as npt
+from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
+from p2d_msgs.msg import StageTiming
+from p2d_node.records import DrivingAnswer, StageTimes
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+
+
+def to_time(stamp_ns: int) -> Time:
+    """Return nanoseconds of ROS time as a message."""
+    sec, nanosec = divmod(stamp_ns, NS_PER_S)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def to_nanoseconds(stamp: Time) -> int:
+    """Return a message stamp as nanoseconds of ROS time."""
+    return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
+
+
+def to_timing(header: Header, times: StageTimes, *, now_ns: int) -> StageTiming:
+    """Return stage times as a message; `now_ns` is the ROS time at publishing."""
+    stamp_ns = to_nanoseconds(header.stamp)
+    return StageTiming(
+        header=header,
+        **{name: getattr(times, name) for name in StageTimes.__dataclass_fields__},
+        age_at_publish_ms=(now_ns - stamp_ns) / NS_PER_MS,
+    )
+
+
+def sweep_times(answers: Sequence[DrivingAnswer]) -> StageTimes:
+    """Sum up one sweep: shared stages once, prefill and generation over all questions."""
+    first = answers[0].times
+    return StageTimes(
+        **{
+            **{name: getattr(first, name) for name in StageTimes.__dataclass_fields__},
+            'prefill_ms': sum(answer.times.prefill_ms for answer in answers),
+            'generate_ms': sum(answer.times.generate_ms for answer in answers),
+        }
+    )
+
+
+def to_answer(answer: DrivingAnswer, *, frame_id: str, now_ns: int) -> DrivingAnswerMsg:
+    """Return an answer as a message; `now_ns` is the ROS time at publishing."""
+    header = Header(stamp=to_time(answer.stamp_ns), frame_id=frame_id)
+    return DrivingAnswerMsg(
+        header=header,
+        question=answer.question,
+        answer=answer.answer,
+        model=answer.model,
+        encoder=answer.encoder,
+        cameras=list(answer.camera_stamps_ns),
+        camera_stamps=[to_time(stamp_ns) for stamp_ns in answer.camera_stamps_ns.values()],
+        tokens_total=list(answer.tokens_total.values()),
+        tokens_kept=list(answer.tokens_kept.values()),
+        mean_log_probability=answer.mean_log_probability,
+        num_generated_tokens=answer.num_generated_tokens,
+        cut=answer.cut.value,
+        timing=to_timing(header, answer.times, now_ns=now_ns),
+    )
+
+
+def to_image(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
+    """Return BGR pixels uint8 [height, width, 3] as a message."""
+    height, width, _ = pixels.shape
+    # An array is taken over as it is; rclpy would check bytes one by one.
+    data = array.array('B', np.ascontiguousarray(pixels).tobytes())
+    return Image(
+        header=header, height=height, width=width, encoding='bgr8', step=3 * width, data=data
+    )

@@ -1,0 +1,44 @@
+"""Transport settings that large images need, for the processes that we start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory, PackageNotFoundError
+from ament_index_python.search_paths import get_search_paths
+
+FASTDDS_3_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
+FASTDDS_2_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
+
+CYCLONE_VARIABLE = 'CYCLONEDDS_URI'
+
+
+def config_folder() -> Path:
+    """Return the folder with presets and profiles: installed, else in the source tree."""
+    try:
+        return Path(get_package_share_directory('p2d_node')) / 'config'
+    except PackageNotFoundError:
+        return Path(__file__).resolve().parents[3] / 'config'
+
+
+def fastdds_variable() -> str:
+    """Return the variable that the installed Fast DDS reads: 3 from Kilted on, 2 before."""
+    installed = any((Path(path) / 'share' / 'fastdds').is_dir() for path in get_search_paths())
+    return FASTDDS_3_VARIABLE if installed else FASTDDS_2_VARIABLE
+
+
+def profile_environment() -> dict[str, str]:
+    """Return the variables that select our profiles; those that the user has set stay away."""
+    folder = config_folder()
+    wanted = {}
+    if FASTDDS_3_VARIABLE not in os.environ and FASTDDS_2_VARIABLE not in os.environ:
+        wanted[fastdds_variable()] = str(folder / 'fastdds.xml')
+    if CYCLONE_VARIABLE not in os.environ:
+        wanted[CYCLONE_VARIABLE] = f'file://{folder / "cyclonedds.xml"}'
+    return wanted
+
+
+def use_shipped_profiles() -> None:
+    """Set these variables for this process; call it before `rclpy.init`."""
+    os.environ.update(profile_environment())

@@ -1,0 +1,156 @@
+"""The state of the node as diagnostic_msgs, one status per component (REP-107)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import statistics
+import time
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from p2d_node.camera_sync import SweepSynchronizer
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.ros.camera_subscription import CameraSubscription
+from p2d_node.ros.sweep_worker import SweepWorker
+
+RATE_SHARE = 0.8
+"""A camera below this share of its rate is reported."""
+
+SILENT_S = 2.0
+"""A camera without a frame for this long is reported as silent."""
+
+FAILURES_UNTIL_ERROR = 5
+"""Sweeps that may fail in a row before a warning becomes an error."""
+
+FRAGMENT_REMEDY = (
+    'large best-effort images lose fragments: start the publisher with '
+    'FASTDDS_DEFAULT_PROFILES_FILE set to config/fastdds.xml of p2d_node (or Cyclone DDS with '
+    'CYCLONEDDS_URI set to config/cyclonedds.xml), publish reliable, or publish compressed'
+)
+NETWORK_REMEDY = 'check the camera driver, its frame rate and the load of the network'
+
+
+def make_status(
+    name: str, level: bytes, message: str, values: dict[str, object], hardware_id: str
+) -> DiagnosticStatus:
+    """Return one status; keys and values go out as text."""
+    return DiagnosticStatus(
+        name=name,
+        level=level,
+        message=message,
+        hardware_id=hardware_id,
+        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+    )
+
+
+def camera_status(
+    camera: CameraSubscription, expected_hz: float
+) -> tuple[bytes, str, dict[str, object]]:
+    """Return level, message and values of one camera.
+
+    Args:
+        camera: The subscription.
+        expected_hz: The rate it should have; 0.0 where nothing is known.
+    """
+    rate_hz = camera.rate_hz()
+    silent_s = _seconds_since(camera.last_arrival_ns)
+    values: dict[str, object] = {
+        'topic': camera.config.topic,
+        'transport': camera.config.transport,
+        'reliability': 'reliable' if camera.reliable else 'best-effort',
+        'publishers': camera.num_publishers,
+        'frames received': camera.num_received,
+        'rate (Hz)': f'{rate_hz:.1f}',
+        'expected rate (Hz)': f'{expected_hz:.1f}' if expected_hz else 'unknown',
+    }
+    if camera.num_publishers == 0:
+        message = f'nobody publishes {camera.config.topic}; check cameras.{camera.name}.topic'
+        return DiagnosticStatus.ERROR, message, values
+    if wrong_type := camera.wrong_type():
+        message = (
+            f'{camera.config.topic} is published as {wrong_type}, but transport is '
+            f'{camera.config.transport}; set cameras.{camera.name}.transport'
+        )
+        return DiagnosticStatus.ERROR, message, values
+    if silent_s is None:
+        return DiagnosticStatus.WARN, f'no frame yet on {camera.config.topic}', values
+    # A slow camera, such as a bag of keyframes, is not silent between two frames.
+    if silent_s > max(SILENT_S, 2.0 / expected_hz if expected_hz else SILENT_S):
+        return DiagnosticStatus.ERROR, f'no frame for {silent_s:.0f} s', values
+    if expected_hz and 0 < rate_hz < RATE_SHARE * expected_hz:
+        remedy = NETWORK_REMEDY if camera.reliable else FRAGMENT_REMEDY
+        message = f'{rate_hz:.1f} Hz, below its rate of {expected_hz:.1f} Hz: {remedy}'
+        return DiagnosticStatus.WARN, message, values
+    return DiagnosticStatus.OK, f'{rate_hz:.1f} Hz', values
+
+
+def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
+    """Return per camera the configured rate, else that of the fastest camera."""
+    fastest_hz = max((camera.rate_hz() for camera in cameras), default=0.0)
+    return {camera.name: camera.config.rate_hz or fastest_hz for camera in cameras}
+
+
+def sync_status(
+    sync: SweepSynchronizer, previous_complete: int, previous_dropped: int
+) -> tuple[bytes, str, dict[str, object]]:
+    """Return level, message and values of the synchroniser.
+
+    Args:
+        sync: The synchroniser.
+        previous_complete: Its complete sets at the last report.
+        previous_dropped: Its dropped sets at the last report.
+    """
+    counters = sync.counters
+    values: dict[str, object] = {
+        name: getattr(counters, name)
+        for name in ('complete', 'partial', 'dropped', 'late', 'duplicate', 'reset', 'unstamped')
+    }
+    values |= {f'missing {name}': count for name, count in counters.missing.items()}
+    values['tolerance (ms)'] = f'{sync.tolerance_ns / 1e6:.1f}'
+    values['policy'] = sync.missing_camera_policy
+    if sync.learning:
+        return DiagnosticStatus.WARN, 'learning the exposure offsets', values
+    if counters.unstamped:
+        message = 'stamps are 0: arrival times take their place; stamp the images at capture'
+        return DiagnosticStatus.WARN, message, values
+    if counters.dropped > previous_dropped and counters.complete == previous_complete:
+        worst = max(counters.missing, key=lambda name: counters.missing[name])
+        message = (
+            f'no complete sweep; most often missing: {worst}; check this camera and '
+            'cameras.*.exposure_offset_ms, or set missing_camera_policy to drop_view'
+        )
+        return DiagnosticStatus.ERROR, message, values
+    return DiagnosticStatus.OK, f'{counters.complete} complete sweeps', values
+
+
+def pipeline_status(
+    worker: SweepWorker, pipeline: DrivingPipeline
+) -> tuple[bytes, str, dict[str, object]]:
+    """Return level, message and values of the pipeline."""
+    state = worker.state
+    totals_ms = sorted(state.totals_ms)
+    since_s = _seconds_since(state.last_answer_ns)
+    values: dict[str, object] = {
+        'model': pipeline.model_name,
+        'encoder': pipeline.encoder_identity,
+        'sweeps answered': state.answered,
+        'sweeps superseded': state.superseded,
+        'sweeps failed': state.failed,
+        'last error': state.last_error or 'none',
+        'seconds since last answer': 'none yet' if since_s is None else f'{since_s:.1f}',
+    }
+    if totals_ms:
+        values['latency median (ms)'] = f'{statistics.median(totals_ms):.1f}'
+        values['latency p95 (ms)'] = f'{totals_ms[int(0.95 * (len(totals_ms) - 1))]:.1f}'
+    if state.failed_in_a_row >= FAILURES_UNTIL_ERROR:
+        message = f'{state.failed_in_a_row} sweeps failed in a row: {state.last_error}'
+        return DiagnosticStatus.ERROR, message, values
+    if state.failed_in_a_row:
+        return DiagnosticStatus.WARN, state.last_error, values
+    if pipeline.untrained:
+        message = 'the model is untrained: its answers are random words; set model to a checkpoint'
+        return DiagnosticStatus.WARN, message, values
+    return DiagnosticStatus.OK, f'{state.answered} sweeps answered', values
+
+
+def _seconds_since(steady_ns: int | None) -> float | None:
+    return None if steady_ns is None else (time.monotonic_ns() - steady_ns) / 1e9

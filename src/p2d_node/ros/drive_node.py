@@ -1,0 +1,398 @@
+"""The ROS 2 node `drive`: six camera topics in, driving answers, timings and diagnostics out.
+
+Threads: an executor receives frames and answers requests; one `SweepWorker` runs the pipeline. The
+synchroniser is used by the camera callbacks alone, which share one callback group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+import os
+import sys
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
+from p2d_msgs.msg import StageTiming
+from p2d_msgs.srv import Ask
+from p2d_node.camera_sync import SweepSynchronizer
+from p2d_node.config import list_parameters
+from p2d_node.errors import ConfigError, P2dError
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import DrivingAnswer, FrameSet
+from p2d_node.ros import diagnostics
+from p2d_node.ros.camera_subscription import CameraSubscription
+from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, to_timing
+from p2d_node.ros.overlay import draw_kept_tokens
+from p2d_node.ros.parameters import declare_parameters, updated_config
+from p2d_node.ros.sweep_worker import SweepWorker
+from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+import rclpy
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header, String
+
+NUM_EXECUTOR_THREADS = 4
+"""Frames, diagnostics, and two requests that wait for their answers."""
+
+POLL_PERIOD_S = 0.02
+"""How often sweeps are checked against their deadline when no frame comes."""
+
+DIAGNOSTICS_PERIOD_S = 1.0
+DEFAULT_ASK_TIMEOUT_S = 10.0
+MAX_ASK_TIMEOUT_S = 120.0
+WARN_EVERY_S = 5.0
+WORKER_STOP_TIMEOUT_S = 1.0
+
+EXIT_BAD_INPUT = 2
+EXIT_OK = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    """What exists only while the node is active."""
+
+    worker: SweepWorker
+    cameras: tuple[CameraSubscription, ...]
+    timers: tuple[Any, ...]
+
+
+class DriveNode(LifecycleNode):
+    """Lifecycle node that answers driving questions about synchronised camera sweeps.
+
+    `configure` loads the model and refuses what is wrong; `activate` subscribes to the cameras.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Declare the parameters; `options` go to rclpy's Node.
+
+        Raises:
+            ConfigError: A parameter with a value that is not allowed.
+        """
+        super().__init__('p2d', automatically_declare_parameters_from_overrides=True, **options)
+        if not self.has_parameter('autostart'):
+            self.declare_parameter(
+                'autostart',
+                True,
+                ParameterDescriptor(description='Configure and activate at start.'),
+            )
+        self._config = declare_parameters(self)
+        self._requests = ReentrantCallbackGroup()
+        self._frames = MutuallyExclusiveCallbackGroup()
+        self._health = MutuallyExclusiveCallbackGroup()
+        self._steady_clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._pipeline: DrivingPipeline | None = None
+        self._sync: SweepSynchronizer | None = None
+        self._active: _Active | None = None
+        self._reported = (0, 0)
+        self._interfaces: list[Any] = []
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, self._health)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+
+    def start(self) -> None:
+        """Configure and activate.
+
+        Raises:
+            P2dError: What keeps the node from starting.
+        """
+        self._load()
+        self.trigger_configure()
+        self.trigger_activate()
+
+    # Lifecycle transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model and create the outputs."""
+        try:
+            self._load()
+        except P2dError as err:
+            self.get_logger().error(str(err))
+            return TransitionCallbackReturn.FAILURE
+        self._create_interfaces()
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the cameras and start to answer."""
+        pipeline = self._pipeline
+        if pipeline is None:
+            return TransitionCallbackReturn.FAILURE
+        self._sync = self._make_synchronizer()
+        worker = SweepWorker(pipeline, self._deliver, self._report_failure)
+        worker.start()
+        cameras = tuple(
+            CameraSubscription(self, name, camera, self._on_frame, self._frames)
+            for name, camera in self._config.cameras.items()
+        )
+        poll = self._create_timer(POLL_PERIOD_S, self._poll_synchronizer, self._frames)
+        self._active = _Active(worker, cameras, (poll,))
+        self.get_logger().info(
+            f'answering {len(self._config.questions)} questions per sweep of {len(cameras)} '
+            f'cameras with {pipeline.model_name} on {pipeline.encoder_identity}'
+        )
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and stop answering."""
+        self.stop_working()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and the outputs."""
+        self._unload()
+        return super().on_cleanup(state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop and free everything."""
+        self.stop_working()
+        self._unload()
+        return super().on_shutdown(state)
+
+    def stop_working(self) -> bool:
+        """Stop worker and cameras; True if the worker's thread ended in time."""
+        active, self._active = self._active, None
+        if active is None:
+            return True
+        for timer in active.timers:
+            self.destroy_timer(timer)
+        for camera in active.cameras:
+            camera.destroy()
+        return active.worker.stop(WORKER_STOP_TIMEOUT_S)
+
+    # Set-up
+
+    def _load(self) -> None:
+        if self._pipeline is not None:
+            return
+        self._pipeline = DrivingPipeline.from_config(self._config)
+        if self._pipeline.untrained:
+            self.get_logger().warning(
+                f'{self._pipeline.model_name}: the weights are random, so the answers are random '
+                'words; set model to a checkpoint folder'
+            )
+
+    def _unload(self) -> None:
+        for interface in self._interfaces:
+            self.destroy_publisher(interface)
+        self._interfaces.clear()
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def _create_interfaces(self) -> None:
+        self._answer = self.create_publisher(DrivingAnswerMsg, '~/answer', 10)
+        self._answer_text = self.create_publisher(String, '~/answer_text', 10)
+        self._timing = self.create_publisher(StageTiming, '~/timing', 10)
+        self._kept_tokens = self.create_publisher(Image, '~/kept_tokens', 1)
+        self._interfaces = [self._answer, self._answer_text, self._timing, self._kept_tokens]
+        if not hasattr(self, '_ask'):
+            self._ask = self.create_service(
+                Ask, '~/ask', self._on_ask, callback_group=self._requests
+            )
+            self._question = self.create_subscription(
+                String, '~/question', self._on_question, 10, callback_group=self._requests
+            )
+
+    def _make_synchronizer(self) -> SweepSynchronizer:
+        return SweepSynchronizer(
+            {name: camera.exposure_offset_ms for name, camera in self._config.cameras.items()},
+            self._config.sync,
+            missing_camera_policy=self._config.missing_camera_policy,
+            stamp_clock_ns=self._now_ns,
+        )
+
+    def _create_timer(self, period_s: float, callback: Any, group: Any) -> Any:
+        # The steady clock: a paused or jumping simulated clock must not stop health and deadlines.
+        return self.create_timer(
+            period_s, callback, callback_group=group, clock=self._steady_clock
+        )
+
+    def _now_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds)
+
+    # Frames in
+
+    def _on_frame(self, camera: str, stamp_ns: int, message: Any) -> None:
+        active, sync = self._active, self._sync
+        if active is None or sync is None:
+            return
+        resets, unstamped = sync.counters.reset, sync.counters.unstamped
+        frame_set = sync.push(camera, stamp_ns, message)
+        if frame_set is not None:
+            active.worker.submit(frame_set)
+        if sync.counters.reset > resets:
+            self.get_logger().warning(f'{camera}: time jumped back; a new run of sweeps begins')
+        if sync.counters.unstamped > unstamped == 0:
+            self.get_logger().warning(
+                f'{camera}: stamps are 0; arrival times take their place, which cannot tell '
+                'sweeps apart as surely; stamp the images at capture'
+            )
+
+    def _poll_synchronizer(self) -> None:
+        active, sync = self._active, self._sync
+        if active is None or sync is None:
+            return
+        for frame_set in sync.poll():
+            active.worker.submit(frame_set)
+
+    # Answers out
+
+    def _deliver(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
+        frame_id = self._frame_id_of(frame_set)
+        for answer in answers:
+            self._answer.publish(to_answer(answer, frame_id=frame_id, now_ns=self._now_ns()))
+            self._answer_text.publish(String(data=self._text_of(answer)))
+        header = Header(stamp=to_time(frame_set.stamp_ns), frame_id=frame_id)
+        self._timing.publish(to_timing(header, sweep_times(answers), now_ns=self._now_ns()))
+        if self._kept_tokens.get_subscription_count() and self._pipeline is not None:
+            picture = draw_kept_tokens(frame_set, answers[0], self._pipeline.grid)
+            self._kept_tokens.publish(to_image(picture, header))
+
+    def _frame_id_of(self, frame_set: FrameSet) -> str:
+        frame = frame_set.frames.get(self._config.sync.reference_camera)
+        return str(frame.payload.header.frame_id) if frame else ''
+
+    def _text_of(self, answer: DrivingAnswer) -> str:
+        flag = '[untrained model, random words] ' if 'untrained' in answer.model else ''
+        return f'{flag}{answer.question} {answer.answer}'
+
+    def _report_failure(self, err: P2dError) -> None:
+        self.get_logger().warning(
+            f'sweep dropped: {err}', throttle_duration_sec=WARN_EVERY_S, skip_first=False
+        )
+
+    # Requests
+
+    def _on_question(self, message: String) -> None:
+        if not message.data.strip():
+            self.get_logger().warning('~/question: got an empty text; send a question')
+        elif self._active is None or self._active.worker.ask(message.data) is None:
+            self.get_logger().warning('~/question: not active, or too many questions wait')
+
+    def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
+        response.success, response.message = False, ''
+        timeout_s = request.timeout_s or DEFAULT_ASK_TIMEOUT_S
+        active = self._active
+        if not request.question.strip():
+            response.message = 'question: got an empty text, allowed: a question'
+        elif not 0.0 < timeout_s <= MAX_ASK_TIMEOUT_S:
+            response.message = (
+                f'timeout_s: got {request.timeout_s:g}, allowed: 0 (the default, '
+                f'{DEFAULT_ASK_TIMEOUT_S:g}) to {MAX_ASK_TIMEOUT_S:g}'
+            )
+        elif active is None:
+            response.message = 'the node is not active; activate it, then ask again'
+        else:
+            self._wait_for_answer(active, request.question, timeout_s, response)
+        return response
+
+    def _wait_for_answer(
+        self, active: _Active, question: str, timeout_s: float, response: Ask.Response
+    ) -> None:
+        future = active.worker.ask(question)
+        if future is None:
+            response.message = 'too many questions wait for a sweep; ask again later'
+            return
+        try:
+            frame_set, answer = future.result(timeout_s)
+        except FutureTimeoutError:
+            active.worker.withdraw(future)
+            silent = [c.name for c in active.cameras if c.rate_hz() == 0.0]
+            reason = f'no frames from {", ".join(silent)}' if silent else 'see /diagnostics'
+            response.message = f'no answer within {timeout_s:g} s: {reason}'
+        except CancelledError:
+            response.message = 'the node was stopped; activate it, then ask again'
+        else:
+            frame_id = self._frame_id_of(frame_set)
+            response.success = True
+            response.answer = to_answer(answer, frame_id=frame_id, now_ns=self._now_ns())
+
+    # Parameters and health
+
+    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        names = self._config_names()
+        changes = {p.name: p.value for p in parameters if p.name in names}
+        if not changes:
+            return SetParametersResult(successful=True)
+        try:
+            config = updated_config(self._config, changes)
+        except ConfigError as err:
+            return SetParametersResult(successful=False, reason=str(err))
+        self._config = config
+        if self._pipeline is not None:
+            self._pipeline.reconfigure(config)
+        if self._sync is not None:
+            self._sync.missing_camera_policy = config.missing_camera_policy
+        return SetParametersResult(successful=True)
+
+    def _config_names(self) -> set[str]:
+        return {parameter.name for parameter in list_parameters(tuple(self._config.cameras))}
+
+    def _publish_diagnostics(self) -> None:
+        hardware_id = str(self._config.device)
+        statuses: list[DiagnosticStatus] = []
+        active, sync, pipeline = self._active, self._sync, self._pipeline
+        if active is None or sync is None or pipeline is None:
+            statuses.append(
+                diagnostics.make_status(
+                    'p2d: pipeline', DiagnosticStatus.STALE, 'not active', {}, hardware_id
+                )
+            )
+        else:
+            for camera in active.cameras:
+                camera.follow_publishers()
+            expected = diagnostics.expected_rates(active.cameras)
+            parts = {
+                'p2d: pipeline': diagnostics.pipeline_status(active.worker, pipeline),
+                'p2d: synchroniser': diagnostics.sync_status(sync, *self._reported),
+            }
+            for camera in active.cameras:
+                status = diagnostics.camera_status(camera, expected[camera.name])
+                parts[f'p2d: {camera.name}'] = status
+            self._reported = (sync.counters.complete, sync.counters.dropped)
+            statuses += [
+                diagnostics.make_status(name, *part, hardware_id) for name, part in parts.items()
+            ]
+        stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(DiagnosticArray(header=Header(stamp=stamp), status=statuses))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until it is told to stop; returns the exit status."""
+    rclpy.init(args=args)
+    node: DriveNode | None = None
+    executor = MultiThreadedExecutor(NUM_EXECUTOR_THREADS)
+    try:
+        node = DriveNode()
+        executor.add_node(node)
+        if node.get_parameter('autostart').value:
+            node.start()
+        executor.spin()
+    except P2dError as err:
+        rclpy.logging.get_logger('p2d').fatal(str(err))
+        return EXIT_BAD_INPUT
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        ended = node.stop_working() if node is not None else True
+        executor.shutdown(timeout_sec=0.2)
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    if not ended:
+        # A kernel that runs for seconds cannot be interrupted; the process must still end now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_OK)
+    return EXIT_OK
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The picture of what the model saw: six views, kept patches lit, the rest dimmed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from p2d_node.image_decoding import decode_frame
+from p2d_node.records import DrivingAnswer, FrameSet
+
+Pixels = npt.NDArray[np.uint8]
+
+LAYOUT = (
+    ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
+    ('CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'),
+)
+"""As the cameras sit around the car; other rigs are laid out three in a row."""
+
+VIEW_WIDTH_PX = 480
+DIM = 0.30
+CAPTION_HEIGHT_PX = 26
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, grid: tuple[int, int]) -> Pixels:
+    """Draw which patches of a sweep the language model saw.
+
+    Args:
+        frame_set: The sweep; decoded here again, so draw only when somebody looks.
+        answer: An answer about it, with the kept indices.
+        grid: Rows and columns of the patches of one view, over the frame padded to a square.
+
+    Returns:
+        BGR uint8 [height, width, 3].
+    """
+    panels = {}
+    for camera, frame in frame_set.frames.items():
+        decoded = decode_frame(frame)
+        height, width = decoded.pixels.shape[:2]
+        size = (VIEW_WIDTH_PX, round(height * VIEW_WIDTH_PX / width))
+        view = cv2.resize(decoded.pixels, size, interpolation=cv2.INTER_AREA)
+        view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
+        keep = answer.keep_indices[camera]
+        caption = f'{camera}  {len(keep)}/{answer.tokens_total[camera]}'
+        panels[camera] = _caption(_light(np.asarray(view, np.uint8), keep, grid), caption)
+    return _tile(panels, _rows(tuple(panels)))
+
+
+def kept_mask(
+    keep: npt.NDArray[np.int64], grid: tuple[int, int], height: int, width: int
+) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a view lie in a kept patch.
+
+    Args:
+        keep: Kept patch indices, row by row from the top left of the padded square.
+        grid: Rows and columns of the patches.
+        height: Of the view, pixels.
+        width: Of the view, pixels.
+
+    Returns:
+        bool [height, width]; the square's padding is cut off.
+    """
+    rows, columns = grid
+    lit = np.zeros(rows * columns, bool)
+    lit[keep] = True
+    side = max(height, width)
+    row_of_pixel = (np.arange(height) + (side - height) // 2) * rows // side
+    column_of_pixel = (np.arange(width) + (side - width) // 2) * columns // side
+    return np.asarray(lit.reshape(grid)[row_of_pixel[:, None], column_of_pixel], np.bool_)
+
+
+def _light(view: Pixels, keep: npt.NDArray[np.int64], grid: tuple[int, int]) -> Pixels:
+    mask = kept_mask(keep, grid, *view.shape[:2])
+    dimmed = (view * DIM).astype(np.uint8)
+    return np.where(mask[..., None], view, dimmed)
+
+
+def _caption(view: Pixels, text: str) -> Pixels:
+    bar = np.zeros((CAPTION_HEIGHT_PX, view.shape[1], 3), np.uint8)
+    cv2.putText(bar, text, (8, 18), FONT, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.vstack([bar, view])
+
+
+def _rows(cameras: Sequence[str]) -> list[tuple[str, ...]]:
+    if set(cameras) <= {name for row in LAYOUT for name in row}:
+        return list(LAYOUT)
+    return [tuple(cameras[i : i + 3]) for i in range(0, len(cameras), 3)]
+
+
+def _tile(panels: dict[str, Pixels], rows: Sequence[Sequence[str]]) -> Pixels:
+    height = max(panel.shape[0] for panel in panels.values())
+    canvas = np.zeros((len(rows) * height, 3 * VIEW_WIDTH_PX, 3), np.uint8)
+    for row, names in enumerate(rows):
+        for column, name in enumerate(names):
+            if name in panels:
+                panel = panels[name]
+                top, left = row * height, column * VIEW_WIDTH_PX
+                canvas[top : top + panel.shape[0], left : left + panel.shape[1]] = panel
+    return canvas

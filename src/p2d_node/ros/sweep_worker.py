@@ -1,0 +1,176 @@
+"""The thread that answers: takes the latest sweep, runs the pipeline, hands the answers out.
+
+A sweep that comes while another is worked on waits in a one-slot mailbox; a newer one replaces it,
+so an answer is never about an old sweep because of a queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+import threading
+import time
+
+from p2d_node.errors import P2dError
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import DrivingAnswer, FrameSet
+
+MAX_PENDING_QUESTIONS = 16
+"""Questions that may wait for the next sweep; one more is refused."""
+
+LATENCY_WINDOW = 120
+"""Sweeps over which latency is summarised: ten seconds at 12 Hz."""
+
+Deliver = Callable[[FrameSet, Sequence[DrivingAnswer]], None]
+Answered = Future[tuple[FrameSet, DrivingAnswer]]
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What the worker did so far; a reader gets whole values, though not all of one instant.
+
+    Attributes:
+        answered: Sweeps that were answered.
+        superseded: Sweeps that a newer one replaced before their turn.
+        failed: Sweeps that were dropped because a frame or a stage failed.
+        failed_in_a_row: The last of these without an answer between them.
+        last_error: What the last failure said; empty after a success.
+        last_answer_ns: Steady clock at the last answer; None before the first.
+        totals_ms: First frame to last answer of recent sweeps.
+    """
+
+    answered: int = 0
+    superseded: int = 0
+    failed: int = 0
+    failed_in_a_row: int = 0
+    last_error: str = ''
+    last_answer_ns: int | None = None
+    totals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
+
+
+@dataclass(frozen=True, slots=True)
+class _PendingQuestion:
+    text: str
+    answer: Answered
+
+
+class SweepWorker:
+    """Owns the mailbox, the questions that wait, and the thread.
+
+    `submit`, `ask` and `stop` may be called from any thread; `deliver` runs on the worker's.
+    """
+
+    def __init__(
+        self,
+        pipeline: DrivingPipeline,
+        deliver: Deliver,
+        report_failure: Callable[[P2dError], None],
+    ) -> None:
+        """Set up; `start` begins the work.
+
+        Args:
+            pipeline: Answers questions about a sweep.
+            deliver: Gets a sweep and its answers; standing questions first, then asked ones.
+            report_failure: Gets what went wrong with a sweep.
+        """
+        self.state = WorkerState()
+        self._pipeline = pipeline
+        self._deliver = deliver
+        self._report_failure = report_failure
+        self._condition = threading.Condition()
+        self._slot: FrameSet | None = None
+        self._newest: tuple[int, int] | None = None
+        self._pending: deque[_PendingQuestion] = deque()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='sweep-worker', daemon=True)
+
+    def start(self) -> None:
+        """Begin to take sweeps."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Cut the answer in work, refuse waiting questions, end the thread.
+
+        Returns:
+            True if the thread ended within `timeout_s`.
+        """
+        with self._condition:
+            self._stopping.set()
+            pending = list(self._pending)
+            self._pending.clear()
+            self._condition.notify_all()
+        for question in pending:
+            question.answer.cancel()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def submit(self, frame_set: FrameSet) -> None:
+        """Put a sweep into the mailbox unless a newer one was there before."""
+        with self._condition:
+            if self._newest is not None and frame_set.order <= self._newest:
+                self.state.superseded += 1
+                return
+            self._newest = frame_set.order
+            if self._slot is not None:
+                self.state.superseded += 1
+            self._slot = frame_set
+            self._condition.notify_all()
+
+    def ask(self, question: str) -> Answered | None:
+        """Have `question` answered on the next sweep; None if too many questions wait."""
+        pending = _PendingQuestion(question, Future())
+        with self._condition:
+            if len(self._pending) >= MAX_PENDING_QUESTIONS or self._stopping.is_set():
+                return None
+            self._pending.append(pending)
+        return pending.answer
+
+    def withdraw(self, answer: Answered) -> None:
+        """Forget a question whose asker no longer waits."""
+        with self._condition:
+            self._pending = deque(p for p in self._pending if p.answer is not answer)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            with self._condition:
+                self._condition.wait_for(lambda: self._slot is not None or self._stopping.is_set())
+                frame_set, self._slot = self._slot, None
+                asked = list(self._pending)
+            if frame_set is not None:
+                self._work(frame_set, asked)
+
+    def _work(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
+        questions = [*self._pipeline.config.questions, *(question.text for question in asked)]
+        try:
+            answers = self._pipeline.answer(frame_set, questions, must_stop=self._stopping.is_set)
+        except P2dError as err:
+            self.state.failed += 1
+            self.state.failed_in_a_row += 1
+            self.state.last_error = str(err)
+            self._report_failure(err)
+            return
+        if self._stopping.is_set() or not answers:
+            return
+        self._deliver(frame_set, answers)
+        self._settle(asked, frame_set, answers[len(questions) - len(asked) :])
+        self.state.answered += 1
+        self.state.failed_in_a_row = 0
+        self.state.last_error = ''
+        self.state.last_answer_ns = time.monotonic_ns()
+        self.state.totals_ms.append(answers[0].times.total_ms)
+
+    def _settle(
+        self,
+        asked: list[_PendingQuestion],
+        frame_set: FrameSet,
+        answers: Sequence[DrivingAnswer],
+    ) -> None:
+        with self._condition:
+            settled = {id(question) for question in asked}
+            self._pending = deque(p for p in self._pending if id(p) not in settled)
+        for question, answer in zip(asked, answers, strict=True):
+            if question.answer.set_running_or_notify_cancel():
+                question.answer.set_result((frame_set, answer))

@@ -1,0 +1,31 @@
+"""The reference vision encoder: the checkpoint's own modules in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn, Tensor
+
+
+class TorchVisionEncoder:
+    """Runs vision tower and projector in torch; the reference that engines are checked against.
+
+    Use it from one thread at a time.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        """Wrap `module`, which maps pixel_values to visual_tokens.
+
+        Args:
+            module: Vision tower and projector, already on `device` in `dtype`.
+            dtype: Number format of the weights.
+            device: Where they lie.
+        """
+        self.identity = f'torch {str(dtype).removeprefix("torch.")} {device}'
+        self._module = module
+        self._dtype = dtype
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Encode the views of one sweep; see `VisionEncoder.encode`."""
+        visual_tokens: Tensor = self._module(pixel_values.to(self._dtype))
+        return visual_tokens

@@ -1,0 +1,90 @@
+"""Six cameras that a test moves by hand, and waiting with a bound."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable, Iterable
+import time
+from typing import Any
+
+from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.ros.conversions import to_time
+import pytest
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+from sweeps import jpeg, picture, STAMP_NS
+
+SWEEP_PERIOD_NS = 1_000_000_000
+
+
+class CameraRig:
+    """Publishes sweeps on the six camera topics of the nuScenes preset."""
+
+    def __init__(
+        self,
+        node: Any,
+        *,
+        cameras: Iterable[str] = NUSCENES_CAMERAS,
+        raw: bool = False,
+        reliable: bool = True,
+    ) -> None:
+        self.raw = raw
+        self.cameras = tuple(cameras)
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=10, reliability=reliability)
+        message_type = Image if raw else CompressedImage
+        self.publishers = {
+            name: node.create_publisher(message_type, f'/{name}/image_rect_compressed', qos)
+            for name in self.cameras
+        }
+        self.num_sweeps = 0
+
+    @property
+    def heard(self) -> bool:
+        """True once every camera has a subscriber."""
+        return all(p.get_subscription_count() for p in self.publishers.values())
+
+    def publish_sweep(
+        self,
+        *,
+        stamp_ns: int | None = None,
+        without: Iterable[str] = (),
+        change: Callable[[str, Any], Any] = lambda _name, message: message,
+    ) -> int:
+        """Publish one sweep and return the stamp of CAM_FRONT."""
+        start_ns = stamp_ns or STAMP_NS + self.num_sweeps * SWEEP_PERIOD_NS
+        self.num_sweeps += 1
+        for index, name in enumerate(self.cameras):
+            if name in without:
+                continue
+            offset_ns = round(NUSCENES_EXPOSURE_OFFSETS_MS[name] * 1e6)
+            header = Header(stamp=to_time(start_ns + offset_ns), frame_id=f'{name}_optical')
+            pixels = picture(self.num_sweeps * 10 + index)
+            message = change(name, _raw(header, pixels) if self.raw else _jpeg(header, pixels))
+            self.publishers[name].publish(message)
+        return start_ns + round(NUSCENES_EXPOSURE_OFFSETS_MS['CAM_FRONT'] * 1e6)
+
+
+def _jpeg(header: Header, pixels: Any) -> CompressedImage:
+    data = array.array('B', jpeg(pixels).data)
+    return CompressedImage(header=header, format='jpeg', data=data)
+
+
+def _raw(header: Header, pixels: Any) -> Image:
+    height, width, _ = pixels.shape
+    data = array.array('B', pixels.tobytes())
+    return Image(
+        header=header, height=height, width=width, encoding='bgr8', step=3 * width, data=data
+    )
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    """Return the first true value of `condition`, or fail."""
+    end_s = time.monotonic() + timeout_s
+    while time.monotonic() < end_s:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    pytest.fail(f'not true within {timeout_s} s')

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from p2d_node.language_model.untrained import write_untrained_checkpoint
+import pytest
+
+
+@pytest.fixture(scope='session')
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights and 9 x 9 tokens per view."""
+    return write_untrained_checkpoint(
+        tmp_path_factory.mktemp('models') / 'tiny', image_size=126, patch_size=14
+    )
+
+
+@pytest.fixture(scope='session')
+def nuscenes_sample() -> Path:
+    """The folder of the real nuScenes keyframes."""
+    folder = Path(__file__).resolve().parents[2] / 'shared' / 'nuscenes_sample'
+    if not folder.is_dir():
+        pytest.skip('the nuScenes sample is not beside the project (it may not be redistributed)')
+    return folder

@@ -1,0 +1,260 @@
+from collections import defaultdict
+import tracemalloc
+
+from nuscenes_timing import Arrival, NS_PER_MS, simulate_nuscenes, START_NS
+from p2d_node.camera_sync import MAX_OPEN_SWEEPS, SweepSynchronizer
+from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS, SyncConfig
+from p2d_node.errors import ConfigError
+from p2d_node.records import FrameSet, NUSCENES_CAMERAS
+import pytest
+
+OFFSETS = {name: NUSCENES_EXPOSURE_OFFSETS_MS[name] for name in NUSCENES_CAMERAS}
+TRIGGERED = dict.fromkeys(NUSCENES_CAMERAS, 0.0)
+
+
+class Clock:
+    """A steady clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+def play(sync: SweepSynchronizer, clock: Clock, arrivals: list[Arrival]) -> list[FrameSet]:
+    sets = []
+    for arrival in arrivals:
+        clock.now_ns = arrival.arrival_ns
+        frame_set = sync.push(arrival.camera, arrival.stamp_ns, arrival.sweep)
+        if frame_set is not None:
+            sets.append(frame_set)
+        sets += sync.poll()
+    clock.now_ns += 10_000 * NS_PER_MS
+    return sets + sync.poll()
+
+
+def make(offsets=OFFSETS, **options) -> tuple[SweepSynchronizer, Clock]:
+    clock = Clock()
+    policy = options.pop('missing_camera_policy', 'skip')
+    sync = SweepSynchronizer(
+        offsets, SyncConfig(**options), missing_camera_policy=policy, clock_ns=clock
+    )
+    return sync, clock
+
+
+def sweeps_in(frame_set: FrameSet) -> set[tuple[int, int]]:
+    return {frame.payload for frame in frame_set.frames.values()}
+
+
+def whole_sweeps(arrivals: list[Arrival], deadline_ms: float) -> set[tuple[int, int]]:
+    times = defaultdict(list)
+    for arrival in arrivals:
+        times[arrival.sweep].append(arrival.arrival_ns)
+    return {
+        sweep
+        for sweep, arrived in times.items()
+        if len(arrived) == len(NUSCENES_CAMERAS)
+        and max(arrived) - min(arrived) < deadline_ms * NS_PER_MS
+    }
+
+
+@pytest.mark.parametrize('policy', ['skip', 'drop_view'])
+@pytest.mark.parametrize('late_stamps', [True, False])
+@pytest.mark.parametrize('seed', range(3))
+def test_hard_nuscenes_timing_gives_every_whole_sweep_once_and_mixes_none(
+    policy, late_stamps, seed
+):
+    arrivals = simulate_nuscenes(
+        2000,
+        loops=3,
+        arrival_jitter_ms=60,
+        loss=0.05,
+        back_left_late_ms=20,
+        late_stamps=late_stamps,
+        seed=seed,
+    )
+    sync, clock = make(missing_camera_policy=policy)
+    sets = play(sync, clock, arrivals)
+    assert [s for s in sets if len(sweeps_in(s)) != 1] == []
+    complete = [next(iter(sweeps_in(s))) for s in sets if not s.missing]
+    assert len(complete) == len(set(complete))
+    assert set(complete) == whole_sweeps(arrivals, sync.config.deadline_ms)
+    assert sync.counters.reset == 2
+    assert sync.counters.complete == len(complete)
+    assert (sync.counters.partial > 0) == (policy == 'drop_view')
+
+
+def test_perfect_timing_gives_sets_in_order_with_reference_stamp_and_camera_order():
+    arrivals = simulate_nuscenes(50)
+    sync, clock = make()
+    sets = play(sync, clock, arrivals)
+    assert len(sets) == 50
+    assert [s.order for s in sets] == sorted(s.order for s in sets)
+    assert all(tuple(s.frames) == NUSCENES_CAMERAS for s in sets)
+    assert all(s.stamp_ns == s.frames['CAM_FRONT'].stamp_ns for s in sets)
+    wait_ms = (sets[0].closed_ns - sets[0].first_arrival_ns) / NS_PER_MS
+    assert wait_ms == pytest.approx(42.6)
+
+
+def test_a_dead_camera_drops_sets_under_skip_and_gives_five_views_under_drop_view():
+    arrivals = [a for a in simulate_nuscenes(40) if a.camera != 'CAM_BACK']
+    sync, clock = make()
+    assert play(sync, clock, arrivals) == []
+    assert sync.counters.dropped == 40
+    assert sync.counters.missing['CAM_BACK'] == 40
+
+    sync, clock = make(missing_camera_policy='drop_view')
+    sets = play(sync, clock, arrivals)
+    assert len(sets) == 40
+    assert all(s.missing == ('CAM_BACK',) and len(s.frames) == 5 for s in sets)
+
+
+def test_a_set_without_its_reference_camera_carries_the_time_that_camera_would_have_had():
+    arrivals = simulate_nuscenes(5)
+    expected = [a.stamp_ns for a in arrivals if a.camera == 'CAM_FRONT']
+    sync, clock = make(missing_camera_policy='drop_view')
+    sets = play(sync, clock, [a for a in arrivals if a.camera != 'CAM_FRONT'])
+    assert [s.stamp_ns for s in sets] == expected
+
+
+def test_too_few_views_are_not_handed_out_under_drop_view():
+    arrivals = [a for a in simulate_nuscenes(5) if a.camera in NUSCENES_CAMERAS[:2]]
+    sync, clock = make(missing_camera_policy='drop_view', min_views=3)
+    assert play(sync, clock, arrivals) == []
+    assert sync.counters.dropped == 5
+
+
+def test_a_frame_after_its_sweep_was_closed_is_late_and_a_second_copy_is_duplicate():
+    sync, clock = make(TRIGGERED, deadline_ms=100.0)
+    for camera in NUSCENES_CAMERAS[:5]:
+        sync.push(camera, START_NS, None)
+    sync.push('CAM_FRONT', START_NS, None)
+    assert sync.counters.duplicate == 1
+    clock.now_ns = 101 * NS_PER_MS
+    assert sync.push('CAM_BACK_RIGHT', START_NS, None) is None
+    assert (sync.counters.late, sync.counters.dropped) == (1, 1)
+    sync.push('CAM_FRONT', START_NS, None)
+    assert sync.counters.duplicate == 2
+
+
+def test_push_alone_returns_every_set_even_when_two_are_ready():
+    sync, clock = make(TRIGGERED, missing_camera_policy='drop_view', deadline_ms=100.0)
+    for camera in NUSCENES_CAMERAS[:5]:
+        sync.push(camera, START_NS, None)
+    clock.now_ns = 90 * NS_PER_MS
+    later_ns = START_NS + 90 * NS_PER_MS
+    for camera in NUSCENES_CAMERAS[:5]:
+        sync.push(camera, later_ns, None)
+    clock.now_ns = 120 * NS_PER_MS
+    first = sync.push('CAM_BACK_RIGHT', later_ns, None)
+    assert first is not None
+    assert first.stamp_ns == START_NS
+    assert [s.stamp_ns for s in sync.poll()] == [later_ns]
+
+
+def test_frames_out_of_order_within_a_camera_still_find_their_sweeps():
+    first, second = START_NS, START_NS + 50 * NS_PER_MS
+    sync, _ = make(TRIGGERED)
+    sets = [
+        sync.push(camera, stamp, None) for stamp in (second, first) for camera in NUSCENES_CAMERAS
+    ]
+    assert [s.stamp_ns for s in sets if s] == [second, first]
+    assert sync.counters.reset == 0
+
+
+def test_a_backward_jump_starts_a_new_epoch_that_orders_after_the_old_one():
+    arrivals = simulate_nuscenes(30, loops=2)
+    sync, clock = make()
+    sets = play(sync, clock, arrivals)
+    assert len(sets) == 60
+    assert [s.order for s in sets] == sorted(s.order for s in sets)
+    assert [s.epoch for s in sets] == [0] * 30 + [1] * 30
+
+
+def test_too_wide_a_tolerance_is_held_below_half_the_sweep_period():
+    sync, clock = make(TRIGGERED, tolerance_ms=200.0)
+    sets = []
+    for sweep in range(50):
+        stamp_ns = START_NS + sweep * 33 * NS_PER_MS
+        for index, camera in enumerate(NUSCENES_CAMERAS):
+            if sweep > 2 and camera == NUSCENES_CAMERAS[sweep % 6]:
+                continue  # a lost frame tempts a wide tolerance to borrow the next sweep's
+            clock.now_ns = (sweep * 33 + index) * NS_PER_MS
+            frame_set = sync.push(camera, stamp_ns, sweep)
+            sets += [frame_set] if frame_set else []
+    assert sync.tolerance_ns < 33 * NS_PER_MS / 2
+    assert all(len(sweeps_in(s)) == 1 for s in sets)
+
+
+@pytest.mark.parametrize('offsets', [NUSCENES_EXPOSURE_OFFSETS_MS, TRIGGERED])
+def test_auto_learns_the_exposure_offsets_of_a_rig(offsets):
+    arrivals = simulate_nuscenes(200, arrival_jitter_ms=5, offsets_ms=offsets, loss=0.02)
+    sync, clock = make(TRIGGERED, exposure_offsets='auto')
+    sets = play(sync, clock, arrivals)
+    assert not sync.learning
+    for name, offset in offsets.items():
+        learned_ms = sync.offsets_ns[name] / NS_PER_MS
+        assert learned_ms == pytest.approx(offset - offsets['CAM_FRONT'], abs=0.1)
+    assert all(len(sweeps_in(s)) == 1 for s in sets)
+    late_whole = {s for s in whole_sweeps(arrivals, 150) if s[1] > 40}
+    assert late_whole <= {next(iter(sweeps_in(s))) for s in sets}
+
+
+def test_auto_goes_on_without_a_camera_that_never_comes():
+    arrivals = [a for a in simulate_nuscenes(300) if a.camera != 'CAM_BACK']
+    sync, clock = make(TRIGGERED, exposure_offsets='auto', missing_camera_policy='drop_view')
+    sets = play(sync, clock, arrivals)
+    assert not sync.learning
+    # Learning may end in the middle of a sweep, whose first frames are gone.
+    assert len(sets[1:]) > 100
+    assert all(s.missing == ('CAM_BACK',) for s in sets[1:])
+
+
+def test_stamp_zero_falls_back_to_arrival_and_says_so():
+    clock = Clock()
+    sync = SweepSynchronizer(TRIGGERED, clock_ns=clock, stamp_clock_ns=lambda: clock.now_ns + 7)
+    sets = []
+    for sweep in range(10):
+        for index, camera in enumerate(NUSCENES_CAMERAS):
+            clock.now_ns = (sweep * 83 + index) * NS_PER_MS
+            frame_set = sync.push(camera, 0, sweep)
+            sets += [frame_set] if frame_set else []
+    assert len(sets) == 10
+    assert all(not s.stamped and len(sweeps_in(s)) == 1 for s in sets)
+    assert sync.counters.unstamped == 60
+
+
+def test_memory_stays_bounded_under_a_stream_that_never_completes():
+    sync, clock = make(deadline_ms=10_000.0)
+    payload_bytes = 100_000
+
+    def push_many(start: int, count: int) -> None:
+        for i in range(start, start + count):
+            clock.now_ns = i * 1000
+            sync.push('CAM_FRONT', START_NS + i * 100 * NS_PER_MS, bytes(payload_bytes))
+
+    tracemalloc.start()
+    push_many(1, 500)
+    used, _ = tracemalloc.get_traced_memory()
+    push_many(501, 500)
+    after, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (MAX_OPEN_SWEEPS + 2) * payload_bytes
+    assert after <= used + payload_bytes
+
+
+def test_reset_forgets_open_sweeps():
+    sync, _ = make(TRIGGERED)
+    for camera in NUSCENES_CAMERAS[:5]:
+        sync.push(camera, START_NS, None)
+    sync.reset()
+    assert sync.push('CAM_BACK_RIGHT', START_NS, None) is None
+
+
+def test_an_unknown_camera_and_an_unknown_reference_are_refused():
+    sync, _ = make()
+    with pytest.raises(ConfigError, match=r"'CAM_TOP', allowed: CAM_FRONT, "):
+        sync.push('CAM_TOP', START_NS, None)
+    with pytest.raises(ConfigError, match="reference_camera: got 'CAM_TOP'"):
+        make(reference_camera='CAM_TOP')

@@ -1,0 +1,127 @@
+import json
+import shutil
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model.checkpoint import (
+    choose_device,
+    choose_dtype,
+    load_family,
+    open_checkpoint,
+)
+from p2d_node.language_model.prompt import describe_views, split_at_images
+from p2d_node.records import NUSCENES_CAMERAS
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def broken(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / 'broken')
+
+
+def load(folder):
+    return load_family(open_checkpoint(folder), dtype=torch.float32, device=CPU)
+
+
+def test_random_weights_are_called_untrained(tiny_checkpoint):
+    assert open_checkpoint(tiny_checkpoint).name == 'tiny (untrained)'
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"model: got '.*nowhere', which is not a folder"):
+        open_checkpoint(tmp_path / 'nowhere')
+
+
+def test_a_folder_without_weights_is_refused(broken):
+    (broken / 'model.safetensors').unlink()
+    (broken / 'pytorch_model.bin').write_bytes(b'pickle')
+    with pytest.raises(ConfigError, match=r'has no weights: no \*\.safetensors file'):
+        open_checkpoint(broken)
+
+
+def test_a_folder_without_config_is_refused(broken):
+    (broken / 'config.json').unlink()
+    with pytest.raises(ConfigError, match=r'has no config\.json'):
+        open_checkpoint(broken)
+
+
+@pytest.mark.parametrize('text', ['{', '[]'])
+def test_a_config_that_is_not_an_object_is_refused(broken, text):
+    (broken / 'config.json').write_text(text)
+    with pytest.raises(ConfigError, match=r'config\.json is not'):
+        open_checkpoint(broken)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(broken):
+    config = json.loads((broken / 'config.json').read_text())
+    (broken / 'config.json').write_text(json.dumps(config | {'model_type': 'mamba'}))
+    with pytest.raises(ConfigError, match=r"family 'mamba', allowed: llava_onevision"):
+        open_checkpoint(broken)
+
+
+def test_missing_weights_are_counted_and_the_first_is_named(broken):
+    weights = load_file(broken / 'model.safetensors')
+    dropped = sorted(name for name in weights if 'layers.1.self_attn' in name)
+    kept = {name: tensor for name, tensor in weights.items() if name not in dropped}
+    save_file(kept, broken / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ConfigError, match=f'{len(dropped)} weights are missing'):
+        load(broken)
+
+
+def test_weights_of_another_shape_are_refused(broken):
+    weights = load_file(broken / 'model.safetensors')
+    name = next(n for n in weights if n.endswith('linear_1.weight'))
+    weights[name] = torch.zeros(3, 5)
+    save_file(weights, broken / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ConfigError, match='the weights do not load'):
+        load(broken)
+
+
+def test_a_truncated_weights_file_is_refused(broken):
+    data = (broken / 'model.safetensors').read_bytes()
+    (broken / 'model.safetensors').write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match='the weights do not load'):
+        load(broken)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(broken):
+    (broken / 'chat_template.jinja').unlink()
+    with pytest.raises(ConfigError, match='no chat template'):
+        load(broken)
+
+
+def test_a_missing_tokenizer_is_refused(broken):
+    (broken / 'tokenizer.json').unlink()
+    with pytest.raises(ConfigError, match='tokenizer'):
+        load(broken)
+
+
+def test_devices_and_dtypes_are_checked():
+    assert choose_device('cpu') == CPU
+    assert choose_dtype('auto', CPU) is torch.float32
+    assert choose_dtype('auto', torch.device('cuda')) is torch.bfloat16
+    assert choose_dtype('float64', CPU) is torch.float64
+    for name in ('gpu', 'meta', 'cuda:x'):
+        with pytest.raises(ConfigError, match=f"device: got '{name}'"):
+            choose_device(name)
+    with pytest.raises(BackendUnavailableError, match=r'torch sees \d+ GPUs'):
+        choose_device('cuda:63')
+
+
+def test_views_are_described_in_the_order_they_are_shown():
+    assert describe_views(NUSCENES_CAMERAS) == (
+        'These six images are the front view, front left view, front right view, back view, '
+        'back left view and back right view of the ego vehicle.'
+    )
+    assert describe_views(['CAM_BACK']) == 'This image is the back view of the ego vehicle.'
+
+
+def test_a_prompt_is_cut_at_its_pictures():
+    prompt = split_at_images([5, 9, 9, 6, 9, 7], image_token_id=9, num_views=3)
+    assert prompt.segments == ((5,), (), (6,))
+    assert prompt.suffix == (7,)
+    with pytest.raises(ValueError, match='3 image placeholders for 6 views'):
+        split_at_images([5, 9, 9, 6, 9, 7], image_token_id=9, num_views=6)

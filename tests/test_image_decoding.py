@@ -1,0 +1,143 @@
+import cv2
+import numpy as np
+from p2d_node.errors import ImageDecodeError
+from p2d_node.image_decoding import decode_frame
+from p2d_node.records import CameraFrame, CompressedImage, DecodedFrame, RawImage
+import pytest
+from sweeps import jpeg, picture
+
+
+def decode(payload: object) -> DecodedFrame:
+    return decode_frame(CameraFrame('CAM_FRONT', 7, payload))
+
+
+def raw(pixels: np.ndarray, encoding: str, **changes: object) -> RawImage:
+    fields = {
+        'height': pixels.shape[0],
+        'width': pixels.shape[1],
+        'encoding': encoding,
+        'step': pixels.strides[0],
+        'data': pixels.tobytes(),
+        **changes,
+    }
+    return RawImage(**fields)
+
+
+@pytest.mark.parametrize(('encoding', 'order'), [('bgr8', 'bgr'), ('rgb8', 'rgb')])
+def test_raw_colour_is_looked_at_in_place(encoding, order):
+    image = raw(picture(), encoding)
+    decoded = decode(image)
+    assert decoded.channel_order == order
+    np.testing.assert_array_equal(decoded.pixels, picture())
+    assert np.shares_memory(decoded.pixels, np.frombuffer(image.data, np.uint8))
+    assert (decoded.camera, decoded.stamp_ns) == ('CAM_FRONT', 7)
+
+
+@pytest.mark.parametrize('encoding', ['bgr8', 'bgra8', 'mono8', 'yuv422_yuy2'])
+def test_row_padding_is_left_out_of_the_picture(encoding):
+    channels = {'bgr8': 3, 'bgra8': 4, 'mono8': 1, 'yuv422_yuy2': 2}[encoding]
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (20, 30 * channels), np.uint8)
+    padded = np.pad(rows, ((0, 0), (0, 24)), constant_values=99)
+    pixels = rows.reshape(20, 30, channels)
+    plain = decode(raw(pixels, encoding, step=30 * channels))
+    with_padding = decode(
+        RawImage(
+            height=20, width=30, encoding=encoding, step=padded.shape[1], data=padded.tobytes()
+        )
+    )
+    np.testing.assert_array_equal(plain.pixels, with_padding.pixels)
+    assert plain.pixels.shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'to_message'),
+    [
+        ('rgba8', lambda rgb: cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA)),
+        ('bgra8', lambda rgb: cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA)),
+    ],
+)
+def test_four_channel_colours_lose_only_alpha(encoding, to_message):
+    rgb = picture()
+    decoded = decode(raw(to_message(rgb), encoding))
+    assert decoded.channel_order == 'rgb'
+    np.testing.assert_array_equal(decoded.pixels, rgb)
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = picture()[..., 0].copy()
+    decoded = decode(raw(grey, 'mono8'))
+    np.testing.assert_array_equal(decoded.pixels, np.stack([grey] * 3, axis=-1))
+
+
+def test_a_bayer_mosaic_of_one_colour_becomes_that_colour():
+    mosaic = np.zeros((20, 20), np.uint8)
+    mosaic[0::2, 0::2] = 200  # the red sites of RGGB
+    decoded = decode(raw(mosaic, 'bayer_rggb8'))
+    assert decoded.pixels[10, 10].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'code'),
+    [('yuv422', cv2.COLOR_RGB2YUV_UYVY), ('yuv422_yuy2', cv2.COLOR_RGB2YUV_YUY2)],
+)
+def test_packed_yuv_comes_back_as_the_colours_it_was_made_of(encoding, code):
+    rgb = np.full((20, 20, 3), (200, 60, 30), np.uint8)
+    decoded = decode(raw(cv2.cvtColor(rgb, code), encoding))
+    assert np.abs(decoded.pixels.astype(int) - rgb).max() <= 2
+
+
+def test_jpeg_and_png_decode():
+    pixels = picture()
+    png = CompressedImage(format='png', data=cv2.imencode('.png', pixels)[1].tobytes())
+    decoded = decode(png)
+    assert decoded.channel_order == 'bgr'
+    np.testing.assert_array_equal(decoded.pixels, pixels)
+    assert np.abs(decode(jpeg(pixels)).pixels.astype(int) - pixels).mean() < 12
+
+
+def test_a_jpeg_with_a_few_bytes_of_padding_still_decodes():
+    payload = jpeg(picture())
+    padded = CompressedImage(format='jpeg', data=payload.data + bytes(16))
+    np.testing.assert_array_equal(decode(padded).pixels, decode(payload).pixels)
+
+
+def test_array_bytes_as_rclpy_gives_them_are_accepted():
+    import array
+
+    image = raw(picture(), 'bgr8')
+    message = RawImage(
+        height=90, width=160, encoding='bgr8', step=480, data=array.array('B', image.data)
+    )
+    np.testing.assert_array_equal(decode(message).pixels, picture())
+
+
+@pytest.mark.parametrize(
+    ('payload', 'reason'),
+    [
+        (raw(picture(), 'nv21'), r"encoding 'nv21', allowed: rgb8, bgr8"),
+        (raw(picture(), 'bgr8', step=100), r'step of 100 bytes, allowed: at least 480'),
+        (raw(picture(), 'bgr8', data=b'abc'), r'got 3 bytes, allowed: at least 43200'),
+        (raw(picture(), 'bgr8', height=0), r'160x0 px'),
+        (raw(picture(), 'bgr8', width=10**6, step=3 * 10**6), r'1000000x90 px'),
+        (CompressedImage(format='jpeg', data=b''), r'0 bytes .* nothing, allowed: JPEG or PNG'),
+        (CompressedImage(format='jpeg', data=b'GIF89a.......'), r'allowed: JPEG or PNG'),
+        ('a string', r'payload of type str'),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_reason(payload, reason):
+    with pytest.raises(ImageDecodeError, match=reason):
+        decode(payload)
+
+
+def test_a_truncated_jpeg_is_refused_wherever_it_ends():
+    data = jpeg(picture(height=300, width=400)).data
+    for size in range(4, len(data) - 1, len(data) // 50):
+        with pytest.raises(ImageDecodeError, match='truncated'):
+            decode(CompressedImage(format='jpeg', data=data[:size]))
+
+
+def test_a_jpeg_of_noise_between_its_markers_is_refused():
+    data = b'\xff\xd8\xff\xe0' + bytes(range(200)) + b'\xff\xd9'
+    with pytest.raises(ImageDecodeError, match='do not decode'):
+        decode(CompressedImage(format='jpeg', data=data))

@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+from p2d_node.config import DriveConfig, EncoderConfig, SyncConfig
+from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import CameraFrame, CompressedImage, Cut, NUSCENES_CAMERAS
+import pytest
+from sweeps import make_frame_set, STAMP_NS
+import torch
+
+QUESTIONS = ('What should the ego vehicle do next?', 'Is there a car?')
+TOKENS = 81
+
+
+@pytest.fixture(scope='module')
+def config(tiny_checkpoint):
+    return DriveConfig(model=str(tiny_checkpoint), device='cpu', max_new_tokens=12)
+
+
+@pytest.fixture(scope='module')
+def pipeline(config):
+    pipeline = DrivingPipeline.from_config(config)
+    yield pipeline
+    pipeline.close()
+
+
+@pytest.fixture(autouse=True)
+def _reset(pipeline, config):
+    pipeline.reconfigure(config)
+
+
+def test_one_answer_per_question_carries_the_sweep_it_rests_on(pipeline):
+    frame_set = make_frame_set()
+    answers = pipeline.answer(frame_set, QUESTIONS)
+    assert [a.question for a in answers] == list(QUESTIONS)
+    for answer in answers:
+        assert answer.stamp_ns == STAMP_NS
+        assert answer.camera_stamps_ns == {n: f.stamp_ns for n, f in frame_set.frames.items()}
+        assert tuple(answer.keep_indices) == NUSCENES_CAMERAS
+        assert set(answer.tokens_kept.values()) == {int(TOKENS * 0.1)}
+        assert set(answer.tokens_total.values()) == {TOKENS}
+        assert answer.model == 'tiny (untrained)'
+        assert answer.encoder == 'torch float32 cpu'
+        assert 1 <= answer.num_generated_tokens <= 12
+        assert answer.mean_log_probability < 0
+
+
+def test_all_stages_are_timed(pipeline):
+    first, second = pipeline.answer(make_frame_set(), QUESTIONS)
+    times = first.times
+    stages = (times.decode_ms, times.preprocess_ms, times.encode_ms, times.select_ms)
+    assert all(duration > 0 for duration in stages)
+    assert times.prefill_ms > 0
+    assert sum(stages) <= times.ttft_ms < second.times.ttft_ms < second.times.total_ms
+    assert second.times.decode_ms == times.decode_ms
+
+
+def test_the_retention_ratio_of_each_camera_is_followed(pipeline, config):
+    ratios = dict(zip(NUSCENES_CAMERAS, (1.0, 0.5, 0.25, 0.1, 0.05, 0.001), strict=True))
+    pipeline.reconfigure(replace(config, retention_ratio=ratios))
+    (answer,) = pipeline.answer(make_frame_set(), QUESTIONS[:1])
+    assert list(answer.tokens_kept.values()) == [81, 40, 20, 8, 4, 1]
+
+
+def test_the_same_sweep_gives_the_same_answer_and_another_sweep_other_tokens(pipeline):
+    first, again, other = (
+        pipeline.answer(make_frame_set(seed=seed), QUESTIONS[:1])[0] for seed in (0, 0, 1)
+    )
+    assert first.answer == again.answer
+    kept = [[i.tolist() for i in a.keep_indices.values()] for a in (first, again, other)]
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_a_missing_view_is_left_out_not_made_up(pipeline):
+    cameras = tuple(name for name in NUSCENES_CAMERAS if name != 'CAM_BACK')
+    (answer,) = pipeline.answer(make_frame_set(cameras), QUESTIONS[:1])
+    assert tuple(answer.camera_stamps_ns) == cameras
+    (alone,) = pipeline.answer(make_frame_set(cameras[:1]), QUESTIONS[:1])
+    assert tuple(alone.tokens_kept) == cameras[:1]
+
+
+def test_no_questions_cost_nothing(pipeline):
+    broken = replace(make_frame_set(), frames={'CAM_FRONT': CameraFrame('CAM_FRONT', 1, 'junk')})
+    assert pipeline.answer(broken, []) == []
+
+
+def test_a_deadline_cuts_answers_and_marks_them(pipeline, config):
+    pipeline.reconfigure(replace(config, deadline_ms=0.001, max_new_tokens=500))
+    answers = pipeline.answer(make_frame_set(), QUESTIONS)
+    assert {(a.cut, a.num_generated_tokens) for a in answers} == {(Cut.DEADLINE, 1)}
+    pipeline.reconfigure(config)
+    (stopped,) = pipeline.answer(make_frame_set(), QUESTIONS[:1], must_stop=lambda: True)
+    assert stopped.cut is Cut.DEADLINE
+
+
+def test_a_broken_frame_names_its_camera(pipeline):
+    frame_set = make_frame_set()
+    payload = CompressedImage(format='jpeg', data=b'\xff\xd8\xff' + bytes(50))
+    frames = {**frame_set.frames, 'CAM_BACK': CameraFrame('CAM_BACK', 1, payload)}
+    with pytest.raises(ImageDecodeError, match='CAM_BACK: got a truncated'):
+        pipeline.answer(replace(frame_set, frames=frames), QUESTIONS)
+
+
+def test_a_fault_of_the_model_is_reported_and_the_next_sweep_works(pipeline, monkeypatch):
+    def out_of_memory(pixel_values: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError('no memory left\ntrace')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline._encoder, 'encode', out_of_memory)
+        with pytest.raises(InferenceError, match=f'sweep {STAMP_NS}: OutOfMemoryError: no memory'):
+            pipeline.answer(make_frame_set(), QUESTIONS)
+    assert len(pipeline.answer(make_frame_set(), QUESTIONS)) == 2
+
+
+def test_the_built_in_untrained_model_has_the_papers_geometry():
+    pipeline = DrivingPipeline.from_config(DriveConfig(device='cpu', max_new_tokens=2))
+    (answer,) = pipeline.answer(make_frame_set(), QUESTIONS[:1])
+    pipeline.close()
+    assert pipeline.untrained
+    assert 'untrained' in answer.model
+    assert set(answer.tokens_total.values()) == {729}
+    assert set(answer.tokens_kept.values()) == {72}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'retention_ratio': {'CAM_FRONT': 0.0}}, r'retention_ratio\.CAM_FRONT: got 0\.0'),
+        ({'retention_ratio': {'CAM_BACK': 1.5}}, r'retention_ratio\.CAM_BACK: got 1\.5'),
+        ({'retention_ratio': {'CAM_BACK': float('nan')}}, r'CAM_BACK: got nan'),
+        ({'retention_ratio': {'CAM_TOP': 0.5}}, r"camera 'CAM_TOP', allowed: CAM_FRONT"),
+        ({'max_new_tokens': 0}, r'max_new_tokens: got 0, allowed: 1 to 4096'),
+        ({'deadline_ms': -1.0}, r'deadline_ms: got -1\.0'),
+        ({'questions': ('What?', ' ')}, r'questions: got an empty question'),
+        ({'selector': 'best'}, r"selector: got 'best', allowed: tfps"),
+        ({'missing_camera_policy': 'wait'}, r'allowed: skip, drop_view'),
+        ({'dtype': 'int8'}, r"dtype: got 'int8', allowed: auto, float32"),
+        ({'cameras': {}}, r'cameras: got none'),
+    ],
+)
+def test_bad_values_are_refused_with_what_is_allowed(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        DriveConfig(**changes)
+
+
+def test_bad_values_of_a_stage_are_refused():
+    with pytest.raises(ConfigError, match=r"encoder\.backend: got 'magic'"):
+        EncoderConfig(backend='magic')
+    with pytest.raises(ConfigError, match=r'sync\.tolerance_ms: got -1'):
+        SyncConfig(tolerance_ms=-1)
+    with pytest.raises(ConfigError, match=r"reference_camera: got 'CAM_TOP'"):
+        DriveConfig(sync=SyncConfig(reference_camera='CAM_TOP'))

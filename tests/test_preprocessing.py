@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+from p2d_node.errors import ConfigError
+from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
+from p2d_node.records import DecodedFrame
+import pytest
+from sweeps import picture
+import torch
+from transformers import LlavaOnevisionImageProcessorPil
+
+CPU = torch.device('cpu')
+
+
+def preprocess(pixels: np.ndarray, processing: ImageProcessing, order: str) -> torch.Tensor:
+    frame = DecodedFrame('CAM_FRONT', 0, pixels, order)
+    return normalize([resize_frame(frame, processing)], processing, CPU)[0]
+
+
+@pytest.mark.parametrize('order', ['rgb', 'bgr'])
+@pytest.mark.parametrize(
+    ('height', 'width'), [(900, 1600), (90, 160), (160, 90), (100, 100), (126, 300), (50, 126)]
+)
+@pytest.mark.parametrize('mean', [(0.5, 0.5, 0.5), (0.48145466, 0.4578275, 0.40821073)])
+def test_pixel_values_equal_those_of_the_checkpoints_own_processor(
+    tiny_checkpoint, tmp_path, order, height, width, mean
+):
+    settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text())
+    settings |= {'image_mean': mean, 'image_std': (0.26862954, 0.26130258, 0.27577711)}
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings))
+    rgb = picture(height=height, width=width)
+    reference = LlavaOnevisionImageProcessorPil.from_pretrained(tmp_path)
+    # Two pictures in one sample: the mode in which views are padded, not tiled.
+    expected = reference([[rgb, rgb]], return_tensors='pt')['pixel_values'][0, 0]
+
+    pixels = rgb if order == 'rgb' else np.ascontiguousarray(rgb[..., ::-1])
+    actual = preprocess(pixels, ImageProcessing.from_folder(tmp_path), order)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_settings_may_lie_inside_processor_config(tiny_checkpoint, tmp_path):
+    settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text())
+    (tmp_path / 'processor_config.json').write_text(json.dumps({'image_processor': settings}))
+    assert ImageProcessing.from_folder(tmp_path) == ImageProcessing.from_folder(tiny_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({'size': {'shortest_edge': 384}}, 'image size'),
+        ({'do_normalize': False}, 'do_normalize: got False'),
+        ({'image_mean': None}, None),
+    ],
+)
+def test_settings_that_are_not_covered_are_refused(tiny_checkpoint, tmp_path, change, reason):
+    settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text()) | change
+    if settings['image_mean'] is None:
+        del settings['image_mean']
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=reason or 'no image processor settings'):
+        ImageProcessing.from_folder(tmp_path)
+
+
+def test_broken_json_is_named(tmp_path):
+    (tmp_path / 'preprocessor_config.json').write_text('{')
+    with pytest.raises(ConfigError, match=r'preprocessor_config\.json: not valid JSON'):
+        ImageProcessing.from_folder(tmp_path)

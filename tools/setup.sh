@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Creates the environment VENV from the pinned requirements and builds ros2_ws in it.
+# Usage: tools/setup.sh ROS_DISTRO VENV SUFFIX; does nothing where nothing has changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+distro=$1 venv=$2 suffix=$3
+
+fail() { echo "p2d_node: $*" >&2; exit 1; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+        > /dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done
+  local version
+  version=$(${PYTHON:-python3} --version 2>&1 || true)
+  fail "got Python '${version}', needed: 3.11 or 3.12 with venv (the ROS wheels have no other); \
+install one and name it: make ... PYTHON=python3.11"
+}
+
+requirements="requirements/base.txt requirements/ros-${distro}.txt requirements/dev.txt"
+[ -f "requirements/ros-${distro}.txt" ] || fail "got ROS_DISTRO=${distro}, allowed: \
+$(ls requirements | sed -n 's/^ros-\(.*\)\.txt$/\1/p' | paste -sd ' ')"
+for tool in gcc g++ make; do
+  command -v "$tool" > /dev/null || fail "$tool is missing; install it: apt-get install build-essential"
+done
+python=$(find_python)
+
+stamp=$(cat $requirements tools/*.sh tools/*.py | sha256sum)
+if [ "$(cat "$venv/.p2d-requirements" 2> /dev/null)" != "$stamp" ]; then
+  echo "p2d_node: creating $venv with ROS 2 $distro (a few minutes)"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off \
+    $(printf -- '-r %s ' $requirements)
+  "$venv/bin/python" tools/repair_cmake_exports.py
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --no-build-isolation --editable .
+  echo "$stamp" > "$venv/.p2d-requirements"
+fi
+
+# Python sources are linked, not copied: only what is generated or listed needs a new build.
+stamp=$(
+  { cat setup.py setup.cfg package.xml "$venv/.p2d-requirements"; find launch config resource -type f | sort
+    find ros2_ws/src/p2d_msgs -type f -exec cat {} + ; } | sha256sum
+)
+if [ "$(cat "ros2_ws/install$suffix/.p2d-build" 2> /dev/null)" != "$stamp" ]; then
+  echo "p2d_node: building ros2_ws"
+  prefix=$(cd "$venv" && pwd)
+  (
+    cd ros2_ws
+    export PATH="$prefix/bin:$PATH" AMENT_PREFIX_PATH="$prefix" CMAKE_PREFIX_PATH="$prefix"
+    log=$(mktemp)
+    colcon --log-base "log$suffix" build --symlink-install \
+      --build-base "build$suffix" --install-base "install$suffix" \
+      --event-handlers console_direct- --cmake-args "-DPython3_EXECUTABLE=$prefix/bin/python" \
+      > "$log" 2>&1 || { cat "$log" >&2; exit 1; }
+    rm -f "$log"
+  ) || fail "ros2_ws did not build; the messages above say why"
+  echo "$stamp" > "ros2_ws/install$suffix/.p2d-build"
+fi
