@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import json
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -85,6 +86,16 @@ def test_a_plan_that_cannot_be_measured_is_refused(wrong: dict[str, object], mes
         SelectionBenchmark(**wrong)
 
 
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """As many threads as cores, whatever a test before this one left."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures('all_cores')
 def test_on_the_cpu_it_beats_the_loop_by_what_is_promised():
     plan = SelectionBenchmark(
         num_tokens=(729,), hidden=(1152,), retention_ratios=(0.05, 0.1, 0.25, 0.5), repeats=7

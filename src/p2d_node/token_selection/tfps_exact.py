@@ -84,8 +84,9 @@ def similarity_matrices(visual_tokens: Tensor, inverse: Tensor) -> Tensor:
 def similarity_error(similarity: Tensor, inverse: Tensor, hidden: int) -> Tensor:
     """Estimate per view how far float32 cosines are from the true ones.
 
-    The cosine of a token with itself is 1, and no pair has larger partial sums to round: twice the
-    worst error seen there is taken. It is never less than sixteen roundings, which norms and
+    The cosine of a token with itself is 1, and no pair has larger partial sums to round: four
+    times the worst error seen there is taken, as the errors of a token's norm and of its product
+    with itself can partly cancel. It is never less than sixteen roundings, which norms and
     products can add up to, and half of sqrt(hidden) more, as a sum's roundings walk randomly.
     Products in reduced precision (a global setting of torch) show up here too, and then more is
     computed again in float64.
@@ -100,7 +101,7 @@ def similarity_error(similarity: Tensor, inverse: Tensor, hidden: int) -> Tensor
     """
     own = similarity.diagonal(dim1=1, dim2=2)
     seen = torch.where(inverse > 0, own - 1.0, 0.0).abs().amax(dim=1)
-    return (2.0 * seen).clamp(min=(16.0 + 0.5 * hidden**0.5) * FLOAT32_ROUNDING)
+    return (4.0 * seen).clamp(min=(16.0 + 0.5 * hidden**0.5) * FLOAT32_ROUNDING)
 
 
 class _Greedy:
