@@ -32,8 +32,10 @@ def table_of(report: dict[str, Any]) -> str:
             f'| {case["num_keep"]} ({case["retention_ratio"]:.0%}) '
             f'| {case["tfps_median_ms"]:.1f} | {case["tfps_p95_ms"]:.1f} '
             f'| {case["baseline_median_ms"]:.1f} | {case["baseline_p95_ms"]:.1f} '
-            f'| {case["speedup"]:.1f}x |'
+            f'| {case["speedup"]:.1f}x{"" if case["steady"] else " *"} |'
         )
+    if any(' * |' in line for line in lines):
+        lines.append('\n\\* disturbed at every attempt')
     return '\n'.join(lines) + '\n'
 
 
