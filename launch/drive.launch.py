@@ -17,7 +17,8 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'model',
         default_value='',
-        description='Checkpoint folder (Hugging Face format, safetensors), or "untrained".',
+        description='Checkpoint folder (Hugging Face format, safetensors), or "untrained"; empty: '
+        'as in the parameter files.',
     ),
     DeclareLaunchArgument(
         'dataset',
@@ -28,10 +29,13 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'retention_ratio',
         default_value='',
-        description='Share of visual tokens kept, for all cameras; above 0 to 1.',
+        description='Share of visual tokens kept, for all cameras, above 0 to 1; empty: as in the '
+        'parameter files.',
     ),
     DeclareLaunchArgument(
-        'encoder_backend', default_value='', description='Runtime of the vision encoder: torch.'
+        'encoder_backend',
+        default_value='',
+        description='Runtime of the vision encoder: torch; empty: as in the parameter files.',
     ),
     DeclareLaunchArgument(
         'use_sim_time',

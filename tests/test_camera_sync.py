@@ -225,6 +225,20 @@ def test_stamp_zero_falls_back_to_arrival_and_says_so():
     assert sync.counters.unstamped == 60
 
 
+def test_a_hold_up_of_the_process_drops_nothing_that_had_arrived_in_time():
+    sync, clock = make(TRIGGERED, deadline_ms=100.0)
+    sync.push('CAM_FRONT', START_NS, None, arrival_ns=0)
+    clock.now_ns = 400 * NS_PER_MS  # held up; the other frames came after 20 ms
+    assert sync.poll(delay_ns=380 * NS_PER_MS) == []
+    sets = [
+        sync.push(camera, START_NS, None, arrival_ns=20 * NS_PER_MS)
+        for camera in NUSCENES_CAMERAS[1:]
+    ]
+    assert sets[-1] is not None
+    assert sets[-1].closed_ns == clock.now_ns
+    assert sync.counters.dropped == 0
+
+
 def test_memory_stays_bounded_under_a_stream_that_never_completes():
     sync, clock = make(deadline_ms=10_000.0)
     payload_bytes = 100_000

@@ -161,13 +161,17 @@ class SweepSynchronizer:
         """The tolerance in force: the configured one, or less where the period demands it."""
         return min(self._tolerance_ns, self._period.max_tolerance_ns)
 
-    def push(self, camera: str, stamp_ns: int, payload: Any) -> FrameSet | None:
+    def push(
+        self, camera: str, stamp_ns: int, payload: Any, *, arrival_ns: int | None = None
+    ) -> FrameSet | None:
         """Take one frame; return a set that this frame completed or whose deadline has passed.
 
         Args:
             camera: One of the configured cameras.
             stamp_ns: Capture time, ROS time; 0 means unknown and is replaced by the arrival time.
             payload: The frame, kept as it is.
+            arrival_ns: When the frame reached this machine, on the steady clock; None means now.
+                Deadlines count by it, so a process that was held up does not drop what had come.
 
         Returns:
             A set, or None. Where more than one is ready, `poll` returns the others.
@@ -177,7 +181,7 @@ class SweepSynchronizer:
         """
         if camera not in self.offsets_ns:
             raise ConfigError(f'camera: got {camera!r}, allowed: {", ".join(self.cameras)}')
-        now_ns = self._clock_ns()
+        now_ns = self._clock_ns() if arrival_ns is None else arrival_ns
         self.counters.received[camera] += 1
         stamped = stamp_ns != 0
         if not stamped:
@@ -190,9 +194,13 @@ class SweepSynchronizer:
             self._place(CameraFrame(camera, stamp_ns, payload), now_ns, stamped=stamped)
         return self._ready.popleft() if self._ready else None
 
-    def poll(self) -> list[FrameSet]:
-        """Close the sets whose deadline has passed and return every set that is ready."""
-        self._close_expired(self._clock_ns())
+    def poll(self, *, delay_ns: int = 0) -> list[FrameSet]:
+        """Close the sets whose deadline has passed and return every set that is ready.
+
+        Args:
+            delay_ns: How long frames lie between their arrival and `push`; deadlines wait for it.
+        """
+        self._close_expired(self._clock_ns() - delay_ns)
         ready = list(self._ready)
         self._ready.clear()
         return ready
@@ -288,7 +296,7 @@ class SweepSynchronizer:
             missing=missing,
             epoch=sweep.epoch,
             first_arrival_ns=sweep.first_arrival_ns,
-            closed_ns=now_ns,
+            closed_ns=self._clock_ns(),
             stamped=sweep.stamped,
         )
 

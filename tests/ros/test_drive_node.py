@@ -51,6 +51,7 @@ def values_of(status) -> dict[str, str]:
 def call(node, service_type, name, request):
     client = node.create_client(service_type, name)
     assert client.wait_for_service(timeout_sec=10.0)
+    time.sleep(0.3)  # the server's side of the match may come later, and its reply be lost
     future = client.call_async(request)
     return wait_until(lambda: future.result() if future.done() else None, timeout_s=30.0)
 

@@ -62,6 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar='DIR',
         help='drivelm_sample.json and samples/ (default: ../shared/nuscenes_sample, if there)',
     )
+    parser.add_argument(
+        '--generated', action='store_true', help='use generated pictures in any case'
+    )
     parser.add_argument('--model', default=UNTRAINED_MODEL, help='checkpoint folder')
     parser.add_argument('--retention', type=float, default=0.1, help='per camera (default: 0.1)')
     parser.add_argument('--max-new-tokens', type=int, default=16, help='per answer (default: 16)')
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     _isolate()
     with tempfile.TemporaryDirectory(prefix='p2d-demo-') as folder:
         bag = Path(folder) / 'bag'
-        num_sweeps = _write_demo_bag(args.sample, bag)
+        num_sweeps = _write_demo_bag(args, bag)
         with _drive_node(args, Path(folder)) as node:
             watcher, played = _play_and_watch(bag, node, args.rate)
     return _report(args.out, watcher, num_sweeps, complete=played)
@@ -109,15 +112,15 @@ def _isolate() -> None:
     print(f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} (to look with rqt or ros2 topic echo)')
 
 
-def _write_demo_bag(sample: Path | None, bag: Path) -> int:
+def _write_demo_bag(args: argparse.Namespace, bag: Path) -> int:
     """Write the bag and return its number of sweeps."""
     default = Path(__file__).resolve().parents[4] / 'shared' / 'nuscenes_sample'
-    folder = sample or default
-    if (folder / 'drivelm_sample.json').is_file():
+    folder = args.sample or default
+    if (folder / 'drivelm_sample.json').is_file() and not args.generated:
         print('cameras: real nuScenes keyframes (CC BY-NC-SA 4.0, Motional)')
         images = read_drivelm_images(folder / 'drivelm_sample.json', folder)
     else:
-        print('cameras: generated pictures (no nuScenes sample beside the project)')
+        print('cameras: generated pictures')
         images = generate_images(GENERATED_SWEEPS, period_ms=GENERATED_PERIOD_MS)
     return write_bag(images, bag) // len(DriveConfig().cameras)
 

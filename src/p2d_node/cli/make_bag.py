@@ -12,6 +12,7 @@ from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.bags.records import BagImage
 from p2d_node.bags.writing import ENCODINGS, STORAGES, write_bag
 from p2d_node.errors import ConfigError
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 EXAMPLE = """example:
@@ -58,7 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the bag and say what is in it."""
     columns = (SpinnerColumn(), TextColumn('{task.completed} images'), TimeElapsedColumn())
-    with Progress(*columns, transient=True, disable=args.json) as progress:
+    console = Console(stderr=True)
+    silent = args.json or not console.is_terminal
+    with Progress(*columns, transient=True, console=console, disable=silent) as progress:
         task = progress.add_task('write', total=None)
 
         def counted() -> Iterator[BagImage]:

@@ -26,7 +26,10 @@ MESSAGE_TYPES = {
 RATE_WINDOW_S = 5.0
 """Time over which the rate of a camera is counted."""
 
-OnFrame = Callable[[str, int, Any], None]
+MAX_LAG_NS = 10_000_000_000
+"""A frame cannot have waited longer for us; more is a jump of the system clock."""
+
+OnFrame = Callable[[str, int, int, Any], None]
 
 
 class CameraSubscription:
@@ -52,7 +55,8 @@ class CameraSubscription:
             node: The node that subscribes.
             name: The camera's name.
             config: Topic and transport.
-            on_frame: Gets name, stamp (ROS time, nanoseconds) and message of every frame.
+            on_frame: Gets name, stamp (ROS time, nanoseconds), arrival on this machine (steady
+                clock, nanoseconds) and message of every frame.
             callback_group: Where `on_frame` is called.
         """
         self.name = name
@@ -102,14 +106,14 @@ class CameraSubscription:
         span_ns = stamp_span_ns if stamp_span_ns > 0 else arrival_span_ns
         return (len(recent) - 1) / (span_ns / 1e9) if span_ns > 0 else 0.0
 
-    def _receive(self, message: Any) -> None:
-        arrival_ns = time.monotonic_ns()
+    def _receive(self, message: Any, info: Any) -> None:
+        arrival_ns = time.monotonic_ns() - _lag_ns(info)
         stamp_ns = to_nanoseconds(message.header.stamp)
         self.num_received += 1
         self.frame_id = message.header.frame_id
         self.last_arrival_ns = arrival_ns
         self._stamps.append((arrival_ns, stamp_ns))
-        self._on_frame(self.name, stamp_ns, message)
+        self._on_frame(self.name, stamp_ns, arrival_ns, message)
 
     def wrong_type(self) -> str:
         """Return the type that publishers use if it is not the subscribed one, else nothing."""
@@ -142,3 +146,10 @@ class CameraSubscription:
             qos,
             callback_group=self._callback_group,
         )
+
+
+def _lag_ns(info: Any) -> int:
+    """Return how long ago DDS received a message; 0 where it does not say."""
+    received_ns = int(info['received_timestamp'])
+    lag_ns = time.time_ns() - received_ns if received_ns > 0 else 0
+    return lag_ns if 0 <= lag_ns <= MAX_LAG_NS else 0

@@ -11,7 +11,9 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 import os
+import signal
 import sys
+import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -44,6 +46,9 @@ NUM_EXECUTOR_THREADS = 4
 
 POLL_PERIOD_S = 0.02
 """How often sweeps are checked against their deadline when no frame comes."""
+
+MAX_POLL_GAP_NS = 100_000_000
+"""A longer gap between two polls means that this process was held up."""
 
 DIAGNOSTICS_PERIOD_S = 1.0
 DEFAULT_ASK_TIMEOUT_S = 10.0
@@ -92,6 +97,8 @@ class DriveNode(LifecycleNode):
         self._sync: SweepSynchronizer | None = None
         self._active: _Active | None = None
         self._reported = (0, 0)
+        self._lag_ns = 0
+        self._polled_ns = 0
         self._interfaces: list[Any] = []
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, self._health)
@@ -219,12 +226,13 @@ class DriveNode(LifecycleNode):
 
     # Frames in
 
-    def _on_frame(self, camera: str, stamp_ns: int, message: Any) -> None:
+    def _on_frame(self, camera: str, stamp_ns: int, arrival_ns: int, message: Any) -> None:
         active, sync = self._active, self._sync
         if active is None or sync is None:
             return
         resets, unstamped = sync.counters.reset, sync.counters.unstamped
-        frame_set = sync.push(camera, stamp_ns, message)
+        self._lag_ns = time.monotonic_ns() - arrival_ns
+        frame_set = sync.push(camera, stamp_ns, message, arrival_ns=arrival_ns)
         if frame_set is not None:
             active.worker.submit(frame_set)
         if sync.counters.reset > resets:
@@ -237,9 +245,11 @@ class DriveNode(LifecycleNode):
 
     def _poll_synchronizer(self) -> None:
         active, sync = self._active, self._sync
-        if active is None or sync is None:
+        previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()
+        if active is None or sync is None or self._polled_ns - previous_ns > MAX_POLL_GAP_NS:
+            # After a hold-up frames may still lie in DDS: take them first.
             return
-        for frame_set in sync.poll():
+        for frame_set in sync.poll(delay_ns=self._lag_ns):
             active.worker.submit(frame_set)
 
     # Answers out
@@ -381,6 +391,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
+        # The second Ctrl-C of an impatient user must not break off the orderly end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         ended = node.stop_working() if node is not None else True
         executor.shutdown(timeout_sec=0.2)
         if node is not None:

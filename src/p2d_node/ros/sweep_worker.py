@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+import os
 import threading
 import time
 
@@ -19,6 +20,9 @@ from p2d_node.records import DrivingAnswer, FrameSet
 
 MAX_PENDING_QUESTIONS = 16
 """Questions that may wait for the next sweep; one more is refused."""
+
+WORKER_NICENESS = 5
+"""Frames are received first: where cores are few, a busy model must not make sweeps incomplete."""
 
 LATENCY_WINDOW = 120
 """Sweeps over which latency is summarised: ten seconds at 12 Hz."""
@@ -134,6 +138,8 @@ class SweepWorker:
             self._pending = deque(p for p in self._pending if p.answer is not answer)
 
     def _run(self) -> None:
+        # On Linux niceness belongs to the thread; the threads it starts inherit it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
         while not self._stopping.is_set():
             with self._condition:
                 self._condition.wait_for(lambda: self._slot is not None or self._stopping.is_set())

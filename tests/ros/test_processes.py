@@ -1,0 +1,157 @@
+"""The node, the replay and the demo as processes, as a user starts and stops them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from camera_rig import CameraRig, wait_until
+import cv2
+from p2d_node.bags.generated import generate_images
+from p2d_node.bags.writing import write_bag
+from p2d_node.ros.answer_watcher import AnswerWatcher
+from p2d_node.ros.conversions import to_nanoseconds
+import pytest
+import yaml
+
+P2D = [sys.executable, '-m', 'p2d_node.cli.main']
+DRIVE = [sys.executable, '-m', 'p2d_node.ros.drive_node']
+
+
+@contextmanager
+def running(*command: str, log: Path) -> Iterator[subprocess.Popen]:
+    with log.open('w') as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(10)
+
+
+@pytest.fixture
+def parameters(tiny_checkpoint, tmp_path) -> str:
+    """A parameter file for a quick node."""
+    values = {
+        'model': str(tiny_checkpoint),
+        'max_new_tokens': 4,
+        'questions': ['Is there a car?'],
+        'sync': {'deadline_ms': 1000.0},
+    }
+    path = tmp_path / 'quick.yaml'
+    path.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}))
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('busy', [False, True])
+def test_ctrl_c_ends_the_node_within_two_seconds(node, parameters, tmp_path, busy):
+    command = [*DRIVE, '--ros-args', '--params-file', parameters]
+    command += ['-p', 'max_new_tokens:=4000'] if busy else []
+    rig = CameraRig(node)
+    with running(*command, log=tmp_path / 'log') as process:
+        wait_until(lambda: rig.heard, 60.0)
+        if busy:
+            rig.publish_sweep()
+            time.sleep(1.0)
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert time.monotonic() - start_s < 2.0
+    assert 'Traceback' not in (tmp_path / 'log').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (['model:=/nowhere'], "model: got '/nowhere', which is not a folder"),
+        (['retention_ratio.CAM_FRONT:=0.0'], 'retention_ratio.CAM_FRONT: got 0.0, allowed'),
+        (['retention_ratio.CAM_BACK:=1.5'], 'retention_ratio.CAM_BACK: got 1.5, allowed'),
+    ],
+)
+def test_a_node_that_cannot_start_says_why_in_one_line(ros_domain, arguments, reason):
+    options = [item for argument in arguments for item in ('-p', argument)]
+    result = subprocess.run(
+        [*DRIVE, '--ros-args', *options], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert reason in line
+
+
+@pytest.mark.slow
+def test_replay_brings_every_sweep_of_a_looping_bag_to_the_node(node, parameters, tmp_path):
+    bag = tmp_path / 'bag'
+    images = list(generate_images(4, period_ms=700.0, height=90, width=160))
+    write_bag(images, bag)
+    watcher = AnswerWatcher(node)
+    with running(*DRIVE, '--ros-args', '--params-file', parameters, log=tmp_path / 'log'):
+        options = ['--loop', '--clock', '--duration', '7', '--wait', '60', '--json']
+        result = subprocess.run(
+            [*P2D, 'replay', '--bag', str(bag), *options],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        published = json.loads(result.stdout)['messages']
+        stamps = [i.stamp_ns for i in images if i.camera == 'CAM_FRONT']
+        wait_until(lambda: len(watcher.answers) >= published // 12)
+    answered = [to_nanoseconds(answer.header.stamp) for answer in watcher.answers]
+    assert len(answered) >= 2 * len(stamps)
+    assert answered == [stamps[i % len(stamps)] for i in range(len(answered))]
+
+
+def processes_of(command: str) -> list[str]:
+    found = []
+    for folder in Path('/proc').glob('[0-9]*'):
+        try:
+            line = (folder / 'cmdline').read_bytes().replace(b'\0', b' ').decode()
+            environment = (folder / 'environ').read_bytes()
+        except OSError:
+            continue
+        domain = f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]}\0'.encode()
+        if command in line and domain in environment:
+            found.append(line)
+    return found
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_answers_picture_and_plot_and_no_process(ros_domain, tmp_path):
+    out = tmp_path / 'out'
+    result = subprocess.run(
+        [*P2D, 'demo', '--rate', '3', '--max-new-tokens', '4', '--out', str(out)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr + (out / 'node.log').read_text()
+    assert 'The model is untrained' in result.stdout
+    answers = [json.loads(line) for line in (out / 'answers.jsonl').read_text().splitlines()]
+    assert len({answer['header']['stamp']['sec'] for answer in answers}) >= 5
+    assert all('untrained' in answer['model'] for answer in answers)
+    picture = cv2.imread(str(out / 'kept_tokens.png'))
+    assert picture.shape[1] == 1440
+    assert picture.std() > 10
+    assert (out / 'latency.png').stat().st_size > 5000
+    assert processes_of('drive_node') == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('after_s', [0.5, 3.0, 7.0])
+@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_broken_off_leaves_no_process(ros_domain, tmp_path, after_s, sign):
+    command = [*P2D, 'demo', '--out', str(tmp_path / 'out')]
+    with running(*command, log=tmp_path / 'log') as process:
+        time.sleep(after_s)
+        process.send_signal(sign)
+        process.wait(15)
+        wait_until(lambda: processes_of('drive_node') == [], 5.0)
+    assert process.returncode != 0

@@ -1,0 +1,244 @@
+import json
+from pathlib import Path
+import shutil
+
+import cv2
+import numpy as np
+from p2d_node.bags.drivelm import read_drivelm_images
+from p2d_node.bags.generated import generate_images
+from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
+from p2d_node.bags.reading import BagReader
+from p2d_node.bags.records import BagImage
+from p2d_node.bags.writing import write_bag
+from p2d_node.errors import ConfigError
+from p2d_node.records import NUSCENES_CAMERAS
+import pytest
+from rosbags.highlevel import AnyReader
+from rosbags.typesys import get_typestore, Stores
+from sweeps import picture
+
+FIRST_US = 1_533_280_036_154_844
+INTRINSIC = [[1266.4, 0.0, 816.3], [0.0, 1266.4, 491.5], [0.0, 0.0, 1.0]]
+
+
+def image_name(camera: str, stamp_us: int) -> str:
+    return f'samples/{camera}/n015__{camera}__{stamp_us}.jpg'
+
+
+def write_image(root: Path, name: str, seed: int) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), picture(seed))
+
+
+@pytest.fixture
+def drivelm(tmp_path) -> Path:
+    """A DriveLM file of one scene with three keyframes, in shuffled order, and its images."""
+    frames = {}
+    for index in (2, 0, 1):
+        paths = {}
+        for number, camera in enumerate(NUSCENES_CAMERAS):
+            name = image_name(camera, FIRST_US + index * 500_000 + number * 7_000)
+            write_image(tmp_path, name, index * 10 + number)
+            paths[camera] = f'../nuscenes/{name}'
+        frames[f'frame{index}'] = {'QA': {}, 'key_object_infos': {}, 'image_paths': paths}
+    scenes = {'scene': {'scene_description': '', 'key_frames': frames}}
+    (tmp_path / 'drivelm.json').write_text(json.dumps(scenes))
+    return tmp_path
+
+
+@pytest.fixture
+def nuscenes(tmp_path) -> Path:
+    """A nuScenes data set with two scenes of two samples, sweeps between them, and a lidar."""
+    tables = {
+        'scene': [{'token': f's{i}', 'name': f'scene-000{i}'} for i in range(2)],
+        'sample': [
+            {'token': f's{i}k{k}', 'scene_token': f's{i}'} for i in range(2) for k in range(2)
+        ],
+        'sensor': [{'token': c, 'channel': c} for c in (*NUSCENES_CAMERAS, 'LIDAR_TOP')],
+        'calibrated_sensor': [
+            {
+                'token': f'cal-{c}',
+                'sensor_token': c,
+                'camera_intrinsic': [] if c == 'LIDAR_TOP' else INTRINSIC,
+            }
+            for c in (*NUSCENES_CAMERAS, 'LIDAR_TOP')
+        ],
+        'sample_data': [],
+    }
+    for sample in tables['sample']:
+        scene, keyframe = int(sample['token'][1]), int(sample['token'][3])
+        for sweep in range(2):
+            start_us = FIRST_US + scene * 10**7 + keyframe * 10**6 + sweep * 83_000
+            for number, camera in enumerate((*NUSCENES_CAMERAS, 'LIDAR_TOP')):
+                stamp_us = start_us + number * 7_000
+                name = image_name(camera, stamp_us)
+                if camera != 'LIDAR_TOP':
+                    write_image(tmp_path, name, number)
+                tables['sample_data'].append(
+                    {
+                        'filename': name,
+                        'timestamp': stamp_us,
+                        'is_key_frame': sweep == 0,
+                        'sample_token': sample['token'],
+                        'calibrated_sensor_token': f'cal-{camera}',
+                    }
+                )
+    (tmp_path / 'v1.0-mini').mkdir()
+    for name, rows in tables.items():
+        (tmp_path / 'v1.0-mini' / f'{name}.json').write_text(json.dumps(rows))
+    return tmp_path
+
+
+def read_back(bag: Path) -> dict[str, list]:
+    messages = {}
+    with AnyReader([bag], default_typestore=get_typestore(Stores.ROS2_HUMBLE)) as reader:
+        for connection, log_time, data in reader.messages():
+            message = reader.deserialize(data, connection.msgtype)
+            messages.setdefault(connection.topic, []).append((log_time, message))
+    return messages
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_a_drivelm_bag_holds_the_files_bytes_at_their_capture_stamps(drivelm, tmp_path, storage):
+    bag = tmp_path / 'bag'
+    images = read_drivelm_images(drivelm / 'drivelm.json', drivelm)
+    assert write_bag(images, bag, storage=storage) == 18
+    messages = read_back(bag)
+    assert len(messages) == 12
+    for number, camera in enumerate(NUSCENES_CAMERAS):
+        for index, (log_time, message) in enumerate(messages[f'/{camera}/image_rect_compressed']):
+            stamp_us = FIRST_US + index * 500_000 + number * 7_000
+            stamp = message.header.stamp
+            assert log_time == stamp.sec * 10**9 + stamp.nanosec == stamp_us * 1000
+            assert message.header.frame_id == camera
+            assert message.format == 'jpeg'
+            file = drivelm / image_name(camera, stamp_us)
+            assert message.data.tobytes() == file.read_bytes()
+        _, info = messages[f'/{camera}/camera_info'][0]
+        assert (info.height, info.width) == (90, 160)
+        assert not info.k.any()  # uncalibrated: DriveLM has no intrinsics
+
+
+def test_a_flat_drivelm_file_is_read_as_well(drivelm, tmp_path):
+    data = json.loads((drivelm / 'drivelm.json').read_text())
+    frames = data['scene']['key_frames'].values()
+    flat = [
+        {'id': 'a', 'image': list(f['image_paths'].values()), 'conversations': []} for f in frames
+    ]
+    (drivelm / 'flat.json').write_text(json.dumps(flat + flat))
+    images = list(read_drivelm_images(drivelm / 'flat.json', drivelm))
+    assert len(images) == 18
+    assert [i.stamp_ns for i in images] == sorted(i.stamp_ns for i in images)
+
+
+def test_a_nuscenes_bag_holds_cameras_with_intrinsics_and_no_lidar(nuscenes, tmp_path):
+    images = read_nuscenes_images(nuscenes, NuscenesSelection())
+    assert write_bag(images, tmp_path / 'bag') == 2 * 2 * 2 * 6
+    messages = read_back(tmp_path / 'bag')
+    assert set(messages) == {
+        f'/{c}/{kind}'
+        for c in NUSCENES_CAMERAS
+        for kind in ('image_rect_compressed', 'camera_info')
+    }
+    info = messages['/CAM_BACK/camera_info'][0][1]
+    np.testing.assert_array_equal(info.k.reshape(3, 3), INTRINSIC)
+    np.testing.assert_array_equal(info.p.reshape(3, 4)[:, :3], INTRINSIC)
+
+
+@pytest.mark.parametrize(
+    ('selection', 'count'),
+    [
+        (NuscenesSelection(scene='scene-0001'), 24),
+        (NuscenesSelection(keyframes_only=True), 24),
+        (NuscenesSelection(version='v1.0-mini', scene='scene-0000', keyframes_only=True), 12),
+    ],
+)
+def test_part_of_nuscenes_can_be_chosen(nuscenes, selection, count):
+    assert len(list(read_nuscenes_images(nuscenes, selection))) == count
+
+
+def test_a_raw_bag_holds_the_decoded_pixels(drivelm, tmp_path):
+    write_bag(
+        read_drivelm_images(drivelm / 'drivelm.json', drivelm), tmp_path / 'bag', encoding='bgr8'
+    )
+    _, message = read_back(tmp_path / 'bag')['/CAM_FRONT/image_rect'][0]
+    expected = cv2.imread(str(drivelm / image_name('CAM_FRONT', FIRST_US)))
+    assert (message.encoding, message.step) == ('bgr8', 480)
+    np.testing.assert_array_equal(message.data.reshape(90, 160, 3), expected)
+
+
+def test_bags_are_read_as_they_were_written(tmp_path):
+    images = list(generate_images(3, height=90, width=160))
+    write_bag(images, tmp_path / 'bag')
+    with BagReader(tmp_path / 'bag') as bag:
+        assert bag.start_ns == images[0].stamp_ns
+        assert bag.duration_ns == images[-1].stamp_ns - images[0].stamp_ns + 1
+        assert bag.topics['/CAM_FRONT/camera_info'] == 'sensor_msgs/msg/CameraInfo'
+        times = [message.log_time_ns for message in bag.messages()]
+    assert len(times) == 2 * 18
+    assert times == sorted(times)
+
+
+def test_the_real_sample_makes_a_bag_of_five_keyframes(nuscenes_sample, tmp_path):
+    json_path = nuscenes_sample / 'drivelm_sample.json'
+    assert write_bag(read_drivelm_images(json_path, nuscenes_sample), tmp_path / 'bag') == 30
+    info = read_back(tmp_path / 'bag')['/CAM_FRONT/camera_info'][0][1]
+    assert (info.height, info.width) == (900, 1600)
+
+
+def broken_images():
+    yield BagImage(camera='CAM_FRONT', stamp_ns=1, jpeg=b'x', height=1, width=1)
+    raise ConfigError('the source broke')
+
+
+def test_a_bag_that_fails_half_way_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ConfigError, match='the source broke'):
+        write_bag(broken_images(), tmp_path / 'bag')
+    with pytest.raises(ConfigError, match='there are no images'):
+        write_bag([], tmp_path / 'bag')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bag_is_not_overwritten(tmp_path):
+    (tmp_path / 'bag').mkdir()
+    with pytest.raises(ConfigError, match='exists already'):
+        write_bag(generate_images(1), tmp_path / 'bag')
+
+
+def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
+    with pytest.raises(ConfigError, match=r'nothing\.json: cannot be read'):
+        list(read_drivelm_images(tmp_path / 'nothing.json', drivelm))
+    (tmp_path / 'bad.json').write_text('{"scene": 3}')
+    with pytest.raises(ConfigError, match='not DriveLM data'):
+        list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
+    (tmp_path / 'bad.json').write_text('')
+    with pytest.raises(ConfigError, match='not valid JSON'):
+        list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
+    (tmp_path / 'bad.json').write_text(json.dumps([{'image': ['samples/../../etc/x.jpg']}]))
+    with pytest.raises(ConfigError, match='not a nuScenes image name'):
+        list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
+    with pytest.raises(ConfigError, match=r"got 'scene-9', allowed: scene-0000, scene-0001"):
+        list(read_nuscenes_images(nuscenes, NuscenesSelection(scene='scene-9')))
+    with pytest.raises(ConfigError, match='got 0 versions'):
+        list(read_nuscenes_images(tmp_path / 'samples', NuscenesSelection()))
+    (drivelm / image_name('CAM_BACK', FIRST_US + 3 * 7_000)).unlink()
+    with pytest.raises(ConfigError, match='there is no such image'):
+        list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
+
+
+def test_bags_that_are_missing_or_damaged_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--bag: got '.*nowhere', which does not exist"):
+        BagReader(tmp_path / 'nowhere')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ConfigError, match='not a readable rosbag2'):
+        BagReader(tmp_path / 'empty')
+    write_bag(generate_images(2, height=90, width=160), tmp_path / 'bag')
+    shutil.copytree(tmp_path / 'bag', tmp_path / 'cut')
+    file = next((tmp_path / 'cut').glob('*.mcap'))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with (
+        pytest.raises(ConfigError, match=r'not a readable|damaged'),
+        BagReader(tmp_path / 'cut') as bag,
+    ):
+        list(bag.messages())
