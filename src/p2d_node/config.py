@@ -227,7 +227,10 @@ class DriveConfig:
         default_factory=lambda: dict.fromkeys(NUSCENES_CAMERAS, DEFAULT_RETENTION_RATIO)
     )
     selector: str = option(
-        'tfps', 'How the kept tokens are chosen.', choices=('tfps',), runtime=True
+        'tfps',
+        'How the kept tokens are chosen.',
+        choices=('tfps', 'random', 'grid', 'divprune'),
+        runtime=True,
     )
     prune_layer: int = option(
         0,

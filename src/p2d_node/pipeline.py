@@ -34,8 +34,7 @@ from p2d_node.language_model.untrained import write_untrained_checkpoint
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import CameraFrame, DecodedFrame, DrivingAnswer, FrameSet, StageTimes
-from p2d_node.token_selection import num_keep_from_retention
-from p2d_node.token_selection.factory import make_selector
+from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_node.vision_encoder.base import VisionEncoder
 from p2d_node.vision_encoder.factory import make_vision_encoder
 import torch
@@ -190,7 +189,7 @@ class DrivingPipeline:
                 num_keep_from_retention(visual_tokens.shape[1], config.retention_ratio_of(camera))
                 for camera in frame_set.frames
             ]
-            keep_indices = make_selector(config.selector).select(visual_tokens, num_keep)
+            keep_indices = select_tokens(visual_tokens, num_keep, config.selector)
         return _Sweep(
             frame_set=frame_set,
             config=config,

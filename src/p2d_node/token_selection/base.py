@@ -9,6 +9,12 @@ from p2d_node.errors import ConfigError, InferenceError
 import torch
 from torch import Tensor
 
+ZERO_NORM = 2.0**-50
+"""A token no longer than this counts as a zero vector: its direction means nothing."""
+
+LARGEST_NORM = 2.0**60
+"""A token longer than this, or with a NaN or an infinity in it, is not a usable feature."""
+
 
 class TokenSelector(Protocol):
     """Chooses per view which visual tokens are kept."""
@@ -57,3 +63,51 @@ def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> Non
     for view, count in enumerate(num_keep):
         if not 1 <= count <= num_tokens:
             raise InferenceError(f'num_keep[{view}]: got {count}, allowed: 1 to {num_tokens}')
+
+
+def inverse_norms(visual_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what scales each token to length one, and which tokens are usable at all.
+
+    Args:
+        visual_tokens: Float [views, tokens, hidden], any device; no host synchronisation.
+
+    Returns:
+        1 / norm, float32 [views, tokens], 0 for zero vectors and unusable tokens; and bool
+        [views, tokens], False where a token holds NaN or infinity or is longer than
+        `LARGEST_NORM`.
+    """
+    if visual_tokens.dtype == torch.float64:
+        visual_tokens = visual_tokens.float()
+    norm = torch.linalg.vector_norm(visual_tokens, dim=-1, dtype=torch.float32)
+    usable = norm <= LARGEST_NORM
+    return torch.where(usable & (norm > ZERO_NORM), norm.reciprocal(), 0.0), usable
+
+
+def require_usable(usable: Tensor) -> None:
+    """Raise where a token is not usable; copies one flag to the host.
+
+    Args:
+        usable: Bool [views, tokens], from `inverse_norms`.
+
+    Raises:
+        InferenceError: Names the first such token.
+    """
+    if bool(usable.all()):
+        return
+    view, token = (~usable).nonzero()[0].tolist()
+    raise InferenceError(
+        f'visual_tokens[{view}, {token}]: got NaN, infinity or a norm above {LARGEST_NORM:.0e}, '
+        'allowed: finite features; check the vision encoder and its precision'
+    )
+
+
+def require_finite(visual_tokens: Tensor) -> None:
+    """Raise `InferenceError` where a token holds NaN or infinity.
+
+    On a CPU the selectors that look at features do this by themselves. On a GPU it costs one
+    host synchronisation, so they leave it to whoever wants it.
+
+    Args:
+        visual_tokens: Float [views, tokens, hidden], any device.
+    """
+    require_usable(inverse_norms(visual_tokens)[1])

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+import threading
 
 from p2d_node.errors import ConfigError
 from p2d_node.token_selection.base import TokenSelector
+from p2d_node.token_selection.divprune import DivPruneSelector
+from p2d_node.token_selection.grid import GridSelector
+from p2d_node.token_selection.random_ import RandomSelector
 from p2d_node.token_selection.tfps import TfpsSelector
 from torch import Tensor
 
-SELECTORS: dict[str, Callable[[], TokenSelector]] = {'tfps': TfpsSelector}
+SELECTORS: dict[str, Callable[[], TokenSelector]] = {
+    'tfps': TfpsSelector,
+    'random': RandomSelector,
+    'grid': GridSelector,
+    'divprune': DivPruneSelector,
+}
+
+UNAVAILABLE = {
+    'fastv': 'it ranks tokens by attention inside the language model, and selection runs before '
+    'that, where there is no attention',
+}
+"""Methods that readers of the papers look for, and why they are not here."""
 
 
 def make_selector(method: str) -> TokenSelector:
-    """Return the selector called `method`; raises `ConfigError` where there is none."""
+    """Return a new selector called `method`; raises `ConfigError` where there is none.
+
+    Keep it for sweep after sweep and use it from one thread: on GPUs without Triton it holds CUDA
+    graphs between calls, and a new one would capture them again.
+    """
+    allowed = ', '.join(SELECTORS)
+    if method in UNAVAILABLE:
+        raise ConfigError(
+            f'selector: got {method!r}, which is not available: {UNAVAILABLE[method]}; '
+            f'allowed: {allowed}'
+        )
     if method not in SELECTORS:
-        raise ConfigError(f'selector: got {method!r}, allowed: {", ".join(SELECTORS)}')
+        raise ConfigError(f'selector: got {method!r}, allowed: {allowed}')
     return SELECTORS[method]()
 
 
 def select_tokens(
     visual_tokens: Tensor, num_keep: Sequence[int], method: str = 'tfps'
 ) -> list[Tensor]:
-    """Choose which visual tokens of each view are kept.
+    """Choose which visual tokens of each view are kept; from any thread.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
@@ -34,6 +60,12 @@ def select_tokens(
 
     Raises:
         ConfigError: No such method.
-        InferenceError: Shapes or counts that do not fit.
+        InferenceError: Shapes or counts that do not fit; on a CPU also NaN or infinite tokens.
     """
-    return make_selector(method).select(visual_tokens, num_keep)
+    return _selector_of_thread(method, threading.get_ident()).select(visual_tokens, num_keep)
+
+
+@lru_cache(maxsize=32)
+def _selector_of_thread(method: str, thread: int) -> TokenSelector:
+    """Return this thread's selector, so that what it captured for a GPU is used again."""
+    return make_selector(method)

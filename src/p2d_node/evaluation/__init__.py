@@ -1,0 +1,1 @@
+"""Measuring what the pipeline does: its time and what it keeps."""

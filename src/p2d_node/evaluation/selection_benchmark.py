@@ -1,0 +1,252 @@
+"""Time of token selection per sweep beside the published per-token loop, in the same run.
+
+Shapes and retention ratios come in, a report of plain numbers goes out, ready for JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+import os
+from pathlib import Path
+import platform
+import statistics
+import time
+from typing import Any
+
+from p2d_node.errors import ConfigError
+from p2d_node.token_selection import make_selector, num_keep_from_retention
+import torch
+from torch import Tensor
+
+BASELINE = 'per-token loop'
+
+NUM_VIEWS = 6
+NUM_TOKENS = (256, 729, 1024)
+"""Tokens per view of InternVL at 448 px, of SigLIP at 384 px, and of a 32 x 32 grid."""
+HIDDEN = (1024, 1152, 4096)
+"""Widths of InternViT-300M, of SigLIP-so400m and of an 8B language model."""
+RETENTION_RATIOS = (0.05, 0.10, 0.25, 0.50)
+
+STEADY = 1.5
+"""A 95th percentile above this many medians means that something else used the machine."""
+
+MAX_ATTEMPTS = 4
+"""How often an unsteady case is measured before its figures are taken as they are."""
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionBenchmark:
+    """What is measured: every number of tokens with every width and every retention ratio."""
+
+    num_views: int = NUM_VIEWS
+    num_tokens: Sequence[int] = NUM_TOKENS
+    hidden: Sequence[int] = HIDDEN
+    retention_ratios: Sequence[float] = RETENTION_RATIOS
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    warm_up: int = 2
+    repeats: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        sizes = [self.num_views, *self.num_tokens, *self.hidden]
+        if min(sizes) < 1:
+            raise ConfigError(f'benchmark: got a size of {min(sizes)}, allowed: 1 or more')
+        if self.repeats < 1 or self.warm_up < 0:
+            raise ConfigError(
+                f'benchmark: got {self.repeats} repeats after {self.warm_up} for warming up, '
+                'allowed: 1 or more after 0 or more'
+            )
+        if self.dtype not in DTYPES:
+            raise ConfigError(f'dtype: got {self.dtype!r}, allowed: {", ".join(DTYPES)}')
+        if self.device.startswith('cuda') and not torch.cuda.is_available():
+            raise ConfigError(f'device: got {self.device!r}, but torch sees no GPU; allowed: cpu')
+
+    @property
+    def num_cases(self) -> int:
+        """Number of rows in the report."""
+        return len(self.num_tokens) * len(self.hidden) * len(self.retention_ratios)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionTiming:
+    """One row: milliseconds per sweep of T-FPS and of the baseline, measured in turns.
+
+    `steady` is False where even the last of `attempts` was disturbed; see `STEADY`.
+    """
+
+    num_views: int
+    num_tokens: int
+    hidden: int
+    retention_ratio: float
+    num_keep: int
+    tfps_median_ms: float
+    tfps_p95_ms: float
+    baseline_median_ms: float
+    baseline_p95_ms: float
+    speedup: float
+    same_picks: float
+    attempts: int
+    steady: bool
+
+
+def per_token_loop(visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
+    """Run T-FPS as published: view by view, pick by pick.
+
+    Every pick takes the minimum over the distances to all tokens picked so far, and its index is
+    copied to the host before the next pick. Distances are float32, as in ours.
+
+    Args:
+        visual_tokens: Float [views, tokens, hidden], any device.
+        num_keep: Per view how many tokens stay, each in [1, tokens].
+
+    Returns:
+        Per view the kept indices, int64, ascending.
+    """
+    return [_loop_view(view, count) for view, count in zip(visual_tokens, num_keep, strict=True)]
+
+
+def _loop_view(tokens: Tensor, num_keep: int) -> Tensor:
+    unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
+    distance = 1.0 - unit @ unit.T
+    distance.fill_diagonal_(torch.inf)
+    picks = [int(distance.amin(dim=1).argmax().item())]
+    while len(picks) < num_keep:
+        to_picks = distance[picks].amin(dim=0)
+        to_picks[picks] = -torch.inf
+        picks.append(int(to_picks.argmax().item()))
+    return torch.tensor(sorted(picks), device=tokens.device)
+
+
+def run_selection_benchmark(plan: SelectionBenchmark) -> Iterator[SelectionTiming]:
+    """Measure case after case.
+
+    Args:
+        plan: What to measure.
+
+    Yields:
+        One row per case.
+    """
+    for num_tokens in plan.num_tokens:
+        for hidden in plan.hidden:
+            generator = torch.Generator().manual_seed(0)
+            tokens = torch.randn(plan.num_views, num_tokens, hidden, generator=generator)
+            tokens = tokens.to(plan.device, DTYPES[plan.dtype])
+            for retention_ratio in plan.retention_ratios:
+                yield _measure_steadily(plan, tokens, retention_ratio)
+
+
+def _measure_steadily(
+    plan: SelectionBenchmark, tokens: Tensor, retention_ratio: float
+) -> SelectionTiming:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        timing = replace(_measure(plan, tokens, retention_ratio), attempts=attempt)
+        if timing.steady:
+            break
+    return timing
+
+
+def _measure(plan: SelectionBenchmark, tokens: Tensor, retention_ratio: float) -> SelectionTiming:
+    num_views, num_tokens, hidden = tokens.shape
+    count = num_keep_from_retention(num_tokens, retention_ratio)
+    num_keep = [count] * num_views
+    selector = make_selector('tfps')
+    ours, theirs = selector.select(tokens, num_keep), per_token_loop(tokens, num_keep)
+    same = sum(int(torch.isin(a, b).sum()) for a, b in zip(ours, theirs, strict=True))
+    tfps_ms, baseline_ms = _times_in_turns(
+        (
+            lambda: selector.select(tokens, num_keep),
+            lambda: per_token_loop(tokens, num_keep),
+        ),
+        plan,
+        tokens.device,
+    )
+    spread = max(percentile(t, 0.95) / statistics.median(t) for t in (tfps_ms, baseline_ms))
+    return SelectionTiming(
+        num_views=num_views,
+        num_tokens=num_tokens,
+        hidden=hidden,
+        retention_ratio=retention_ratio,
+        num_keep=count,
+        tfps_median_ms=statistics.median(tfps_ms),
+        tfps_p95_ms=percentile(tfps_ms, 0.95),
+        baseline_median_ms=statistics.median(baseline_ms),
+        baseline_p95_ms=percentile(baseline_ms, 0.95),
+        speedup=statistics.median(baseline_ms) / statistics.median(tfps_ms),
+        same_picks=same / (count * num_views),
+        attempts=1,
+        steady=spread <= STEADY,
+    )
+
+
+def _times_in_turns(
+    contenders: Sequence[Callable[[], Any]], plan: SelectionBenchmark, device: torch.device
+) -> list[list[float]]:
+    """Time the contenders alternately, so that a disturbance meets both; milliseconds."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for turn in range(plan.warm_up + plan.repeats):
+        for function, own_times in zip(contenders, times, strict=True):
+            _synchronize(device)
+            started = time.perf_counter_ns()
+            function()
+            _synchronize(device)
+            if turn >= plan.warm_up:
+                own_times.append((time.perf_counter_ns() - started) / 1e6)
+    return times
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least `share` of the values do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+
+
+def benchmark_report(
+    plan: SelectionBenchmark, timings: Sequence[SelectionTiming]
+) -> dict[str, Any]:
+    """Return everything that a reader of the figures needs, ready for JSON."""
+    return {
+        'benchmark': 'token selection, milliseconds per sweep',
+        'baseline': BASELINE,
+        'input': 'independent normal features, seed 0',
+        **describe_machine(plan.device),
+        'dtype': plan.dtype,
+        'warm_up': plan.warm_up,
+        'repeats': plan.repeats,
+        'cases': [asdict(timing) for timing in timings],
+    }
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Return the names and versions that figures depend on.
+
+    Args:
+        device: The torch device that was measured.
+    """
+    on_gpu = device.startswith('cuda')
+    return {
+        'device': torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        'cpu': processor_name(),
+        'cpu_cores': os.cpu_count(),
+        'torch': torch.__version__,
+        'torch_threads': torch.get_num_threads(),
+        'python': platform.python_version(),
+    }
+
+
+def processor_name() -> str:
+    """Return what Linux calls the processor, else its architecture."""
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    return platform.machine()
