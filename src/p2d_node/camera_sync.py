@@ -28,9 +28,6 @@ MAX_OPEN_SWEEPS = 8
 CLOSED_SWEEPS_REMEMBERED = 32
 """How many closed sweeps are kept (times only) to tell late frames from new ones."""
 
-CLOSED_RETENTION_DEADLINES = 2.0
-"""A closed sweep is forgotten after this many deadlines, so that a bag may loop."""
-
 MAX_TOLERANCE_PERIODS = 0.49
 """The tolerance stays below this share of the shortest period of the reference camera."""
 
@@ -262,8 +259,8 @@ class SweepSynchronizer:
         # Sweeps are opened in order of arrival, so the first one expires first.
         while self._open and now_ns - self._open[0].first_arrival_ns >= self._deadline_ns:
             self._close(self._open[0], now_ns)
-        retention_ns = CLOSED_RETENTION_DEADLINES * self._deadline_ns
-        while self._closed and now_ns - self._closed[0].closed_ns > retention_ns:
+        # Remembered for another deadline only, so that even a short bag may loop.
+        while self._closed and now_ns - self._closed[0].closed_ns > self._deadline_ns:
             self._closed.popleft()
 
     def _close(self, sweep: _OpenSweep, now_ns: int) -> None:

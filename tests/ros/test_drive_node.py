@@ -49,10 +49,13 @@ def values_of(status) -> dict[str, str]:
 
 
 def call(node, service_type, name, request):
-    client = node.create_client(service_type, name)
-    assert client.wait_for_service(timeout_sec=10.0)
-    time.sleep(0.3)  # the server's side of the match may come later, and its reply be lost
-    future = client.call_async(request)
+    """Call a service with one client per test: each new one has to be discovered again."""
+    clients = vars(node).setdefault('clients_of_test', {})
+    if name not in clients:
+        clients[name] = node.create_client(service_type, name)
+        assert clients[name].wait_for_service(timeout_sec=30.0)
+        time.sleep(0.3)  # the server's side of the match may come later, and its reply be lost
+    future = clients[name].call_async(request)
     return wait_until(lambda: future.result() if future.done() else None, timeout_s=30.0)
 
 
@@ -324,7 +327,7 @@ def test_time_that_jumps_back_starts_a_new_run_of_sweeps(drive, node, rig, watch
     for _ in range(3):
         last = next_answer(watcher, rig)
     assert to_nanoseconds(last.header.stamp) > to_nanoseconds(first.header.stamp)
-    time.sleep(2.5)  # as between two loops of a bag: the first sweep is forgotten
+    time.sleep(1.5)  # as between two loops of a bag: the first sweep is forgotten
     before = len(watcher.answers)
     rig.num_sweeps = 0
     rig.publish_sweep()
