@@ -18,6 +18,10 @@ from rosgraph_msgs.msg import Clock
 CLOCK_PERIOD_S = 0.02
 """Longest time between two messages on /clock."""
 
+DISCOVERY_POLL_S = 0.05
+SETTLE_S = 1.0
+"""Discovery goes on for a while after the first side has seen the other."""
+
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 PUBLISHER_DEPTH = 10
 NS_PER_S = 1_000_000_000
@@ -77,8 +81,16 @@ class Replayer:
             if time.monotonic() >= end_s or must_stop():
                 return False
             self._publish_clock(self._bag.start_ns)
-            time.sleep(0.05)
+            time.sleep(DISCOVERY_POLL_S)
+        self._settle(must_stop)
         return True
+
+    def _settle(self, must_stop: Callable[[], bool]) -> None:
+        """Let those who listen to the listeners find them, too, before the first message."""
+        end_s = time.monotonic() + min(SETTLE_S, self._options.wait_s)
+        while time.monotonic() < end_s and not must_stop():
+            self._publish_clock(self._bag.start_ns)
+            time.sleep(DISCOVERY_POLL_S)
 
     def play(self, must_stop: Callable[[], bool]) -> None:
         """Play the bag once, or until `must_stop` with `loop`.
