@@ -92,6 +92,7 @@ def test_replay_brings_every_sweep_of_a_looping_bag_to_the_node(node, parameters
     write_bag(images, bag)
     watcher = AnswerWatcher(node)
     with running(*DRIVE, '--ros-args', '--params-file', parameters, log=tmp_path / 'log'):
+        wait_until(lambda: node.count_publishers('/p2d/answer'), 60.0)
         options = ['--loop', '--clock', '--duration', '7', '--wait', '60', '--json']
         result = subprocess.run(
             [*P2D, 'replay', '--bag', str(bag), *options],

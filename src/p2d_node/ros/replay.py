@@ -11,6 +11,7 @@ from typing import Any
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_time
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -24,6 +25,7 @@ SETTLE_S = 1.0
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 PUBLISHER_DEPTH = 10
+ACKNOWLEDGE_TIMEOUT_S = 1.0
 NS_PER_S = 1_000_000_000
 
 
@@ -101,7 +103,10 @@ class Replayer:
         while True:
             self._play_once(must_stop)
             if not self._options.loop or must_stop():
-                return
+                break
+        for publisher in self._publishers.values():
+            # The end of the process would take along what a reader has yet to fetch.
+            publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_TIMEOUT_S))
 
     def _play_once(self, must_stop: Callable[[], bool]) -> None:
         start_s = time.monotonic()
