@@ -11,7 +11,6 @@ tries the stamps of all other queues within the slop, nearest first.
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 import itertools
 import json
 from pathlib import Path
@@ -20,11 +19,11 @@ import sys
 import time
 
 from p2d_node.camera_sync import SweepSynchronizer
-from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
+from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS, SyncConfig
 from p2d_node.records import NUSCENES_CAMERAS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
-from nuscenes_timing import Arrival, NS_PER_MS, simulate_nuscenes
+from nuscenes_timing import Arrival, NS_PER_MS, simulate_nuscenes, whole_sweeps
 
 Sweep = tuple[int, int]
 
@@ -85,25 +84,12 @@ def run_baseline(arrivals: list[Arrival], slop_ms: float) -> tuple[list[list[Swe
     return sets, time.perf_counter() - start
 
 
-def whole_sweeps(arrivals: list[Arrival], deadline_ms: float = 150.0) -> set[Sweep]:
-    """Return the sweeps whose six frames arrived within the deadline."""
-    times = defaultdict(list)
-    for arrival in arrivals:
-        times[arrival.sweep].append(arrival.arrival_ns)
-    return {
-        sweep
-        for sweep, arrived in times.items()
-        if len(arrived) == len(NUSCENES_CAMERAS)
-        and max(arrived) - min(arrived) < deadline_ms * NS_PER_MS
-    }
-
-
 def measure(num_sweeps: int) -> dict[str, object]:
     """Run ours and the baseline at three slops on the same arrivals."""
     arrivals = simulate_nuscenes(
         num_sweeps, loops=3, arrival_jitter_ms=60, loss=0.05, back_left_late_ms=20
     )
-    whole = whole_sweeps(arrivals)
+    whole = whole_sweeps(arrivals, SyncConfig().deadline_ms)
     runs = {'p2d SweepSynchronizer': run_ours(arrivals)}
     for slop_ms in (30.0, 50.0, 100.0):
         runs[f'message_filters slop {slop_ms:g} ms'] = run_baseline(arrivals, slop_ms)

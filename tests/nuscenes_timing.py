@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 import random
 
@@ -63,3 +64,16 @@ def simulate_nuscenes(
             sweep_ms += gap_ms
         clock_ms += sweep_ms
     return sorted(arrivals, key=lambda arrival: arrival.arrival_ns)
+
+
+def whole_sweeps(arrivals: list[Arrival], deadline_ms: float) -> set[tuple[int, int]]:
+    """Return the sweeps whose six frames arrived within the deadline."""
+    times = defaultdict(list)
+    for arrival in arrivals:
+        times[arrival.sweep].append(arrival.arrival_ns)
+    return {
+        sweep
+        for sweep, arrived in times.items()
+        if len(arrived) == len(NUSCENES_EXPOSURE_OFFSETS_MS)
+        and max(arrived) - min(arrived) < deadline_ms * NS_PER_MS
+    }

@@ -1,7 +1,6 @@
-from collections import defaultdict
 import tracemalloc
 
-from nuscenes_timing import Arrival, NS_PER_MS, simulate_nuscenes, START_NS
+from nuscenes_timing import Arrival, NS_PER_MS, simulate_nuscenes, START_NS, whole_sweeps
 from p2d_node.camera_sync import MAX_OPEN_SWEEPS, SweepSynchronizer
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS, SyncConfig
 from p2d_node.errors import ConfigError
@@ -45,18 +44,6 @@ def make(offsets=OFFSETS, **options) -> tuple[SweepSynchronizer, Clock]:
 
 def sweeps_in(frame_set: FrameSet) -> set[tuple[int, int]]:
     return {frame.payload for frame in frame_set.frames.values()}
-
-
-def whole_sweeps(arrivals: list[Arrival], deadline_ms: float) -> set[tuple[int, int]]:
-    times = defaultdict(list)
-    for arrival in arrivals:
-        times[arrival.sweep].append(arrival.arrival_ns)
-    return {
-        sweep
-        for sweep, arrived in times.items()
-        if len(arrived) == len(NUSCENES_CAMERAS)
-        and max(arrived) - min(arrived) < deadline_ms * NS_PER_MS
-    }
 
 
 @pytest.mark.parametrize('policy', ['skip', 'drop_view'])

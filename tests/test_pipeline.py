@@ -62,6 +62,14 @@ def test_the_retention_ratio_of_each_camera_is_followed(pipeline, config):
     assert list(answer.tokens_kept.values()) == [81, 40, 20, 8, 4, 1]
 
 
+@pytest.mark.parametrize('selector', ['random', 'grid', 'divprune'])
+def test_the_baselines_answer_with_the_same_number_of_tokens(pipeline, config, selector):
+    pipeline.reconfigure(replace(config, selector=selector))
+    (answer,) = pipeline.answer(make_frame_set(), QUESTIONS[:1])
+    assert answer.answer
+    assert sum(answer.tokens_kept.values()) == 6 * int(TOKENS * 0.1)
+
+
 def test_the_same_sweep_gives_the_same_answer_and_another_sweep_other_tokens(pipeline):
     first, again, other = (
         pipeline.answer(make_frame_set(seed=seed), QUESTIONS[:1])[0] for seed in (0, 0, 1)

@@ -157,7 +157,10 @@ def _decode_compressed(
             f'{camera}: got a truncated {image.format!r} of {data.size} bytes without its end '
             'marker; check the network and the publisher'
         )
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # a header that promises a picture too large for memory
+        pixels = None
     if pixels is None:
         raise ImageDecodeError(
             f'{camera}: {data.size} bytes of format {image.format!r} do not decode; '

@@ -278,6 +278,17 @@ def test_a_broken_frame_costs_its_sweep_only(drive, node, rig, watcher):
     assert values_of(status)['sweeps answered'] == '1'
 
 
+def test_a_fault_in_the_code_itself_costs_its_sweep_only(drive, node, rig, watcher, monkeypatch):
+    health = Health(node)
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive_node._pipeline, 'answer', None)
+        rig.publish_sweep()
+        health.wait_for('pipeline', DiagnosticStatus.WARN, "TypeError: 'NoneType' object")
+    assert next_answer(watcher, rig).answer
+
+
 def test_an_unknown_encoding_is_reported_and_after_some_sweeps_an_error(drive, node, watcher):
     health = Health(node)
     drive(**{f'cameras.{name}.transport': 'raw' for name in NUSCENES_CAMERAS})

@@ -66,8 +66,31 @@ def write_untrained_checkpoint(
         seed: Of the random weights.
     """
     tokenizer = make_tokenizer()
-    side = image_size // patch_size
-    config = LlavaOnevisionConfig(
+    config = _tiny_config(tokenizer, image_size, patch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaOnevisionForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    settings = {
+        'preprocessor_config.json': _image_processor_settings(image_size),
+        'processor_config.json': {
+            'processor_class': 'LlavaOnevisionProcessor',
+            'num_image_tokens': (image_size // patch_size) ** 2,
+            'vision_feature_select_strategy': 'full',
+        },
+    }
+    for name, content in settings.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding='utf-8')
+    return folder
+
+
+def _tiny_config(
+    tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int
+) -> LlavaOnevisionConfig:
+    return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=48,
             intermediate_size=96,
@@ -96,31 +119,9 @@ def write_untrained_checkpoint(
         eos_token_id=tokenizer.eos_token_id,
         **{UNTRAINED_KEY: True},
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaOnevisionForConditionalGeneration(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / 'preprocessor_config.json').write_text(
-        json.dumps(_processor_settings(image_size), indent=2), encoding='utf-8'
-    )
-    (folder / 'processor_config.json').write_text(
-        json.dumps(
-            {
-                'processor_class': 'LlavaOnevisionProcessor',
-                'num_image_tokens': side * side,
-                'vision_feature_select_strategy': 'full',
-            },
-            indent=2,
-        ),
-        encoding='utf-8',
-    )
-    return folder
 
 
-def _processor_settings(image_size: int) -> dict[str, object]:
+def _image_processor_settings(image_size: int) -> dict[str, object]:
     return {
         'image_processor_type': 'LlavaOnevisionImageProcessor',
         'do_resize': True,

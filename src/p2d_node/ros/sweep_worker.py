@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import os
 import threading
 import time
+import traceback
 
-from p2d_node.errors import P2dError
+from p2d_node.errors import InferenceError, P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
 
@@ -172,15 +173,24 @@ class SweepWorker:
                 self._work(frame_set, asked)
 
     def _work(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
-        questions = [*self._pipeline.config.questions, *(question.text for question in asked)]
         try:
-            answers = self._pipeline.answer(frame_set, questions, must_stop=self._stopping.is_set)
+            self._answer(frame_set, asked)
         except P2dError as err:
-            self.state.failed += 1
-            self.state.failed_in_a_row += 1
-            self.state.last_error = str(err)
-            self._report_failure(err)
-            return
+            self._fail(err)
+        except Exception as err:  # whatever it is, the next sweep deserves its turn
+            trace = traceback.format_exc()
+            self._fail(InferenceError(f'a fault nobody thought of, please report it: {trace}'))
+            self.state.last_error = f'{type(err).__name__}: {err}'
+
+    def _fail(self, err: P2dError) -> None:
+        self.state.failed += 1
+        self.state.failed_in_a_row += 1
+        self.state.last_error = str(err)
+        self._report_failure(err)
+
+    def _answer(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
+        questions = [*self._pipeline.config.questions, *(question.text for question in asked)]
+        answers = self._pipeline.answer(frame_set, questions, must_stop=self._stopping.is_set)
         if self._stopping.is_set() or not answers:
             return
         self._deliver(frame_set, answers)
