@@ -9,7 +9,7 @@ fail() { echo "p2d_node: $*" >&2; exit 1; }
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3 python3.12 python3.11}; do
+  for candidate in ${PYTHON:-python3 python3.11 python3.12}; do
     if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
         > /dev/null 2>&1; then
       echo "$candidate"
@@ -17,8 +17,8 @@ find_python() {
     fi
   done
   local version
-  version=$(${PYTHON:-python3} --version 2>&1 || true)
-  fail "got Python '${version}', needed: 3.11 or 3.12 with venv (the ROS wheels have no other); \
+  version=$(${PYTHON:-python3} --version 2> /dev/null || echo "no ${PYTHON:-python3}")
+  fail "got ${version}, needed: Python 3.11 or 3.12 with venv (the ROS wheels have no other); \
 install one and name it: make ... PYTHON=python3.11"
 }
 

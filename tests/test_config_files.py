@@ -1,0 +1,89 @@
+"""The parameter files that ship say what the configuration classes say."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from p2d_node.config import (
+    config_from_parameters,
+    DriveConfig,
+    list_parameters,
+    NUSCENES_EXPOSURE_OFFSETS_MS,
+)
+from p2d_node.errors import ConfigError
+from p2d_node.records import NUSCENES_CAMERAS
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / 'config'
+
+
+def read_parameters(path: Path) -> dict[str, object]:
+    def flatten(tree, prefix=''):
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from flatten(value, f'{prefix}{name}.')
+            else:
+                yield f'{prefix}{name}', value
+
+    return dict(flatten(yaml.safe_load(path.read_text())['/**']['ros__parameters']))
+
+
+def test_drive_yaml_shows_the_defaults():
+    given = read_parameters(CONFIG / 'drive.yaml')
+    assert config_from_parameters(NUSCENES_CAMERAS, given) == DriveConfig()
+    parameters = {p.name for p in list_parameters(NUSCENES_CAMERAS)}
+    unnamed = {n for n in parameters if not n.startswith('cameras.')} - set(given)
+    assert unnamed == {'encoder.engine_dir'}
+
+
+@pytest.mark.parametrize('path', sorted((CONFIG / 'cameras').glob('*.yaml')), ids=lambda p: p.stem)
+def test_every_camera_preset_is_a_configuration_of_six_cameras(path):
+    given = read_parameters(path)
+    config = config_from_parameters(given.pop('camera_names'), given)
+    assert tuple(config.cameras) == NUSCENES_CAMERAS
+    assert len({camera.topic for camera in config.cameras.values()}) == 6
+    offsets = {name: camera.exposure_offset_ms for name, camera in config.cameras.items()}
+    triggered = dict.fromkeys(NUSCENES_CAMERAS, 0.0)
+    assert offsets == (triggered if path.stem == 'triggered' else NUSCENES_EXPOSURE_OFFSETS_MS)
+
+
+@pytest.mark.parametrize('name', ['fastdds.xml', 'cyclonedds.xml'])
+def test_transport_profiles_are_well_formed(name):
+    assert ElementTree.parse(CONFIG / name).getroot().tag.rpartition('}')[2].lower() in (
+        'dds',
+        'cyclonedds',
+    )
+
+
+@pytest.mark.parametrize(
+    ('values', 'reason'),
+    [
+        ({'retention': 0.5}, r'retention: there is no such parameter'),
+        ({'sync.tolerance': 5.0}, r'did you mean sync\.tolerance_ms\?'),
+        ({'max_new_tokens': 1.5}, r'max_new_tokens: got 1\.5, allowed: a int'),
+        ({'deadline_ms': True}, r'deadline_ms: got True, allowed: a float'),
+        ({'questions': 'What?'}, r"questions: got 'What\?', allowed: a list of texts"),
+        ({'cameras.CAM_BACK.transport': 'h264'}, r"transport: got 'h264', allowed: raw"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_named(values, reason):
+    with pytest.raises(ConfigError, match=reason):
+        config_from_parameters(NUSCENES_CAMERAS, values)
+
+
+def test_whole_numbers_pass_as_floats():
+    config = config_from_parameters(NUSCENES_CAMERAS, {'retention_ratio.CAM_BACK': 1})
+    assert config.retention_ratio['CAM_BACK'] == 1.0
+
+
+def test_launch_files_load_and_describe_their_arguments():
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
+    from launch.actions import DeclareLaunchArgument
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+    for path in sorted((ROOT / 'launch').glob('*.launch.py')):
+        description = get_launch_description_from_python_launch_file(str(path))
+        arguments = [a for a in description.entities if isinstance(a, DeclareLaunchArgument)]
+        assert len(arguments) >= 3
+        assert all(argument.description for argument in arguments)
