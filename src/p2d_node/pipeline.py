@@ -10,13 +10,15 @@ taken here, not in the stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 import tempfile
 import time
 
+import numpy as np
+import numpy.typing as npt
 from p2d_node.config import DriveConfig, UNTRAINED_MODEL
 from p2d_node.errors import InferenceError
 from p2d_node.image_decoding import decode_frame
@@ -33,7 +35,7 @@ from p2d_node.language_model.prompt import Prompt
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
-from p2d_node.records import CameraFrame, DecodedFrame, DrivingAnswer, FrameSet, StageTimes
+from p2d_node.records import DecodedFrame, DrivingAnswer, FrameSet, StageTimes
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_node.vision_encoder.base import VisionEncoder
 from p2d_node.vision_encoder.factory import make_vision_encoder
@@ -45,13 +47,15 @@ from torch import Tensor
 class _Sweep:
     """What the questions of one sweep share.
 
-    `started_ns` is the steady clock when work on the sweep began; `times` holds the shared stages.
+    `started_ns` is the steady clock when work on the sweep began; `clock` holds the shared stages;
+    `kept` is `keep_indices` per camera, copied to the host once for all answers.
     """
 
     frame_set: FrameSet
     config: DriveConfig
     visual_tokens: Tensor
     keep_indices: tuple[Tensor, ...]
+    kept: Mapping[str, npt.NDArray[np.int64]]
     clock: StageClock
     started_ns: int
     must_stop: Callable[[], bool]
@@ -179,7 +183,7 @@ class DrivingPipeline:
         started_ns = time.monotonic_ns()
         clock = StageClock(self._device)
         with clock.stage('decode'):
-            decoded = list(self._pool.map(decode_frame, _frames_in_order(frame_set)))
+            decoded = list(self._pool.map(decode_frame, frame_set.frames.values()))
         with clock.stage('preprocess'):
             pixel_values = self._preprocess(decoded)
         with clock.stage('encode'):
@@ -190,11 +194,14 @@ class DrivingPipeline:
                 for camera in frame_set.frames
             ]
             keep_indices = select_tokens(visual_tokens, num_keep, config.selector)
+            on_host = (indices.cpu().numpy() for indices in keep_indices)
+            kept = dict(zip(frame_set.frames, on_host, strict=True))
         return _Sweep(
             frame_set=frame_set,
             config=config,
             visual_tokens=visual_tokens,
             keep_indices=tuple(keep_indices),
+            kept=kept,
             clock=clock,
             started_ns=started_ns,
             must_stop=_deadline(config.deadline_ms, started_ns, must_stop),
@@ -248,7 +255,6 @@ class DrivingPipeline:
     ) -> DrivingAnswer:
         frames = sweep.frame_set.frames
         num_tokens = sweep.visual_tokens.shape[1]
-        keep = dict(zip(frames, sweep.keep_indices, strict=True))
         return DrivingAnswer(
             stamp_ns=sweep.frame_set.stamp_ns,
             question=question,
@@ -257,16 +263,12 @@ class DrivingPipeline:
             encoder=self.encoder_identity,
             camera_stamps_ns={name: frame.stamp_ns for name, frame in frames.items()},
             tokens_total=dict.fromkeys(frames, num_tokens),
-            keep_indices={name: indices.cpu().numpy() for name, indices in keep.items()},
+            keep_indices=sweep.kept,
             mean_log_probability=generation.mean_log_probability,
             num_generated_tokens=len(generation.token_ids),
             cut=generation.cut,
             times=_stage_times(sweep, clock, ttft_ms),
         )
-
-
-def _frames_in_order(frame_set: FrameSet) -> list[CameraFrame]:
-    return list(frame_set.frames.values())
 
 
 def _deadline(

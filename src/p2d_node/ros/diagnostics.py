@@ -53,16 +53,17 @@ def camera_status(
     """
     rate_hz = camera.rate_hz()
     silent_s = _seconds_since(camera.last_arrival_ns)
+    num_publishers = camera.num_publishers
     values: dict[str, object] = {
         'topic': camera.config.topic,
         'transport': camera.config.transport,
         'reliability': 'reliable' if camera.reliable else 'best-effort',
-        'publishers': camera.num_publishers,
+        'publishers': num_publishers,
         'frames received': camera.num_received,
         'rate (Hz)': f'{rate_hz:.1f}',
         'expected rate (Hz)': f'{expected_hz:.1f}' if expected_hz else 'unknown',
     }
-    if camera.num_publishers == 0:
+    if num_publishers == 0:
         message = f'nobody publishes {camera.config.topic}; check cameras.{camera.name}.topic'
         return DiagnosticStatus.ERROR, message, values
     if wrong_type := camera.wrong_type():
