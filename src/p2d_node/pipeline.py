@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-import tempfile
 import time
 
 import numpy as np
 import numpy.typing as npt
-from p2d_node.config import DriveConfig, UNTRAINED_MODEL
+from p2d_node.config import DriveConfig
 from p2d_node.errors import InferenceError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import (
@@ -32,13 +31,16 @@ from p2d_node.language_model.checkpoint import (
 from p2d_node.language_model.decode import Generation, Prefix
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.prompt import Prompt
-from p2d_node.language_model.untrained import write_untrained_checkpoint
+from p2d_node.language_model.untrained import model_folder
+from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
-from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
+from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame, DrivingAnswer, FrameSet, StageTimes
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
-from p2d_node.vision_encoder.base import VisionEncoder
-from p2d_node.vision_encoder.factory import make_vision_encoder
+from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
+from p2d_node.vision_encoder.engine_store import EngineRequest
+from p2d_node.vision_encoder.factory import ChosenEncoder, make_vision_encoder
+from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
 import torch
 from torch import Tensor
 
@@ -74,19 +76,21 @@ class DrivingPipeline:
         *,
         checkpoint: Checkpoint,
         family: LlavaOnevision,
-        encoder: VisionEncoder,
+        chosen: ChosenEncoder,
         processing: ImageProcessing,
         device: torch.device,
     ) -> None:
         """Put loaded parts together; see `from_config`."""
         self._config = config
         self._family = family
-        self._encoder = encoder
+        self._encoder = chosen.encoder
         self._processing = processing
         self._device = device
         self._pool = ThreadPoolExecutor(max_workers=len(config.cameras), thread_name_prefix='view')
+        self._frames = _make_frame_stack(chosen.encoder, len(config.cameras), device)
         self.model_name = checkpoint.name
-        self.encoder_identity = encoder.identity
+        self.encoder_identity = chosen.encoder.identity
+        self.encoders_refused = chosen.refused
         self.untrained = checkpoint.untrained
 
     @classmethod
@@ -100,11 +104,8 @@ class DrivingPipeline:
         device = choose_device(config.device)
         dtype = choose_dtype(config.dtype, device)
         torch.set_num_threads(config.num_threads or max(1, torch.get_num_threads() - 1))
-        if config.model != UNTRAINED_MODEL:
-            return cls._load(config, Path(config.model), dtype, device)
-        with tempfile.TemporaryDirectory(prefix='p2d-') as folder:
-            random_model = write_untrained_checkpoint(Path(folder) / 'p2d-random')
-            return cls._load(config, random_model, dtype, device)
+        with model_folder(config.model) as folder:
+            return cls._load(config, folder, dtype, device)
 
     @classmethod
     def _load(
@@ -113,14 +114,20 @@ class DrivingPipeline:
         checkpoint = open_checkpoint(folder)
         processing = ImageProcessing.from_folder(checkpoint.folder)
         family = load_family(checkpoint, dtype=dtype, device=device)
-        encoder = make_vision_encoder(
-            config.encoder, family.vision_module, dtype=dtype, device=device
+        chosen = make_vision_encoder(
+            config.encoder,
+            _engine_request(config, checkpoint, processing),
+            family.vision_module,
+            dtype=dtype,
+            device=device,
         )
+        if not isinstance(chosen.encoder, TorchVisionEncoder):
+            family.release_vision_module()
         return cls(
             config,
             checkpoint=checkpoint,
             family=family,
-            encoder=encoder,
+            chosen=chosen,
             processing=processing,
             device=device,
         )
@@ -185,9 +192,9 @@ class DrivingPipeline:
         with clock.stage('decode'):
             decoded = list(self._pool.map(decode_frame, frame_set.frames.values()))
         with clock.stage('preprocess'):
-            pixel_values = self._preprocess(decoded)
+            frames = self._preprocess(decoded)
         with clock.stage('encode'):
-            visual_tokens = self._encoder.encode(pixel_values)
+            visual_tokens = self._encoder.encode(frames)
         with clock.stage('select'):
             num_keep = [
                 num_keep_from_retention(visual_tokens.shape[1], config.retention_ratio_of(camera))
@@ -208,6 +215,9 @@ class DrivingPipeline:
         )
 
     def _preprocess(self, decoded: Sequence[DecodedFrame]) -> Tensor:
+        """Make what the encoder takes: whole frames, or pixel_values."""
+        if self._frames is not None:
+            return self._frames.fill(decoded, self._pool)
         squares = list(
             self._pool.map(lambda frame: resize_frame(frame, self._processing), decoded)
         )
@@ -269,6 +279,28 @@ class DrivingPipeline:
             cut=generation.cut,
             times=_stage_times(sweep, clock, ttft_ms),
         )
+
+
+def _engine_request(
+    config: DriveConfig, checkpoint: Checkpoint, processing: ImageProcessing
+) -> EngineRequest:
+    needs_hash = config.encoder.backend != 'torch'
+    return EngineRequest(
+        model_name=checkpoint.folder.name,
+        model_folder=config.model,
+        vision_sha256=hash_vision_part(checkpoint) if needs_hash else '',
+        processing=processing.to_json(),
+        num_views=len(config.cameras),
+    )
+
+
+def _make_frame_stack(
+    encoder: VisionEncoder, num_views: int, device: torch.device
+) -> FrameStack | None:
+    takes = encoder.takes
+    if takes.kind != FRAMES:
+        return None
+    return FrameStack(num_views, takes.height, takes.width, pinned=device.type == 'cuda')
 
 
 def _deadline(

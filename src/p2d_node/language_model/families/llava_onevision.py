@@ -12,7 +12,7 @@ from p2d_node.language_model.prompt import describe_views, Prompt, split_at_imag
 from safetensors import SafetensorError
 import torch
 from torch import nn, Tensor
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import AutoConfig, LlavaOnevisionForConditionalGeneration
 
 
 class _VisionModule(nn.Module):
@@ -49,8 +49,12 @@ class LlavaOnevision:
         end_token_ids: Ids that end an answer.
     """
 
+    VISION_KEYS = ('vision_tower', 'multi_modal_projector')
+    """What the names of the vision part's weights contain."""
+
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a loaded model and its tokenizer; see `load`."""
+        self._model = model
         self._tokenizer = tokenizer
         self._image_token_id = int(model.config.image_token_id)
         self._embed_tokens = model.get_input_embeddings()
@@ -71,26 +75,35 @@ class LlavaOnevision:
         Raises:
             ConfigError: Weights that are missing or do not fit the config.
         """
-        try:
-            model, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-            reason = str(err).splitlines()[0]
-            raise ConfigError(
-                f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
-            ) from err
-        missing = sorted(report['missing_keys'])
-        if missing:
-            raise ConfigError(
-                f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
-                'copy the checkpoint again, with all its shards'
-            )
+        model = _load_model(folder, dtype=dtype)
         return cls(model.to(device).eval(), tokenizer)
+
+    @classmethod
+    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+        """Load vision tower and projector alone, with eager attention, on the CPU.
+
+        Raises:
+            ConfigError: Weights that are missing or do not fit the config.
+        """
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # A text model of no layers and hardly a word: its weights are left where they lie.
+        config.text_config.num_hidden_layers = 0
+        config.text_config.layer_types = []
+        config.text_config.vocab_size = 1
+        config.text_config.pad_token_id = None
+        model = _load_model(
+            folder,
+            dtype=dtype,
+            config=config,
+            attn_implementation='eager',
+            ignore_mismatched_sizes=True,
+        )
+        return _VisionModule(model.model)
+
+    def release_vision_module(self) -> None:
+        """Free the vision weights, where an engine takes their place."""
+        self.vision_module = nn.Identity()
+        self._model.model.vision_tower = self._model.model.multi_modal_projector = None
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with one picture per camera and `question`."""
@@ -138,6 +151,40 @@ class LlavaOnevision:
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the words of generated ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
+def _is_vision(key: str) -> bool:
+    return any(part in key for part in LlavaOnevision.VISION_KEYS)
+
+
+def _load_model(folder: Path, **options: Any) -> Any:
+    """Load the safetensors checkpoint in `folder`; raises ConfigError where it is not whole."""
+    try:
+        model, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+        reason = str(err).splitlines()[0]
+        raise ConfigError(
+            f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
+        ) from err
+    wrong = [key for key, *_ in report['mismatched_keys'] if _is_vision(key)]
+    if wrong:
+        raise ConfigError(
+            f'model: {folder}: {len(wrong)} weights have other shapes than config.json says, the '
+            f'first is {wrong[0]}; copy the checkpoint again'
+        )
+    missing = sorted(report['missing_keys'])
+    if missing:
+        raise ConfigError(
+            f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
+            'copy the checkpoint again, with all its shards'
+        )
+    return model
 
 
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
