@@ -30,7 +30,7 @@ from p2d_node.language_model.checkpoint import (
     open_checkpoint,
 )
 from p2d_node.language_model.decode import Generation, Prefix
-from p2d_node.language_model.families.llava_onevision import LlavaOnevision
+from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.prompt import Prompt
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 from p2d_node.latency import NS_PER_MS, StageClock
@@ -73,7 +73,7 @@ class DrivingPipeline:
         config: DriveConfig,
         *,
         checkpoint: Checkpoint,
-        family: LlavaOnevision,
+        family: Family,
         encoder: VisionEncoder,
         processing: ImageProcessing,
         device: torch.device,

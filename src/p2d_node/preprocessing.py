@@ -1,7 +1,8 @@
 """Decoded frames come in; pixel_values go out, bit for bit as the model's processor makes them.
 
-The reference is the Pillow image processor of Hugging Face's LLaVA-OneVision in its several-images
-mode: pad to a square with the mean colour, resize with Pillow, rescale, normalise.
+The reference is Hugging Face's Pillow image processor of the model: fit to a square, resize with
+Pillow, rescale, normalise. LLaVA-OneVision in its several-images mode pads to a square with the
+mean colour first; InternVL without tiling squashes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from torch import Tensor
 
 Colour = tuple[int, int, int]
 
+FITS = {'LlavaOnevisionImageProcessor': 'pad', 'GotOcr2ImageProcessor': 'squash'}
+"""Start of a processor's class name to how it fits a frame; InternVL uses GotOcr2's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessing:
@@ -29,6 +33,7 @@ class ImageProcessing:
 
     Attributes:
         size_px: Side of the square that the vision encoder sees.
+        fit: How a frame becomes a square: `pad` adds bars, `squash` stretches it.
         resample: Pillow's number of the resampling filter.
         rescale_factor: Multiplied with 0..255.
         mean: Subtracted per channel (RGB) after rescaling.
@@ -36,6 +41,7 @@ class ImageProcessing:
     """
 
     size_px: int
+    fit: str
     resample: int
     rescale_factor: float
     mean: tuple[float, float, float]
@@ -58,6 +64,7 @@ class ImageProcessing:
                 raise ConfigError(f'{folder}: {switch}: got {settings[switch]!r}, allowed: true')
         return cls(
             size_px=height,
+            fit=_fit(folder, settings),
             resample=int(settings.get('resample', Image.Resampling.BICUBIC)),
             rescale_factor=float(settings.get('rescale_factor', 1 / 255)),
             mean=tuple(settings['image_mean']),
@@ -86,6 +93,17 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     raise ConfigError(
         f'{folder}: no image processor settings found, needed: preprocessor_config.json or '
         'processor_config.json with image_mean and image_std; copy them from the checkpoint'
+    )
+
+
+def _fit(folder: Path, settings: dict[str, Any]) -> str:
+    kind = str(settings.get('image_processor_type', 'LlavaOnevisionImageProcessor'))
+    for prefix, fit in FITS.items():
+        if kind.startswith(prefix):
+            return fit
+    raise ConfigError(
+        f'{folder}: image_processor_type: got {kind!r}, allowed: names that start with '
+        f'{", ".join(FITS)}'
     )
 
 
@@ -118,13 +136,15 @@ def resize_to_square(
 
 def resize_frame(frame: DecodedFrame, processing: ImageProcessing) -> npt.NDArray[np.uint8]:
     """Return `frame` as the uint8 RGB square [size_px, size_px, 3] that the encoder sees."""
-    if frame.channel_order == 'rgb':
-        colour = processing.padding_colour
-        return resize_to_square(frame.pixels, processing.size_px, colour, processing.resample)
-    red, green, blue = processing.padding_colour
-    colour = (blue, green, red)
-    square = resize_to_square(frame.pixels, processing.size_px, colour, processing.resample)
-    return square[..., ::-1]
+    size_px, resample = processing.size_px, processing.resample
+    is_rgb = frame.channel_order == 'rgb'
+    if processing.fit == 'squash':
+        square = np.asarray(Image.fromarray(frame.pixels).resize((size_px, size_px), resample))
+    else:
+        red, green, blue = processing.padding_colour
+        colour = (red, green, blue) if is_rgb else (blue, green, red)
+        square = resize_to_square(frame.pixels, size_px, colour, resample)
+    return square if is_rgb else square[..., ::-1]
 
 
 def normalize(

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-FAMILIES = {'llava_onevision': LlavaOnevision}
+FAMILIES: dict[str, Any] = {
+    'llava_onevision': LlavaOnevision,
+    'internvl': InternVL,
+}
 """`model_type` of a checkpoint's config.json to the class that runs it."""
 
 UNTRAINED_KEY = 'p2d_untrained'
@@ -80,9 +85,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def load_family(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device
-) -> LlavaOnevision:
+def load_family(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Family:
     """Load tokenizer and weights of `checkpoint`.
 
     Raises:
@@ -90,8 +93,10 @@ def load_family(
     """
     transformers_logging.disable_progress_bar()
     tokenizer = _load_tokenizer(checkpoint.folder)
-    family = FAMILIES[checkpoint.model_type]
-    return family.load(checkpoint.folder, tokenizer, dtype=dtype, device=device)
+    family: Family = FAMILIES[checkpoint.model_type].load(
+        checkpoint.folder, tokenizer, dtype=dtype, device=device
+    )
+    return family
 
 
 def _load_tokenizer(folder: Path) -> Any:

@@ -1,0 +1,119 @@
+"""What the families have in common: loading weights, and the text around the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.decode import Embedded
+from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
+from safetensors import SafetensorError
+import torch
+from torch import Tensor
+
+
+def load_weights(
+    model_class: Any, folder: Path, *, dtype: torch.dtype, device: torch.device, **options: Any
+) -> Any:
+    """Load the safetensors checkpoint in `folder` as a transformers `model_class`.
+
+    Args:
+        model_class: A transformers class with `from_pretrained`.
+        folder: The checkpoint.
+        dtype: Number format of the weights in memory.
+        device: Where they go.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ConfigError: Weights that are missing or do not fit the config.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+        reason = str(err).splitlines()[0]
+        raise ConfigError(
+            f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
+        ) from err
+    missing = sorted(report['missing_keys'])
+    if missing:
+        raise ConfigError(
+            f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
+            'copy the checkpoint again, with all its shards'
+        )
+    return model.to(device).eval()
+
+
+class ChatModel:
+    """Tokenizer and embeddings of a checkpoint that is asked through its chat template.
+
+    Attributes:
+        end_token_ids: Ids that end an answer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Take a loaded model and its tokenizer."""
+        self._tokenizer = tokenizer
+        self._image_token_id = int(model.config.image_token_id)
+        self._embed_tokens = model.get_input_embeddings()
+        self.end_token_ids = _end_token_ids(model, tokenizer)
+
+    def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+        """Tokenise the chat with one picture per camera and `question`; see `Family`."""
+        text = f'{describe_views(cameras)} {question}'
+        content = [{'type': 'image'} for _ in cameras] + [{'type': 'text', 'text': text}]
+        token_ids = self._tokenizer.apply_chat_template(
+            [{'role': 'user', 'content': content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        try:
+            return split_at_images(
+                self._frame_images(token_ids), self._image_token_id, len(cameras)
+            )
+        except ValueError as err:
+            raise ConfigError(
+                f'model: its chat template gives {err}; use the template that came with the '
+                'checkpoint, and no image placeholder in questions'
+            ) from err
+
+    def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Add what the family's processor puts around each image placeholder; here nothing."""
+        return token_ids
+
+    def embed_question(self, prompt: Prompt, start: int) -> Embedded:
+        """Lay out the prompt's last part, from position `start` on."""
+        embeddings = self.embed_ids(prompt.suffix)
+        end = start + len(prompt.suffix)
+        positions = torch.arange(start, end, device=embeddings.device)[None]
+        return Embedded(embeddings, positions, end)
+
+    def embed_ids(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the embeddings [1, length, hidden] of `token_ids`."""
+        device = self._embed_tokens.weight.device
+        return self.embed(torch.tensor(token_ids, dtype=torch.int64, device=device)[None])
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the embeddings [1, length, hidden] of int64 [1, length]."""
+        embeddings: Tensor = self._embed_tokens(token_ids)
+        return embeddings
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return the words of generated ids, without special tokens."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
+def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
