@@ -6,6 +6,7 @@ from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
+from p2d_node.language_model.generate import generate_greedy
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame
@@ -149,17 +150,16 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
         do_sample=False,
         max_new_tokens=MAX_NEW_TOKENS,
     )[0, input_ids.shape[1] :].tolist()
-    keep = [torch.arange(visual_tokens.shape[1])] * len(CAMERAS)
-    prefix = family.decoder.prefill(family.embed_prefix(prompt, visual_tokens, keep))
-    inputs = family.embed_question(prompt, prefix.end_position)
-    asked, logits = family.decoder.prefill_question(prefix, inputs)
-    ours = family.decoder.generate_greedy(
+    prefix = family.decoder.prefill(family.embed_prefix(prompt, visual_tokens))
+    end_position = input_ids.shape[1] - len(prompt.suffix)
+    asked, logits = family.decoder.extend(prefix, [family.embed_text(prompt.suffix, end_position)])
+    (ours,) = generate_greedy(
+        family.decoder,
         asked,
         logits,
         embed=family.embed,
         max_new_tokens=MAX_NEW_TOKENS,
         end_token_ids=family.end_token_ids,
-        must_stop=lambda: False,
     )
     assert list(ours.token_ids) == expected
     assert len(set(expected)) > 3  # an answer of one repeated word would prove little

@@ -51,8 +51,8 @@ def test_all_stages_are_timed(pipeline):
     stages = (times.decode_ms, times.preprocess_ms, times.encode_ms, times.select_ms)
     assert all(duration > 0 for duration in stages)
     assert times.prefill_ms > 0
-    assert sum(stages) <= times.ttft_ms < second.times.ttft_ms < second.times.total_ms
-    assert second.times.decode_ms == times.decode_ms
+    assert sum(stages) <= times.ttft_ms < times.total_ms
+    assert second.times == times  # answered together
 
 
 def test_the_retention_ratio_of_each_camera_is_followed(pipeline, config):

@@ -234,12 +234,20 @@ class DriveConfig:
     )
     prune_layer: int = option(
         0,
-        'Decoder layer before which tokens are dropped; 0: before the language model.',
+        'Decoder layer before which tokens are dropped, below the number of layers; 0: before the '
+        'language model; 1: as in the published inference code.',
         minimum=0,
-        maximum=0,
+        maximum=255,
     )
     questions: tuple[str, ...] = option(
         DEFAULT_QUESTIONS, 'Questions that are answered for every sweep.', runtime=True
+    )
+    question_batch: int = option(
+        16,
+        'Questions about a sweep that are answered together; fewer need less memory.',
+        minimum=1,
+        maximum=256,
+        runtime=True,
     )
     max_new_tokens: int = option(
         64, 'Longest answer, in tokens.', minimum=1, maximum=4096, runtime=True

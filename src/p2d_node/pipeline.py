@@ -4,8 +4,9 @@ A `FrameSet` goes in, one `DrivingAnswer` per question comes out:
 
     decode -> preprocess -> encode -> select -> prefill -> generate
 
-Each stage is a file of its own and knows no other; only this file knows their order. Latency is
-taken here, not in the stages.
+Each stage is a file of its own and knows no other; only this file knows their order. With
+`prune_layer` above 0 the first decoder layers of the prefill run before tokens are selected.
+Latency is taken here, not in the stages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 from p2d_node.config import DriveConfig, UNTRAINED_MODEL
-from p2d_node.errors import InferenceError
+from p2d_node.errors import ConfigError, InferenceError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import (
     Checkpoint,
@@ -29,9 +30,10 @@ from p2d_node.language_model.checkpoint import (
     load_family,
     open_checkpoint,
 )
-from p2d_node.language_model.decode import Generation, Prefix
+from p2d_node.language_model.decode import Prefix
 from p2d_node.language_model.families.base import Family
-from p2d_node.language_model.prompt import Prompt
+from p2d_node.language_model.generate import generate_greedy, Generation
+from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
@@ -45,20 +47,32 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sweep:
-    """What the questions of one sweep share.
+    """A sweep as the vision encoder saw it.
 
-    `started_ns` is the steady clock when work on the sweep began; `clock` holds the shared stages;
-    `kept` is `keep_indices` per camera, copied to the host once for all answers.
+    `started_ns` is the steady clock when work on the sweep began; `clock` holds the stages that
+    its questions share.
     """
 
     frame_set: FrameSet
     config: DriveConfig
     visual_tokens: Tensor
-    keep_indices: tuple[Tensor, ...]
-    kept: Mapping[str, npt.NDArray[np.int64]]
     clock: StageClock
     started_ns: int
     must_stop: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What the language model has read before the questions of a sweep part ways.
+
+    `end_position` is where the questions go on; `kept` is `keep_indices` per camera, copied to the
+    host once for all answers; `prefill_share_ms` is each question's share of the time.
+    """
+
+    prefix: Prefix
+    end_position: int
+    kept: Mapping[str, npt.NDArray[np.int64]]
+    prefill_share_ms: float
 
 
 class DrivingPipeline:
@@ -113,6 +127,11 @@ class DrivingPipeline:
         checkpoint = open_checkpoint(folder)
         processing = ImageProcessing.from_folder(checkpoint.folder)
         family = load_family(checkpoint, dtype=dtype, device=device)
+        if config.prune_layer >= family.decoder.num_layers:
+            raise ConfigError(
+                f'prune_layer: got {config.prune_layer}, allowed: 0 to '
+                f'{family.decoder.num_layers - 1}, the layers of {checkpoint.name}'
+            )
         encoder = make_vision_encoder(
             config.encoder, family.vision_module, dtype=dtype, device=device
         )
@@ -179,7 +198,7 @@ class DrivingPipeline:
     def _see(
         self, frame_set: FrameSet, config: DriveConfig, must_stop: Callable[[], bool]
     ) -> _Sweep:
-        """Everything before the first question: frames to kept visual tokens."""
+        """Everything before the language model: frames to visual tokens."""
         started_ns = time.monotonic_ns()
         clock = StageClock(self._device)
         with clock.stage('decode'):
@@ -188,20 +207,10 @@ class DrivingPipeline:
             pixel_values = self._preprocess(decoded)
         with clock.stage('encode'):
             visual_tokens = self._encoder.encode(pixel_values)
-        with clock.stage('select'):
-            num_keep = [
-                num_keep_from_retention(visual_tokens.shape[1], config.retention_ratio_of(camera))
-                for camera in frame_set.frames
-            ]
-            keep_indices = select_tokens(visual_tokens, num_keep, config.selector)
-            on_host = (indices.cpu().numpy() for indices in keep_indices)
-            kept = dict(zip(frame_set.frames, on_host, strict=True))
         return _Sweep(
             frame_set=frame_set,
             config=config,
             visual_tokens=visual_tokens,
-            keep_indices=tuple(keep_indices),
-            kept=kept,
             clock=clock,
             started_ns=started_ns,
             must_stop=_deadline(config.deadline_ms, started_ns, must_stop),
@@ -214,44 +223,97 @@ class DrivingPipeline:
         return normalize(squares, self._processing, self._device)
 
     def _answer_all(self, sweep: _Sweep, questions: Sequence[str]) -> list[DrivingAnswer]:
-        prefix: Prefix | None = None
-        answers = []
-        for question in questions:
-            prompt = self._family.build_prompt(question, tuple(sweep.frame_set.frames))
-            clock = StageClock(self._device)
-            with clock.stage('prefill'):
-                if prefix is None:
-                    prefix = self._prefill_views(sweep, prompt)
-                inputs = self._family.embed_question(prompt, prefix.end_position)
-                asked, logits = self._family.decoder.prefill_question(prefix, inputs)
-            ttft_ms = sweep.clock.elapsed_ms()
-            with clock.stage('generate'):
-                generation = self._generate(sweep, asked, logits)
-            answers.append(self._to_answer(sweep, question, generation, clock, ttft_ms))
+        cameras = tuple(sweep.frame_set.frames)
+        prompts = [self._family.build_prompt(question, cameras) for question in questions]
+        opening, endings = split_opening([prompt.suffix for prompt in prompts])
+        reading = self._read(sweep, prompts[0], opening, len(questions))
+        answers: list[DrivingAnswer] = []
+        size = sweep.config.question_batch
+        for start in range(0, len(questions), size):
+            batch = slice(start, start + size)
+            answers += self._answer_batch(sweep, reading, questions[batch], endings[batch])
         total_ms = (time.monotonic_ns() - sweep.frame_set.first_arrival_ns) / NS_PER_MS
         return [replace(a, times=replace(a.times, total_ms=total_ms)) for a in answers]
 
-    def _prefill_views(self, sweep: _Sweep, prompt: Prompt) -> Prefix:
-        inputs = self._family.embed_prefix(prompt, sweep.visual_tokens, sweep.keep_indices)
-        return self._family.decoder.prefill(inputs)
+    def _read(
+        self, sweep: _Sweep, prompt: Prompt, opening: Sequence[int], num_questions: int
+    ) -> _Reading:
+        """Prefill what all questions share: the views, and the words before the questions part.
 
-    def _generate(self, sweep: _Sweep, asked: Prefix, logits: Tensor) -> Generation:
-        return self._family.decoder.generate_greedy(
-            asked,
-            logits,
-            embed=self._family.embed,
-            max_new_tokens=sweep.config.max_new_tokens,
-            end_token_ids=self._family.end_token_ids,
-            must_stop=sweep.must_stop,
+        Tokens are dropped on the way, before decoder layer `prune_layer`.
+        """
+        family = self._family
+        kept: list[Tensor] = []
+
+        def select(states: Tensor) -> Sequence[Tensor]:
+            with sweep.clock.stage('select'):
+                kept.extend(self._select(sweep, states))
+            return kept
+
+        with sweep.clock.stage('prefill'):
+            inputs = family.embed_prefix(prompt, sweep.visual_tokens)
+            prefix = family.decoder.prefill(
+                inputs, select=select, prune_layer=sweep.config.prune_layer
+            )
+            if opening:
+                inputs = family.embed_text(opening, inputs.end_position)
+                prefix, _ = family.decoder.extend(prefix, [inputs])
+        on_host = (indices.cpu().numpy() for indices in kept)
+        return _Reading(
+            prefix=prefix,
+            end_position=inputs.end_position,
+            kept=dict(zip(sweep.frame_set.frames, on_host, strict=True)),
+            prefill_share_ms=sweep.clock.durations_ms['prefill'] / num_questions,
         )
+
+    def _select(self, sweep: _Sweep, states: Tensor) -> list[Tensor]:
+        num_keep = [
+            num_keep_from_retention(states.shape[1], sweep.config.retention_ratio_of(camera))
+            for camera in sweep.frame_set.frames
+        ]
+        return select_tokens(states, num_keep, sweep.config.selector)
+
+    def _answer_batch(
+        self,
+        sweep: _Sweep,
+        reading: _Reading,
+        questions: Sequence[str],
+        endings: Sequence[Sequence[int]],
+    ) -> list[DrivingAnswer]:
+        family = self._family
+        clock = StageClock(self._device)
+        with clock.stage('prefill'):
+            texts = [family.embed_text(ids, reading.end_position) for ids in endings]
+            asked, logits = family.decoder.extend(reading.prefix, texts)
+        ttft_ms = sweep.clock.elapsed_ms()
+        with clock.stage('generate'):
+            generations = generate_greedy(
+                family.decoder,
+                asked,
+                logits,
+                embed=family.embed,
+                max_new_tokens=sweep.config.max_new_tokens,
+                end_token_ids=family.end_token_ids,
+                must_stop=sweep.must_stop,
+            )
+        times = replace(
+            _shared_times(sweep),
+            prefill_ms=reading.prefill_share_ms + clock.durations_ms['prefill'] / len(questions),
+            ttft_ms=ttft_ms,
+            generate_ms=clock.durations_ms['generate'] / len(questions),
+        )
+        return [
+            self._to_answer(sweep, reading, question, generation, times)
+            for question, generation in zip(questions, generations, strict=True)
+        ]
 
     def _to_answer(
         self,
         sweep: _Sweep,
+        reading: _Reading,
         question: str,
         generation: Generation,
-        clock: StageClock,
-        ttft_ms: float,
+        times: StageTimes,
     ) -> DrivingAnswer:
         frames = sweep.frame_set.frames
         num_tokens = sweep.visual_tokens.shape[1]
@@ -263,11 +325,11 @@ class DrivingPipeline:
             encoder=self.encoder_identity,
             camera_stamps_ns={name: frame.stamp_ns for name, frame in frames.items()},
             tokens_total=dict.fromkeys(frames, num_tokens),
-            keep_indices=sweep.kept,
+            keep_indices=reading.kept,
             mean_log_probability=generation.mean_log_probability,
             num_generated_tokens=len(generation.token_ids),
             cut=generation.cut,
-            times=_stage_times(sweep, clock, ttft_ms),
+            times=times,
         )
 
 
@@ -281,7 +343,7 @@ def _deadline(
     return lambda: time.monotonic_ns() >= end_ns or must_stop()
 
 
-def _stage_times(sweep: _Sweep, clock: StageClock, ttft_ms: float) -> StageTimes:
+def _shared_times(sweep: _Sweep) -> StageTimes:
     frame_set, shared = sweep.frame_set, sweep.clock.durations_ms
     return StageTimes(
         sync_wait_ms=(frame_set.closed_ns - frame_set.first_arrival_ns) / NS_PER_MS,
@@ -290,7 +352,4 @@ def _stage_times(sweep: _Sweep, clock: StageClock, ttft_ms: float) -> StageTimes
         preprocess_ms=shared['preprocess'],
         encode_ms=shared['encode'],
         select_ms=shared['select'],
-        prefill_ms=clock.durations_ms['prefill'],
-        ttft_ms=ttft_ms,
-        generate_ms=clock.durations_ms['generate'],
     )

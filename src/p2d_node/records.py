@@ -133,6 +133,7 @@ class Cut(str, Enum):
     END = 'end'
     LENGTH = 'length'
     DEADLINE = 'deadline'
+    STOP = 'stop'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,8 @@ class DrivingAnswer:
         mean_log_probability: Mean natural-log probability of the generated tokens; NaN if none.
         num_generated_tokens: Generated tokens, the end token included.
         cut: Why the answer ended.
-        times: Shared stages as for the sweep; prefill, ttft and generate of this answer.
+        times: Shared stages as for the sweep; ttft of this answer; of prefill and generate its
+            share: questions that are answered together have equal ones.
     """
 
     stamp_ns: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from p2d_node.language_model.decode import Decoder, Embedded
+from p2d_node.language_model.decode import Decoder
+from p2d_node.language_model.layout import Embedded
 from p2d_node.language_model.prompt import Prompt
 from torch import nn, Tensor
 
@@ -33,18 +34,16 @@ class Family(Protocol):
         """
         ...
 
-    def embed_prefix(
-        self, prompt: Prompt, visual_tokens: Tensor, keep_indices: Sequence[Tensor]
-    ) -> Embedded:
-        """Lay out text and kept visual tokens up to and including the last view."""
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+        """Lay out text and all visual tokens, up to and including the last view."""
         ...
 
-    def embed_question(self, prompt: Prompt, start: int) -> Embedded:
-        """Lay out the prompt's last part, from position `start` on."""
+    def embed_text(self, token_ids: Sequence[int], start: int) -> Embedded:
+        """Lay out text that begins at position `start`."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the embeddings [1, length, hidden] of int64 [1, length]."""
+        """Return the embeddings [rows, length, hidden] of int64 [rows, length]."""
         ...
 
     def text_of(self, token_ids: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.decode import Embedded
+from p2d_node.language_model.layout import Embedded, text_positions
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from safetensors import SafetensorError
 import torch
@@ -90,12 +90,11 @@ class ChatModel:
         """Add what the family's processor puts around each image placeholder; here nothing."""
         return token_ids
 
-    def embed_question(self, prompt: Prompt, start: int) -> Embedded:
-        """Lay out the prompt's last part, from position `start` on."""
-        embeddings = self.embed_ids(prompt.suffix)
-        end = start + len(prompt.suffix)
-        positions = torch.arange(start, end, device=embeddings.device)[None]
-        return Embedded(embeddings, positions, end)
+    def embed_text(self, token_ids: Sequence[int], start: int) -> Embedded:
+        """Lay out text that begins at position `start`."""
+        embeddings = self.embed_ids(token_ids)
+        positions = text_positions(start, len(token_ids), embeddings.device)
+        return Embedded(embeddings, positions, start + len(token_ids))
 
     def embed_ids(self, token_ids: Sequence[int]) -> Tensor:
         """Return the embeddings [1, length, hidden] of `token_ids`."""
@@ -104,7 +103,7 @@ class ChatModel:
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the embeddings [1, length, hidden] of int64 [1, length]."""
+        """Return the embeddings [rows, length, hidden] of int64 [rows, length]."""
         embeddings: Tensor = self._embed_tokens(token_ids)
         return embeddings
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.decode import Decoder, embed_prefix, Embedded
+from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import ChatModel, load_weights
+from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
 from torch import nn, Tensor
@@ -104,12 +105,10 @@ class InternVL(ChatModel):
                 framed.append(token_id)
         return framed
 
-    def embed_prefix(
-        self, prompt: Prompt, visual_tokens: Tensor, keep_indices: Sequence[Tensor]
-    ) -> Embedded:
-        """Lay out the prompt's shared part; see `decode.embed_prefix`."""
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+        """Lay out text and all visual tokens; see `Family`."""
         segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
-        return embed_prefix(segments, visual_tokens, keep_indices, newline=None)
+        return lay_out_views(segments, visual_tokens, newline=None)
 
 
 def _grid(config: Any) -> tuple[int, int]:

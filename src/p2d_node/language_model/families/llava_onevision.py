@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from p2d_node.language_model.decode import Decoder, embed_prefix, Embedded
+from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import ChatModel, load_weights
+from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
 from torch import nn, Tensor
@@ -71,9 +71,7 @@ class LlavaOnevision(ChatModel):
         )
         return cls(model, tokenizer)
 
-    def embed_prefix(
-        self, prompt: Prompt, visual_tokens: Tensor, keep_indices: Sequence[Tensor]
-    ) -> Embedded:
-        """Lay out the prompt's shared part; see `decode.embed_prefix`."""
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+        """Lay out text and all visual tokens; see `Family`."""
         segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
-        return embed_prefix(segments, visual_tokens, keep_indices, self._newline)
+        return lay_out_views(segments, visual_tokens, self._newline)
