@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 import json
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -65,8 +70,8 @@ def save(model_class, config, tokenizer, processor: dict, folder: Path, seed: in
     return folder
 
 
-def write_llava_llama(folder: Path) -> Path:
-    """LLaVA-OneVision with a Llama text model; 5 x 5 tokens per view."""
+def write_llava(folder: Path, *, text: type = LlamaConfig) -> Path:
+    """LLaVA-OneVision; 5 x 5 tokens per view."""
     tokenizer = make_tokenizer((*CHAT, '<image>', '<video>'), chat_template('<image>'))
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
@@ -78,7 +83,7 @@ def write_llava_llama(folder: Path) -> Path:
             patch_size=14,
             vision_use_head=False,
         ),
-        text_config=LlamaConfig(**text_settings(tokenizer)),
+        text_config=text(**text_settings(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids('<image>'),
         video_token_id=tokenizer.convert_tokens_to_ids('<video>'),
         vision_feature_layer=-1,
@@ -134,4 +139,93 @@ def write_internvl(folder: Path, *, text: type = Qwen2Config, vision_layers: int
     return folder
 
 
-FAMILIES = {'llava_llama': write_llava_llama, 'internvl': write_internvl}
+QWEN_TOKENS = ('<|vision_start|>', '<|image_pad|>', '<|vision_end|>', '<|video_pad|>')
+QWEN_PICTURE = '<|vision_start|><|image_pad|><|vision_end|>'
+
+
+def qwen_settings(tokenizer) -> dict:
+    """Arguments of either Qwen-VL config: the ids of its special tokens."""
+    names = ('vision_start_token_id', 'image_token_id', 'vision_end_token_id', 'video_token_id')
+    ids = tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))
+    return {**dict(zip(names, ids, strict=True)), 'tie_word_embeddings': False}
+
+
+def qwen_processor(patch_size: int, pixels: int) -> dict:
+    """Settings of their image processor; views have at most `pixels` pixels."""
+    return {
+        'image_processor_type': 'Qwen2VLImageProcessorFast',
+        'size': {'shortest_edge': 784, 'longest_edge': pixels},
+        'patch_size': patch_size,
+        'temporal_patch_size': 2,
+        'merge_size': 2,
+        **IMAGENET,
+    }
+
+
+def write_qwen2_5_vl(folder: Path) -> Path:
+    """Qwen2.5-VL; 3 x 6 tokens per view, in windows of 2 x 2."""
+    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            'depth': 2,
+            'hidden_size': 32,
+            'intermediate_size': 48,
+            'num_heads': 2,
+            'patch_size': 4,
+            'window_size': 16,
+            'out_hidden_size': 48,
+            'fullatt_block_indexes': [1],
+        },
+        text_config={
+            **text_settings(tokenizer),
+            'rope_parameters': {
+                'rope_type': 'default',
+                'rope_theta': 1e4,
+                'mrope_section': [2, 2, 2],
+            },
+        },
+        **qwen_settings(tokenizer),
+    )
+    processor = qwen_processor(patch_size=4, pixels=1300)
+    return save(Qwen2_5_VLForConditionalGeneration, config, tokenizer, processor, folder)
+
+
+def write_qwen3_vl(folder: Path) -> Path:
+    """Qwen3-VL with two deepstack layers; 3 x 6 tokens per view."""
+    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
+    config = Qwen3VLConfig(
+        vision_config={
+            'depth': 3,
+            'hidden_size': 32,
+            'intermediate_size': 48,
+            'num_heads': 2,
+            'patch_size': 4,
+            'out_hidden_size': 48,
+            'num_position_embeddings': 16,
+            'deepstack_visual_indexes': [0, 1],
+            'initializer_range': 0.3,
+        },
+        text_config={
+            **text_settings(tokenizer, head_dim=12),
+            'rope_parameters': {
+                'rope_type': 'default',
+                'rope_theta': 1e4,
+                'mrope_section': [2, 2, 2],
+                'mrope_interleaved': True,
+            },
+        },
+        **qwen_settings(tokenizer),
+    )
+    processor = qwen_processor(patch_size=4, pixels=1300)
+    return save(Qwen3VLForConditionalGeneration, config, tokenizer, processor, folder)
+
+
+WRITERS = {
+    'llava_llama': write_llava,
+    'llava_qwen2': partial(write_llava, text=Qwen2Config),
+    'internvl_qwen2': write_internvl,
+    'internvl_llama': partial(write_internvl, text=LlamaConfig),
+    'qwen2_5_vl': write_qwen2_5_vl,
+    'qwen3_vl': write_qwen3_vl,
+}
+"""Every family, with each of its text models."""

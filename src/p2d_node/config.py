@@ -216,6 +216,13 @@ class DriveConfig:
         }
     )
     sync: SyncConfig = field(default_factory=SyncConfig)
+    view_max_pixels: int = option(
+        0,
+        'Most pixels of a view for models that take pictures of any size (Qwen-VL); 0: as the '
+        'checkpoint says. Fewer pixels are fewer visual tokens.',
+        minimum=0,
+        maximum=100_000_000,
+    )
     missing_camera_policy: str = option(
         'skip',
         'What happens to a sweep that the deadline closed: skip drops it, drop_view answers from '

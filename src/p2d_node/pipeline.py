@@ -125,8 +125,11 @@ class DrivingPipeline:
         cls, config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> DrivingPipeline:
         checkpoint = open_checkpoint(folder)
-        processing = ImageProcessing.from_folder(checkpoint.folder)
-        family = load_family(checkpoint, dtype=dtype, device=device)
+        processing = ImageProcessing.from_folder(
+            checkpoint.folder, max_pixels=config.view_max_pixels
+        )
+        view_size = (processing.height_px, processing.width_px)
+        family = load_family(checkpoint, view_size=view_size, dtype=dtype, device=device)
         if config.prune_layer >= family.decoder.num_layers:
             raise ConfigError(
                 f'prune_layer: got {config.prune_layer}, allowed: 0 to '
@@ -217,10 +220,10 @@ class DrivingPipeline:
         )
 
     def _preprocess(self, decoded: Sequence[DecodedFrame]) -> Tensor:
-        squares = list(
+        pictures = list(
             self._pool.map(lambda frame: resize_frame(frame, self._processing), decoded)
         )
-        return normalize(squares, self._processing, self._device)
+        return normalize(pictures, self._processing, self._device)
 
     def _answer_all(self, sweep: _Sweep, questions: Sequence[str]) -> list[DrivingAnswer]:
         cameras = tuple(sweep.frame_set.frames)

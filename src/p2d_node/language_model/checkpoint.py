@@ -11,6 +11,7 @@ from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
+from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -18,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 FAMILIES: dict[str, Any] = {
     'llava_onevision': LlavaOnevision,
     'internvl': InternVL,
+    'qwen2_5_vl': Qwen25VL,
+    'qwen3_vl': Qwen3VL,
 }
 """`model_type` of a checkpoint's config.json to the class that runs it."""
 
@@ -85,8 +88,21 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def load_family(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Family:
+def load_family(
+    checkpoint: Checkpoint,
+    *,
+    view_size: tuple[int, int] | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Family:
     """Load tokenizer and weights of `checkpoint`.
+
+    Args:
+        checkpoint: What to load.
+        view_size: Height and width of the pictures that its preprocessing makes, pixels; families
+            with one size only may go without.
+        dtype: Number format of the weights.
+        device: Where they go.
 
     Raises:
         ConfigError: A tokenizer without chat template, or weights that do not fit.
@@ -94,7 +110,7 @@ def load_family(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.dev
     transformers_logging.disable_progress_bar()
     tokenizer = _load_tokenizer(checkpoint.folder)
     family: Family = FAMILIES[checkpoint.model_type].load(
-        checkpoint.folder, tokenizer, dtype=dtype, device=device
+        checkpoint.folder, tokenizer, view_size=view_size, dtype=dtype, device=device
     )
     return family
 

@@ -15,7 +15,8 @@ class Family(Protocol):
     """A loaded checkpoint: what the pipeline needs of it, under names that all families share.
 
     Attributes:
-        vision_module: Maps pixel_values [views, 3, height, width] to visual_tokens.
+        vision_module: Maps pixel_values [views, 3, height, width] to visual_tokens [views, tokens,
+            features]: the embeddings, and whatever else of theirs `embed_prefix` needs after them.
         decoder: The language model.
         grid: Rows and columns of the visual tokens of one view; they stand row by row.
         end_token_ids: Ids that end an answer.

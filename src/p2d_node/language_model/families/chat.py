@@ -52,6 +52,22 @@ def load_weights(
     return model.to(device).eval()
 
 
+def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
+    """Raise `ConfigError` where preprocessing makes pictures that the encoder does not take.
+
+    Args:
+        view_size: Height and width that preprocessing makes, or None where nobody knows.
+        image_size: Of the vision config: a side, or height and width.
+    """
+    takes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if view_size is not None and view_size != takes:
+        raise ConfigError(
+            f'model: its processor makes pictures of {view_size[0]} x {view_size[1]}, its vision '
+            f'encoder takes {takes[0]} x {takes[1]}; copy config.json and '
+            'preprocessor_config.json from one checkpoint'
+        )
+
+
 class ChatModel:
     """Tokenizer and embeddings of a checkpoint that is asked through its chat template.
 

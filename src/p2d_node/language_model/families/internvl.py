@@ -12,7 +12,7 @@ from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import ChatModel, load_weights
+from p2d_node.language_model.families.chat import ChatModel, check_view_size, load_weights
 from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
@@ -85,14 +85,17 @@ class InternVL(ChatModel):
 
     @classmethod
     def load(
-        cls, folder: Path, tokenizer: Any, *, dtype: torch.dtype, device: torch.device
+        cls,
+        folder: Path,
+        tokenizer: Any,
+        *,
+        view_size: tuple[int, int] | None,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> InternVL:
-        """Load the safetensors checkpoint in `folder`.
-
-        Raises:
-            ConfigError: Weights that are missing or do not fit the config.
-        """
+        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
         model = load_weights(InternVLForConditionalGeneration, folder, dtype=dtype, device=device)
+        check_view_size(view_size, model.config.vision_config.image_size)
         return cls(model, tokenizer)
 
     def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import ChatModel, load_weights
+from p2d_node.language_model.families.chat import ChatModel, check_view_size, load_weights
 from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
@@ -59,16 +59,19 @@ class LlavaOnevision(ChatModel):
 
     @classmethod
     def load(
-        cls, folder: Path, tokenizer: Any, *, dtype: torch.dtype, device: torch.device
+        cls,
+        folder: Path,
+        tokenizer: Any,
+        *,
+        view_size: tuple[int, int] | None,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> LlavaOnevision:
-        """Load the safetensors checkpoint in `folder`.
-
-        Raises:
-            ConfigError: Weights that are missing or do not fit the config.
-        """
+        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
         model = load_weights(
             LlavaOnevisionForConditionalGeneration, folder, dtype=dtype, device=device
         )
+        check_view_size(view_size, model.config.vision_config.image_size)
         return cls(model, tokenizer)
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
