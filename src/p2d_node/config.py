@@ -259,6 +259,12 @@ class DriveConfig:
     max_new_tokens: int = option(
         64, 'Longest answer, in tokens.', minimum=1, maximum=4096, runtime=True
     )
+    stop: tuple[str, ...] = option(
+        (), 'Texts that end an answer where they appear, and are not part of it.', runtime=True
+    )
+    stream_partial_answers: bool = option(
+        False, 'Whether answers are published while they grow, on ~/answer_partial.', runtime=True
+    )
     deadline_ms: float = option(
         0.0,
         'Generation for a sweep stops this long after work on it began, and the answer is marked '
@@ -285,6 +291,8 @@ class DriveConfig:
             )
         for name in self.cameras:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
+        if '' in self.stop:
+            raise ConfigError('stop: got an empty text, which ends every answer; remove it')
         if any(not question.strip() for question in self.questions):
             raise ConfigError(
                 'questions: got an empty question, allowed: non-empty texts; to ask nothing by '

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import tempfile
 import time
+import traceback
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,17 +34,24 @@ from p2d_node.language_model.checkpoint import (
 )
 from p2d_node.language_model.decode import Prefix
 from p2d_node.language_model.families.base import Family
-from p2d_node.language_model.generate import generate_greedy, Generation
+from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
 from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
-from p2d_node.records import DecodedFrame, DrivingAnswer, FrameSet, StageTimes
+from p2d_node.records import DecodedFrame, DrivingAnswer, DrivingChoice, FrameSet, StageTimes
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_node.vision_encoder.base import VisionEncoder
 from p2d_node.vision_encoder.factory import make_vision_encoder
 import torch
 from torch import Tensor
+
+OnPartial = Callable[[str, str], None]
+"""Gets a question and its answer so far."""
+
+INCOMPLETE_CHARACTER = '\ufffd'
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +163,13 @@ class DrivingPipeline:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches of one view."""
+        """Rows and columns of the visual tokens of one view."""
         return self._family.grid
+
+    @property
+    def pads_frames(self) -> bool:
+        """Whether the grid lies over the frame padded to a square, or over the frame itself."""
+        return self._processing.fit == 'pad'
 
     def reconfigure(self, config: DriveConfig) -> None:
         """Use `config` from the next sweep on; only run-time fields may differ from before."""
@@ -171,6 +185,7 @@ class DrivingPipeline:
         questions: Sequence[str],
         *,
         must_stop: Callable[[], bool] = lambda: False,
+        on_partial: OnPartial | None = None,
     ) -> list[DrivingAnswer]:
         """Answer `questions` about one sweep, in their order.
 
@@ -178,6 +193,7 @@ class DrivingPipeline:
             frame_set: The sweep; its payloads are ROS messages or records with the same fields.
             questions: May be empty: then nothing is computed.
             must_stop: Asked between tokens; True cuts the answers as the deadline does.
+            on_partial: Called with a question and its answer so far after each of its tokens.
 
         Returns:
             One answer per question, all from the same visual tokens.
@@ -189,14 +205,64 @@ class DrivingPipeline:
         if not questions:
             return []
         config = self._config
-        try:
+
+        def answer_all() -> list[DrivingAnswer]:
             sweep = self._see(frame_set, config, must_stop)
-            return self._answer_all(sweep, questions)
-        except (RuntimeError, ValueError, IndexError) as err:
-            # torch reports out of memory, bad shapes and device faults as these.
-            raise InferenceError(
-                f'sweep {frame_set.stamp_ns}: {type(err).__name__}: {str(err).splitlines()[0]}'
-            ) from err
+            return self._answer_all(sweep, questions, on_partial)
+
+        return _guarded(frame_set, answer_all)
+
+    def choose(self, frame_set: FrameSet, question: str, choices: Sequence[str]) -> DrivingChoice:
+        """Say how likely each of `choices` is as the whole answer to `question`.
+
+        Args:
+            frame_set: The sweep, as for `answer`.
+            question: One question; it should tell the model what the choices are.
+            choices: Different texts, as the model would write them: `A`, or `keep speed`.
+
+        Raises:
+            ConfigError: Choices that are missing, empty or equal.
+            ImageDecodeError: A frame that cannot be used.
+            InferenceError: A model stage failed.
+        """
+        answers = [self._family.tokenize(choice) for choice in choices]
+        if not answers or not all(answers) or len(set(choices)) < len(choices):
+            raise ConfigError(f'choices: got {list(choices)!r}, allowed: different, not empty')
+        config = self._config
+        return _guarded(
+            frame_set,
+            lambda: self._choose(
+                self._see(frame_set, config, lambda: False), question, choices, answers
+            ),
+        )
+
+    def _choose(
+        self,
+        sweep: _Sweep,
+        question: str,
+        choices: Sequence[str],
+        answers: Sequence[Sequence[int]],
+    ) -> DrivingChoice:
+        family = self._family
+        prompt = family.build_prompt(question, tuple(sweep.frame_set.frames))
+        reading = self._read(sweep, prompt, (), 1)
+        text = family.embed_text(prompt.suffix, reading.end_position)
+        asked, logits = family.decoder.extend(reading.prefix, [text])
+        scores = score_answers(
+            family.decoder,
+            asked,
+            logits,
+            answers,
+            embed=family.embed,
+            end_token_ids=family.end_token_ids,
+        )
+        return DrivingChoice(
+            stamp_ns=sweep.frame_set.stamp_ns,
+            question=question,
+            model=self.model_name,
+            log_likelihoods=dict(zip(choices, scores, strict=True)),
+            tokens_kept={camera: len(keep) for camera, keep in reading.kept.items()},
+        )
 
     def _see(
         self, frame_set: FrameSet, config: DriveConfig, must_stop: Callable[[], bool]
@@ -225,7 +291,9 @@ class DrivingPipeline:
         )
         return normalize(pictures, self._processing, self._device)
 
-    def _answer_all(self, sweep: _Sweep, questions: Sequence[str]) -> list[DrivingAnswer]:
+    def _answer_all(
+        self, sweep: _Sweep, questions: Sequence[str], on_partial: OnPartial | None
+    ) -> list[DrivingAnswer]:
         cameras = tuple(sweep.frame_set.frames)
         prompts = [self._family.build_prompt(question, cameras) for question in questions]
         opening, endings = split_opening([prompt.suffix for prompt in prompts])
@@ -234,7 +302,9 @@ class DrivingPipeline:
         size = sweep.config.question_batch
         for start in range(0, len(questions), size):
             batch = slice(start, start + size)
-            answers += self._answer_batch(sweep, reading, questions[batch], endings[batch])
+            answers += self._answer_batch(
+                sweep, reading, questions[batch], endings[batch], on_partial
+            )
         total_ms = (time.monotonic_ns() - sweep.frame_set.first_arrival_ns) / NS_PER_MS
         return [replace(a, times=replace(a.times, total_ms=total_ms)) for a in answers]
 
@@ -282,6 +352,7 @@ class DrivingPipeline:
         reading: _Reading,
         questions: Sequence[str],
         endings: Sequence[Sequence[int]],
+        on_partial: OnPartial | None,
     ) -> list[DrivingAnswer]:
         family = self._family
         clock = StageClock(self._device)
@@ -298,6 +369,7 @@ class DrivingPipeline:
                 max_new_tokens=sweep.config.max_new_tokens,
                 end_token_ids=family.end_token_ids,
                 must_stop=sweep.must_stop,
+                is_answered=self._watch(sweep.config.stop, questions, on_partial),
             )
         times = replace(
             _shared_times(sweep),
@@ -310,6 +382,23 @@ class DrivingPipeline:
             for question, generation in zip(questions, generations, strict=True)
         ]
 
+    def _watch(
+        self, stop: Sequence[str], questions: Sequence[str], on_partial: OnPartial | None
+    ) -> Callable[[int, Sequence[int]], bool] | None:
+        """Return what looks at answers while they grow; None where nobody has to."""
+        if not stop and on_partial is None:
+            return None
+
+        def is_answered(row: int, token_ids: Sequence[int]) -> bool:
+            text = self._family.text_of(token_ids)
+            kept = cut_at(text, stop)
+            if on_partial is not None:
+                # The last character may lack bytes that the next token brings.
+                on_partial(questions[row], kept.rstrip(INCOMPLETE_CHARACTER).strip())
+            return len(kept) < len(text)
+
+        return is_answered
+
     def _to_answer(
         self,
         sweep: _Sweep,
@@ -319,11 +408,12 @@ class DrivingPipeline:
         times: StageTimes,
     ) -> DrivingAnswer:
         frames = sweep.frame_set.frames
+        text = self._family.text_of(generation.token_ids)
         num_tokens = sweep.visual_tokens.shape[1]
         return DrivingAnswer(
             stamp_ns=sweep.frame_set.stamp_ns,
             question=question,
-            answer=self._family.text_of(generation.token_ids),
+            answer=cut_at(text, sweep.config.stop).strip(),
             model=self.model_name,
             encoder=self.encoder_identity,
             camera_stamps_ns={name: frame.stamp_ns for name, frame in frames.items()},
@@ -334,6 +424,27 @@ class DrivingPipeline:
             cut=generation.cut,
             times=times,
         )
+
+
+def _guarded(frame_set: FrameSet, work: Callable[[], T]) -> T:
+    """Return what `work` returns, its faults translated; memory that it took is free after one."""
+    try:
+        return work()
+    except (RuntimeError, ValueError, IndexError) as err:
+        # torch reports out of memory, bad shapes and device faults as these. A traceback would
+        # hold everything that was computed so far for as long as somebody keeps the error.
+        traceback.clear_frames(err.__traceback__)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'
+        raise InferenceError(f'sweep {frame_set.stamp_ns}: {reason}{_remedy(err)}') from err
+
+
+def _remedy(err: Exception) -> str:
+    out_of_memory = isinstance(err, torch.OutOfMemoryError) or 'allocate memory' in str(err)
+    if not out_of_memory:
+        return ''
+    return '; lower retention_ratio, question_batch or max_new_tokens to need less memory'
 
 
 def _deadline(

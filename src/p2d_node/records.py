@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -189,3 +190,36 @@ class DrivingAnswer:
     def tokens_kept(self) -> dict[str, int]:
         """Camera to number of kept visual tokens."""
         return {camera: len(indices) for camera, indices in self.keep_indices.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrivingChoice:
+    """How likely each of some given answers is; for multiple choice and for driving actions.
+
+    Attributes:
+        stamp_ns: Capture of the reference camera, ROS time.
+        question: The question as asked.
+        model: Name of the checkpoint; contains `untrained` where the weights are random.
+        log_likelihoods: Choice to the natural log of the probability that the model's whole answer
+            is this text.
+        tokens_kept: Camera to number of kept visual tokens.
+    """
+
+    stamp_ns: int
+    question: str
+    model: str
+    log_likelihoods: Mapping[str, float]
+    tokens_kept: Mapping[str, int]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Choice to its probability, given that the answer is one of them."""
+        largest = max(self.log_likelihoods.values())
+        weights = {c: math.exp(value - largest) for c, value in self.log_likelihoods.items()}
+        total = sum(weights.values())
+        return {choice: weight / total for choice, weight in weights.items()}
+
+    @property
+    def choice(self) -> str:
+        """The likeliest one; of equals the first."""
+        return max(self.log_likelihoods, key=lambda choice: self.log_likelihoods[choice])

@@ -121,6 +121,12 @@ class Decoder:
         return longer, self._append(longer, rows.embeddings, rows.positions)
 
     @torch.inference_mode()
+    def fork(self, prefix: Prefix, num_rows: int) -> Prefix:
+        """Return `num_rows` copies of `prefix`, which is of one row and stays as it is."""
+        cache = self._fork(prefix.cache, num_rows)
+        return replace(prefix, cache=cache, end_positions=prefix.end_positions.expand(num_rows))
+
+    @torch.inference_mode()
     def step(self, prefix: Prefix, embeddings: Tensor) -> tuple[Prefix, Tensor]:
         """Append one token to every row of `prefix`, whose cache is used up by it.
 

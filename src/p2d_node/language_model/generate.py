@@ -51,7 +51,7 @@ def generate_greedy(
     max_new_tokens: int,
     end_token_ids: Sequence[int],
     must_stop: Callable[[], bool] = lambda: False,
-    is_answered: Callable[[int, Sequence[int]], bool] = lambda row, token_ids: False,
+    is_answered: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> list[Generation]:
     """Decode greedily after `prompts`, which are used up by it.
 
@@ -63,7 +63,8 @@ def generate_greedy(
         max_new_tokens: Longest answer.
         end_token_ids: Ids that end an answer.
         must_stop: Asked before every further token; True cuts all answers that have not ended.
-        is_answered: Told every row's ids after each new one that does not end it; True ends it.
+        is_answered: Told a row's number and ids after each new one that does not end it; True ends
+            it.
 
     Returns:
         One per row. Reading the rows' ids is the one synchronisation per token.
@@ -83,6 +84,48 @@ def generate_greedy(
     return [row.finished() for row in rows]
 
 
+@torch.inference_mode()
+def score_answers(
+    decoder: Decoder,
+    prompt: Prefix,
+    logits: Tensor,
+    answers: Sequence[Sequence[int]],
+    *,
+    embed: Callable[[Tensor], Tensor],
+    end_token_ids: Sequence[int],
+) -> list[float]:
+    """Compute how likely given answers are, as whole answers: their tokens and then an end.
+
+    Args:
+        decoder: The language model.
+        prompt: The prefilled prompt, of one row; it stays as it is.
+        logits: [1, vocabulary] after its last token.
+        answers: The token ids of each answer, without an end token.
+        embed: Maps int64 [rows, 1] token ids to their embeddings.
+        end_token_ids: Ids that end an answer; any of them will do.
+
+    Returns:
+        Natural log of each answer's probability.
+    """
+    longest = max(len(ids) for ids in answers)
+    tokens = torch.zeros(len(answers), longest, dtype=torch.int64, device=logits.device)
+    for row, ids in enumerate(answers):
+        tokens[row, : len(ids)] = torch.tensor(ids, device=logits.device)
+    lengths = torch.tensor([len(ids) for ids in answers], device=logits.device)
+    ends = torch.tensor(list(end_token_ids), device=logits.device)
+    rows = decoder.fork(prompt, len(answers))
+    logits = logits.expand(len(answers), -1)
+    total = torch.zeros(len(answers), dtype=torch.float64, device=logits.device)
+    for step in range(longest + 1):
+        scores = logits.double().log_softmax(dim=-1)
+        total += torch.where(lengths == step, scores[:, ends].logsumexp(dim=-1), 0.0)
+        if step < longest:
+            token = tokens[:, step, None]
+            total += torch.where(lengths > step, scores.gather(1, token)[:, 0], 0.0)
+            rows, logits = decoder.step(rows, embed(token))
+    return [float(value) for value in total.tolist()]
+
+
 def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ids [rows] of the largest logits, and their log probabilities."""
     scores = logits.float()
@@ -95,7 +138,7 @@ def _append_tokens(
     tokens: Tensor,
     log_probabilities: Tensor,
     end_token_ids: Sequence[int],
-    is_answered: Callable[[int, Sequence[int]], bool],
+    is_answered: Callable[[int, Sequence[int]], bool] | None,
 ) -> None:
     # Both in one copy; ids are exact in float64.
     ids, scores = torch.stack([tokens.double(), log_probabilities.double()]).tolist()
@@ -106,5 +149,11 @@ def _append_tokens(
         row.log_probability += scores[index]
         if row.token_ids[-1] in end_token_ids:
             row.cut = Cut.END
-        elif is_answered(index, row.token_ids):
+        elif is_answered is not None and is_answered(index, row.token_ids):
             row.cut = Cut.STOP
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """Return `text` up to where the first of the texts in `stop` appears."""
+    ends = [text.find(mark) for mark in stop]
+    return text[: min((end for end in ends if end >= 0), default=len(text))]

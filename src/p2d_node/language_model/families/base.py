@@ -47,6 +47,10 @@ class Family(Protocol):
         """Return the embeddings [rows, length, hidden] of int64 [rows, length]."""
         ...
 
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an answer, without special tokens."""
+        ...
+
     def text_of(self, token_ids: Sequence[int]) -> str:
-        """Return the words of generated ids, without special tokens."""
+        """Return the text of generated ids, without special tokens."""
         ...

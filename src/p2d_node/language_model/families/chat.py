@@ -123,9 +123,13 @@ class ChatModel:
         embeddings: Tensor = self._embed_tokens(token_ids)
         return embeddings
 
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an answer, without special tokens."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
     def text_of(self, token_ids: Sequence[int]) -> str:
-        """Return the words of generated ids, without special tokens."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+        """Return the text of generated ids, without special tokens."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
