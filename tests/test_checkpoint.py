@@ -1,5 +1,7 @@
+import gc
 import json
 import shutil
+import weakref
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.checkpoint import (
@@ -98,6 +100,17 @@ def test_every_family_says_which_weights_are_missing_or_do_not_fit(name, tmp_pat
     save_file(wrong, folder / 'model.safetensors', metadata={'format': 'pt'})
     with pytest.raises(ConfigError, match='the weights do not load'):
         load(folder, size)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_vision_weights_are_freed_where_an_engine_takes_their_place(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    processing = ImageProcessing.from_folder(folder)
+    family = load(folder, (processing.height_px, processing.width_px))
+    parameter = weakref.ref(next(family.vision_module.parameters()))
+    family.release_vision_module()
+    gc.collect()
+    assert parameter() is None
 
 
 @pytest.mark.parametrize('name', ['llava_llama', 'internvl_qwen2'])

@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,10 +8,12 @@ from p2d_node.errors import ConfigError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
 from p2d_node.language_model.generate import generate_greedy
+from p2d_node.language_model.vision_part import load_vision_module
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame
 import pytest
+from safetensors.torch import load_file, save_file
 from sweeps import make_frame_set, picture
 from tiny_checkpoints import write_internvl
 import torch
@@ -71,6 +74,25 @@ def test_visual_tokens_are_the_models_image_features(family, model, pixel_values
         actual = family.vision_module(pixel_values)
     assert actual.shape == (len(CAMERAS), family.grid[0] * family.grid[1], 48)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_the_vision_part_loads_alone_and_computes_the_same(folder, family, pixel_values):
+    module = load_vision_module(open_checkpoint(folder))
+    with torch.inference_mode():
+        actual = module(pixel_values.float())
+        expected = family.vision_module(pixel_values)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vision_part_that_is_not_whole_is_refused(folder, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / 'broken')
+    weights = load_file(broken / 'model.safetensors')
+    name = next(n for n in weights if 'multi_modal_projector.linear_1.weight' in n)
+    for changed in ({}, {name: torch.zeros(3, 5)}):
+        kept = {n: tensor for n, tensor in weights.items() if n != name} | changed
+        save_file(kept, broken / 'model.safetensors', metadata={'format': 'pt'})
+        with pytest.raises(ConfigError, match=r'1 weights are missing or .*, the first is .*lin'):
+            load_vision_module(open_checkpoint(broken))
 
 
 def test_features_of_an_inner_layer_are_the_models(folder, model, pixel_values, tmp_path):

@@ -6,6 +6,7 @@ from p2d_node.errors import ConfigError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
 from p2d_node.language_model.generate import generate_greedy
+from p2d_node.language_model.vision_part import load_vision_module
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame
@@ -188,6 +189,11 @@ def test_a_picture_size_that_does_not_fit_is_refused(folder):
     for size, reason in [((24, 50), 'got 24 x 50, allowed: multiples of 8'), (None, 'no picture')]:
         with pytest.raises(ConfigError, match=reason):
             load_family(checkpoint, view_size=size, dtype=torch.float32, device=CPU)
+
+
+def test_engines_are_refused_for_it(folder):
+    with pytest.raises(ConfigError, match='engines are not built for Qwen-VL'):
+        load_vision_module(open_checkpoint(folder))
 
 
 def test_settings_without_a_range_of_pixels_are_refused(folder, tmp_path):

@@ -173,8 +173,21 @@ class SyncConfig:
 class EncoderConfig:
     """Which runtime computes the visual tokens."""
 
-    backend: str = option('torch', 'Runtime of the vision encoder.', choices=('torch',))
-    engine_dir: str = option('', 'Folder of the built engines; only engines inside it are loaded.')
+    backend: str = option(
+        'auto',
+        'Runtime of the vision encoder; auto: the first of tensorrt, tensorrt_rtx, onnxruntime '
+        'that is installed and has an engine that fits, else torch.',
+        choices=('auto', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'),
+    )
+    engine_dir: str = option(
+        '',
+        'Folder of the built engines; only engines inside it are loaded. Empty: engines/ of the '
+        'source tree, else ~/.local/share/p2d_node/engines.',
+    )
+    allow_unverified: bool = option(
+        False,
+        'Load engines that p2d verify-engine has not compared with torch on this machine.',
+    )
 
     def __post_init__(self) -> None:
         """Check the values."""

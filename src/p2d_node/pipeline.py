@@ -15,14 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-import tempfile
 import time
 import traceback
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from p2d_node.config import DriveConfig, UNTRAINED_MODEL
+from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, InferenceError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import (
@@ -36,13 +35,16 @@ from p2d_node.language_model.decode import Prefix
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
 from p2d_node.language_model.prompt import Prompt, split_opening
-from p2d_node.language_model.untrained import write_untrained_checkpoint
+from p2d_node.language_model.untrained import model_folder
+from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
-from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
+from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame, DrivingAnswer, DrivingChoice, FrameSet, StageTimes
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
-from p2d_node.vision_encoder.base import VisionEncoder
-from p2d_node.vision_encoder.factory import make_vision_encoder
+from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
+from p2d_node.vision_encoder.engine_store import EngineRequest
+from p2d_node.vision_encoder.factory import ChosenEncoder, make_vision_encoder
+from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
 import torch
 from torch import Tensor
 
@@ -97,19 +99,21 @@ class DrivingPipeline:
         *,
         checkpoint: Checkpoint,
         family: Family,
-        encoder: VisionEncoder,
+        chosen: ChosenEncoder,
         processing: ImageProcessing,
         device: torch.device,
     ) -> None:
         """Put loaded parts together; see `from_config`."""
         self._config = config
         self._family = family
-        self._encoder = encoder
+        self._encoder = chosen.encoder
         self._processing = processing
         self._device = device
         self._pool = ThreadPoolExecutor(max_workers=len(config.cameras), thread_name_prefix='view')
+        self._frames = _make_frame_stack(chosen.encoder, len(config.cameras), device)
         self.model_name = checkpoint.name
-        self.encoder_identity = encoder.identity
+        self.encoder_identity = chosen.encoder.identity
+        self.encoders_refused = chosen.refused
         self.untrained = checkpoint.untrained
 
     @classmethod
@@ -123,11 +127,8 @@ class DrivingPipeline:
         device = choose_device(config.device)
         dtype = choose_dtype(config.dtype, device)
         torch.set_num_threads(config.num_threads or max(1, torch.get_num_threads() - 1))
-        if config.model != UNTRAINED_MODEL:
-            return cls._load(config, Path(config.model), dtype, device)
-        with tempfile.TemporaryDirectory(prefix='p2d-') as folder:
-            random_model = write_untrained_checkpoint(Path(folder) / 'p2d-random')
-            return cls._load(config, random_model, dtype, device)
+        with model_folder(config.model) as folder:
+            return cls._load(config, folder, dtype, device)
 
     @classmethod
     def _load(
@@ -144,14 +145,20 @@ class DrivingPipeline:
                 f'prune_layer: got {config.prune_layer}, allowed: 0 to '
                 f'{family.decoder.num_layers - 1}, the layers of {checkpoint.name}'
             )
-        encoder = make_vision_encoder(
-            config.encoder, family.vision_module, dtype=dtype, device=device
+        chosen = make_vision_encoder(
+            config.encoder,
+            _engine_request(config, checkpoint, processing),
+            family.vision_module,
+            dtype=dtype,
+            device=device,
         )
+        if not isinstance(chosen.encoder, TorchVisionEncoder):
+            family.release_vision_module()
         return cls(
             config,
             checkpoint=checkpoint,
             family=family,
-            encoder=encoder,
+            chosen=chosen,
             processing=processing,
             device=device,
         )
@@ -273,9 +280,9 @@ class DrivingPipeline:
         with clock.stage('decode'):
             decoded = list(self._pool.map(decode_frame, frame_set.frames.values()))
         with clock.stage('preprocess'):
-            pixel_values = self._preprocess(decoded)
+            frames = self._preprocess(decoded)
         with clock.stage('encode'):
-            visual_tokens = self._encoder.encode(pixel_values)
+            visual_tokens = self._encoder.encode(frames)
         return _Sweep(
             frame_set=frame_set,
             config=config,
@@ -286,6 +293,9 @@ class DrivingPipeline:
         )
 
     def _preprocess(self, decoded: Sequence[DecodedFrame]) -> Tensor:
+        """Make what the encoder takes: whole frames, or pixel_values."""
+        if self._frames is not None:
+            return self._frames.fill(decoded, self._pool)
         pictures = list(
             self._pool.map(lambda frame: resize_frame(frame, self._processing), decoded)
         )
@@ -445,6 +455,28 @@ def _remedy(err: Exception) -> str:
     if not out_of_memory:
         return ''
     return '; lower retention_ratio, question_batch or max_new_tokens to need less memory'
+
+
+def _engine_request(
+    config: DriveConfig, checkpoint: Checkpoint, processing: ImageProcessing
+) -> EngineRequest:
+    needs_hash = config.encoder.backend != 'torch'
+    return EngineRequest(
+        model_name=checkpoint.folder.name,
+        model_folder=config.model,
+        vision_sha256=hash_vision_part(checkpoint) if needs_hash else '',
+        processing=processing.to_json(),
+        num_views=len(config.cameras),
+    )
+
+
+def _make_frame_stack(
+    encoder: VisionEncoder, num_views: int, device: torch.device
+) -> FrameStack | None:
+    takes = encoder.takes
+    if takes.kind != FRAMES:
+        return None
+    return FrameStack(num_views, takes.height, takes.width, pinned=device.type == 'cuda')
 
 
 def _deadline(

@@ -9,7 +9,8 @@ Pillow, rescale and normalise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
 import json
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.records import DecodedFrame
 from PIL import Image
 import torch
@@ -83,6 +84,11 @@ class ImageProcessing:
             mean=tuple(settings['image_mean']),
             std=tuple(settings['image_std']),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON data, to compare an engine's with a checkpoint's."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return settings
 
     @property
     def size_px(self) -> int:
@@ -195,6 +201,44 @@ def resize_frame(frame: DecodedFrame, processing: ImageProcessing) -> npt.NDArra
         bars = colour[::-1] if is_bgr else colour
         picture = _pad_and_resize(image, processing.size_px, bars, processing.resample)
     return np.asarray(picture)[..., ::-1] if is_bgr else np.asarray(picture)
+
+
+class FrameStack:
+    """One fixed host buffer that the frames of a sweep are copied into, for engines that resize.
+
+    Use it from one thread at a time.
+    """
+
+    def __init__(self, num_views: int, height: int, width: int, *, pinned: bool) -> None:
+        """Allocate the buffer; pinned memory is copied to a GPU without waiting."""
+        shape = (num_views, height, width, 3)
+        self._buffer = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
+        self._views: list[npt.NDArray[np.uint8]] = list(self._buffer.numpy())
+
+    def fill(self, frames: Sequence[DecodedFrame], pool: Executor) -> Tensor:
+        """Copy `frames` in, one thread of `pool` per view, swapping RGB to BGR on the way.
+
+        Returns:
+            uint8 [views, height, width, 3] in BGR on the host; the next call overwrites it.
+
+        Raises:
+            ImageDecodeError: A frame of another size than the engine was built for.
+        """
+        height, width = self._views[0].shape[:2]
+        for frame in frames:
+            if frame.pixels.shape != (height, width, 3):
+                got_height, got_width = frame.pixels.shape[:2]
+                raise ImageDecodeError(
+                    f'{frame.camera}: got a frame of {got_height}x{got_width} px, the engine was '
+                    f'built for {height}x{width}; build one with p2d build-engine --camera-size '
+                    f'{got_height}x{got_width}, or --input pixel_values for any size'
+                )
+        list(pool.map(_copy_as_bgr, frames, self._views))
+        return self._buffer[: len(frames)]
+
+
+def _copy_as_bgr(frame: DecodedFrame, view: npt.NDArray[np.uint8]) -> None:
+    np.copyto(view, frame.pixels if frame.channel_order == 'bgr' else frame.pixels[..., ::-1])
 
 
 def normalize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2d_node.vision_encoder.base import EncoderInput
 import torch
 from torch import nn, Tensor
 
@@ -21,11 +22,12 @@ class TorchVisionEncoder:
             device: Where they lie.
         """
         self.identity = f'torch {str(dtype).removeprefix("torch.")} {device}'
+        self.takes = EncoderInput()
         self._module = module
         self._dtype = dtype
 
     @torch.inference_mode()
-    def encode(self, pixel_values: Tensor) -> Tensor:
+    def encode(self, frames: Tensor) -> Tensor:
         """Encode the views of one sweep; see `VisionEncoder.encode`."""
-        visual_tokens: Tensor = self._module(pixel_values.to(self._dtype))
+        visual_tokens: Tensor = self._module(frames.to(self._dtype))
         return visual_tokens

@@ -27,6 +27,10 @@ class Family(Protocol):
     grid: tuple[int, int]
     end_token_ids: tuple[int, ...]
 
+    def release_vision_module(self) -> None:
+        """Free the vision weights, where an engine takes their place."""
+        ...
+
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with one picture per camera and `question`.
 

@@ -11,28 +11,76 @@ from p2d_node.language_model.layout import Embedded, text_positions
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from safetensors import SafetensorError
 import torch
-from torch import Tensor
+from torch import nn, Tensor
+from transformers import AutoConfig
 
 
-def load_weights(
-    model_class: Any, folder: Path, *, dtype: torch.dtype, device: torch.device, **options: Any
-) -> Any:
-    """Load the safetensors checkpoint in `folder` as a transformers `model_class`.
+def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
+    """Load the safetensors checkpoint in `folder` as a transformers `model_class`, on the CPU.
 
     Args:
         model_class: A transformers class with `from_pretrained`.
         folder: The checkpoint.
-        dtype: Number format of the weights in memory.
-        device: Where they go.
         options: Further arguments of `from_pretrained`.
 
     Raises:
         ConfigError: Weights that are missing or do not fit the config.
     """
+    model, report = _load_with_report(model_class, folder, options)
+    missing = sorted(report['missing_keys'])
+    if missing:
+        raise ConfigError(
+            f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
+            'copy the checkpoint again, with all its shards'
+        )
+    return model.eval()
+
+
+def load_vision_weights(
+    model_class: Any, folder: Path, vision_keys: Sequence[str], *, dtype: torch.dtype
+) -> Any:
+    """Load the vision part alone, with eager attention: the language model gets no layers.
+
+    Args:
+        model_class: A transformers class with `from_pretrained`.
+        folder: The checkpoint.
+        vision_keys: What the names of the vision part's weights contain.
+        dtype: Number format of the weights.
+
+    Raises:
+        ConfigError: Weights that are missing or do not fit the config.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # No layers and hardly a word: the language model's weights are left where they lie.
+    config.text_config.num_hidden_layers = 0
+    config.text_config.layer_types = []
+    config.text_config.vocab_size = 1
+    config.text_config.pad_token_id = None
+    options = {
+        'config': config,
+        'dtype': dtype,
+        'attn_implementation': 'eager',
+        'ignore_mismatched_sizes': True,
+    }
+    model, report = _load_with_report(model_class, folder, options)
+    wrong = [
+        key for key, *_ in report['mismatched_keys'] if any(part in key for part in vision_keys)
+    ]
+    wrong += sorted(report['missing_keys'])
+    if wrong:
+        raise ConfigError(
+            f'model: {folder}: {len(wrong)} weights are missing or have other shapes than '
+            f'config.json says, the first is {wrong[0]}; copy the checkpoint again'
+        )
+    return model.eval()
+
+
+def _load_with_report(
+    model_class: Any, folder: Path, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     try:
         model, report = model_class.from_pretrained(
             folder,
-            dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -43,13 +91,7 @@ def load_weights(
         raise ConfigError(
             f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
         ) from err
-    missing = sorted(report['missing_keys'])
-    if missing:
-        raise ConfigError(
-            f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
-            'copy the checkpoint again, with all its shards'
-        )
-    return model.to(device).eval()
+    return model, report
 
 
 def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
@@ -72,15 +114,28 @@ class ChatModel:
     """Tokenizer and embeddings of a checkpoint that is asked through its chat template.
 
     Attributes:
+        vision_module: Maps pixel_values to visual_tokens.
         end_token_ids: Ids that end an answer.
     """
 
+    VISION_KEYS: tuple[str, ...]
+    """Names of the model's vision parts; the names of their weights, and no others, have them."""
+
+    vision_module: nn.Module
+
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a loaded model and its tokenizer."""
+        self._model = model
         self._tokenizer = tokenizer
         self._image_token_id = int(model.config.image_token_id)
         self._embed_tokens = model.get_input_embeddings()
         self.end_token_ids = _end_token_ids(model, tokenizer)
+
+    def release_vision_module(self) -> None:
+        """Free the vision weights, where an engine takes their place."""
+        self.vision_module = nn.Identity()
+        for name in self.VISION_KEYS:
+            setattr(self._model.model, name, None)
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with one picture per camera and `question`; see `Family`."""

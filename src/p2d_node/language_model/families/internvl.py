@@ -12,7 +12,12 @@ from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import ChatModel, check_view_size, load_weights
+from p2d_node.language_model.families.chat import (
+    ChatModel,
+    check_view_size,
+    load_vision_weights,
+    load_weights,
+)
 from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
@@ -69,16 +74,17 @@ class InternVL(ChatModel):
     """A loaded checkpoint; see `Family`.
 
     Attributes:
-        vision_module: Maps pixel_values to visual_tokens.
         decoder: The language model.
         grid: Rows and columns of the visual tokens of one view.
     """
+
+    VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer)
         self.grid = _grid(model.config)
-        self.vision_module: nn.Module = _VisionModule(model.model, self.grid)
+        self.vision_module = _VisionModule(model.model, self.grid)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self._start_token_id = _token_id(tokenizer, 'start_image_token', '<img>')
         self._end_token_id = _token_id(tokenizer, 'end_image_token', '</img>')
@@ -94,9 +100,17 @@ class InternVL(ChatModel):
         device: torch.device,
     ) -> InternVL:
         """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
-        model = load_weights(InternVLForConditionalGeneration, folder, dtype=dtype, device=device)
+        model = load_weights(InternVLForConditionalGeneration, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(model, tokenizer)
+        return cls(model.to(device), tokenizer)
+
+    @classmethod
+    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+        """Load vision tower and projector alone; see `chat.load_vision_weights`."""
+        model = load_vision_weights(
+            InternVLForConditionalGeneration, folder, cls.VISION_KEYS, dtype=dtype
+        )
+        return _VisionModule(model.model, _grid(model.config))
 
     def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Put `<img>` and `</img>` around each placeholder, as the family's processor does."""

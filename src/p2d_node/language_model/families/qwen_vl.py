@@ -72,11 +72,11 @@ class _QwenVL(ChatModel):
     """What both generations share; see `Family`.
 
     Attributes:
-        vision_module: Maps pixel_values to visual_tokens.
         decoder: The language model.
         grid: Rows and columns of the visual tokens of one view.
     """
 
+    VISION_KEYS = ('visual',)
     _MODEL_CLASS: Any
 
     def __init__(self, model: Any, tokenizer: Any, view_size: tuple[int, int]) -> None:
@@ -84,7 +84,7 @@ class _QwenVL(ChatModel):
         super().__init__(model, tokenizer)
         vision = model.config.vision_config
         self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
-        self.vision_module: nn.Module = _VisionModule(model.model.visual, self.grid)
+        self.vision_module = _VisionModule(model.model.visual, self.grid)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self._merge = vision.spatial_merge_size
         self._rope_index = model.model.get_rope_index
@@ -106,8 +106,16 @@ class _QwenVL(ChatModel):
                 f'model: {folder}: got no picture size, needed: height and width in pixels, for '
                 'this family takes pictures of any size'
             )
-        model = load_weights(cls._MODEL_CLASS, folder, dtype=dtype, device=device)
-        return cls(model, tokenizer, view_size)
+        model = load_weights(cls._MODEL_CLASS, folder, dtype=dtype)
+        return cls(model.to(device), tokenizer, view_size)
+
+    @classmethod
+    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+        """Refuse: the vision tower splits its input by values, which no engine here takes."""
+        raise ConfigError(
+            f'model: {folder}: engines are not built for Qwen-VL, allowed: LLaVA-OneVision and '
+            'InternVL; leave encoder.backend at torch'
+        )
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
         """Lay out text and all visual tokens; see `Family`."""

@@ -1,0 +1,118 @@
+"""Time and peak memory of `p2d build-engine` for full-size vision encoders with random weights.
+
+Ahead-of-time TensorRT-RTX builds need no GPU:
+
+    python benchmarks/engine_build.py --json > benchmarks/results/engine_build.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+from p2d_node.language_model.untrained import make_tokenizer
+import torch
+from transformers import (
+    LlamaConfig,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+PROCESSOR = {
+    'image_processor_type': 'LlavaOnevisionImageProcessor',
+    'size': {'height': 384, 'width': 384},
+    'resample': 3,
+    'rescale_factor': 1 / 255,
+    'image_mean': [0.5, 0.5, 0.5],
+    'image_std': [0.5, 0.5, 0.5],
+}
+
+
+def write_siglip_so400m(folder: Path) -> None:
+    """Write DriveMM's vision encoder and projector, with hardly any language model behind it."""
+    tokenizer = make_tokenizer()
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=26,
+            num_attention_heads=16,
+            image_size=384,
+            patch_size=14,
+            vision_use_head=False,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=4096,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=32,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids('<image>'),
+        video_token_id=tokenizer.convert_tokens_to_ids('<video>'),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy='full',
+        dtype='float16',
+    )
+    torch.manual_seed(0)
+    LlavaOnevisionForConditionalGeneration(config).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / 'preprocessor_config.json').write_text(json.dumps(PROCESSOR))
+
+
+MODELS = {'siglip-so400m': write_siglip_so400m}
+
+
+def measure(command: list[str]) -> dict[str, float]:
+    """Run a command; returns its seconds and its own peak of resident memory."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f'{" ".join(command)}: exit status {os.waitstatus_to_exitcode(status)}')
+    return {
+        'seconds': round(time.monotonic() - began, 1),
+        'peak_memory_gib': round(usage.ru_maxrss / 2**20, 2),
+    }
+
+
+def main() -> None:
+    """Build engines for each model and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS))
+    parser.add_argument('--precision', default='fp16')
+    parser.add_argument('--json', action='store_true')
+    args = parser.parse_args()
+    results = []
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as work:
+            model = Path(work) / name
+            MODELS[name](model)
+            shared = ['--model', str(model), '--engine-dir', f'{work}/engines']
+            shared += ['--precision', args.precision, '--camera-size', '900x1600']
+            p2d = [sys.executable, '-m', 'p2d_node.cli.main']
+            export = measure([*p2d, 'export', *shared])
+            target = ['--backend', 'tensorrt_rtx', '--compute-capability', '8.6,8.9']
+            build = measure([*p2d, 'build-engine', *shared, *target])
+            plan = next(Path(work).glob('engines/*/tensorrt_rtx-*/engine.plan'))
+            size = plan.stat().st_size
+            results.append({'model': name, 'export': export, 'build': build, 'plan_bytes': size})
+    report = {
+        'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+        'torch': torch.__version__,
+        'precision': args.precision,
+        'results': results,
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == '__main__':
+    main()

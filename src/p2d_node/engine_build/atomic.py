@@ -1,0 +1,112 @@
+"""Files and folders that are either wholly there or not at all, whenever the power goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+import fcntl
+import json
+import os
+from pathlib import Path
+import secrets
+import shutil
+from typing import Any
+
+from p2d_node.errors import ConfigError
+
+LOCK_FILE = '.lock'
+UNFINISHED_PREFIX = '.building-'
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step: a reader sees the old content or the new."""
+    write_bytes(path, (json.dumps(content, indent=2) + '\n').encode())
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file in one step."""
+    unfinished = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
+    try:
+        with unfinished.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """Make every file in a folder survive a power cut, and writable by its owner alone."""
+    for path in folder.iterdir():
+        path.chmod(0o644)
+        with path.open('rb') as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+@contextmanager
+def locked(engine_dir: Path) -> Iterator[None]:
+    """Hold the engine folder's lock; the system frees it when the process ends, however it ends.
+
+    Raises:
+        ConfigError: The folder cannot be made or written, or another process holds the lock.
+    """
+    try:
+        engine_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        file = (engine_dir / LOCK_FILE).open('a')
+    except OSError as err:
+        raise ConfigError(
+            f'encoder.engine_dir: {engine_dir} cannot be written: {err.strerror}; name another '
+            'with --engine-dir'
+        ) from err
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise ConfigError(
+                f'encoder.engine_dir: another build works in {engine_dir}; wait for its end, or '
+                'name another folder with --engine-dir'
+            ) from err
+        yield
+
+
+@contextmanager
+def new_folder(parent: Path) -> Iterator[Path]:
+    """Yield an unfinished folder in `parent`; rename it with `publish` to keep it.
+
+    What earlier builds left behind is removed. Call it with the lock held.
+    """
+    parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    remove_unfinished(parent)
+    folder = parent / f'{UNFINISHED_PREFIX}{secrets.token_hex(4)}'
+    folder.mkdir(mode=0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Remove what builds that did not finish left in `parent`."""
+    for path in parent.glob(f'{UNFINISHED_PREFIX}*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def publish(folder: Path, name: str) -> Path:
+    """Give a finished folder its name, in one step; returns its new path."""
+    sync_files(folder)
+    final = folder.with_name(name)
+    folder.rename(final)
+    sync_folder(final.parent)
+    return final

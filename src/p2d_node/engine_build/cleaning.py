@@ -1,0 +1,55 @@
+"""Removes old engines, the newest of each kind kept."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+import shutil
+
+from p2d_node.engine_build.atomic import locked, remove_unfinished, UNFINISHED_PREFIX
+from p2d_node.errors import ConfigError
+from p2d_node.vision_encoder.engine_store import list_all_engines
+
+
+def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
+    """Remove all but the newest `keep` engines of every model and backend, and cut builds.
+
+    Args:
+        engine_dir: The engine folder.
+        keep: Engines kept per model and backend, at least 1.
+        dry_run: Only say what would go.
+
+    Returns:
+        The engine folders that are gone, or would go.
+
+    Raises:
+        ConfigError: `keep` out of range, or the folder cannot be written.
+    """
+    if keep < 1:
+        raise ConfigError(f'--keep: got {keep}, allowed: 1 or more')
+    if not engine_dir.is_dir():
+        raise ConfigError(f'--engine-dir: got {str(engine_dir)!r}, which is not a folder')
+    with locked(engine_dir):
+        old = _old_engines(engine_dir, keep)
+        if not dry_run:
+            for folder in old:
+                _remove(folder)
+            for model in engine_dir.iterdir():
+                remove_unfinished(model)
+    return old
+
+
+def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
+    def kind(folder: Path) -> tuple[str, str]:
+        return folder.parent.name, folder.name.split('-', 1)[0]
+
+    newest_first = list_all_engines(engine_dir)
+    groups = groupby(sorted(newest_first, key=kind), key=kind)
+    return [folder for _, engines in groups for folder in list(engines)[keep:]]
+
+
+def _remove(folder: Path) -> None:
+    # The new name makes it no engine at once, even if the removal is cut.
+    doomed = folder.with_name(f'{UNFINISHED_PREFIX}{folder.name}')
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

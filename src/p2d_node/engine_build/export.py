@@ -1,0 +1,181 @@
+"""A checkpoint's vision encoder as an ONNX file, checked against torch before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+import logging
+import multiprocessing
+from pathlib import Path
+import warnings
+
+import cv2
+import numpy as np
+from p2d_node.engine_build.frame_resize import FrameEncoder, FrameResize
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.checkpoint import Checkpoint
+from p2d_node.language_model.vision_part import load_vision_module
+from p2d_node.preprocessing import ImageProcessing
+from p2d_node.vision_encoder.base import EncoderInput, FRAMES
+from p2d_node.vision_encoder.engine_buffers import INPUT_NAME, OUTPUT_NAME, PRECISIONS
+from p2d_node.vision_encoder.manifest import ONNX_FILE, REFERENCE_FILE
+from safetensors.torch import save_file
+import torch
+from torch import nn, Tensor
+
+OPSET = 20
+"""The newest opset that the parsers of TensorRT 10.x document."""
+
+MAX_SIDE_PX = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportPlan:
+    """What is exported.
+
+    Attributes:
+        checkpoint: The model.
+        processing: Its image processor.
+        takes: What the engine will be given.
+        precision: Number format of the encoder: fp32, fp16 or bf16.
+        num_views: Static batch.
+    """
+
+    checkpoint: Checkpoint
+    processing: ImageProcessing
+    takes: EncoderInput
+    precision: str
+    num_views: int
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f'--precision: got {self.precision!r}, allowed: {", ".join(PRECISIONS)}'
+            )
+        if self.num_views < 1:
+            raise ConfigError(f'--views: got {self.num_views}, allowed: 1 or more')
+        sides = (self.takes.height, self.takes.width)
+        if self.takes.kind == FRAMES and not all(1 <= side <= MAX_SIDE_PX for side in sides):
+            raise ConfigError(
+                f'--camera-size: got {sides[0]}x{sides[1]}, allowed: HEIGHTxWIDTH, each 1 to '
+                f'{MAX_SIDE_PX}'
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the input, pixels."""
+        size = self.processing.size_px
+        return (self.takes.height, self.takes.width) if self.takes.kind == FRAMES else (size, size)
+
+
+def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
+    """Write model.onnx with its weights, and reference inputs with torch's tokens for them.
+
+    A process of its own does it: the exporter never frees the weights that it has seen, and what
+    follows needs the memory.
+
+    Args:
+        plan: What to export.
+        folder: Where the files go; exists.
+
+    Returns:
+        Tokens per view and features per token.
+
+    Raises:
+        ConfigError: The checkpoint does not load, or the memory does not suffice.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+        try:
+            return process.submit(_export, plan, folder).result()
+        except BrokenProcessPool as err:
+            raise ConfigError(
+                f'{plan.checkpoint.name}: the export was killed; it needs about three times the '
+                'size of the vision weights in free memory'
+            ) from err
+
+
+def _export(plan: ExportPlan, folder: Path) -> tuple[int, int]:
+    encoder: nn.Module = load_vision_module(plan.checkpoint)
+    dtype = PRECISIONS[plan.precision]
+    if plan.takes.kind == FRAMES:
+        resize = FrameResize(plan.processing, *plan.input_size)
+        encoder = FrameEncoder(resize, encoder, torch.float32)
+    frames = make_reference_frames(plan)
+    with torch.inference_mode():
+        # View by view: the attention of all views at once takes six times the memory.
+        tokens = torch.cat([encoder(frames[view : view + 1]) for view in range(plan.num_views)])
+    save_file({INPUT_NAME: frames, OUTPUT_NAME: tokens}, folder / REFERENCE_FILE)
+    encoder = _in_precision(encoder, dtype).eval()
+    with _quiet_exporter(), torch.no_grad():
+        torch.onnx.export(
+            encoder,
+            (frames,),
+            folder / ONNX_FILE,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=True,
+            verbose=False,
+        )
+    return tokens.shape[1], tokens.shape[2]
+
+
+class _CastingEncoder(nn.Module):
+    """An encoder of pixel_values that computes in a shorter number format."""
+
+    def __init__(self, vision_module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vision_module = vision_module
+        self._dtype = dtype
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        visual_tokens: Tensor = self.vision_module(pixel_values.to(self._dtype))
+        return visual_tokens
+
+
+def _in_precision(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if isinstance(encoder, FrameEncoder):
+        # Bytes need 8 bits before the point and the filter's sums some after it: float32.
+        return FrameEncoder(encoder.resize, encoder.vision_module.to(dtype), dtype)
+    return _CastingEncoder(encoder.to(dtype), dtype)
+
+
+def make_reference_frames(plan: ExportPlan, seed: int = 0) -> Tensor:
+    """Draw inputs with structure at every scale, as pictures have, the same for every export.
+
+    Returns:
+        What the encoder takes: uint8 [views, height, width, 3], or float32 pixel_values.
+    """
+    height, width = plan.input_size
+    rng = np.random.default_rng(seed)
+    levels = np.zeros((plan.num_views, height, width, 3), np.float32)
+    for octave in range(1, 9):
+        cells = rng.standard_normal((plan.num_views, 2**octave, 2**octave, 3)).astype(np.float32)
+        for index, cell in enumerate(cells):
+            layer = cv2.resize(cell, (width, height), interpolation=cv2.INTER_LINEAR)
+            levels[index] += layer / octave
+    levels -= levels.min()
+    frames = torch.from_numpy((levels * (255 / levels.max())).astype(np.uint8))
+    if plan.takes.kind == FRAMES:
+        return frames
+    mean, std = torch.tensor(plan.processing.mean), torch.tensor(plan.processing.std)
+    return ((frames / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keep the exporter's notes about packages that it does not need off the terminal."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""The model's image processor as a torch module: camera frames in, pixel_values out.
+
+Pillow resizes with two banded matrices, one per axis, and rounds to bytes after each. The same two
+products with the same weights run on any GPU and pass through ONNX, unlike `Resize` with
+antialiasing, which TensorRT's parser refuses. Values come out as Pillow's, but for about one byte
+in a hundred thousand that float32 sums round to a neighbour.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from p2d_node.preprocessing import ImageProcessing
+from PIL import Image
+import torch
+from torch import nn, Tensor
+
+PILLOW_PRECISION = 1 << 22
+"""Pillow keeps filter weights as multiples of 2^-22 (Resample.c, PRECISION_BITS)."""
+
+NUM_BANDS = 8
+"""Products per axis. A weight is zero outside its filter's support, so most of one big product
+would multiply by zero; more bands waste less and add launches."""
+
+
+def resize_weights(num_in: int, num_out: int, resample: int) -> npt.NDArray[np.float64]:
+    """Return Pillow's filter weights [num_out, num_in] for one axis."""
+    identity = Image.fromarray(np.eye(num_in, dtype=np.float32), mode='F')
+    weights = np.asarray(identity.resize((num_out, num_in), resample), np.float64).T
+    rounded: npt.NDArray[np.float64] = np.round(weights * PILLOW_PRECISION) / PILLOW_PRECISION
+    return rounded
+
+
+def filters_rows_first(height: int, width: int, size: int, resample: int) -> bool:
+    """Say whether Pillow resizes along rows before columns; tall frames it may take otherwise.
+
+    The order changes the rounding. It depends on Pillow's version, so it is tried, not assumed.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    by_rows = image.resize((size, height), resample).resize((size, size), resample)
+    return by_rows.tobytes() == image.resize((size, size), resample).tobytes()
+
+
+class AxisResize(nn.Module):
+    """Resizes the last axis of [..., num_in] and rounds to whole levels in 0..255."""
+
+    def __init__(self, weights: npt.NDArray[np.float64], bias: npt.NDArray[np.float64]) -> None:
+        """Cut the weights into bands.
+
+        Args:
+            weights: [num_out, num_in].
+            bias: [channels, 1, num_out], added before rounding: what bars contribute.
+        """
+        super().__init__()
+        self._bands: list[tuple[int, int]] = []
+        num_out = weights.shape[0]
+        size = math.ceil(num_out / NUM_BANDS)
+        for index, start in enumerate(range(0, num_out, size)):
+            rows = weights[start : start + size]
+            used = np.flatnonzero(rows.any(axis=0))
+            low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
+            self._bands.append((low, high))
+            band = torch.from_numpy(rows[:, low:high].T.astype(np.float32).copy())
+            self.register_buffer(f'band_{index}', band)
+        # Half a level more, so that rounding down rounds to the nearest, halves up, as Pillow.
+        self.register_buffer('bias', torch.from_numpy((bias + 0.5).astype(np.float32)))
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Map float32 [views, channels, lines, num_in] to [views, channels, lines, num_out]."""
+        parts = [
+            levels[..., low:high] @ self.get_buffer(f'band_{index}')
+            for index, (low, high) in enumerate(self._bands)
+        ]
+        return torch.floor(torch.cat(parts, dim=-1) + self.get_buffer('bias')).clamp(0.0, 255.0)
+
+
+class FrameResize(nn.Module):
+    """Camera frames to pixel_values, as `preprocessing` computes them."""
+
+    def __init__(self, processing: ImageProcessing, height: int, width: int) -> None:
+        """Prepare the matrices for BGR frames of `height` x `width` pixels."""
+        super().__init__()
+        size, square = processing.size_px, max(height, width)
+        pads = processing.fit == 'pad'
+        padded = (square, square) if pads else (height, width)
+        self._rows_first = filters_rows_first(*padded, size, processing.resample)
+        colour = np.array(processing.padding_colour[::-1], np.float64)
+        self.columns = _axis(height, padded[0], size, processing.resample, colour)
+        self.rows = _axis(width, padded[1], size, processing.resample, colour)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processing.mean, processing.std))
+        self.register_buffer('scale', processing.rescale_factor / std)
+        self.register_buffer('shift', mean / std)
+        self.register_buffer('to_rgb', torch.tensor([2, 1, 0]))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map BGR frames, uint8 [views, height, width, 3], to float32 [views, 3, size, size]."""
+        levels: Tensor = frames.float().permute(0, 3, 1, 2)
+        if self._rows_first:
+            levels = self.rows(levels)
+        levels = self.columns(levels.transpose(-1, -2)).transpose(-1, -2)
+        if not self._rows_first:
+            levels = self.rows(levels)
+        rgb = levels.index_select(1, self.get_buffer('to_rgb'))
+        pixel_values: Tensor = rgb * self.get_buffer('scale') - self.get_buffer('shift')
+        return pixel_values
+
+
+def _axis(
+    num_pixels: int, num_in: int, num_out: int, resample: int, colour: npt.NDArray[np.float64]
+) -> AxisResize:
+    """Resize `num_pixels`, centred between bars of `colour` up to `num_in`, to `num_out`."""
+    weights = resize_weights(num_in, num_out, resample)
+    start = (num_in - num_pixels) // 2
+    inside = slice(start, start + num_pixels)
+    from_bars = 1.0 - weights[:, inside].sum(axis=1) if num_in > num_pixels else np.zeros(num_out)
+    return AxisResize(weights[:, inside], colour[:, None, None] * from_bars)
+
+
+class FrameEncoder(nn.Module):
+    """Vision encoder with the image processor in front of it: frames to visual_tokens."""
+
+    def __init__(self, resize: FrameResize, vision_module: nn.Module, dtype: torch.dtype) -> None:
+        """Put both together; the resize stays in float32, the encoder computes in `dtype`."""
+        super().__init__()
+        self.resize = resize
+        self.vision_module = vision_module
+        self._dtype = dtype
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Map uint8 BGR [views, height, width, 3] to [views, tokens, hidden] in `dtype`."""
+        visual_tokens: Tensor = self.vision_module(self.resize(frames).to(self._dtype))
+        return visual_tokens
