@@ -1,5 +1,7 @@
+import gc
 import json
 import shutil
+import weakref
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.checkpoint import (
@@ -9,9 +11,11 @@ from p2d_node.language_model.checkpoint import (
     open_checkpoint,
 )
 from p2d_node.language_model.prompt import describe_views, split_at_images
+from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_checkpoints import WRITERS
 import torch
 
 CPU = torch.device('cpu')
@@ -22,8 +26,9 @@ def broken(tiny_checkpoint, tmp_path):
     return shutil.copytree(tiny_checkpoint, tmp_path / 'broken')
 
 
-def load(folder):
-    return load_family(open_checkpoint(folder), dtype=torch.float32, device=CPU)
+def load(folder, view_size=None):
+    checkpoint = open_checkpoint(folder)
+    return load_family(checkpoint, view_size=view_size, dtype=torch.float32, device=CPU)
 
 
 def test_random_weights_are_called_untrained(tiny_checkpoint):
@@ -77,6 +82,50 @@ def test_weights_of_another_shape_are_refused(broken):
     weights[name] = torch.zeros(3, 5)
     save_file(weights, broken / 'model.safetensors', metadata={'format': 'pt'})
     with pytest.raises(ConfigError, match='the weights do not load'):
+        load(broken)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_every_family_says_which_weights_are_missing_or_do_not_fit(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    weights = load_file(folder / 'model.safetensors')
+    dropped = next(n for n in weights if 'layers.1.self_attn.q_proj.weight' in n)
+    kept = {n: tensor for n, tensor in weights.items() if n != dropped}
+    save_file(kept, folder / 'model.safetensors', metadata={'format': 'pt'})
+    processing = ImageProcessing.from_folder(folder)
+    size = (processing.height_px, processing.width_px)
+    with pytest.raises(ConfigError, match=r'1 weights are missing, the first is .*q_proj'):
+        load(folder, size)
+    wrong = kept | {dropped: torch.zeros(2, 2)}
+    save_file(wrong, folder / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ConfigError, match='the weights do not load'):
+        load(folder, size)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_vision_weights_are_freed_where_an_engine_takes_their_place(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    processing = ImageProcessing.from_folder(folder)
+    family = load(folder, (processing.height_px, processing.width_px))
+    parameter = weakref.ref(next(family.vision_module.parameters()))
+    family.release_vision_module()
+    gc.collect()
+    assert parameter() is None
+
+
+@pytest.mark.parametrize('name', ['llava_llama', 'internvl_qwen2'])
+def test_pictures_of_another_size_than_the_encoders_are_refused(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    with pytest.raises(ConfigError, match='makes pictures of 99 x 99, its vision encoder takes'):
+        load(folder, (99, 99))
+
+
+def test_a_text_model_with_sliding_windows_is_refused(broken):
+    config = json.loads((broken / 'config.json').read_text())
+    config['text_config'] |= {'use_sliding_window': True, 'sliding_window': 8}
+    config['text_config'] |= {'layer_types': ['full_attention', 'sliding_attention']}
+    (broken / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match='sliding-window attention, allowed: full attention'):
         load(broken)
 
 

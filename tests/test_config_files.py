@@ -34,7 +34,7 @@ def test_drive_yaml_shows_the_defaults():
     assert config_from_parameters(NUSCENES_CAMERAS, given) == DriveConfig()
     parameters = {p.name for p in list_parameters(NUSCENES_CAMERAS)}
     unnamed = {n for n in parameters if not n.startswith('cameras.')} - set(given)
-    assert unnamed == {'encoder.engine_dir'}
+    assert unnamed == {'encoder.engine_dir', 'stop'}  # empty by default
 
 
 @pytest.mark.parametrize('path', sorted((CONFIG / 'cameras').glob('*.yaml')), ids=lambda p: p.stem)

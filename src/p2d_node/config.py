@@ -229,6 +229,13 @@ class DriveConfig:
         }
     )
     sync: SyncConfig = field(default_factory=SyncConfig)
+    view_max_pixels: int = option(
+        0,
+        'Most pixels of a view for models that take pictures of any size (Qwen-VL); 0: as the '
+        'checkpoint says. Fewer pixels are fewer visual tokens.',
+        minimum=0,
+        maximum=100_000_000,
+    )
     missing_camera_policy: str = option(
         'skip',
         'What happens to a sweep that the deadline closed: skip drops it, drop_view answers from '
@@ -247,15 +254,29 @@ class DriveConfig:
     )
     prune_layer: int = option(
         0,
-        'Decoder layer before which tokens are dropped; 0: before the language model.',
+        'Decoder layer before which tokens are dropped, below the number of layers; 0: before the '
+        'language model; 1: as in the published inference code.',
         minimum=0,
-        maximum=0,
+        maximum=255,
     )
     questions: tuple[str, ...] = option(
         DEFAULT_QUESTIONS, 'Questions that are answered for every sweep.', runtime=True
     )
+    question_batch: int = option(
+        16,
+        'Questions about a sweep that are answered together; fewer need less memory.',
+        minimum=1,
+        maximum=256,
+        runtime=True,
+    )
     max_new_tokens: int = option(
         64, 'Longest answer, in tokens.', minimum=1, maximum=4096, runtime=True
+    )
+    stop: tuple[str, ...] = option(
+        (), 'Texts that end an answer where they appear, and are not part of it.', runtime=True
+    )
+    stream_partial_answers: bool = option(
+        False, 'Whether answers are published while they grow, on ~/answer_partial.', runtime=True
     )
     deadline_ms: float = option(
         0.0,
@@ -283,6 +304,8 @@ class DriveConfig:
             )
         for name in self.cameras:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
+        if '' in self.stop:
+            raise ConfigError('stop: got an empty text, which ends every answer; remove it')
         if any(not question.strip() for question in self.questions):
             raise ConfigError(
                 'questions: got an empty question, allowed: non-empty texts; to ask nothing by '

@@ -4,8 +4,9 @@ A `FrameSet` goes in, one `DrivingAnswer` per question comes out:
 
     decode -> preprocess -> encode -> select -> prefill -> generate
 
-Each stage is a file of its own and knows no other; only this file knows their order. Latency is
-taken here, not in the stages.
+Each stage is a file of its own and knows no other; only this file knows their order. With
+`prune_layer` above 0 the first decoder layers of the prefill run before tokens are selected.
+Latency is taken here, not in the stages.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 import time
+import traceback
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from p2d_node.config import DriveConfig
-from p2d_node.errors import InferenceError
+from p2d_node.errors import ConfigError, InferenceError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import (
     Checkpoint,
@@ -28,14 +31,15 @@ from p2d_node.language_model.checkpoint import (
     load_family,
     open_checkpoint,
 )
-from p2d_node.language_model.decode import Generation, Prefix
-from p2d_node.language_model.families.llava_onevision import LlavaOnevision
-from p2d_node.language_model.prompt import Prompt
+from p2d_node.language_model.decode import Prefix
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
+from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.language_model.untrained import model_folder
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
-from p2d_node.records import DecodedFrame, DrivingAnswer, FrameSet, StageTimes
+from p2d_node.records import DecodedFrame, DrivingAnswer, DrivingChoice, FrameSet, StageTimes
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
 from p2d_node.vision_encoder.engine_store import EngineRequest
@@ -44,23 +48,42 @@ from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
 import torch
 from torch import Tensor
 
+OnPartial = Callable[[str, str], None]
+"""Gets a question and its answer so far."""
+
+INCOMPLETE_CHARACTER = '\ufffd'
+
+T = TypeVar('T')
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sweep:
-    """What the questions of one sweep share.
+    """A sweep as the vision encoder saw it.
 
-    `started_ns` is the steady clock when work on the sweep began; `clock` holds the shared stages;
-    `kept` is `keep_indices` per camera, copied to the host once for all answers.
+    `started_ns` is the steady clock when work on the sweep began; `clock` holds the stages that
+    its questions share.
     """
 
     frame_set: FrameSet
     config: DriveConfig
     visual_tokens: Tensor
-    keep_indices: tuple[Tensor, ...]
-    kept: Mapping[str, npt.NDArray[np.int64]]
     clock: StageClock
     started_ns: int
     must_stop: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What the language model has read before the questions of a sweep part ways.
+
+    `end_position` is where the questions go on; `kept` is `keep_indices` per camera, copied to the
+    host once for all answers; `prefill_share_ms` is each question's share of the time.
+    """
+
+    prefix: Prefix
+    end_position: int
+    kept: Mapping[str, npt.NDArray[np.int64]]
+    prefill_share_ms: float
 
 
 class DrivingPipeline:
@@ -75,7 +98,7 @@ class DrivingPipeline:
         config: DriveConfig,
         *,
         checkpoint: Checkpoint,
-        family: LlavaOnevision,
+        family: Family,
         chosen: ChosenEncoder,
         processing: ImageProcessing,
         device: torch.device,
@@ -112,8 +135,16 @@ class DrivingPipeline:
         cls, config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> DrivingPipeline:
         checkpoint = open_checkpoint(folder)
-        processing = ImageProcessing.from_folder(checkpoint.folder)
-        family = load_family(checkpoint, dtype=dtype, device=device)
+        processing = ImageProcessing.from_folder(
+            checkpoint.folder, max_pixels=config.view_max_pixels
+        )
+        view_size = (processing.height_px, processing.width_px)
+        family = load_family(checkpoint, view_size=view_size, dtype=dtype, device=device)
+        if config.prune_layer >= family.decoder.num_layers:
+            raise ConfigError(
+                f'prune_layer: got {config.prune_layer}, allowed: 0 to '
+                f'{family.decoder.num_layers - 1}, the layers of {checkpoint.name}'
+            )
         chosen = make_vision_encoder(
             config.encoder,
             _engine_request(config, checkpoint, processing),
@@ -139,8 +170,13 @@ class DrivingPipeline:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patches of one view."""
+        """Rows and columns of the visual tokens of one view."""
         return self._family.grid
+
+    @property
+    def pads_frames(self) -> bool:
+        """Whether the grid lies over the frame padded to a square, or over the frame itself."""
+        return self._processing.fit == 'pad'
 
     def reconfigure(self, config: DriveConfig) -> None:
         """Use `config` from the next sweep on; only run-time fields may differ from before."""
@@ -156,6 +192,7 @@ class DrivingPipeline:
         questions: Sequence[str],
         *,
         must_stop: Callable[[], bool] = lambda: False,
+        on_partial: OnPartial | None = None,
     ) -> list[DrivingAnswer]:
         """Answer `questions` about one sweep, in their order.
 
@@ -163,6 +200,7 @@ class DrivingPipeline:
             frame_set: The sweep; its payloads are ROS messages or records with the same fields.
             questions: May be empty: then nothing is computed.
             must_stop: Asked between tokens; True cuts the answers as the deadline does.
+            on_partial: Called with a question and its answer so far after each of its tokens.
 
         Returns:
             One answer per question, all from the same visual tokens.
@@ -174,19 +212,69 @@ class DrivingPipeline:
         if not questions:
             return []
         config = self._config
-        try:
+
+        def answer_all() -> list[DrivingAnswer]:
             sweep = self._see(frame_set, config, must_stop)
-            return self._answer_all(sweep, questions)
-        except (RuntimeError, ValueError, IndexError) as err:
-            # torch reports out of memory, bad shapes and device faults as these.
-            raise InferenceError(
-                f'sweep {frame_set.stamp_ns}: {type(err).__name__}: {str(err).splitlines()[0]}'
-            ) from err
+            return self._answer_all(sweep, questions, on_partial)
+
+        return _guarded(frame_set, answer_all)
+
+    def choose(self, frame_set: FrameSet, question: str, choices: Sequence[str]) -> DrivingChoice:
+        """Say how likely each of `choices` is as the whole answer to `question`.
+
+        Args:
+            frame_set: The sweep, as for `answer`.
+            question: One question; it should tell the model what the choices are.
+            choices: Different texts, as the model would write them: `A`, or `keep speed`.
+
+        Raises:
+            ConfigError: Choices that are missing, empty or equal.
+            ImageDecodeError: A frame that cannot be used.
+            InferenceError: A model stage failed.
+        """
+        answers = [self._family.tokenize(choice) for choice in choices]
+        if not answers or not all(answers) or len(set(choices)) < len(choices):
+            raise ConfigError(f'choices: got {list(choices)!r}, allowed: different, not empty')
+        config = self._config
+        return _guarded(
+            frame_set,
+            lambda: self._choose(
+                self._see(frame_set, config, lambda: False), question, choices, answers
+            ),
+        )
+
+    def _choose(
+        self,
+        sweep: _Sweep,
+        question: str,
+        choices: Sequence[str],
+        answers: Sequence[Sequence[int]],
+    ) -> DrivingChoice:
+        family = self._family
+        prompt = family.build_prompt(question, tuple(sweep.frame_set.frames))
+        reading = self._read(sweep, prompt, (), 1)
+        text = family.embed_text(prompt.suffix, reading.end_position)
+        asked, logits = family.decoder.extend(reading.prefix, [text])
+        scores = score_answers(
+            family.decoder,
+            asked,
+            logits,
+            answers,
+            embed=family.embed,
+            end_token_ids=family.end_token_ids,
+        )
+        return DrivingChoice(
+            stamp_ns=sweep.frame_set.stamp_ns,
+            question=question,
+            model=self.model_name,
+            log_likelihoods=dict(zip(choices, scores, strict=True)),
+            tokens_kept={camera: len(keep) for camera, keep in reading.kept.items()},
+        )
 
     def _see(
         self, frame_set: FrameSet, config: DriveConfig, must_stop: Callable[[], bool]
     ) -> _Sweep:
-        """Everything before the first question: frames to kept visual tokens."""
+        """Everything before the language model: frames to visual tokens."""
         started_ns = time.monotonic_ns()
         clock = StageClock(self._device)
         with clock.stage('decode'):
@@ -195,20 +283,10 @@ class DrivingPipeline:
             frames = self._preprocess(decoded)
         with clock.stage('encode'):
             visual_tokens = self._encoder.encode(frames)
-        with clock.stage('select'):
-            num_keep = [
-                num_keep_from_retention(visual_tokens.shape[1], config.retention_ratio_of(camera))
-                for camera in frame_set.frames
-            ]
-            keep_indices = select_tokens(visual_tokens, num_keep, config.selector)
-            on_host = (indices.cpu().numpy() for indices in keep_indices)
-            kept = dict(zip(frame_set.frames, on_host, strict=True))
         return _Sweep(
             frame_set=frame_set,
             config=config,
             visual_tokens=visual_tokens,
-            keep_indices=tuple(keep_indices),
-            kept=kept,
             clock=clock,
             started_ns=started_ns,
             must_stop=_deadline(config.deadline_ms, started_ns, must_stop),
@@ -218,67 +296,165 @@ class DrivingPipeline:
         """Make what the encoder takes: whole frames, or pixel_values."""
         if self._frames is not None:
             return self._frames.fill(decoded, self._pool)
-        squares = list(
+        pictures = list(
             self._pool.map(lambda frame: resize_frame(frame, self._processing), decoded)
         )
-        return normalize(squares, self._processing, self._device)
+        return normalize(pictures, self._processing, self._device)
 
-    def _answer_all(self, sweep: _Sweep, questions: Sequence[str]) -> list[DrivingAnswer]:
-        prefix: Prefix | None = None
-        answers = []
-        for question in questions:
-            prompt = self._family.build_prompt(question, tuple(sweep.frame_set.frames))
-            clock = StageClock(self._device)
-            with clock.stage('prefill'):
-                if prefix is None:
-                    prefix = self._prefill_views(sweep, prompt)
-                inputs = self._family.embed_question(prompt, prefix.end_position)
-                asked, logits = self._family.decoder.prefill_question(prefix, inputs)
-            ttft_ms = sweep.clock.elapsed_ms()
-            with clock.stage('generate'):
-                generation = self._generate(sweep, asked, logits)
-            answers.append(self._to_answer(sweep, question, generation, clock, ttft_ms))
+    def _answer_all(
+        self, sweep: _Sweep, questions: Sequence[str], on_partial: OnPartial | None
+    ) -> list[DrivingAnswer]:
+        cameras = tuple(sweep.frame_set.frames)
+        prompts = [self._family.build_prompt(question, cameras) for question in questions]
+        opening, endings = split_opening([prompt.suffix for prompt in prompts])
+        reading = self._read(sweep, prompts[0], opening, len(questions))
+        answers: list[DrivingAnswer] = []
+        size = sweep.config.question_batch
+        for start in range(0, len(questions), size):
+            batch = slice(start, start + size)
+            answers += self._answer_batch(
+                sweep, reading, questions[batch], endings[batch], on_partial
+            )
         total_ms = (time.monotonic_ns() - sweep.frame_set.first_arrival_ns) / NS_PER_MS
         return [replace(a, times=replace(a.times, total_ms=total_ms)) for a in answers]
 
-    def _prefill_views(self, sweep: _Sweep, prompt: Prompt) -> Prefix:
-        inputs = self._family.embed_prefix(prompt, sweep.visual_tokens, sweep.keep_indices)
-        return self._family.decoder.prefill(inputs)
+    def _read(
+        self, sweep: _Sweep, prompt: Prompt, opening: Sequence[int], num_questions: int
+    ) -> _Reading:
+        """Prefill what all questions share: the views, and the words before the questions part.
 
-    def _generate(self, sweep: _Sweep, asked: Prefix, logits: Tensor) -> Generation:
-        return self._family.decoder.generate_greedy(
-            asked,
-            logits,
-            embed=self._family.embed,
-            max_new_tokens=sweep.config.max_new_tokens,
-            end_token_ids=self._family.end_token_ids,
-            must_stop=sweep.must_stop,
+        Tokens are dropped on the way, before decoder layer `prune_layer`.
+        """
+        family = self._family
+        kept: list[Tensor] = []
+
+        def select(states: Tensor) -> Sequence[Tensor]:
+            with sweep.clock.stage('select'):
+                kept.extend(self._select(sweep, states))
+            return kept
+
+        with sweep.clock.stage('prefill'):
+            inputs = family.embed_prefix(prompt, sweep.visual_tokens)
+            prefix = family.decoder.prefill(
+                inputs, select=select, prune_layer=sweep.config.prune_layer
+            )
+            if opening:
+                inputs = family.embed_text(opening, inputs.end_position)
+                prefix, _ = family.decoder.extend(prefix, [inputs])
+        on_host = (indices.cpu().numpy() for indices in kept)
+        return _Reading(
+            prefix=prefix,
+            end_position=inputs.end_position,
+            kept=dict(zip(sweep.frame_set.frames, on_host, strict=True)),
+            prefill_share_ms=sweep.clock.durations_ms['prefill'] / num_questions,
         )
+
+    def _select(self, sweep: _Sweep, states: Tensor) -> list[Tensor]:
+        num_keep = [
+            num_keep_from_retention(states.shape[1], sweep.config.retention_ratio_of(camera))
+            for camera in sweep.frame_set.frames
+        ]
+        return select_tokens(states, num_keep, sweep.config.selector)
+
+    def _answer_batch(
+        self,
+        sweep: _Sweep,
+        reading: _Reading,
+        questions: Sequence[str],
+        endings: Sequence[Sequence[int]],
+        on_partial: OnPartial | None,
+    ) -> list[DrivingAnswer]:
+        family = self._family
+        clock = StageClock(self._device)
+        with clock.stage('prefill'):
+            texts = [family.embed_text(ids, reading.end_position) for ids in endings]
+            asked, logits = family.decoder.extend(reading.prefix, texts)
+        ttft_ms = sweep.clock.elapsed_ms()
+        with clock.stage('generate'):
+            generations = generate_greedy(
+                family.decoder,
+                asked,
+                logits,
+                embed=family.embed,
+                max_new_tokens=sweep.config.max_new_tokens,
+                end_token_ids=family.end_token_ids,
+                must_stop=sweep.must_stop,
+                is_answered=self._watch(sweep.config.stop, questions, on_partial),
+            )
+        times = replace(
+            _shared_times(sweep),
+            prefill_ms=reading.prefill_share_ms + clock.durations_ms['prefill'] / len(questions),
+            ttft_ms=ttft_ms,
+            generate_ms=clock.durations_ms['generate'] / len(questions),
+        )
+        return [
+            self._to_answer(sweep, reading, question, generation, times)
+            for question, generation in zip(questions, generations, strict=True)
+        ]
+
+    def _watch(
+        self, stop: Sequence[str], questions: Sequence[str], on_partial: OnPartial | None
+    ) -> Callable[[int, Sequence[int]], bool] | None:
+        """Return what looks at answers while they grow; None where nobody has to."""
+        if not stop and on_partial is None:
+            return None
+
+        def is_answered(row: int, token_ids: Sequence[int]) -> bool:
+            text = self._family.text_of(token_ids)
+            kept = cut_at(text, stop)
+            if on_partial is not None:
+                # The last character may lack bytes that the next token brings.
+                on_partial(questions[row], kept.rstrip(INCOMPLETE_CHARACTER).strip())
+            return len(kept) < len(text)
+
+        return is_answered
 
     def _to_answer(
         self,
         sweep: _Sweep,
+        reading: _Reading,
         question: str,
         generation: Generation,
-        clock: StageClock,
-        ttft_ms: float,
+        times: StageTimes,
     ) -> DrivingAnswer:
         frames = sweep.frame_set.frames
+        text = self._family.text_of(generation.token_ids)
         num_tokens = sweep.visual_tokens.shape[1]
         return DrivingAnswer(
             stamp_ns=sweep.frame_set.stamp_ns,
             question=question,
-            answer=self._family.text_of(generation.token_ids),
+            answer=cut_at(text, sweep.config.stop).strip(),
             model=self.model_name,
             encoder=self.encoder_identity,
             camera_stamps_ns={name: frame.stamp_ns for name, frame in frames.items()},
             tokens_total=dict.fromkeys(frames, num_tokens),
-            keep_indices=sweep.kept,
+            keep_indices=reading.kept,
             mean_log_probability=generation.mean_log_probability,
             num_generated_tokens=len(generation.token_ids),
             cut=generation.cut,
-            times=_stage_times(sweep, clock, ttft_ms),
+            times=times,
         )
+
+
+def _guarded(frame_set: FrameSet, work: Callable[[], T]) -> T:
+    """Return what `work` returns, its faults translated; memory that it took is free after one."""
+    try:
+        return work()
+    except (RuntimeError, ValueError, IndexError) as err:
+        # torch reports out of memory, bad shapes and device faults as these. A traceback would
+        # hold everything that was computed so far for as long as somebody keeps the error.
+        traceback.clear_frames(err.__traceback__)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'
+        raise InferenceError(f'sweep {frame_set.stamp_ns}: {reason}{_remedy(err)}') from err
+
+
+def _remedy(err: Exception) -> str:
+    out_of_memory = isinstance(err, torch.OutOfMemoryError) or 'allocate memory' in str(err)
+    if not out_of_memory:
+        return ''
+    return '; lower retention_ratio, question_batch or max_new_tokens to need less memory'
 
 
 def _engine_request(
@@ -313,7 +489,7 @@ def _deadline(
     return lambda: time.monotonic_ns() >= end_ns or must_stop()
 
 
-def _stage_times(sweep: _Sweep, clock: StageClock, ttft_ms: float) -> StageTimes:
+def _shared_times(sweep: _Sweep) -> StageTimes:
     frame_set, shared = sweep.frame_set, sweep.clock.durations_ms
     return StageTimes(
         sync_wait_ms=(frame_set.closed_ns - frame_set.first_arrival_ns) / NS_PER_MS,
@@ -322,7 +498,4 @@ def _stage_times(sweep: _Sweep, clock: StageClock, ttft_ms: float) -> StageTimes
         preprocess_ms=shared['preprocess'],
         encode_ms=shared['encode'],
         select_ms=shared['select'],
-        prefill_ms=clock.durations_ms['prefill'],
-        ttft_ms=ttft_ms,
-        generate_ms=clock.durations_ms['generate'],
     )

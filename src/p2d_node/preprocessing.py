@@ -1,8 +1,9 @@
 """Decoded frames come in; pixel_values go out, bit for bit as the model's processor makes them.
 
 The references are Hugging Face's Pillow image processors: LLaVA-OneVision's in its several-images
-mode, which pads frames to a square with the mean colour, and those that squash frames into it
-(SigLIP's, InternVL's). Then all resize with Pillow, rescale and normalise.
+mode, which pads frames to a square with the mean colour, those that squash frames into it
+(SigLIP's, InternVL's), and Qwen-VL's, whose size follows from the frame's. Then all resize with
+Pillow, rescale and normalise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,12 @@ from torch import Tensor
 
 Colour = tuple[int, int, int]
 
-FITS = {'LlavaOnevision': 'pad', 'Siglip': 'squash', 'GotOcr2': 'squash'}
-"""First part of an image processor's class name to how a frame becomes square."""
+FITS = {'LlavaOnevision': 'pad', 'Siglip': 'squash', 'GotOcr2': 'squash', 'Qwen2VL': 'squash'}
+"""First part of an image processor's class name to how a frame takes the encoder's shape."""
+
+FRAME_SIZE_PX = (900, 1600)
+"""Height and width of a nuScenes frame: where the encoder's size follows from the frame's, all
+frames get the size that follows from this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +39,17 @@ class ImageProcessing:
     """What a checkpoint's image processor does to a picture.
 
     Attributes:
-        size_px: Side of the square that the vision encoder sees.
-        fit: How a frame becomes square: `pad` adds bars, `squash` changes its aspect ratio.
+        height_px: Height of the picture that the vision encoder sees.
+        width_px: Its width.
+        fit: How a frame takes that shape: `pad` adds bars, `squash` changes its aspect ratio.
         resample: Pillow's number of the resampling filter.
         rescale_factor: Multiplied with 0..255.
         mean: Subtracted per channel (RGB) after rescaling.
         std: Divided by per channel (RGB) after that.
     """
 
-    size_px: int
+    height_px: int
+    width_px: int
     fit: str
     resample: int
     rescale_factor: float
@@ -49,22 +57,27 @@ class ImageProcessing:
     std: tuple[float, float, float]
 
     @classmethod
-    def from_folder(cls, folder: Path) -> ImageProcessing:
+    def from_folder(cls, folder: Path, *, max_pixels: int = 0) -> ImageProcessing:
         """Read the settings of the checkpoint in `folder`.
+
+        Args:
+            folder: The checkpoint.
+            max_pixels: Most pixels of a view where the size is free; 0: as the settings say.
 
         Raises:
             ConfigError: No processor file, or one that this preprocessing does not cover.
         """
         settings = _read_settings(folder)
-        size = settings.get('size', {})
-        height, width = size.get('height'), size.get('width')
-        if not isinstance(height, int) or height != width:
-            raise ConfigError(f'{folder}: image size: got {size!r}, allowed: equal height, width')
+        if str(settings.get('image_processor_type')).startswith('Qwen2VL'):
+            height, width = _free_size(settings, folder, max_pixels)
+        else:
+            height, width = _fixed_size(settings, folder)
         for switch in ('do_resize', 'do_rescale', 'do_normalize'):
             if settings.get(switch, True) is not True:
                 raise ConfigError(f'{folder}: {switch}: got {settings[switch]!r}, allowed: true')
         return cls(
-            size_px=height,
+            height_px=height,
+            width_px=width,
             fit=_read_fit(settings, folder),
             resample=int(settings.get('resample', Image.Resampling.BICUBIC)),
             rescale_factor=float(settings.get('rescale_factor', 1 / 255)),
@@ -76,6 +89,19 @@ class ImageProcessing:
         """Return the settings as JSON data, to compare an engine's with a checkpoint's."""
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return settings
+
+    @property
+    def size_px(self) -> int:
+        """Side of the square that the vision encoder sees.
+
+        Raises:
+            ConfigError: It is no square.
+        """
+        if self.height_px != self.width_px:
+            raise ConfigError(
+                f'image size: got {self.height_px} x {self.width_px}, allowed here: a square'
+            )
+        return self.height_px
 
     @property
     def padding_colour(self) -> Colour:
@@ -100,6 +126,41 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         f'{folder}: no image processor settings found, needed: preprocessor_config.json or '
         'processor_config.json with image_mean and image_std; copy them from the checkpoint'
     )
+
+
+def _fixed_size(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
+    size = settings.get('size', {})
+    height, width = size.get('height'), size.get('width')
+    if not isinstance(height, int) or height != width:
+        raise ConfigError(f'{folder}: image size: got {size!r}, allowed: equal height, width')
+    return height, width
+
+
+def _free_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> tuple[int, int]:
+    """Return the height and width that Qwen-VL's processor gives a frame of `FRAME_SIZE_PX`.
+
+    Both are multiples of a token's side, near the frame's shape, within the range of pixels.
+    """
+    size = settings.get('size') or {}
+    least = settings.get('min_pixels') or size.get('shortest_edge')
+    most = settings.get('max_pixels') or size.get('longest_edge')
+    if not isinstance(least, int) or not isinstance(most, int):
+        raise ConfigError(
+            f'{folder}: image size: got {size!r}, allowed: shortest_edge and longest_edge, or '
+            'min_pixels and max_pixels, each a number of pixels'
+        )
+    most = min(most, max_pixels or most)
+    token_px = int(settings.get('patch_size', 14)) * int(settings.get('merge_size', 2))
+    height, width = (round(side / token_px) * token_px for side in FRAME_SIZE_PX)
+    area = math.prod(FRAME_SIZE_PX)
+    if height * width > most:
+        shrink = math.sqrt(area / most)
+        sides = (math.floor(side / shrink / token_px) * token_px for side in FRAME_SIZE_PX)
+        height, width = (max(token_px, side) for side in sides)
+    elif height * width < least:
+        grow = math.sqrt(least / area)
+        height, width = (math.ceil(side * grow / token_px) * token_px for side in FRAME_SIZE_PX)
+    return height, width
 
 
 def _read_fit(settings: dict[str, Any], folder: Path) -> str:
@@ -128,17 +189,18 @@ def _pad_and_resize(
 
 
 def resize_frame(frame: DecodedFrame, processing: ImageProcessing) -> npt.NDArray[np.uint8]:
-    """Return `frame` as the uint8 RGB square [size_px, size_px, 3] that the encoder sees."""
-    image, side = Image.fromarray(frame.pixels), processing.size_px
+    """Return `frame` as the uint8 RGB picture [height_px, width_px, 3] that the encoder sees."""
+    image = Image.fromarray(frame.pixels)
     # The channels of a BGR frame are swapped after the resize, where they are few.
     is_bgr = frame.channel_order == 'bgr'
     if processing.fit == 'squash':
-        square = image.resize((side, side), processing.resample)
+        size = (processing.width_px, processing.height_px)
+        picture = image.resize(size, processing.resample)
     else:
         colour = processing.padding_colour
         bars = colour[::-1] if is_bgr else colour
-        square = _pad_and_resize(image, side, bars, processing.resample)
-    return np.asarray(square)[..., ::-1] if is_bgr else np.asarray(square)
+        picture = _pad_and_resize(image, processing.size_px, bars, processing.resample)
+    return np.asarray(picture)[..., ::-1] if is_bgr else np.asarray(picture)
 
 
 class FrameStack:
@@ -180,19 +242,19 @@ def _copy_as_bgr(frame: DecodedFrame, view: npt.NDArray[np.uint8]) -> None:
 
 
 def normalize(
-    squares: Sequence[npt.NDArray[np.uint8]], processing: ImageProcessing, device: torch.device
+    pictures: Sequence[npt.NDArray[np.uint8]], processing: ImageProcessing, device: torch.device
 ) -> Tensor:
-    """Turn RGB squares into the encoder's input.
+    """Turn RGB pictures into the encoder's input.
 
     Args:
-        squares: Per view uint8 [size_px, size_px, 3].
+        pictures: Per view uint8 [height_px, width_px, 3].
         processing: The checkpoint's settings.
         device: Where the result lies; the frames travel there as bytes.
 
     Returns:
-        pixel_values float32 [views, 3, size_px, size_px].
+        pixel_values float32 [views, 3, height_px, width_px].
     """
-    pixels = torch.from_numpy(np.stack(squares)).to(device).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2)
     # float64 for the product, as numpy does it in the reference.
     scaled = pixels.to(torch.float64).mul_(processing.rescale_factor).to(torch.float32)
     mean = torch.tensor(processing.mean, device=device).view(3, 1, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -133,6 +134,7 @@ class Cut(str, Enum):
     END = 'end'
     LENGTH = 'length'
     DEADLINE = 'deadline'
+    STOP = 'stop'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,8 @@ class DrivingAnswer:
         mean_log_probability: Mean natural-log probability of the generated tokens; NaN if none.
         num_generated_tokens: Generated tokens, the end token included.
         cut: Why the answer ended.
-        times: Shared stages as for the sweep; prefill, ttft and generate of this answer.
+        times: Shared stages as for the sweep; ttft of this answer; of prefill and generate its
+            share: questions that are answered together have equal ones.
     """
 
     stamp_ns: int
@@ -187,3 +190,36 @@ class DrivingAnswer:
     def tokens_kept(self) -> dict[str, int]:
         """Camera to number of kept visual tokens."""
         return {camera: len(indices) for camera, indices in self.keep_indices.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrivingChoice:
+    """How likely each of some given answers is; for multiple choice and for driving actions.
+
+    Attributes:
+        stamp_ns: Capture of the reference camera, ROS time.
+        question: The question as asked.
+        model: Name of the checkpoint; contains `untrained` where the weights are random.
+        log_likelihoods: Choice to the natural log of the probability that the model's whole answer
+            is this text.
+        tokens_kept: Camera to number of kept visual tokens.
+    """
+
+    stamp_ns: int
+    question: str
+    model: str
+    log_likelihoods: Mapping[str, float]
+    tokens_kept: Mapping[str, int]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Choice to its probability, given that the answer is one of them."""
+        largest = max(self.log_likelihoods.values())
+        weights = {c: math.exp(value - largest) for c, value in self.log_likelihoods.items()}
+        total = sum(weights.values())
+        return {choice: weight / total for choice, weight in weights.items()}
+
+    @property
+    def choice(self) -> str:
+        """The likeliest one; of equals the first."""
+        return max(self.log_likelihoods, key=lambda choice: self.log_likelihoods[choice])

@@ -183,6 +183,20 @@ def test_questions_may_change_and_be_none(drive, node, rig, watcher):
     assert len([a for a in watcher.answers if a.question != 'Is there a truck?']) == 2
 
 
+def test_answers_are_streamed_where_that_is_asked_for(drive, node, rig, watcher):
+    partial = []
+    node.create_subscription(String, '/p2d/answer_partial', lambda m: partial.append(m.data), 50)
+    drive()
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    assert not partial
+    assert set_parameter(node, 'stream_partial_answers', True).successful
+    answer = next_answer(watcher, rig)
+    wait_until(lambda: len(partial) >= answer.num_generated_tokens - 1)
+    line = f'[untrained model, random words] {answer.question} {answer.answer}'
+    assert all(line.startswith(text) for text in partial)
+
+
 def test_every_parameter_says_what_it_is_and_what_is_allowed(drive, node):
     drive(autostart=False)
     names = ['retention_ratio.CAM_FRONT', 'max_new_tokens', 'selector', 'cameras.CAM_BACK.topic']

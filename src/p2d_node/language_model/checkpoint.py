@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
+from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-FAMILIES = {'llava_onevision': LlavaOnevision}
+FAMILIES: dict[str, Any] = {
+    'llava_onevision': LlavaOnevision,
+    'internvl': InternVL,
+    'qwen2_5_vl': Qwen25VL,
+    'qwen3_vl': Qwen3VL,
+}
 """`model_type` of a checkpoint's config.json to the class that runs it."""
 
 UNTRAINED_KEY = 'p2d_untrained'
@@ -81,17 +89,30 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def load_family(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device
-) -> LlavaOnevision:
+    checkpoint: Checkpoint,
+    *,
+    view_size: tuple[int, int] | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Family:
     """Load tokenizer and weights of `checkpoint`.
+
+    Args:
+        checkpoint: What to load.
+        view_size: Height and width of the pictures that its preprocessing makes, pixels; families
+            with one size only may go without.
+        dtype: Number format of the weights.
+        device: Where they go.
 
     Raises:
         ConfigError: A tokenizer without chat template, or weights that do not fit.
     """
     transformers_logging.disable_progress_bar()
     tokenizer = _load_tokenizer(checkpoint.folder)
-    family = FAMILIES[checkpoint.model_type]
-    return family.load(checkpoint.folder, tokenizer, dtype=dtype, device=device)
+    family: Family = FAMILIES[checkpoint.model_type].load(
+        checkpoint.folder, tokenizer, view_size=view_size, dtype=dtype, device=device
+    )
+    return family
 
 
 def _load_tokenizer(folder: Path) -> Any:

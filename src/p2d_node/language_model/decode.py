@@ -1,205 +1,229 @@
-"""Prefill over kept tokens at their original positions, and greedy decoding over a KV cache.
+"""Prefill with pruning before any decoder layer, and steps over the KV cache that it leaves.
 
-One visual prefix serves all questions of a sweep: it is prefilled once, and each question goes on
-from a copy of its cache. Pruned tokens leave gaps in the positions; a token's rotary phase is the
-one it had in the full sequence, and decoding continues from the full sequence's length.
+Layers before `prune_layer` see and cache all tokens, the layers from it on only the kept ones: the
+cache is ragged, and each of the two parts has a causal mask and rotary phases of its own. A kept
+token's rotary phase is the one it had in the full sequence, and decoding continues from the full
+sequence's length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-import math
+from dataclasses import dataclass, replace
 from typing import Any
 
-from p2d_node.records import Cut
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.layout import Embedded, keep_tokens, stack_rows
 import torch
 from torch import nn, Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
 
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """Inputs of the decoder.
-
-    Attributes:
-        embeddings: Float [1, length, hidden].
-        positions: int64 [1, length], each token's position in the full, unpruned sequence.
-        end_position: Length of the full sequence so far: the position of what comes next.
-    """
-
-    embeddings: Tensor
-    positions: Tensor
-    end_position: int
+SelectTokens = Callable[[Tensor], Sequence[Tensor]]
+"""Maps hidden states [views, tokens, hidden] to the kept indices of each view, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A prefilled prefix that questions go on from.
+    """A prefilled beginning, of one row or of several, that decoding goes on from.
 
     Attributes:
-        cache: Keys and values of the kept tokens; never changed after the prefill.
-        length: Number of cached tokens.
-        end_position: Position of the token that follows in the full sequence.
+        cache: Keys and values of every layer.
+        prune_layer: The layers from this one on have cached fewer tokens than those before it.
+        end_positions: int64 [rows], the position of the token that follows.
+        is_real: Bool [rows, columns] over the last cached columns, False where one is padding;
+            whatever lies before them is not. None where there is no padding at all.
     """
 
-    cache: DynamicCache
-    length: int
-    end_position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What greedy decoding gave.
-
-    Attributes:
-        token_ids: The generated ids, the end token included where the model ended.
-        mean_log_probability: Mean natural-log probability of these ids; NaN if there are none.
-        cut: Why it ended.
-    """
-
-    token_ids: tuple[int, ...]
-    mean_log_probability: float
-    cut: Cut
+    cache: Cache
+    prune_layer: int
+    end_positions: Tensor
+    is_real: Tensor | None = None
 
 
 class Decoder:
     """A causal language model: its transformer and its output layer.
 
     Use it from one thread at a time.
+
+    Attributes:
+        num_layers: Number of decoder layers.
     """
 
-    def __init__(self, text_model: nn.Module, lm_head: nn.Module) -> None:
+    def __init__(
+        self,
+        text_model: nn.Module,
+        lm_head: nn.Module,
+        *,
+        make_cache: Callable[[], Cache] = DynamicCache,
+    ) -> None:
         """Wrap transformers' modules.
 
         Args:
-            text_model: Maps inputs_embeds to hidden states; knows `past_key_values`.
+            text_model: Has `layers`, `norm`, `rotary_emb` and `config` as Llama's has them.
             lm_head: Maps hidden states to logits.
+            make_cache: Returns an empty KV cache.
+
+        Raises:
+            ConfigError: A model with sliding-window layers: they count cached tokens, which gaps
+                in the positions would falsify.
         """
-        self._text_model = text_model
+        model: Any = text_model
+        if 'sliding_attention' in (getattr(model.config, 'layer_types', None) or ()):
+            raise ConfigError(
+                'model: its text model has sliding-window attention, allowed: full attention in '
+                'every layer; set use_sliding_window to false if the checkpoint allows it'
+            )
+        self._model = model
         self._lm_head = lm_head
+        self._make_cache = make_cache
+        self.num_layers = len(model.layers)
 
     @torch.inference_mode()
-    def prefill(self, inputs: Embedded) -> Prefix:
-        """Run the model over the tokens that all questions share."""
-        cache = DynamicCache()
-        self._forward(inputs, cache, cached=0)
-        return Prefix(cache, inputs.embeddings.shape[1], inputs.end_position)
-
-    @torch.inference_mode()
-    def prefill_question(self, prefix: Prefix, inputs: Embedded) -> tuple[Prefix, Tensor]:
-        """Go on from `prefix` with a question's tokens.
-
-        Returns:
-            The longer prefix on a cache of its own, and the logits [1, vocabulary] after it.
-        """
-        cache = _fork(prefix.cache)
-        hidden = self._forward(inputs, cache, cached=prefix.length)
-        length = prefix.length + inputs.embeddings.shape[1]
-        logits: Tensor = self._lm_head(hidden[:, -1])
-        return Prefix(cache, length, inputs.end_position), logits
-
-    @torch.inference_mode()
-    def generate_greedy(
-        self,
-        prompt: Prefix,
-        logits: Tensor,
-        *,
-        embed: Callable[[Tensor], Tensor],
-        max_new_tokens: int,
-        end_token_ids: Sequence[int],
-        must_stop: Callable[[], bool],
-    ) -> Generation:
-        """Decode greedily after `prompt`, which is used up by it.
+    def prefill(
+        self, inputs: Embedded, *, select: SelectTokens | None = None, prune_layer: int = 0
+    ) -> Prefix:
+        """Run the model over the tokens that all questions share.
 
         Args:
-            prompt: The prefilled prompt.
-            logits: [1, vocabulary] after the prompt's last token.
-            embed: Maps int64 [1, 1] token ids to their embeddings.
-            max_new_tokens: Longest answer.
-            end_token_ids: Ids that end an answer.
-            must_stop: Asked before every further token; True cuts the answer.
+            inputs: The sequence with all visual tokens.
+            select: Chooses the kept visual tokens by their hidden states before layer
+                `prune_layer`; None keeps all.
+            prune_layer: In [0, num_layers); 0 drops tokens before the model.
+        """
+        if not 0 <= prune_layer < self.num_layers:
+            raise ValueError(
+                f'prune_layer: got {prune_layer}, allowed: 0 to {self.num_layers - 1}'
+            )
+        cache = self._make_cache()
+        inputs = self._run_sequence(inputs, range(prune_layer), cache)
+        if select is not None:
+            states = torch.stack([inputs.embeddings[0, view] for view in inputs.views])
+            inputs = keep_tokens(inputs, select(states))
+        self._run_sequence(inputs, range(prune_layer, self.num_layers), cache)
+        ends = torch.tensor([inputs.end_position], device=inputs.embeddings.device)
+        return Prefix(cache, prune_layer, ends)
+
+    @torch.inference_mode()
+    def extend(self, prefix: Prefix, pieces: Sequence[Embedded]) -> tuple[Prefix, Tensor]:
+        """Go on from `prefix`, which stays as it is, with text: one row per piece.
+
+        Args:
+            prefix: Of one row, without padding.
+            pieces: The texts, each beginning at the prefix's end position.
 
         Returns:
-            The generated tokens; reading each id is the one synchronisation per token.
+            The longer prefix on a cache of its own, and the logits [rows, vocabulary] after it.
         """
-        token_ids: list[int] = []
-        log_probability = torch.zeros((), dtype=torch.float32, device=logits.device)
-        cut = Cut.LENGTH
-        for step in range(max_new_tokens):
-            scores = logits[0].float()
-            token = scores.argmax()
-            log_probability += scores[token] - scores.logsumexp(dim=-1)
-            token_ids.append(int(token))
-            if token_ids[-1] in end_token_ids:
-                cut = Cut.END
-                break
-            if step + 1 == max_new_tokens:
-                break
-            if must_stop():
-                cut = Cut.DEADLINE
-                break
-            position = torch.full((1, 1), prompt.end_position + step, device=logits.device)
-            inputs = Embedded(embed(token.view(1, 1)), position, prompt.end_position + step + 1)
-            hidden = self._forward(inputs, prompt.cache, cached=prompt.length + step)
-            logits = self._lm_head(hidden[:, -1])
-        mean = float(log_probability) / len(token_ids) if token_ids else math.nan
-        return Generation(tuple(token_ids), mean, cut)
+        rows = stack_rows(pieces)
+        cache = self._fork(prefix.cache, len(pieces))
+        longer = Prefix(cache, prefix.prune_layer, rows.end_positions, rows.is_real)
+        return longer, self._append(longer, rows.embeddings, rows.positions)
 
-    def _forward(self, inputs: Embedded, cache: DynamicCache, *, cached: int) -> Tensor:
-        """Append `inputs` to `cache`; returns hidden states [1, length, hidden]."""
-        length = cached + inputs.embeddings.shape[1]
-        # Without a mask transformers may read gaps in the positions as packed sequences.
-        mask = torch.ones((1, length), dtype=torch.int64, device=inputs.embeddings.device)
-        output: Any = self._text_model(
-            inputs_embeds=inputs.embeddings,
-            attention_mask=mask,
-            position_ids=inputs.positions,
-            past_key_values=cache,
-            use_cache=True,
+    @torch.inference_mode()
+    def fork(self, prefix: Prefix, num_rows: int) -> Prefix:
+        """Return `num_rows` copies of `prefix`, which is of one row and stays as it is."""
+        cache = self._fork(prefix.cache, num_rows)
+        return replace(prefix, cache=cache, end_positions=prefix.end_positions.expand(num_rows))
+
+    @torch.inference_mode()
+    def step(self, prefix: Prefix, embeddings: Tensor) -> tuple[Prefix, Tensor]:
+        """Append one token to every row of `prefix`, whose cache is used up by it.
+
+        Args:
+            prefix: What comes before.
+            embeddings: [rows, 1, hidden] of the tokens.
+
+        Returns:
+            The longer prefix and the logits [rows, vocabulary] after it.
+        """
+        is_real = prefix.is_real
+        if is_real is not None:
+            is_real = torch.cat([is_real, is_real.new_ones(len(is_real), 1)], dim=1)
+        longer = replace(prefix, end_positions=prefix.end_positions + 1, is_real=is_real)
+        return longer, self._append(longer, embeddings, prefix.end_positions[:, None])
+
+    def _append(self, prefix: Prefix, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Append tokens to `prefix`, whose other fields already count them; returns logits."""
+        parts = (range(prefix.prune_layer), range(prefix.prune_layer, self.num_layers))
+        for layers in parts:
+            hidden = self._run(hidden, positions, layers, prefix.cache, is_real=prefix.is_real)
+        logits: Tensor = self._lm_head(self._model.norm(hidden[:, -1]))
+        return logits
+
+    def _run_sequence(self, inputs: Embedded, layers: range, cache: Cache) -> Embedded:
+        hidden = self._run(
+            inputs.embeddings,
+            inputs.positions,
+            layers,
+            cache,
+            deepstack=inputs.deepstack,
+            visual_columns=inputs.visual_columns if inputs.deepstack is not None else None,
         )
-        hidden: Tensor = output.last_hidden_state
+        return replace(inputs, embeddings=hidden)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        layers: range,
+        cache: Cache,
+        *,
+        is_real: Tensor | None = None,
+        deepstack: Tensor | None = None,
+        visual_columns: Tensor | None = None,
+    ) -> Tensor:
+        """Append tokens to the cache of `layers`, all of which have cached the same tokens.
+
+        Args:
+            hidden: [rows, length, hidden] before the first of the layers.
+            positions: int64 [rows, length] or [3, rows, length].
+            layers: Which layers run; may be empty.
+            cache: Keys and values so far.
+            is_real: As in `Prefix`, these tokens included.
+            deepstack: As in `Embedded`.
+            visual_columns: Where the deepstack features go.
+
+        Returns:
+            [rows, length, hidden] after the last of the layers.
+        """
+        if not layers:
+            return hidden
+        mask = self._mask(hidden, layers.start, cache, is_real)
+        rotary = self._model.rotary_emb(hidden, positions)
+        for index in layers:
+            # Positions go in through the rotary phases only: attention would read their gaps as
+            # borders between packed sequences.
+            hidden = self._model.layers[index](
+                hidden,
+                attention_mask=mask,
+                position_embeddings=rotary,
+                position_ids=None,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            if deepstack is not None and index < len(deepstack):
+                hidden[:, visual_columns] += deepstack[index]
         return hidden
 
+    def _mask(self, hidden: Tensor, layer: int, cache: Cache, is_real: Tensor | None) -> Any:
+        if is_real is not None:
+            num_before = cache.get_seq_length(layer) + hidden.shape[1] - is_real.shape[1]
+            is_real = torch.cat([is_real.new_ones(len(is_real), num_before), is_real], dim=1)
+        return create_causal_mask(
+            config=self._model.config,
+            inputs_embeds=hidden,
+            attention_mask=is_real,
+            past_key_values=cache,
+            layer_idx=layer,
+        )
 
-def _fork(cache: DynamicCache) -> DynamicCache:
-    fork = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        fork.update(layer.keys, layer.values, index)
-    return fork
-
-
-def embed_prefix(
-    segments: Sequence[Tensor],
-    visual_tokens: Tensor,
-    keep_indices: Sequence[Tensor],
-    newline: Tensor | None,
-) -> Embedded:
-    """Lay out text and kept visual tokens at the positions of the full sequence.
-
-    Args:
-        segments: Per view the embedded text before it, [length, hidden].
-        visual_tokens: [views, tokens, hidden], all of them.
-        keep_indices: Per view the kept indices, int64, ascending.
-        newline: Embedding [hidden] that closes every view and is always kept; None where the
-            family has none.
-
-    Returns:
-        The prefix up to and including the last view.
-    """
-    device = visual_tokens.device
-    num_tokens = visual_tokens.shape[1]
-    pieces: list[Tensor] = []
-    positions: list[Tensor] = []
-    start = 0
-    for text, tokens, keep in zip(segments, visual_tokens, keep_indices, strict=True):
-        pieces += [text.to(tokens.dtype), tokens[keep]]
-        positions += [torch.arange(start, start + len(text), device=device)]
-        start += len(text)
-        positions.append(keep + start)
-        start += num_tokens
-        if newline is not None:
-            pieces.append(newline.view(1, -1).to(tokens.dtype))
-            positions.append(torch.full((1,), start, device=device))
-            start += 1
-    return Embedded(torch.cat(pieces)[None], torch.cat(positions)[None], start)
+    def _fork(self, cache: Cache, num_rows: int) -> Cache:
+        """Return a cache with `num_rows` copies of the one row in `cache`."""
+        fork = self._make_cache()
+        for index, layer in enumerate(cache.layers):
+            length = int(cache.get_seq_length(index))
+            keys, values = layer.keys[:, :, :length], layer.values[:, :, :length]
+            shape = (num_rows, -1, -1, -1)
+            fork.update(keys.expand(shape), values.expand(shape), index)
+        return fork

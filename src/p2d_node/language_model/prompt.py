@@ -54,3 +54,18 @@ def split_at_images(token_ids: Sequence[int], image_token_id: int, num_views: in
     if len(segments) != num_views:
         raise ValueError(f'{len(segments)} image placeholders for {num_views} views')
     return Prompt(tuple(segments), tuple(current))
+
+
+def split_opening(
+    texts: Sequence[Sequence[int]],
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Split what all `texts` begin with from what follows in each; every text keeps one token.
+
+    A text alone shares nothing, and is not split.
+    """
+    length = 0
+    if len(texts) > 1:
+        shortest = min(len(text) for text in texts)
+        while length + 1 < shortest and len({text[length] for text in texts}) == 1:
+            length += 1
+    return tuple(texts[0][:length]), [tuple(text[length:]) for text in texts]

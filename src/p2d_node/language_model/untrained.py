@@ -6,7 +6,7 @@ their knowledge: for tests, and to try the plumbing where no checkpoint is at ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import json
 from pathlib import Path
@@ -52,9 +52,16 @@ def model_folder(model: str) -> Iterator[Path]:
         yield write_untrained_checkpoint(Path(folder) / 'p2d-random')
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a word-level tokenizer with a chat template."""
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *WORDS.split()))}
+def make_tokenizer(
+    special_tokens: Sequence[str] = SPECIAL_TOKENS, chat_template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
+    """Return a word-level tokenizer with a chat template.
+
+    Args:
+        special_tokens: Its first ids; `<unk>`, `<|im_start|>` and `<|im_end|>` come first.
+        chat_template: In Jinja, as checkpoints ship it.
+    """
+    vocabulary = {token: index for index, token in enumerate((*special_tokens, *WORDS.split()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r'\w+|[^\w\s]'), 'removed', invert=True)
     fast = PreTrainedTokenizerFast(
@@ -62,9 +69,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         unk_token='<unk>',
         eos_token='<|im_end|>',
         pad_token='<|im_end|>',
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        additional_special_tokens=list(special_tokens[1:]),
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = chat_template
     return fast
 
 

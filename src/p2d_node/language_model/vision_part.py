@@ -43,7 +43,8 @@ def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
     # It would list every weight of the language model as not expected.
     transformers_logging.set_verbosity_error()
     try:
-        return family.load_vision_module(checkpoint.folder, dtype=torch.float32).eval()
+        module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
+        return module.eval()
     finally:
         transformers_logging.set_verbosity(verbosity)
 

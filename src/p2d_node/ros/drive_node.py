@@ -170,7 +170,7 @@ class DriveNode(LifecycleNode):
         if pipeline is None:
             return TransitionCallbackReturn.FAILURE
         self._sync = self._make_synchronizer()
-        worker = SweepWorker(pipeline, self._deliver, self._report_failure)
+        worker = SweepWorker(pipeline, self._deliver, self._report_failure, self._publish_partial)
         worker.start()
         cameras = tuple(
             CameraSubscription(self, name, camera, self._on_frame)
@@ -240,7 +240,14 @@ class DriveNode(LifecycleNode):
         self._answer_text = self.create_publisher(String, '~/answer_text', 10)
         self._timing = self.create_publisher(StageTiming, '~/timing', 10)
         self._kept_tokens = self.create_publisher(Image, '~/kept_tokens', 1)
-        self._interfaces = [self._answer, self._answer_text, self._timing, self._kept_tokens]
+        self._partial = self.create_publisher(String, '~/answer_partial', 10)
+        self._interfaces = [
+            self._answer,
+            self._answer_text,
+            self._partial,
+            self._timing,
+            self._kept_tokens,
+        ]
         if self._requests is not None and not hasattr(self, '_ask'):
             name = self.resolve_service_name('~/ask')
             self._ask = self._requests.node.create_service(
@@ -296,20 +303,23 @@ class DriveNode(LifecycleNode):
         frame_id = self._frame_id_of(frame_set)
         for answer in answers:
             self._answer.publish(to_answer(answer, frame_id=frame_id, now_ns=self._now_ns()))
-            self._answer_text.publish(String(data=self._text_of(answer)))
+            line = _as_line(answer.model, answer.question, answer.answer)
+            self._answer_text.publish(String(data=line))
         header = Header(stamp=to_time(frame_set.stamp_ns), frame_id=frame_id)
         self._timing.publish(to_timing(header, sweep_times(answers), now_ns=self._now_ns()))
         if self._kept_tokens.get_subscription_count() and self._pipeline is not None:
-            picture = draw_kept_tokens(frame_set, answers[0], self._pipeline.grid)
+            picture = draw_kept_tokens(
+                frame_set, answers[0], self._pipeline.grid, padded=self._pipeline.pads_frames
+            )
             self._kept_tokens.publish(to_image(picture, header))
+
+    def _publish_partial(self, question: str, answer: str) -> None:
+        model = self._pipeline.model_name if self._pipeline is not None else ''
+        self._partial.publish(String(data=_as_line(model, question, answer)))
 
     def _frame_id_of(self, frame_set: FrameSet) -> str:
         frame = frame_set.frames.get(self._config.sync.reference_camera)
         return str(frame.payload.header.frame_id) if frame else ''
-
-    def _text_of(self, answer: DrivingAnswer) -> str:
-        flag = '[untrained model, random words] ' if 'untrained' in answer.model else ''
-        return f'{flag}{answer.question} {answer.answer}'
 
     def _report_failure(self, err: P2dError) -> None:
         self.get_logger().warning(
@@ -425,6 +435,11 @@ class DriveNode(LifecycleNode):
             ]
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(DiagnosticArray(header=Header(stamp=stamp), status=statuses))
+
+
+def _as_line(model: str, question: str, answer: str) -> str:
+    flag = '[untrained model, random words] ' if 'untrained' in model else ''
+    return f'{flag}{question} {answer}'
 
 
 def main(args: Sequence[str] | None = None) -> int:

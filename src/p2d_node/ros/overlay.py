@@ -24,13 +24,16 @@ CAPTION_HEIGHT_PX = 26
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, grid: tuple[int, int]) -> Pixels:
+def draw_kept_tokens(
+    frame_set: FrameSet, answer: DrivingAnswer, grid: tuple[int, int], *, padded: bool
+) -> Pixels:
     """Draw which patches of a sweep the language model saw.
 
     Args:
         frame_set: The sweep; decoded here again, so draw only when somebody looks.
         answer: An answer about it, with the kept indices.
-        grid: Rows and columns of the patches of one view, over the frame padded to a square.
+        grid: Rows and columns of the patches of one view.
+        padded: Whether they lie over the frame padded to a square, or over the frame itself.
 
     Returns:
         BGR uint8 [height, width, 3].
@@ -44,20 +47,27 @@ def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, grid: tuple[int
         view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
         keep = answer.keep_indices[camera]
         caption = f'{camera}  {len(keep)}/{answer.tokens_total[camera]}'
-        panels[camera] = _caption(_light(np.asarray(view, np.uint8), keep, grid), caption)
+        mask = kept_mask(keep, grid, *view.shape[:2], padded=padded)
+        panels[camera] = _caption(_light(np.asarray(view, np.uint8), mask), caption)
     return _tile(panels, _rows(tuple(panels)))
 
 
 def kept_mask(
-    keep: npt.NDArray[np.int64], grid: tuple[int, int], height: int, width: int
+    keep: npt.NDArray[np.int64],
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    *,
+    padded: bool,
 ) -> npt.NDArray[np.bool_]:
     """Return which pixels of a view lie in a kept patch.
 
     Args:
-        keep: Kept patch indices, row by row from the top left of the padded square.
+        keep: Kept patch indices, row by row from the top left.
         grid: Rows and columns of the patches.
         height: Of the view, pixels.
         width: Of the view, pixels.
+        padded: Whether the patches lie over the view padded to a square.
 
     Returns:
         bool [height, width]; the square's padding is cut off.
@@ -65,14 +75,15 @@ def kept_mask(
     rows, columns = grid
     lit = np.zeros(rows * columns, bool)
     lit[keep] = True
-    side = max(height, width)
-    row_of_pixel = (np.arange(height) + (side - height) // 2) * rows // side
-    column_of_pixel = (np.arange(width) + (side - width) // 2) * columns // side
+    full_height = full_width = max(height, width)
+    if not padded:
+        full_height, full_width = height, width
+    row_of_pixel = (np.arange(height) + (full_height - height) // 2) * rows // full_height
+    column_of_pixel = (np.arange(width) + (full_width - width) // 2) * columns // full_width
     return np.asarray(lit.reshape(grid)[row_of_pixel[:, None], column_of_pixel], np.bool_)
 
 
-def _light(view: Pixels, keep: npt.NDArray[np.int64], grid: tuple[int, int]) -> Pixels:
-    mask = kept_mask(keep, grid, *view.shape[:2])
+def _light(view: Pixels, mask: npt.NDArray[np.bool_]) -> Pixels:
     dimmed = (view * DIM).astype(np.uint8)
     return np.where(mask[..., None], view, dimmed)
 

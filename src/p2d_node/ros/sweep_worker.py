@@ -15,7 +15,7 @@ import time
 import traceback
 
 from p2d_node.errors import InferenceError, P2dError
-from p2d_node.pipeline import DrivingPipeline
+from p2d_node.pipeline import DrivingPipeline, OnPartial
 from p2d_node.records import DrivingAnswer, FrameSet
 
 MAX_PENDING_QUESTIONS = 16
@@ -72,6 +72,7 @@ class SweepWorker:
         pipeline: DrivingPipeline,
         deliver: Deliver,
         report_failure: Callable[[P2dError], None],
+        report_partial: OnPartial,
     ) -> None:
         """Set up; `start` begins the work.
 
@@ -79,11 +80,13 @@ class SweepWorker:
             pipeline: Answers questions about a sweep.
             deliver: Gets a sweep and its answers; standing questions first, then asked ones.
             report_failure: Gets what went wrong with a sweep.
+            report_partial: Gets answers while they grow, where the configuration asks for that.
         """
         self.state = WorkerState()
         self._pipeline = pipeline
         self._deliver = deliver
         self._report_failure = report_failure
+        self._report_partial = report_partial
         self._condition = threading.Condition()
         self._slot: FrameSet | None = None
         self._newest: tuple[int, int] | None = None
@@ -190,7 +193,13 @@ class SweepWorker:
 
     def _answer(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
         questions = [*self._pipeline.config.questions, *(question.text for question in asked)]
-        answers = self._pipeline.answer(frame_set, questions, must_stop=self._stopping.is_set)
+        streams = self._pipeline.config.stream_partial_answers
+        answers = self._pipeline.answer(
+            frame_set,
+            questions,
+            must_stop=self._stopping.is_set,
+            on_partial=self._report_partial if streams else None,
+        )
         if self._stopping.is_set() or not answers:
             return
         self._deliver(frame_set, answers)

@@ -1,0 +1,193 @@
+"""What the families have in common: loading weights, and the text around the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.layout import Embedded, text_positions
+from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
+from safetensors import SafetensorError
+import torch
+from torch import nn, Tensor
+from transformers import AutoConfig
+
+
+def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
+    """Load the safetensors checkpoint in `folder` as a transformers `model_class`, on the CPU.
+
+    Args:
+        model_class: A transformers class with `from_pretrained`.
+        folder: The checkpoint.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ConfigError: Weights that are missing or do not fit the config.
+    """
+    model, report = _load_with_report(model_class, folder, options)
+    missing = sorted(report['missing_keys'])
+    if missing:
+        raise ConfigError(
+            f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
+            'copy the checkpoint again, with all its shards'
+        )
+    return model.eval()
+
+
+def load_vision_weights(
+    model_class: Any, folder: Path, vision_keys: Sequence[str], *, dtype: torch.dtype
+) -> Any:
+    """Load the vision part alone, with eager attention: the language model gets no layers.
+
+    Args:
+        model_class: A transformers class with `from_pretrained`.
+        folder: The checkpoint.
+        vision_keys: What the names of the vision part's weights contain.
+        dtype: Number format of the weights.
+
+    Raises:
+        ConfigError: Weights that are missing or do not fit the config.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    # No layers and hardly a word: the language model's weights are left where they lie.
+    config.text_config.num_hidden_layers = 0
+    config.text_config.layer_types = []
+    config.text_config.vocab_size = 1
+    config.text_config.pad_token_id = None
+    options = {
+        'config': config,
+        'dtype': dtype,
+        'attn_implementation': 'eager',
+        'ignore_mismatched_sizes': True,
+    }
+    model, report = _load_with_report(model_class, folder, options)
+    wrong = [
+        key for key, *_ in report['mismatched_keys'] if any(part in key for part in vision_keys)
+    ]
+    wrong += sorted(report['missing_keys'])
+    if wrong:
+        raise ConfigError(
+            f'model: {folder}: {len(wrong)} weights are missing or have other shapes than '
+            f'config.json says, the first is {wrong[0]}; copy the checkpoint again'
+        )
+    return model.eval()
+
+
+def _load_with_report(
+    model_class: Any, folder: Path, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+        reason = str(err).splitlines()[0]
+        raise ConfigError(
+            f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
+        ) from err
+    return model, report
+
+
+def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
+    """Raise `ConfigError` where preprocessing makes pictures that the encoder does not take.
+
+    Args:
+        view_size: Height and width that preprocessing makes, or None where nobody knows.
+        image_size: Of the vision config: a side, or height and width.
+    """
+    takes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if view_size is not None and view_size != takes:
+        raise ConfigError(
+            f'model: its processor makes pictures of {view_size[0]} x {view_size[1]}, its vision '
+            f'encoder takes {takes[0]} x {takes[1]}; copy config.json and '
+            'preprocessor_config.json from one checkpoint'
+        )
+
+
+class ChatModel:
+    """Tokenizer and embeddings of a checkpoint that is asked through its chat template.
+
+    Attributes:
+        vision_module: Maps pixel_values to visual_tokens.
+        end_token_ids: Ids that end an answer.
+    """
+
+    VISION_KEYS: tuple[str, ...]
+    """Names of the model's vision parts; the names of their weights, and no others, have them."""
+
+    vision_module: nn.Module
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Take a loaded model and its tokenizer."""
+        self._model = model
+        self._tokenizer = tokenizer
+        self._image_token_id = int(model.config.image_token_id)
+        self._embed_tokens = model.get_input_embeddings()
+        self.end_token_ids = _end_token_ids(model, tokenizer)
+
+    def release_vision_module(self) -> None:
+        """Free the vision weights, where an engine takes their place."""
+        self.vision_module = nn.Identity()
+        for name in self.VISION_KEYS:
+            setattr(self._model.model, name, None)
+
+    def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+        """Tokenise the chat with one picture per camera and `question`; see `Family`."""
+        text = f'{describe_views(cameras)} {question}'
+        content = [{'type': 'image'} for _ in cameras] + [{'type': 'text', 'text': text}]
+        token_ids = self._tokenizer.apply_chat_template(
+            [{'role': 'user', 'content': content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        try:
+            return split_at_images(
+                self._frame_images(token_ids), self._image_token_id, len(cameras)
+            )
+        except ValueError as err:
+            raise ConfigError(
+                f'model: its chat template gives {err}; use the template that came with the '
+                'checkpoint, and no image placeholder in questions'
+            ) from err
+
+    def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Add what the family's processor puts around each image placeholder; here nothing."""
+        return token_ids
+
+    def embed_text(self, token_ids: Sequence[int], start: int) -> Embedded:
+        """Lay out text that begins at position `start`."""
+        embeddings = self.embed_ids(token_ids)
+        positions = text_positions(start, len(token_ids), embeddings.device)
+        return Embedded(embeddings, positions, start + len(token_ids))
+
+    def embed_ids(self, token_ids: Sequence[int]) -> Tensor:
+        """Return the embeddings [1, length, hidden] of `token_ids`."""
+        device = self._embed_tokens.weight.device
+        return self.embed(torch.tensor(token_ids, dtype=torch.int64, device=device)[None])
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Return the embeddings [rows, length, hidden] of int64 [rows, length]."""
+        embeddings: Tensor = self._embed_tokens(token_ids)
+        return embeddings
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an answer, without special tokens."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return the text of generated ids, without special tokens."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    configured = model.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))

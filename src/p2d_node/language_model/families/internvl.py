@@ -1,0 +1,146 @@
+"""InternVL 2.5 and 3 checkpoints in transformers' format: InternViT, pixel shuffle, projector.
+
+The text model is a Qwen2, or a Llama (an InternLM2 converted). Every view is one tile: one token
+per 2 x 2 patches, 256 of them at 448 px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.decode import Decoder
+from p2d_node.language_model.families.chat import (
+    ChatModel,
+    check_view_size,
+    load_vision_weights,
+    load_weights,
+)
+from p2d_node.language_model.layout import Embedded, lay_out_views
+from p2d_node.language_model.prompt import Prompt
+import torch
+from torch import nn, Tensor
+from transformers import InternVLForConditionalGeneration
+
+
+class _VisionModule(nn.Module):
+    """Vision tower, pixel shuffle and projector as one module: pixel_values to visual_tokens."""
+
+    def __init__(self, model: Any, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.vision_tower = model.vision_tower
+        self.projector = model.multi_modal_projector
+        self._layer = model.config.vision_feature_layer
+        self._drop_class_token = model.config.vision_feature_select_strategy == 'default'
+        self._rows, self._columns = grid
+        self._shuffle = round(1 / model.config.downsample_ratio)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map float [views, 3, height, width] to [views, tokens, hidden]."""
+        features = self._features(pixel_values)
+        if self._drop_class_token:
+            features = features[:, 1:]
+        tokens: Tensor = self.projector(self._pixel_shuffle(features))
+        return tokens
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        if self._layer == -1:
+            last: Tensor = self.vision_tower(pixel_values).last_hidden_state
+            return last
+        # An inner layer's features are taken before the tower's last normalisation.
+        output = self.vision_tower(pixel_values, output_hidden_states=True)
+        inner: Tensor = output.hidden_states[self._layer]
+        return inner
+
+    def _pixel_shuffle(self, features: Tensor) -> Tensor:
+        """Lay the features of neighbouring patches side by side: one token per block of them.
+
+        Args:
+            features: [views, patches, width], row by row.
+
+        Returns:
+            [views, tokens, width * shuffle**2], row by row.
+        """
+        views, _, width = features.shape
+        side = self._shuffle
+        blocks = features.reshape(views, self._rows, side, self._columns, side, width)
+        blocks = blocks.permute(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(views, self._rows * self._columns, side * side * width)
+
+
+class InternVL(ChatModel):
+    """A loaded checkpoint; see `Family`.
+
+    Attributes:
+        decoder: The language model.
+        grid: Rows and columns of the visual tokens of one view.
+    """
+
+    VISION_KEYS = ('vision_tower', 'multi_modal_projector')
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        """Take a loaded model and its tokenizer; see `load`."""
+        super().__init__(model, tokenizer)
+        self.grid = _grid(model.config)
+        self.vision_module = _VisionModule(model.model, self.grid)
+        self.decoder = Decoder(model.model.language_model, model.lm_head)
+        self._start_token_id = _token_id(tokenizer, 'start_image_token', '<img>')
+        self._end_token_id = _token_id(tokenizer, 'end_image_token', '</img>')
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: Any,
+        *,
+        view_size: tuple[int, int] | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> InternVL:
+        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
+        model = load_weights(InternVLForConditionalGeneration, folder, dtype=dtype)
+        check_view_size(view_size, model.config.vision_config.image_size)
+        return cls(model.to(device), tokenizer)
+
+    @classmethod
+    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+        """Load vision tower and projector alone; see `chat.load_vision_weights`."""
+        model = load_vision_weights(
+            InternVLForConditionalGeneration, folder, cls.VISION_KEYS, dtype=dtype
+        )
+        return _VisionModule(model.model, _grid(model.config))
+
+    def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Put `<img>` and `</img>` around each placeholder, as the family's processor does."""
+        framed: list[int] = []
+        for token_id in token_ids:
+            if token_id == self._image_token_id:
+                framed += [self._start_token_id, token_id, self._end_token_id]
+            else:
+                framed.append(token_id)
+        return framed
+
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+        """Lay out text and all visual tokens; see `Family`."""
+        segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
+        return lay_out_views(segments, visual_tokens, newline=None)
+
+
+def _grid(config: Any) -> tuple[int, int]:
+    vision = config.vision_config
+    sides = zip(vision.image_size, vision.patch_size, strict=True)
+    rows, columns = (int(image // patch * config.downsample_ratio) for image, patch in sides)
+    return rows, columns
+
+
+def _token_id(tokenizer: Any, attribute: str, default: str) -> int:
+    token = getattr(tokenizer, attribute, None) or default
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or token_id == tokenizer.unk_token_id:
+        raise ConfigError(
+            f'model: the tokenizer does not know {token!r}, which stands around every picture; '
+            "copy the checkpoint's tokenizer files again"
+        )
+    return int(token_id)

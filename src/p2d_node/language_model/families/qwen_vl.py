@@ -1,0 +1,169 @@
+"""Qwen2.5-VL and Qwen3-VL checkpoints: pictures of any size, M-RoPE, and deepstack features.
+
+M-RoPE gives a token three positions: time, row and column. A picture takes up as many positions as
+its longer side has tokens, so the text after it goes on earlier than its place in the sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.decode import Decoder
+from p2d_node.language_model.families.chat import ChatModel, load_weights
+from p2d_node.language_model.layout import Embedded, lay_out_views
+from p2d_node.language_model.prompt import Prompt
+import torch
+from torch import nn, Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+
+
+class _VisionModule(nn.Module):
+    """Vision tower and merger as one module: pixel_values to visual_tokens."""
+
+    def __init__(self, visual: Any, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.visual = visual
+        self._merge = visual.config.spatial_merge_size
+        self._patch = visual.config.patch_size
+        self._frames = visual.config.temporal_patch_size
+        self._rows, self._columns = grid
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Map float [views, 3, height, width] to [views, tokens, features].
+
+        Features are the embedding, and after it the deepstack features of each layer, if any.
+        """
+        views = len(pixel_values)
+        patch_grid = (1, self._rows * self._merge, self._columns * self._merge)
+        grid_thw = torch.tensor([patch_grid] * views, device=pixel_values.device)
+        output = self.visual(self._to_patches(pixel_values), grid_thw=grid_thw)
+        deepstack = getattr(output, 'deepstack_features', None) or []
+        features = torch.cat([output.pooler_output, *deepstack], dim=-1)
+        return features.reshape(views, self._rows * self._columns, -1)
+
+    def _to_patches(self, pixel_values: Tensor) -> Tensor:
+        """Flatten pictures into the rows of pixels that the tower takes.
+
+        Patches stand block by block, a block being what becomes one token; every picture is as
+        many equal frames as the tower looks at together.
+
+        Args:
+            pixel_values: [views, 3, height, width].
+
+        Returns:
+            [views * patches, 3 * frames * patch * patch].
+        """
+        views, channels = pixel_values.shape[:2]
+        merge, patch = self._merge, self._patch
+        blocks = pixel_values.reshape(
+            views, channels, self._rows, merge, patch, self._columns, merge, patch
+        )
+        # views, rows, columns, row in block, column in block, channels, y, x
+        patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+        patches = patches.expand(*(-1,) * 6, self._frames, -1, -1)
+        return patches.reshape(-1, channels * self._frames * patch * patch)
+
+
+class _QwenVL(ChatModel):
+    """What both generations share; see `Family`.
+
+    Attributes:
+        decoder: The language model.
+        grid: Rows and columns of the visual tokens of one view.
+    """
+
+    VISION_KEYS = ('visual',)
+    _MODEL_CLASS: Any
+
+    def __init__(self, model: Any, tokenizer: Any, view_size: tuple[int, int]) -> None:
+        """Take a loaded model, its tokenizer and the size of its pictures; see `load`."""
+        super().__init__(model, tokenizer)
+        vision = model.config.vision_config
+        self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
+        self.vision_module = _VisionModule(model.model.visual, self.grid)
+        self.decoder = Decoder(model.model.language_model, model.lm_head)
+        self._merge = vision.spatial_merge_size
+        self._rope_index = model.model.get_rope_index
+        self._mrope_positions = lru_cache(maxsize=4)(self._compute_positions)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: Any,
+        *,
+        view_size: tuple[int, int] | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> _QwenVL:
+        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
+        if view_size is None:
+            raise ConfigError(
+                f'model: {folder}: got no picture size, needed: height and width in pixels, for '
+                'this family takes pictures of any size'
+            )
+        model = load_weights(cls._MODEL_CLASS, folder, dtype=dtype)
+        return cls(model.to(device), tokenizer, view_size)
+
+    @classmethod
+    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+        """Refuse: the vision tower splits its input by values, which no engine here takes."""
+        raise ConfigError(
+            f'model: {folder}: engines are not built for Qwen-VL, allowed: LLaVA-OneVision and '
+            'InternVL; leave encoder.backend at torch'
+        )
+
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+        """Lay out text and all visual tokens; see `Family`."""
+        segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
+        hidden = self._embed_tokens.embedding_dim
+        tokens, *deepstack = torch.split(visual_tokens, hidden, dim=-1)
+        inputs = lay_out_views(segments, tokens, newline=None)
+        positions, end_position = self._mrope_positions(prompt.segments)
+        return replace(
+            inputs,
+            positions=positions.to(tokens.device),
+            end_position=end_position,
+            deepstack=torch.stack([f.flatten(0, 1) for f in deepstack]) if deepstack else None,
+        )
+
+    def _compute_positions(self, segments: tuple[tuple[int, ...], ...]) -> tuple[Tensor, int]:
+        """Return the positions [3, 1, length] of text and all visual tokens, and what follows."""
+        rows, columns = self.grid
+        token_ids: list[int] = []
+        for segment in segments:
+            token_ids += [*segment, *[self._image_token_id] * (rows * columns)]
+        ids = torch.tensor([token_ids])
+        patch_grid = (1, rows * self._merge, columns * self._merge)
+        positions, delta = self._rope_index(
+            ids,
+            mm_token_type_ids=(ids == self._image_token_id).int(),
+            image_grid_thw=torch.tensor([patch_grid] * len(segments)),
+        )
+        return positions, len(token_ids) + int(delta)
+
+
+class Qwen25VL(_QwenVL):
+    """Qwen2.5-VL, and what was trained from it: Cosmos-Reason1, AutoVLA, Impromptu-VLA."""
+
+    _MODEL_CLASS = Qwen2_5_VLForConditionalGeneration
+
+
+class Qwen3VL(_QwenVL):
+    """Qwen3-VL, and what was trained from it: Cosmos-Reason2."""
+
+    _MODEL_CLASS = Qwen3VLForConditionalGeneration
+
+
+def _grid(view_size: tuple[int, int], token_px: int) -> tuple[int, int]:
+    height, width = view_size
+    if height % token_px or width % token_px:
+        raise ConfigError(
+            f'picture size: got {height} x {width}, allowed: multiples of {token_px}; the '
+            "checkpoint's processor settings and its vision config do not belong together"
+        )
+    return height // token_px, width // token_px
