@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
@@ -102,13 +103,10 @@ def test_language_scores_equal_the_reference_metrics_on_tokenised_texts():
 
 
 def test_both_tokenizers_agree_on_drivelms_sentences(nuscenes_sample):
-    import shutil
-
     if shutil.which('java') is None:
         pytest.skip('Java is not installed, which the ptb tokenizer needs')
-    references = [
-        str(q.reference) for q in read_questions(nuscenes_sample / 'drivelm_sample.json')
-    ]
+    questions = read_questions(nuscenes_sample / 'drivelm_sample.json')
+    references = [str(question.reference) for question in questions]
     answers = references[1:] + references[:1]
     ptb, treebank = (score_language(answers, references, tokenizer=t) for t in ('ptb', 'treebank'))
     assert ptb.bleu == pytest.approx(treebank.bleu, abs=1e-4)
@@ -190,7 +188,7 @@ def test_a_question_without_an_answer_is_named(data):
     content = json.loads(data.read_text())
     del content['s']['key_frames']['f2']['QA']['planning'][0]['A']
     data.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match='1 of 7 questions have no reference answer.* s_f2_1'):
+    with pytest.raises(ConfigError, match='1 of 7 questions have no reference answer, the first'):
         score_predictions(read_questions(data), PREDICTIONS)
 
 
