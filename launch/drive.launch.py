@@ -4,9 +4,15 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.substitutions import ExecutableInPackage
 from p2d_node.config import DriveConfig
 from p2d_node.ros.dds_profile import profile_environment
 
@@ -35,7 +41,19 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'encoder_backend',
         default_value='',
-        description='Runtime of the vision encoder: torch; empty: as in the parameter files.',
+        description='Runtime of the vision encoder: auto, tensorrt, tensorrt_rtx, onnxruntime or '
+        'torch; empty: as in the parameter files.',
+    ),
+    DeclareLaunchArgument(
+        'build_only',
+        default_value='false',
+        choices=['true', 'false'],
+        description='Build the engine of model and encoder_backend for this machine, and exit.',
+    ),
+    DeclareLaunchArgument(
+        'camera_size',
+        default_value='900x1600',
+        description='With build_only: HEIGHTxWIDTH of the camera frames.',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
@@ -68,7 +86,26 @@ def _given_parameters(context):
     return parameters
 
 
-def _start_node(context):
+def _build_engine(context):
+    """Start `p2d build-engine` in the place of the node."""
+
+    def value(name):
+        return LaunchConfiguration(name).perform(context)
+
+    options = {
+        '--model': value('model'),
+        '--backend': value('encoder_backend'),
+        '--camera-size': value('camera_size'),
+        '--params-file': value('params_file'),
+    }
+    words = [word for name, text in options.items() if text for word in (name, text)]
+    p2d = ExecutableInPackage(package='p2d_node', executable='p2d')
+    return ExecuteProcess(cmd=[p2d, 'build-engine', *words], output='screen', emulate_tty=True)
+
+
+def _start(context):
+    if LaunchConfiguration('build_only').perform(context) == 'true':
+        return [_build_engine(context)]
     dataset = LaunchConfiguration('dataset').perform(context)
     params_file = LaunchConfiguration('params_file').perform(context)
     if params_file and not Path(params_file).is_file():
@@ -89,4 +126,4 @@ def _start_node(context):
 
 def generate_launch_description():
     environment = [SetEnvironmentVariable(*item) for item in profile_environment().items()]
-    return LaunchDescription([*ARGUMENTS, *environment, OpaqueFunction(function=_start_node)])
+    return LaunchDescription([*ARGUMENTS, *environment, OpaqueFunction(function=_start)])

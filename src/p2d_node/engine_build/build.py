@@ -57,7 +57,6 @@ SAME_EXPORT = (
     'num_views',
     'height',
     'width',
-    'built_with',
 )
 """Two exports that agree in these fields are the same."""
 
@@ -157,6 +156,7 @@ def build_engine(
     with locked(engine_dir):
         export = _export(plan.export, engine_dir, progress)
         with new_folder(export.folder.parent) as folder:
+            progress('link', 0, 1)
             for name in export.manifest.artefacts:
                 _link(export.folder / name, folder / name)
             if plan.backend != 'onnxruntime':
@@ -259,6 +259,9 @@ def _same_export(engine_dir: Path, folder: Path, fields: Mapping[str, Any]) -> B
         check_place(engine_dir, folder)
         manifest = read_manifest(folder)
         if any(getattr(manifest, name) != fields[name] for name in SAME_EXPORT):
+            return None
+        # torch's version does not matter: each export was compared with the torch that made it.
+        if manifest.built_with.get('p2d_node') != __version__:
             return None
         check_artefacts(folder, manifest)
     except EngineMismatchError:

@@ -12,11 +12,13 @@ from p2d_node.vision_encoder.engine_store import list_all_engines
 
 
 def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
-    """Remove all but the newest `keep` engines of every model and backend, and cut builds.
+    """Remove all but the newest `keep` engines of every kind, and what cut builds left.
+
+    Engines of one kind agree in model, backend, precision and input.
 
     Args:
         engine_dir: The engine folder.
-        keep: Engines kept per model and backend, at least 1.
+        keep: Engines kept of each kind, at least 1.
         dry_run: Only say what would go.
 
     Returns:
@@ -41,7 +43,7 @@ def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list
 
 def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
     def kind(folder: Path) -> tuple[str, str]:
-        return folder.parent.name, folder.name.split('-', 1)[0]
+        return folder.parent.name, folder.name.rsplit('-', 2)[0]
 
     newest_first = list_all_engines(engine_dir)
     groups = groupby(sorted(newest_first, key=kind), key=kind)

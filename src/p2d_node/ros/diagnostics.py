@@ -133,6 +133,7 @@ def pipeline_status(
     values: dict[str, object] = {
         'model': pipeline.model_name,
         'encoder': pipeline.encoder_identity,
+        **{f'encoder {name} not used': why for name, why in pipeline.encoders_refused.items()},
         'sweeps answered': state.answered,
         'sweeps superseded': state.superseded,
         'sweeps failed': state.failed,

@@ -219,6 +219,8 @@ class DriveNode(LifecycleNode):
         if self._pipeline is not None:
             return
         self._pipeline = DrivingPipeline.from_config(self._config)
+        for reason in self._pipeline.encoders_refused.values():
+            self.get_logger().info(f'encoder not used: {reason}')
         if self._pipeline.untrained:
             self.get_logger().warning(
                 f'{self._pipeline.model_name}: the weights are random, so the answers are random '

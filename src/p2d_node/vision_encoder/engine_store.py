@@ -266,13 +266,15 @@ def verification_gap(folder: Path, manifest: EngineManifest, machine: Machine) -
     """Say why the engine does not count as verified on this machine; empty where it does."""
     if not (folder / VERIFICATION_FILE).is_file():
         return 'it was never compared with torch on this machine'
-    record = read_json(folder / VERIFICATION_FILE)
-    if record.get('manifest_sha256') != manifest.sha256:
-        return 'its verification is of another build'
-    if record.get('machine') != machine.fingerprint:
-        return 'it was verified on another machine'
-    if record.get('driver') != machine.driver:
-        return f'it was verified with driver {record.get("driver")!r}, here it is {machine.driver}'
-    if record.get('passed') is not True:
-        return f'it failed its verification: {record.get("summary")}'
-    return ''
+    try:
+        record = read_json(folder / VERIFICATION_FILE)
+    except EngineMismatchError as err:
+        return str(err)
+    driver, here = record.get('driver'), machine.driver or 'none'
+    gaps = {
+        'its verification is of another build': record.get('manifest_sha256') == manifest.sha256,
+        'it was verified on another machine': record.get('machine') == machine.fingerprint,
+        f'it was verified with driver {driver!r}, here it is {here}': driver == machine.driver,
+        f'it failed its verification: {record.get("summary")}': record.get('passed') is True,
+    }
+    return next((reason for reason, fits in gaps.items() if not fits), '')

@@ -25,6 +25,9 @@ TIMING_CACHE_FILE = 'timing.cache'
 DIGEST_KEY = 'manifest_sha256'
 MAX_JSON_BYTES = 1 << 20
 
+JSON_TYPES = {'str': str, 'int': int, 'float': float, 'tuple[str, ...]': list}
+"""Type of a manifest's field to its type in JSON; all others are objects."""
+
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
@@ -117,16 +120,28 @@ def read_manifest(folder: Path) -> EngineManifest:
         raise EngineMismatchError(
             f'{path} has format {content.get("format_version")!r}, allowed: {FORMAT_VERSION}'
         )
-    if set(content) != {item.name for item in fields(EngineManifest)}:
-        raise EngineMismatchError(f'{path} has other fields than a manifest of this format')
-    try:
-        artefacts = {name: Artefact(**entry) for name, entry in content['artefacts'].items()}
-        capabilities = tuple(content['compute_capabilities'])
-    except (TypeError, AttributeError) as err:
-        raise EngineMismatchError(f'{path}: a field has the wrong type: {err}') from err
+    _check_types(path, content)
+    artefacts = {name: Artefact(**entry) for name, entry in content['artefacts'].items()}
+    capabilities = tuple(content['compute_capabilities'])
     return EngineManifest(
         **{**content, 'artefacts': artefacts, 'compute_capabilities': capabilities}
     )
+
+
+def _check_types(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse fields that are missing, unknown, or of another type than a manifest writes."""
+    if set(content) != {item.name for item in fields(EngineManifest)}:
+        raise EngineMismatchError(f'{path} has other fields than a manifest of this format')
+    for item in fields(EngineManifest):
+        if type(content[item.name]) is not JSON_TYPES.get(str(item.type), dict):
+            raise EngineMismatchError(f'{path}: {item.name} has the wrong type')
+    texts = [*content['compute_capabilities'], *content['built_with'].values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise EngineMismatchError(f'{path}: a field has the wrong type')
+    for name, entry in content['artefacts'].items():
+        kinds = {k: type(v) for k, v in entry.items()} if isinstance(entry, dict) else {}
+        if kinds != {'sha256': str, 'num_bytes': int}:
+            raise EngineMismatchError(f'{path}: artefact {name} has the wrong type')
 
 
 def read_json(path: Path) -> dict[str, Any]:

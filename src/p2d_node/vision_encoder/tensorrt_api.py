@@ -89,7 +89,8 @@ class TensorrtApi:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise EngineMismatchError(self.failure(f'{onnx} could not be built'))
-        return BuiltPlan(memoryview(plan), _timing_cache_of(config))
+        cache = bytes(config.get_timing_cache().serialize()) if _measures_tactics(trt) else b''
+        return BuiltPlan(memoryview(plan), cache)
 
     def _configure(self, config: Any, options: BuildOptions, progress: Progress) -> None:
         trt = self.trt
@@ -100,8 +101,8 @@ class TensorrtApi:
             self._set_compute_capabilities(config, options.compute_capabilities)
         if hasattr(config, 'progress_monitor'):
             config.progress_monitor = _make_monitor(trt, progress)
-        cache = config.create_timing_cache(options.timing_cache)
-        if cache is not None:
+        if _measures_tactics(trt):
+            cache = config.create_timing_cache(options.timing_cache)
             config.set_timing_cache(cache, ignore_mismatch=False)
 
     def _set_compute_capabilities(self, config: Any, capabilities: Sequence[str]) -> None:
@@ -234,7 +235,6 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _timing_cache_of(config: Any) -> bytes:
-    cache = config.get_timing_cache()
-    serialized = cache.serialize() if cache is not None else None
-    return bytes(memoryview(serialized)) if serialized is not None else b''
+def _measures_tactics(trt: Any) -> bool:
+    """Say whether builds measure kernels; TensorRT for RTX compiles them on the target instead."""
+    return not hasattr(trt, 'IRuntimeCache')
