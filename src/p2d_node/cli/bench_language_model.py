@@ -137,6 +137,7 @@ def _print_prefill(report: dict[str, Any]) -> None:
         'before layer',
         'prefill',
         'p95',
+        'CPU',
         'faster',
         'per token',
         'sweep',
@@ -154,17 +155,22 @@ def _print_prefill(report: dict[str, Any]) -> None:
             str(row['prune_layer']) if row['retention_ratio'] < 1 else '-',
             f'{row["prefill_ms"]:.0f}',
             f'{row["prefill_p95_ms"]:.0f}',
+            _or_dash(row['prefill_cpu_ms']),
             _times(row['prefill_speedup']),
             f'{row["decode_ms"]:.1f}',
             f'{row["sweep_ms"]:.0f}',
             f'{row["sweep_with_encoder_ms"]:.0f}',
             _times(row['sweep_speedup']),
             f'{row["kv_cache_mib"]:.1f}',
-            '-' if row['peak_memory_mib'] is None else f'{row["peak_memory_mib"]:.0f}',
+            _or_dash(row['peak_memory_mib']),
             f'{row["flops_percent"]:.1f} %',
             f'{row["drivemm_flops_percent"]:.1f} %',
         )
     Console().print(table)
+
+
+def _or_dash(value: float | None) -> str:
+    return '-' if value is None else f'{value:.0f}'
 
 
 def _times(speedup: float | None) -> str:
@@ -202,9 +208,10 @@ def _print_questions(report: dict[str, Any]) -> None:
         f'{report["repeats"]} rounds after {report["warm_up"]}; {same}, '
         f'{report["different_answers"]} of them different from each other',
     )
-    for heading in ('how', 'ms', 'of separately'):
+    for heading in ('how', 'ms', 'CPU ms', 'of separately'):
         table.add_column(heading, justify='right')
     for way, median_ms in report['median_ms'].items():
         share = median_ms / report['median_ms']['separately']
-        table.add_row(way.replace('_', ' '), f'{median_ms:.0f}', f'{share:.0%}')
+        cpu_ms = report['median_cpu_ms'][way]
+        table.add_row(way.replace('_', ' '), f'{median_ms:.0f}', f'{cpu_ms:.0f}', f'{share:.0%}')
     Console().print(table)

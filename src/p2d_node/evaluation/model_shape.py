@@ -84,9 +84,9 @@ SCALED = ModelShape(
     name='scaled',
     text={
         'vocab_size': 32000,
-        'hidden_size': 1024,
-        'intermediate_size': 3584,
-        'num_hidden_layers': 4,
+        'hidden_size': 512,
+        'intermediate_size': 1792,
+        'num_hidden_layers': 16,
         'num_attention_heads': 8,
         'num_key_value_heads': 2,
     },
@@ -99,7 +99,11 @@ SCALED = ModelShape(
         'patch_size': 14,
     },
 )
-"""As many tokens as DriveMM and about its share of work in the encoder, small enough for a CPU."""
+"""As many tokens as DriveMM and about its share of work in the encoder, small enough for a CPU.
+
+Attention has a larger share here than in DriveMM, for it grows with the tokens and the rest with
+the width: the share of operations that is left after pruning is given for both.
+"""
 
 SHAPES = {shape.name: shape for shape in (DRIVEMM, SCALED)}
 

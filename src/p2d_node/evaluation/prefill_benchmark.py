@@ -7,10 +7,10 @@ visual tokens too: times do not depend on either.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 import statistics
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.model_shape import (
@@ -30,6 +30,8 @@ from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import make_selector, num_keep_from_retention
 import torch
 from torch import Tensor
+
+T = TypeVar('T')
 
 NUM_VIEWS = len(NUSCENES_CAMERAS)
 RETENTION_RATIOS = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -92,6 +94,8 @@ class PrefillTiming:
         num_keep: Kept tokens per view.
         prefill_ms: From visual tokens to the first logits, token selection included.
         prefill_p95_ms: Its 95th percentile.
+        prefill_cpu_ms: Processor time of the prefill, which other programs on the machine do not
+            lengthen; None where a GPU does the work.
         prefill_speedup: Unpruned prefill over this one, of the same run; None without it.
         decode_ms: Per further token.
         sweep_ms: From visual tokens to the last answer token.
@@ -108,6 +112,7 @@ class PrefillTiming:
     num_keep: int
     prefill_ms: float
     prefill_p95_ms: float
+    prefill_cpu_ms: float | None
     prefill_speedup: float | None = None
     decode_ms: float
     sweep_ms: float
@@ -123,8 +128,9 @@ class PrefillTiming:
 class _Samples:
     """What was measured of one case, milliseconds."""
 
-    prefill: list[float]
-    decode: list[float]
+    prefill: list[float] = field(default_factory=list)
+    prefill_cpu: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
     kv_cache_mib: float = 0.0
     peak_memory_mib: float | None = None
 
@@ -146,13 +152,14 @@ class Bench:
         tokens = torch.randn(shape, generator=generator)
         self.visual_tokens = tokens.to(self._device, dtype)
 
-    def time_ms(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Return how long `work` takes, and what it returns."""
+    def time_ms(self, work: Callable[[], T]) -> tuple[float, float, T]:
+        """Return how long `work` takes, its processor time, and what it returns."""
         self._settle()
-        started_ns = time.perf_counter_ns()
+        started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         result = work()
         self._settle()
-        return (time.perf_counter_ns() - started_ns) / 1e6, result
+        cpu_ms = (time.process_time_ns() - started_cpu_ns) / 1e6
+        return (time.perf_counter_ns() - started_ns) / 1e6, cpu_ms, result
 
     def _settle(self) -> None:
         if self._device.type == 'cuda':
@@ -161,8 +168,7 @@ class Bench:
     @torch.inference_mode()
     def encode_ms(self) -> float:
         """Time the vision encoder over one sweep."""
-        duration_ms, _ = self.time_ms(lambda: self.family.vision_module(self.pixel_values))
-        return duration_ms
+        return self.time_ms(lambda: self.family.vision_module(self.pixel_values))[0]
 
     def sample(self, ratio: float, layer: int, samples: _Samples) -> None:
         """Measure prefill and decoding of one case once."""
@@ -170,13 +176,14 @@ class Bench:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         select = self.selector(ratio)
-        prefill_ms, (prompt, logits) = self.time_ms(
+        prefill_ms, cpu_ms, (prompt, logits) = self.time_ms(
             lambda: prefill(self.family, self.prompt, self.visual_tokens, select, layer)
         )
         samples.kv_cache_mib = _cache_mib(prompt)
         steps = self.plan.answer_tokens
-        generate_ms, _ = self.time_ms(lambda: generate(self.family, prompt, logits, steps))
+        generate_ms, *_ = self.time_ms(lambda: generate(self.family, prompt, logits, steps))
         samples.prefill.append(prefill_ms)
+        samples.prefill_cpu.append(cpu_ms)
         samples.decode.append(generate_ms / (steps - 1))
         if on_gpu:
             samples.peak_memory_mib = torch.cuda.max_memory_allocated() / 2**20
@@ -217,11 +224,11 @@ def run_prefill_benchmark(plan: PrefillBenchmark) -> Iterator[str | dict[str, An
         What has just been measured, per case and round; at last the report.
     """
     bench = Bench(plan)
-    samples = {case: _Samples([], []) for case in plan.cases}
+    samples = {case: _Samples() for case in plan.cases}
     encoding: list[float] = []
     for round_ in range(plan.warm_up + plan.repeats):
         if round_ == plan.warm_up:
-            samples = {case: _Samples([], []) for case in plan.cases}
+            samples = {case: _Samples() for case in plan.cases}
             encoding = []
         encoding.append(bench.encode_ms())
         for case in plan.cases:
@@ -282,6 +289,7 @@ def _to_row(
         num_keep=num_keep_from_retention(plan.shape.num_tokens, case[0]),
         prefill_ms=prefill_ms,
         prefill_p95_ms=percentile(samples.prefill, 0.95),
+        prefill_cpu_ms=statistics.median(samples.prefill_cpu) if plan.device == 'cpu' else None,
         decode_ms=decode_ms,
         sweep_ms=sweep_ms,
         sweep_with_encoder_ms=encode_ms + sweep_ms,

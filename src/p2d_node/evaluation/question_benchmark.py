@@ -129,12 +129,14 @@ def run_question_benchmark(plan: QuestionBenchmark) -> Iterator[str | dict[str, 
         'together': contenders.together,
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_times: dict[str, list[float]] = {name: [] for name in ways}
     answers: dict[str, Answers] = {}
     for turn in range(plan.warm_up + plan.repeats):
         for name, way in ways.items():
-            duration_ms, answers[name] = contenders.bench.time_ms(way)
+            duration_ms, cpu_ms, answers[name] = contenders.bench.time_ms(way)
             if turn >= plan.warm_up:
                 times[name].append(duration_ms)
+                cpu_times[name].append(cpu_ms)
             yield f'round {turn}: {name.replace("_", " ")}'
     medians = {name: statistics.median(values) for name, values in times.items()}
     yield {
@@ -151,6 +153,7 @@ def run_question_benchmark(plan: QuestionBenchmark) -> Iterator[str | dict[str, 
         'warm_up': plan.warm_up,
         'repeats': plan.repeats,
         'median_ms': medians,
+        'median_cpu_ms': {name: statistics.median(values) for name, values in cpu_times.items()},
         'share_of_separately': medians['together'] / medians['separately'],
         'share_of_one_by_one': medians['together'] / medians['one_by_one'],
         'same_answers': answers['separately'] == answers['one_by_one'] == answers['together'],
