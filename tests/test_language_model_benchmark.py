@@ -1,4 +1,7 @@
 import json
+from pathlib import Path
+import subprocess
+import sys
 
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
@@ -26,7 +29,8 @@ TINY = ModelShape(
         'patch_size': 14,
     },
 )
-VIEWS, TOKENS = 6, 81
+VIEWS = 6
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -129,3 +133,16 @@ def test_bad_input_ends_in_one_line(arguments, reason, capsys):
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match='prune layer'):
         PrefillBenchmark(shape=TINY, prune_layers=(9,))
+
+
+def test_the_documented_figures_are_the_measured_ones_and_hold_what_is_promised():
+    script = ROOT / 'benchmarks' / 'document_language_model.py'
+    assert subprocess.run([sys.executable, str(script), '--check'], check=False).returncode == 0
+    results = ROOT / 'benchmarks' / 'results'
+    prefill = json.loads((results / 'prefill-2-core-cpu-1-thread.json').read_text())
+    (tenth,) = [r for r in prefill['rows'] if (r['retention_ratio'], r['prune_layer']) == (0.1, 0)]
+    assert tenth['prefill_speedup'] >= 6.4
+    questions = json.loads((results / 'questions-2-core-cpu-1-thread.json').read_text())
+    assert questions['num_questions'] == 20
+    assert questions['same_answers']
+    assert questions['share_of_separately'] < 0.25
