@@ -20,6 +20,8 @@ import time
 from p2d_node.language_model.untrained import make_tokenizer
 import torch
 from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -49,26 +51,59 @@ def write_siglip_so400m(folder: Path) -> None:
             patch_size=14,
             vision_use_head=False,
         ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=4096,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=32,
-        ),
+        text_config=hardly_any_text_model(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids('<image>'),
         video_token_id=tokenizer.convert_tokens_to_ids('<video>'),
         vision_feature_layer=-1,
         vision_feature_select_strategy='full',
         dtype='float16',
     )
+    save(LlavaOnevisionForConditionalGeneration, config, tokenizer, folder, PROCESSOR)
+
+
+def write_internvit_300m(folder: Path) -> None:
+    """Write InternVL2.5-8B's vision encoder and projector, likewise."""
+    special = ('<unk>', '<|im_start|>', '<|im_end|>', '<img>', '</img>', '<IMG_CONTEXT>')
+    tokenizer = make_tokenizer(special)
+    config = InternVLConfig(
+        vision_config={
+            'hidden_size': 1024,
+            'intermediate_size': 4096,
+            'num_hidden_layers': 24,
+            'num_attention_heads': 16,
+            'image_size': [448, 448],
+            'patch_size': [14, 14],
+            'attention_bias': True,
+        },
+        text_config=hardly_any_text_model(len(tokenizer)),
+        image_token_id=tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>'),
+        dtype='float16',
+    )
+    processor = {'image_processor_type': 'GotOcr2ImageProcessor', 'crop_to_patches': False}
+    processor |= {'size': {'height': 448, 'width': 448}}
+    save(InternVLForConditionalGeneration, config, tokenizer, folder, {**PROCESSOR, **processor})
+
+
+def hardly_any_text_model(vocab_size: int) -> LlamaConfig:
+    """Return a text model that takes the real projector's tokens and is small otherwise."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=4096,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+    )
+
+
+def save(model_class, config, tokenizer, folder: Path, processor: dict[str, object]) -> None:
+    """Write a checkpoint with random weights."""
     torch.manual_seed(0)
-    LlavaOnevisionForConditionalGeneration(config).half().save_pretrained(folder)
+    model_class(config).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / 'preprocessor_config.json').write_text(json.dumps(PROCESSOR))
+    (folder / 'preprocessor_config.json').write_text(json.dumps(processor))
 
 
-MODELS = {'siglip-so400m': write_siglip_so400m}
+MODELS = {'siglip-so400m': write_siglip_so400m, 'internvit-300m': write_internvit_300m}
 
 
 def measure(command: list[str]) -> dict[str, float]:

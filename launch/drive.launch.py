@@ -100,7 +100,7 @@ def _build_engine(context):
     }
     words = [word for name, text in options.items() if text for word in (name, text)]
     p2d = ExecutableInPackage(package='p2d_node', executable='p2d')
-    return ExecuteProcess(cmd=[p2d, 'build-engine', *words], output='screen', emulate_tty=True)
+    return ExecuteProcess(cmd=[p2d, 'build-engine', *words], output='screen')
 
 
 def _start(context):

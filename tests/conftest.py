@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine_helpers import CPU, ignore_progress, plan_of
+from p2d_node.engine_build.build import build_engine
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 import pytest
 
@@ -23,3 +25,12 @@ def nuscenes_sample() -> Path:
     if not folder.is_dir():
         pytest.skip('the nuScenes sample is not beside the project (it may not be redistributed)')
     return folder
+
+
+@pytest.fixture(scope='session')
+def built_engines(tiny_checkpoint, tmp_path_factory) -> Path:
+    """An engine folder with an ONNX Runtime and a TensorRT-RTX engine of the tiny checkpoint."""
+    engine_dir = tmp_path_factory.mktemp('engines')
+    for backend in ('onnxruntime', 'tensorrt_rtx'):
+        build_engine(plan_of(tiny_checkpoint, backend), engine_dir, CPU, ignore_progress)
+    return engine_dir

@@ -12,15 +12,6 @@ import pytest
 
 
 @pytest.fixture(scope='session')
-def built_engines(tiny_checkpoint, tmp_path_factory) -> Path:
-    """An engine folder with an ONNX Runtime and a TensorRT-RTX engine of the tiny checkpoint."""
-    engine_dir = tmp_path_factory.mktemp('engines')
-    for backend in ('onnxruntime', 'tensorrt_rtx'):
-        build_engine(plan_of(tiny_checkpoint, backend), engine_dir, CPU, ignore_progress)
-    return engine_dir
-
-
-@pytest.fixture(scope='session')
 def frame_engines(tiny_checkpoint, tmp_path_factory) -> Path:
     """An engine folder with an ONNX Runtime engine that takes frames of 90 x 160 pixels."""
     engine_dir = tmp_path_factory.mktemp('frame_engines')

@@ -11,11 +11,13 @@ from p2d_node.engine_build.cleaning import clean_engines
 from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError
 from p2d_node.language_model.checkpoint import open_checkpoint
 from p2d_node.language_model.vision_part import hash_vision_part
+from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import read_manifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_checkpoints import write_internvl, write_qwen2_5_vl
 import torch
 
 
@@ -169,3 +171,23 @@ def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
     assert newer.is_dir()
     with pytest.raises(ConfigError, match='--keep: got 0'):
         clean_engines(engine_dir, 0)
+
+
+@pytest.mark.parametrize('input_kind', ['frames', 'pixel_values'])
+def test_internvl_is_exported_with_its_pixel_shuffle(tmp_path, input_kind):
+    checkpoint = write_internvl(tmp_path / 'internvl')
+    takes = EncoderInput(FRAMES, 90, 160) if input_kind == FRAMES else EncoderInput()
+    plan = plan_of(checkpoint, 'onnxruntime', takes=takes)
+    built = build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
+    assert built.verification.min_cosine > 0.999999
+    assert built.verification.kept_in_common == 1.0
+    assert (built.manifest.num_tokens, built.manifest.hidden_size) == (16, 48)
+    assert built.manifest.processing['fit'] == 'squash'
+
+
+def test_a_family_that_cannot_be_exported_is_refused(tmp_path):
+    checkpoint = write_qwen2_5_vl(tmp_path / 'qwen')
+    plan = plan_of(checkpoint, 'onnxruntime')
+    with pytest.raises(ConfigError, match='engines are not built for Qwen-VL, allowed: LLaVA'):
+        build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
+    assert list_all_engines(tmp_path / 'engines') == []

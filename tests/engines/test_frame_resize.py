@@ -12,7 +12,8 @@ STD = (0.5, 0.25, 0.2)
 
 def processing(fit: str, resample: int) -> ImageProcessing:
     return ImageProcessing(
-        size_px=SIZE,
+        height_px=SIZE,
+        width_px=SIZE + (32 if fit == 'squash' else 0),
         fit=fit,
         resample=resample,
         rescale_factor=1 / 255,

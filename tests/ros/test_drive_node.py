@@ -6,7 +6,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from p2d_msgs.srv import Ask
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.conversions import to_nanoseconds
@@ -114,6 +114,26 @@ def test_a_sweep_of_six_cameras_is_answered_with_stamps_counts_and_times(
     image = wait_until(lambda: watcher.picture)
     assert (image.encoding, image.width, image.step) == ('bgr8', 1440, 4320)
     assert len(set(image.data)) > 50
+
+
+def test_the_node_runs_on_an_engine_and_says_which_one_and_why(
+    drive, node, rig, watcher, built_engines
+):
+    health = Health(node)
+    drive(encoder__backend='auto', encoder__engine_dir=str(built_engines))
+    wait_until(lambda: rig.heard)
+    answer = next_answer(watcher, rig)
+    assert answer.encoder.startswith('onnxruntime ')
+    assert list(answer.tokens_kept) == [KEPT_AT_TENTH] * 6
+    wait_until(lambda: health.value('pipeline', 'encoder') == answer.encoder)
+    reason = health.value('pipeline', 'encoder tensorrt_rtx not used')
+    assert 'compute capability' in reason
+    assert 'p2d build-engine --backend tensorrt_rtx' in reason
+
+
+def test_an_engine_that_does_not_fit_keeps_the_node_from_starting(drive, tmp_path):
+    with pytest.raises(EngineMismatchError, match='no onnxruntime engine of tiny in'):
+        drive(encoder__backend='onnxruntime', encoder__engine_dir=str(tmp_path))
 
 
 def test_raw_best_effort_cameras_are_heard_as_well_as_reliable_ones(drive, node, watcher):

@@ -329,16 +329,19 @@ def _request(model: str) -> Any:
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback that shows one bar per phase on stderr."""
+    """Yield a callback that shows one bar per phase on stderr; in a log, one line per phase."""
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
                 tasks[phase] = bars.add_task(phase, total=total)
+                if not console.is_terminal:
+                    console.print(phase)
             bars.update(tasks[phase], completed=done, total=total, visible=done < total)
 
         yield progress

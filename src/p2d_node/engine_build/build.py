@@ -159,6 +159,7 @@ def build_engine(
             progress('link', 0, 1)
             for name in export.manifest.artefacts:
                 _link(export.folder / name, folder / name)
+            progress('link', 1, 1)
             if plan.backend != 'onnxruntime':
                 _write_plan(plan, folder, engine_dir, progress)
             progress('hash', 0, 1)
@@ -172,6 +173,7 @@ def build_engine(
                 **_target_fields(plan, machine),
             )
             write_json(folder / MANIFEST_FILE, manifest.to_json())
+            progress('hash', 1, 1)
             verification = _prove(folder, manifest, machine, device, progress)
             progress('publish', 0, 1)
             final = publish(folder, manifest.key)

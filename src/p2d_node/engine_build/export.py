@@ -68,8 +68,9 @@ class ExportPlan:
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the input, pixels."""
-        size = self.processing.size_px
-        return (self.takes.height, self.takes.width) if self.takes.kind == FRAMES else (size, size)
+        if self.takes.kind == FRAMES:
+            return self.takes.height, self.takes.width
+        return self.processing.height_px, self.processing.width_px
 
 
 def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:

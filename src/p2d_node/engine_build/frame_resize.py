@@ -33,15 +33,18 @@ def resize_weights(num_in: int, num_out: int, resample: int) -> npt.NDArray[np.f
     return rounded
 
 
-def filters_rows_first(height: int, width: int, size: int, resample: int) -> bool:
+def filters_rows_first(
+    height: int, width: int, out_height: int, out_width: int, resample: int
+) -> bool:
     """Say whether Pillow resizes along rows before columns; tall frames it may take otherwise.
 
     The order changes the rounding. It depends on Pillow's version, so it is tried, not assumed.
     """
     noise = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
     image = Image.fromarray(noise)
-    by_rows = image.resize((size, height), resample).resize((size, size), resample)
-    return by_rows.tobytes() == image.resize((size, size), resample).tobytes()
+    out = (out_width, out_height)
+    by_rows = image.resize((out_width, height), resample).resize(out, resample)
+    return by_rows.tobytes() == image.resize(out, resample).tobytes()
 
 
 class AxisResize(nn.Module):
@@ -83,20 +86,21 @@ class FrameResize(nn.Module):
     def __init__(self, processing: ImageProcessing, height: int, width: int) -> None:
         """Prepare the matrices for BGR frames of `height` x `width` pixels."""
         super().__init__()
-        size, square = processing.size_px, max(height, width)
+        out_height, out_width = processing.height_px, processing.width_px
+        square = max(height, width)
         pads = processing.fit == 'pad'
         padded = (square, square) if pads else (height, width)
-        self._rows_first = filters_rows_first(*padded, size, processing.resample)
+        self._rows_first = filters_rows_first(*padded, out_height, out_width, processing.resample)
         colour = np.array(processing.padding_colour[::-1], np.float64)
-        self.columns = _axis(height, padded[0], size, processing.resample, colour)
-        self.rows = _axis(width, padded[1], size, processing.resample, colour)
+        self.columns = _axis(height, padded[0], out_height, processing.resample, colour)
+        self.rows = _axis(width, padded[1], out_width, processing.resample, colour)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processing.mean, processing.std))
         self.register_buffer('scale', processing.rescale_factor / std)
         self.register_buffer('shift', mean / std)
         self.register_buffer('to_rgb', torch.tensor([2, 1, 0]))
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Map BGR frames, uint8 [views, height, width, 3], to float32 [views, 3, size, size]."""
+        """Map BGR frames, uint8 [views, height, width, 3], to float32 pixel_values."""
         levels: Tensor = frames.float().permute(0, 3, 1, 2)
         if self._rows_first:
             levels = self.rows(levels)

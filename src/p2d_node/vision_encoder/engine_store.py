@@ -195,7 +195,7 @@ def compare(
             request.vision_sha256[:16],
             manifest.vision_sha256 == request.vision_sha256,
         ),
-        equal('image processor', dict(manifest.processing), dict(request.processing)),
+        _compare_settings('image processor', manifest.processing, request.processing),
         equal('number of cameras', manifest.num_views, request.num_views),
         equal('runtime version', manifest.runtime_version, runtime_version),
     ]
@@ -208,6 +208,17 @@ def compare(
         fits = here in manifest.compute_capabilities
         checks.append(Check('compute capability', capabilities, here or 'no GPU', fits))
     return checks
+
+
+def _compare_settings(what: str, in_engine: Mapping[str, Any], here: Mapping[str, Any]) -> Check:
+    """Compare settings and name only those that differ."""
+    names = sorted({*in_engine, *here})
+    differ = [name for name in names if in_engine.get(name) != here.get(name)]
+    sides = [
+        ', '.join(f'{name} {side.get(name)}' for name in differ) or 'the same'
+        for side in (in_engine, here)
+    ]
+    return Check(what, sides[0], sides[1], not differ)
 
 
 def check_artefacts(folder: Path, manifest: EngineManifest) -> None:

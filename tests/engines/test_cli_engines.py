@@ -1,0 +1,116 @@
+"""The engine verbs as a user types them."""
+
+import json
+
+from engine_helpers import engine_folder
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.cli.parameter_file import read_drive_config
+from p2d_node.errors import ConfigError
+import pytest
+
+
+def run_json(capsys, *words, status=0):
+    assert main([*words, '--json']) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_model_goes_from_checkpoint_to_engine(tiny_checkpoint, tmp_path, capsys):
+    shared = ['--engine-dir', str(tmp_path), '--model', str(tiny_checkpoint)]
+    shared += ['--input', 'pixel_values']
+    exported = run_json(capsys, 'export', *shared)
+    assert exported['verification']['passed'] is True
+    built = run_json(capsys, 'build-engine', *shared, '--backend', 'onnxruntime')
+    assert built['artefacts'] == exported['artefacts']
+    assert built['verification']['kept_in_common'] == 1.0
+
+    folder = built['folder']
+    verified = run_json(capsys, 'verify-engine', folder, '--engine-dir', str(tmp_path))
+    assert verified[folder]['passed'] is True
+    inspected = run_json(capsys, 'inspect-engine', *shared[:4])
+    assert [entry['fits'] for entry in inspected] == [True, True]
+    assert main(['clean-engines', '--engine-dir', str(tmp_path)]) == 0
+    assert 'nothing to remove' in capsys.readouterr().out
+
+
+def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
+    folder = engine_folder(engine_dir, 'tensorrt_rtx')
+    words = ['inspect-engine', str(folder), '--engine-dir', str(engine_dir), '--device', 'cpu']
+    (entry,) = run_json(capsys, *words, status=1)
+    wrong = {check['what']: check for check in entry['checks'] if not check['fits']}
+    assert set(wrong) == {'compute capability', 'verification'}
+    assert wrong['compute capability']['in_engine'] == '8.6, 8.9'
+    assert entry['mend'].startswith('p2d build-engine --backend tensorrt_rtx')
+    assert main(words) == 1
+    table = capsys.readouterr().out
+    assert 'mend: p2d build-engine' in table
+    assert table.count('NO') == 2
+
+
+def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
+    folder = engine_folder(engine_dir)
+    (folder / 'model.onnx').write_bytes(b'')
+    (folder / 'manifest.json').write_text('{')
+    words = ['inspect-engine', str(folder), '--engine-dir', str(engine_dir)]
+    (entry,) = run_json(capsys, *words, status=1)
+    assert [c['what'] for c in entry['checks'] if not c['fits']] == ['manifest']
+    assert entry['mend'] == 'p2d build-engine --backend onnxruntime --model tiny'
+
+
+def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir, capsys):
+    folder = engine_folder(engine_dir)
+    (folder / 'verification.json').unlink()
+    words = ['--engine-dir', str(engine_dir)]
+    (entry,) = run_json(capsys, 'inspect-engine', str(folder), *words, status=1)
+    assert entry['mend'] == f'p2d verify-engine {folder}'
+    verified = run_json(capsys, 'verify-engine', *words)
+    assert list(verified) == [str(folder)]
+    assert run_json(capsys, 'verify-engine', *words) == {}
+
+
+@pytest.mark.parametrize(
+    ('words', 'reason'),
+    [
+        (['export', '--model', 'nowhere'], "model: got 'nowhere', which is not a folder"),
+        (['export', '--camera-size', '900'], "--camera-size: got '900', allowed: HEIGHTxWIDTH"),
+        (['export', '--camera-size', '0x9'], '--camera-size: got 0x9, allowed'),
+        (['export', '--precision', 'int4'], "--precision: got 'int4', allowed: fp32, fp16, bf16"),
+        (['build-engine', '--backend', 'x'], "--backend: got 'x', allowed"),
+        (['build-engine', '--optimization-level', '9'], '--optimization-level: got 9, allowed'),
+        (['build-engine', '--params-file', 'no.yaml'], 'no.yaml: not a readable parameter file'),
+        (['inspect-engine', 'nowhere'], 'nowhere: not a folder'),
+        (['clean-engines', '--keep', '0'], '--keep: got 0, allowed: 1 or more'),
+    ],
+)
+def test_bad_input_is_one_clear_line(words, reason, tmp_path, capsys):
+    assert main([*words, '--engine-dir', str(tmp_path)]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert reason in error[0]
+
+
+def test_an_empty_engine_folder_is_said_to_be_empty(tmp_path, capsys):
+    assert main(['inspect-engine', '--engine-dir', str(tmp_path)]) == EXIT_BAD_INPUT
+    assert 'holds no engine; build one with p2d build-engine' in capsys.readouterr().err
+
+
+def test_an_engine_outside_the_engine_folder_is_not_verified(engine_dir, tmp_path, capsys):
+    folder = engine_folder(engine_dir)
+    other = tmp_path / 'other'
+    other.mkdir()
+    assert main(['verify-engine', str(folder), '--engine-dir', str(other)]) == EXIT_BAD_INPUT
+    assert 'does not lie in' in capsys.readouterr().err
+
+
+def test_model_and_backend_may_come_from_a_parameter_file(tmp_path):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(
+        '/p2d:\n  ros__parameters:\n    use_sim_time: true\n    model: a\n'
+        '    encoder: {backend: onnxruntime}\n    camera_names: [CAM_FRONT, CAM_BACK]\n'
+        '    sync.reference_camera: CAM_BACK\n'
+    )
+    config = read_drive_config(path)
+    assert (config.model, config.encoder.backend) == ('a', 'onnxruntime')
+    assert tuple(config.cameras) == ('CAM_FRONT', 'CAM_BACK')
+    path.write_text('model: a\n')
+    with pytest.raises(ConfigError, match='holds no ros__parameters'):
+        read_drive_config(path)
