@@ -354,7 +354,7 @@ class DrivingPipeline:
             num_keep_from_retention(states.shape[1], sweep.config.retention_ratio_of(camera))
             for camera in sweep.frame_set.frames
         ]
-        return select_tokens(states, num_keep, sweep.config.selector)
+        return select_tokens(states, num_keep, sweep.config.selector, grid_size=self.grid)
 
     def _answer_batch(
         self,

@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.cli.bench_language_model import add_prefill, add_questions
+
 if TYPE_CHECKING:
     from p2d_node.evaluation.selection_benchmark import SelectionTiming
     from torch import Tensor
@@ -34,6 +36,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     verbs = bench.add_subparsers(dest='bench_verb', required=True)
     _add_select(verbs)
     _add_coverage(verbs)
+    add_prefill(verbs)
+    add_questions(verbs)
 
 
 def _add_select(verbs: argparse._SubParsersAction[Any]) -> None:
