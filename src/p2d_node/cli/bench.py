@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.cli.bench_language_model import add_prefill, add_questions
+from p2d_node.cli.bench_node import add_node
 
 if TYPE_CHECKING:
     from p2d_node.evaluation.selection_benchmark import SelectionTiming
@@ -38,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_coverage(verbs)
     add_prefill(verbs)
     add_questions(verbs)
+    add_node(verbs)
 
 
 def _add_select(verbs: argparse._SubParsersAction[Any]) -> None:
