@@ -1,0 +1,184 @@
+"""What is trained is what the exported folder computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from p2d_node.language_model.checkpoint import load_family, open_checkpoint
+from p2d_node.preprocessing import ImageProcessing, normalize
+from p2d_node.records import NUSCENES_CAMERAS
+import pytest
+
+pytest.importorskip('p2d_sim', reason='p2d_sim is not on the path: make setup')
+
+from p2d_sim.training.batches import (
+    batches_from,
+    BatchPlan,
+    collate_packed,
+    collate_samples,
+    pack_sample,
+)
+from p2d_sim.training.model import export, TINY
+from p2d_sim.training.run import Run, RunPlan
+from p2d_sim.training.samples import HELD_OUT_SEED, make_sample
+from p2d_sim.training.scoring import right_answers
+from p2d_sim.training.tokenizer import make_tokenizer
+from p2d_sim.training.trainer import encode, Parts
+import torch
+
+CPU = torch.device('cpu')
+SEED = HELD_OUT_SEED + 77
+
+
+@pytest.fixture(scope='module')
+def parts() -> Parts:
+    """Untrained parts with weights large enough that answers depend on the pictures."""
+    made = Parts.fresh(TINY, 3, CPU)
+    with torch.no_grad():
+        for name, parameter in made.model.named_parameters():
+            if parameter.dim() == 2 and 'embed' not in name:
+                parameter.mul_(3.0)
+    return made
+
+
+@pytest.fixture(scope='module')
+def exported(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('models') / 'tiny-mini'
+    export(parts.model, make_tokenizer(), folder)
+    return folder
+
+
+def packed_sweep(parts: Parts, seed: int = SEED):
+    sample = make_sample(seed, TINY.image_px, TINY.grid, augment=False)
+    packed = pack_sample(parts.packer, sample, seed)
+    return sample, packed, collate_samples([sample]) | collate_packed([packed])
+
+
+@torch.inference_mode()
+def packed_logits(parts: Parts, batch) -> torch.Tensor:
+    hidden, _ = parts.understand(encode(parts.model, batch['pixels']), batch)
+    return parts.model.lm_head(hidden.asked)
+
+
+def test_packed_questions_get_the_logits_that_each_gets_alone_in_the_exported_folder(
+    parts: Parts, exported: Path
+) -> None:
+    sample, packed, batch = packed_sweep(parts)
+    logits = packed_logits(parts, batch)[0]
+    family = load_family(open_checkpoint(exported), dtype=torch.float32, device=CPU)
+    processing = ImageProcessing.from_folder(exported)
+    pixel_values = normalize(list(sample.pixels), processing, CPU)
+    with torch.inference_mode():
+        visual = family.vision_module(pixel_values)
+    everything = [torch.arange(visual.shape[1])] * 6
+    assert len(packed.asked) > 20
+    for number, question in enumerate(packed.asked):
+        prompt = family.build_prompt(question.text, NUSCENES_CAMERAS)
+        prefix = family.decoder.prefill(family.embed_prefix(prompt, visual, everything))
+        inputs = family.embed_question(prompt, prefix.end_position)
+        _, alone = family.decoder.prefill_question(prefix, inputs)
+        together = logits[batch['answer_at'][0, number]]
+        torch.testing.assert_close(together, alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_answer_is_right_only_if_greedy_decoding_gives_it_word_for_word(
+    parts: Parts, exported: Path
+) -> None:
+    sample, packed, _ = packed_sweep(parts)
+    family = load_family(open_checkpoint(exported), dtype=torch.float32, device=CPU)
+    processing = ImageProcessing.from_folder(exported)
+    with torch.inference_mode():
+        visual = family.vision_module(normalize(list(sample.pixels), processing, CPU))
+    everything = [torch.arange(visual.shape[1])] * 6
+    given = []
+    for question in packed.asked[:4]:
+        prompt = family.build_prompt(question.text, NUSCENES_CAMERAS)
+        prefix = family.decoder.prefill(family.embed_prefix(prompt, visual, everything))
+        inputs = family.embed_question(prompt, prefix.end_position)
+        asked, logits = family.decoder.prefill_question(prefix, inputs)
+        generation = family.decoder.generate_greedy(
+            asked,
+            logits,
+            embed=family.embed,
+            max_new_tokens=3,
+            end_token_ids=family.end_token_ids,
+            must_stop=lambda: False,
+        )
+        given.append(family.text_of(generation.token_ids[:2]))
+    # What the model says becomes the right answer of every second question.
+    asked_questions = [
+        replace(question, answer=given[i] if i % 2 == 0 else 'rain')
+        for i, question in enumerate(packed.asked[:4])
+    ]
+    repacked = parts.packer.pack(asked_questions, sample.labels.ids)
+    batch = collate_samples([sample]) | collate_packed([repacked])
+    logits = packed_logits(parts, batch)
+    first = logits[0, batch['answer_at'][0]].argmax(dim=-1)
+    tokens = [parts.packer.words(question.answer)[0] for question in asked_questions]
+    assert [int(first[i]) == tokens[i] for i in (0, 2)] == [True, True]
+    # The end token does not follow, so even those are not right as a whole.
+    ends = [right_answers(logits, batch, 4).tolist()[i] for i in (1, 3)]
+    assert ends == [False, False]
+
+
+def test_a_question_sees_neither_its_neighbours_nor_their_order(parts: Parts) -> None:
+    sample, packed, batch = packed_sweep(parts)
+    logits = packed_logits(parts, batch)[0]
+    turned = parts.packer.pack(packed.asked[::-1], sample.labels.ids)
+    other = collate_samples([sample]) | collate_packed([turned])
+    reordered = packed_logits(parts, other)[0]
+    last = len(packed.asked) - 1
+    for number in range(last + 1):
+        a = logits[batch['answer_at'][0, number]]
+        b = reordered[other['answer_at'][0, last - number]]
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_every_word_of_the_questions_is_known_to_the_tokenizer(parts: Parts) -> None:
+    unknown = make_tokenizer().unk_token_id
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 8):
+        _, packed, _ = packed_sweep(parts, seed)
+        for question in packed.asked:
+            assert unknown not in parts.packer.row_of(question)[0], question
+
+
+def test_a_step_is_fed_the_same_sweeps_in_every_run() -> None:
+    plan = BatchPlan(size=TINY, sweeps=1, first_seed=40, with_questions=True)
+    first = dict(batches_from(plan, 2, 4, workers=0))
+    again = dict(batches_from(plan, 3, 4, workers=0))
+    for name, values in again[3].items():
+        np.testing.assert_array_equal(values, first[3][name])
+    assert not torch.equal(first[2]['pixels'], first[3]['pixels'])
+
+
+def short_run(folder: Path, steps: tuple[int, int]) -> RunPlan:
+    return RunPlan(folder=folder, size=TINY, steps=steps, sweeps=1, workers=0, check_minutes=0.0)
+
+
+def test_a_resumed_run_goes_on_with_the_weights_and_optimizer_of_the_interrupted_one(
+    tmp_path: Path,
+) -> None:
+    whole = Run(short_run(tmp_path / 'whole', (2, 3)), show_progress=False)
+    whole.train()
+    interrupted = Run(short_run(tmp_path / 'part', (2, 3)), show_progress=False)
+    interrupted.plan.folder.mkdir()
+    interrupted._train_stage(0)
+    resumed = Run(short_run(tmp_path / 'part', (2, 3)), show_progress=False)
+    resumed.train()
+    assert resumed.losses['encoder'] == []
+    assert resumed.losses['joint'] == pytest.approx(whole.losses['joint'], rel=1e-3)
+
+
+def test_a_checkpoint_within_a_stage_brings_back_the_optimizers_too(tmp_path: Path) -> None:
+    plan = replace(short_run(tmp_path / 'whole', (4, 0)), save_minutes=100.0)
+    whole = Run(plan, show_progress=False)
+    whole.train()
+    often = replace(short_run(tmp_path / 'part', (4, 0)), save_minutes=0.0)
+    Run(often, show_progress=False).train()
+    state = tmp_path / 'part' / 'latest.json'
+    assert '"step": 4' in state.read_text(encoding='utf-8')
+    weights = Run(often, show_progress=False).module.state_dict()
+    for name, value in whole.module.state_dict().items():
+        torch.testing.assert_close(weights[name], value, msg=name)
