@@ -7,7 +7,7 @@ from p2d_node.records import DecodedFrame
 import pytest
 from sweeps import picture
 import torch
-from transformers import LlavaOnevisionImageProcessorPil
+from transformers import LlavaOnevisionImageProcessorPil, SiglipImageProcessorPil
 
 CPU = torch.device('cpu')
 
@@ -38,6 +38,26 @@ def test_pixel_values_equal_those_of_the_checkpoints_own_processor(
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('order', ['rgb', 'bgr'])
+@pytest.mark.parametrize(('height', 'width'), [(900, 1600), (90, 160), (160, 90), (126, 126)])
+def test_a_processor_without_padding_squashes_the_frame(tmp_path, order, height, width):
+    settings = {
+        'image_processor_type': 'SiglipImageProcessor',
+        'size': {'height': 126, 'width': 126},
+        'image_mean': [0.5, 0.4, 0.3],
+        'image_std': [0.2, 0.3, 0.4],
+        'resample': 3,
+    }
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings))
+    rgb = picture(height=height, width=width)
+    reference = SiglipImageProcessorPil.from_pretrained(tmp_path)
+    expected = reference(rgb, return_tensors='pt')['pixel_values'][0]
+
+    pixels = rgb if order == 'rgb' else np.ascontiguousarray(rgb[..., ::-1])
+    actual = preprocess(pixels, ImageProcessing.from_folder(tmp_path), order)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
 def test_settings_may_lie_inside_processor_config(tiny_checkpoint, tmp_path):
     settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text())
     (tmp_path / 'processor_config.json').write_text(json.dumps({'image_processor': settings}))
@@ -49,6 +69,7 @@ def test_settings_may_lie_inside_processor_config(tiny_checkpoint, tmp_path):
     [
         ({'size': {'shortest_edge': 384}}, 'image size'),
         ({'do_normalize': False}, 'do_normalize: got False'),
+        ({'image_processor_type': 'CLIPImageProcessor'}, 'image_processor_type: got .CLIP'),
         ({'image_mean': None}, None),
     ],
 )

@@ -1,7 +1,8 @@
 """Decoded frames come in; pixel_values go out, bit for bit as the model's processor makes them.
 
-The reference is the Pillow image processor of Hugging Face's LLaVA-OneVision in its several-images
-mode: pad to a square with the mean colour, resize with Pillow, rescale, normalise.
+The references are Hugging Face's Pillow image processors: LLaVA-OneVision's in its several-images
+mode, which pads frames to a square with the mean colour, and those that squash frames into it
+(SigLIP's, InternVL's). Then all resize with Pillow, rescale and normalise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from torch import Tensor
 
 Colour = tuple[int, int, int]
 
+FITS = {'LlavaOnevision': 'pad', 'Siglip': 'squash', 'GotOcr2': 'squash'}
+"""First part of an image processor's class name to how a frame becomes square."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessing:
@@ -29,6 +33,7 @@ class ImageProcessing:
 
     Attributes:
         size_px: Side of the square that the vision encoder sees.
+        fit: How a frame becomes square: `pad` adds bars, `squash` changes its aspect ratio.
         resample: Pillow's number of the resampling filter.
         rescale_factor: Multiplied with 0..255.
         mean: Subtracted per channel (RGB) after rescaling.
@@ -36,6 +41,7 @@ class ImageProcessing:
     """
 
     size_px: int
+    fit: str
     resample: int
     rescale_factor: float
     mean: tuple[float, float, float]
@@ -58,6 +64,7 @@ class ImageProcessing:
                 raise ConfigError(f'{folder}: {switch}: got {settings[switch]!r}, allowed: true')
         return cls(
             size_px=height,
+            fit=_read_fit(settings, folder),
             resample=int(settings.get('resample', Image.Resampling.BICUBIC)),
             rescale_factor=float(settings.get('rescale_factor', 1 / 255)),
             mean=tuple(settings['image_mean']),
@@ -89,21 +96,19 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     )
 
 
-def resize_to_square(
-    pixels: npt.NDArray[np.uint8], size_px: int, padding_colour: Colour, resample: int
-) -> npt.NDArray[np.uint8]:
-    """Pad a frame to a square, centred, and resize it as Pillow does.
+def _read_fit(settings: dict[str, Any], folder: Path) -> str:
+    kind = settings.get('image_processor_type', 'LlavaOnevision')
+    for name, fit in FITS.items():
+        if str(kind).startswith(name):
+            return fit
+    allowed = ', '.join(f'{name}ImageProcessor' for name in FITS)
+    raise ConfigError(f'{folder}: image_processor_type: got {kind!r}, allowed: {allowed}')
 
-    Args:
-        pixels: uint8 [height, width, 3] in any channel order.
-        size_px: Side of the result.
-        padding_colour: Colour of the bars, in the channel order of `pixels`.
-        resample: Pillow's number of the filter.
 
-    Returns:
-        uint8 [size_px, size_px, 3].
-    """
-    image = Image.fromarray(pixels)
+def _pad_and_resize(
+    image: Image.Image, size_px: int, padding_colour: Colour, resample: int
+) -> Image.Image:
+    """Pad an image to a square, centred, and resize it as Pillow does."""
     side = max(image.size)
     canvas_size = (side, side)
     if image.width > image.height:
@@ -113,18 +118,21 @@ def resize_to_square(
         canvas_size = (size_px, side)
     canvas = Image.new('RGB', canvas_size, padding_colour)
     canvas.paste(image, ((canvas.width - image.width) // 2, (side - image.height) // 2))
-    return np.asarray(canvas.resize((size_px, size_px), resample))
+    return canvas.resize((size_px, size_px), resample)
 
 
 def resize_frame(frame: DecodedFrame, processing: ImageProcessing) -> npt.NDArray[np.uint8]:
     """Return `frame` as the uint8 RGB square [size_px, size_px, 3] that the encoder sees."""
-    if frame.channel_order == 'rgb':
+    image, side = Image.fromarray(frame.pixels), processing.size_px
+    # The channels of a BGR frame are swapped after the resize, where they are few.
+    is_bgr = frame.channel_order == 'bgr'
+    if processing.fit == 'squash':
+        square = image.resize((side, side), processing.resample)
+    else:
         colour = processing.padding_colour
-        return resize_to_square(frame.pixels, processing.size_px, colour, processing.resample)
-    red, green, blue = processing.padding_colour
-    colour = (blue, green, red)
-    square = resize_to_square(frame.pixels, processing.size_px, colour, processing.resample)
-    return square[..., ::-1]
+        bars = colour[::-1] if is_bgr else colour
+        square = _pad_and_resize(image, side, bars, processing.resample)
+    return np.asarray(square)[..., ::-1] if is_bgr else np.asarray(square)
 
 
 def normalize(

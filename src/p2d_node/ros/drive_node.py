@@ -254,12 +254,6 @@ class DriveNode(LifecycleNode):
             stamp_clock_ns=self._now_ns,
         )
 
-    def _create_timer(self, period_s: float, callback: Any, group: Any) -> Any:
-        # The steady clock: a paused or jumping simulated clock must not stop health and deadlines.
-        return self.create_timer(
-            period_s, callback, callback_group=group, clock=self._steady_clock
-        )
-
     def _now_ns(self) -> int:
         return int(self.get_clock().now().nanoseconds)
 
