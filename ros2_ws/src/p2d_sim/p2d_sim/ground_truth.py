@@ -213,14 +213,18 @@ def judge(snapshot: Snapshot) -> Plan | None:
 
 
 def _heed(actor: ActorState, gap_m: float) -> Plan | None:
-    if actor.kind == 'pedestrian':
-        return Plan(action='brake', reason='a pedestrian is in the way', cause=actor)
-    if actor.kind in OBSTACLES:
-        return Plan(action='brake', reason=f'a {actor.kind} is in the way', cause=actor)
-    if actor.status == 'braking':
-        return Plan(action='brake', reason=f'the {actor.kind} ahead is braking', cause=actor)
-    if actor.kind == 'cyclist':
-        return Plan(action='slow down', reason='a cyclist is ahead', cause=actor)
+    if actor.kind == 'pedestrian' or actor.kind in OBSTACLES:
+        action, reason = 'brake', f'a {actor.kind} is in the way'
+    elif actor.status == 'braking':
+        action, reason = 'brake', f'the {actor.kind} ahead is braking'
+    elif actor.kind == 'cyclist':
+        action, reason = 'slow down', 'a cyclist is ahead'
+    else:
+        return _keep_distance(actor, gap_m)
+    return Plan(action=action, reason=reason, cause=actor)
+
+
+def _keep_distance(actor: ActorState, gap_m: float) -> Plan | None:
     close = _three_way(gap_m, *CLOSE_M)
     if close is None:
         return None

@@ -105,22 +105,22 @@ def _hazard_actors(rng: np.random.Generator, hazard: str) -> list[Actor]:
         x = float(rng.uniform(*gap[hazard])) + 1.7 + LENGTH_M[kind] / 2
         brake_s = -0.01 if hazard == 'braking lead' else math.inf
         motion = Motion(speed_mps=EGO_SPEED_MPS, brake_s=brake_s)
-        return [_actor(rng, kind, x, lateral, 0.0, motion)]
+        return [_actor(rng, kind, x, lateral, 0.0, motion=motion)]
     if hazard == 'pedestrian':
         heading = float(rng.choice([-1.0, 1.0])) * math.pi / 2
         x, y = float(rng.uniform(6.0, 15.0)), float(rng.uniform(-1.5, 1.5))
-        return [_actor(rng, 'pedestrian', x, y, heading, Motion(speed_mps=1.4))]
+        return [_actor(rng, 'pedestrian', x, y, heading, motion=Motion(speed_mps=1.4))]
     if hazard == 'cyclist':
         x = float(rng.uniform(6.0, 17.0))
-        return [_actor(rng, 'cyclist', x, lateral, 0.0, Motion(speed_mps=5.0))]
+        return [_actor(rng, 'cyclist', x, lateral, 0.0, motion=Motion(speed_mps=5.0))]
     if hazard == 'obstacle':
         kind = str(rng.choice(['cone', 'barrier']))
-        return [_actor(rng, kind, float(rng.uniform(6.0, 14.0)), lateral, 0.0, Motion())]
+        return [_actor(rng, kind, float(rng.uniform(6.0, 14.0)), lateral, 0.0, motion=Motion())]
     return []
 
 
 def _actor(
-    rng: np.random.Generator, kind: str, x: float, y: float, yaw: float, motion: Motion
+    rng: np.random.Generator, kind: str, x: float, y: float, yaw: float, *, motion: Motion
 ) -> Actor:
     return Actor(kind=kind, colour=paint_of(rng, kind), x_m=x, y_m=y, yaw=yaw, motion=motion)
 
@@ -157,11 +157,11 @@ def _settle(
         y = side * float(np.clip(away, 8.8, 11.3))
         yaw = float(rng.choice([0.0, math.pi])) + float(rng.uniform(-0.3, 0.3))
         speed = 1.4 if rng.random() < 0.5 else 0.0
-        return _actor(rng, kind, x, y, yaw, Motion(speed_mps=speed))
+        return _actor(rng, kind, x, y, yaw, motion=Motion(speed_mps=speed))
     if kind != 'pedestrian' and away > 2.9:
         y = side * float(np.clip(away, 3.0, 11.0))
         yaw = math.atan2(y, x) + float(rng.uniform(-0.6, 0.6))
-        return _actor(rng, kind, x, y, yaw, Motion())
+        return _actor(rng, kind, x, y, yaw, motion=Motion())
     return None
 
 
@@ -174,13 +174,13 @@ def _settle_traffic(
     strip = math.copysign(6.65, y)
     if kind != 'cyclist' and abs(y - strip) < abs(y - lane):
         yaw = float(rng.choice([0.0, math.pi]))
-        actor = _actor(rng, kind, x, strip, yaw, Motion())
+        actor = _actor(rng, kind, x, strip, yaw, motion=Motion())
         return replace(actor, parked=True)
     lateral = float(rng.uniform(-0.35, 0.35))
     against = oncoming and lane > 0.0
     brake_s = -0.01 if kind != 'cyclist' and rng.random() < 0.4 else math.inf
     motion = Motion(speed_mps=5.0 if kind == 'cyclist' else 8.0, brake_s=brake_s)
-    return _actor(rng, kind, x, lane + lateral, math.pi if against else 0.0, motion)
+    return _actor(rng, kind, x, lane + lateral, math.pi if against else 0.0, motion=motion)
 
 
 def _is_free(actor: Actor, others: Sequence[Actor], signal: Signal | None) -> bool:
@@ -229,7 +229,8 @@ def _rgb(values: Sequence[float] | np.ndarray) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _in_junction(x: float, half: float, signal: Signal | None) -> bool:
+def in_junction(x: float, half: float, signal: Signal | None) -> bool:
+    """Tell whether something from `x - half` to `x + half` stands on the crossing road."""
     if signal is None:
         return False
     start, end = signal.x_m + 1.0, signal.x_m + CROSSING_M + 6.0
@@ -246,7 +247,7 @@ def _make_buildings(rng: np.random.Generator, signal: Signal | None) -> list[Bui
             centre = x + length / 2
             x += length + float(rng.choice([0.3, 2.0, 6.0]))
             wall = rng.uniform(0.75, 1.15) * np.array(WALLS[int(rng.integers(len(WALLS)))])
-            if _in_junction(centre, length / 2, signal):
+            if in_junction(centre, length / 2, signal):
                 continue
             buildings.append(
                 Building(
@@ -288,6 +289,6 @@ def _make_plants(rng: np.random.Generator, signal: Signal | None) -> list[Plant]
                 shape_seed=int(rng.integers(8)),
             )
             x += float(rng.uniform(6.0, 15.0))
-            if not _in_junction(plant.x_m, 1.0, signal):
+            if not in_junction(plant.x_m, 1.0, signal):
                 plants.append(plant)
     return plants

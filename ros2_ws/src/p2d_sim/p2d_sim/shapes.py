@@ -174,8 +174,9 @@ def actor_mesh(kind: str, colour: str, status: str, pose: int) -> Mesh:
     return builder.build()
 
 
-def _lamps(builder: MeshBuilder, status: str, x: float, y: float, z: float, size: float) -> None:
+def _lamps(builder: MeshBuilder, status: str, corner: Colour, size: float) -> None:
     """Tail lamps at -x and head lamps at +x; what they show is the vehicle's status."""
+    x, y, z = corner
     tail = {'braking': (255, 40, 30), 'moving': (150, 12, 12)}.get(status, (70, 10, 12))
     head = (120, 120, 118) if status == 'parked' else (255, 250, 215)
     big = 1.5 if status == 'braking' else 1.0
@@ -199,7 +200,7 @@ def _wheels(builder: MeshBuilder, xs: Sequence[float], y: float, radius: float) 
 def _car(builder: MeshBuilder, paint: Colour, status: str) -> None:
     length, width, height = LENGTH_M['car'] / 2, WIDTH_M['car'] / 2, HEIGHT_M['car']
     builder.box((-length, -width, 0.28), (length, width, 0.88), paint)
-    _lamps(builder, status, length, width, 0.58, 1.0)
+    _lamps(builder, status, (length, width, 0.58), 1.0)
     builder.on_end(-length - 0.02, (-0.26, 0.26), (0.42, 0.54), (225, 225, 215))
     builder.on_end(length + 0.02, (-0.5, 0.5), (0.4, 0.55), (30, 30, 32))
     cabin = width - 0.14
@@ -221,7 +222,7 @@ def _truck(builder: MeshBuilder, paint: Colour, status: str) -> None:
             builder.on_side(side * (width + 0.01), (x, x + 0.12), (0.8, height), ribs)
     builder.on_end(-length - 0.01, (-0.05, 0.05), (0.8, height), np.multiply(paint, 0.5))
     builder.box((-length, -width, 0.45), (length, width, 0.75), (62, 62, 66))
-    _lamps(builder, status, length, width, 0.5, 1.25)
+    _lamps(builder, status, (length, width, 0.5), 1.25)
     builder.box((length - 1.9, -width, 0.7), (length, width, 2.5), np.multiply(paint, 0.82))
     builder.on_end(length + 0.01, (-width + 0.15, width - 0.15), (1.5, 2.3), GLASS)
     for side in (-1, 1):
@@ -232,7 +233,7 @@ def _truck(builder: MeshBuilder, paint: Colour, status: str) -> None:
 def _bus(builder: MeshBuilder, paint: Colour, status: str) -> None:
     length, width, height = LENGTH_M['bus'] / 2, WIDTH_M['bus'] / 2, HEIGHT_M['bus']
     builder.box((-length, -width, 0.35), (length, width, height), paint)
-    _lamps(builder, status, length, width, 0.6, 1.3)
+    _lamps(builder, status, (length, width, 0.6), 1.3)
     for side in (-1, 1):
         y = side * (width + 0.01)
         for x in np.linspace(-length + 0.3, length - 1.7, 7):

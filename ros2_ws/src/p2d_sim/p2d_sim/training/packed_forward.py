@@ -6,7 +6,7 @@ question sees the prefix and itself, and the rotary positions start again with e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,19 @@ class Hidden:
     looks: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruning:
+    """Drops prefix tokens before a layer.
+
+    Attributes:
+        layer: Before this layer; 0 drops them from the input.
+        choose: Maps prefix hidden states [1, prefix, hidden] to the places that stay, ascending.
+    """
+
+    layer: int
+    choose: Callable[[Tensor], Tensor]
+
+
 def question_mask(owner: Tensor) -> Tensor:
     """Return which question tokens see which, bool [sweeps, 1, tokens, tokens]."""
     same = owner[:, None, :, None] == owner[:, None, None, :]
@@ -45,11 +58,12 @@ def run_packed(
     prefix_positions: Tensor,
     asked: Tensor,
     asked_positions: Tensor,
-    mask: Tensor,
     *,
+    mask: Tensor,
     looks_at: Sequence[int] = (),
     answer_at: Tensor | None = None,
     keep: Sequence[int] = (),
+    pruning: Pruning | None = None,
 ) -> Hidden:
     """Run all layers.
 
@@ -63,6 +77,7 @@ def run_packed(
         looks_at: Layers whose attention from `answer_at` is wanted.
         answer_at: int64 [sweeps, questions], places in `asked`.
         keep: Layers whose output is wanted.
+        pruning: Drops prefix tokens; they keep their positions. For one sweep at a time.
     """
     split = prefix.shape[1]
     hidden = torch.cat([prefix, asked], dim=1)
@@ -71,6 +86,12 @@ def run_packed(
     seen = functional.pad(mask, (split, 0), value=True)
     result = Hidden(asked=asked)
     for number, layer in enumerate(text_model.layers):
+        if pruning is not None and number == pruning.layer:
+            stay = pruning.choose(hidden[:, :split])
+            places = torch.cat([stay, torch.arange(split, hidden.shape[1], device=stay.device)])
+            hidden, positions, split = hidden[:, places], positions[:, places], len(stay)
+            rotary = text_model.rotary_emb(hidden, positions)
+            seen = functional.pad(mask, (split, 0), value=True)
         residual = hidden
         attention = layer.self_attn
         query, key, value = _project(attention, layer.input_layernorm(hidden), rotary)

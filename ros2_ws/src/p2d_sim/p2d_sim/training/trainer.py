@@ -25,6 +25,7 @@ from p2d_sim.training.packed_forward import (
     Hidden,
     lay_out_prefix,
     patch_places,
+    Pruning,
     question_mask,
     run_packed,
 )
@@ -103,7 +104,7 @@ class Parts:
         return losses
 
     def understand(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Hidden, Tensor]:
-        """Run the language model over packed questions.
+        """Run projector and language model over packed questions.
 
         Args:
             features: Encoder features [sweeps * views, patches, hidden].
@@ -112,9 +113,14 @@ class Parts:
         Returns:
             Its hidden states, and where the visual tokens lie in the prefix.
         """
-        sweeps = batch['tokens'].shape[0]
         visual = self.model.model.multi_modal_projector(features)
-        visual = visual.view(sweeps, NUM_VIEWS, *visual.shape[1:])
+        return self.read(visual.unflatten(0, (-1, NUM_VIEWS)), batch)
+
+    def read(
+        self, visual: Tensor, batch: dict[str, Tensor], pruning: Pruning | None = None
+    ) -> tuple[Hidden, Tensor]:
+        """Run the language model over visual tokens [sweeps, views, patches, hidden]."""
+        sweeps = visual.shape[0]
         segments, preamble = self.packer.segments, self.packer.preamble
         prefix = lay_out_prefix(self.model, segments, preamble, visual)
         length, device = prefix.shape[1], prefix.device
@@ -125,10 +131,11 @@ class Parts:
             torch.arange(length, device=device).expand(sweeps, -1),
             asked,
             batch['positions'] + length,
-            question_mask(batch['owner']),
+            mask=question_mask(batch['owner']),
             looks_at=LOOK_LAYERS,
             answer_at=batch['answer_at'],
             keep=(VIEW_LAYER, later_layer(self.size.text_layers)),
+            pruning=pruning,
         )
         return hidden, patch_places(segments, visual.shape[2], device)
 
