@@ -12,6 +12,7 @@ import numpy as np
 from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.bags.writing import write_bag
+from p2d_node.cli.main import main as p2d
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_sim.cameras import CAMERAS
@@ -173,6 +174,17 @@ def test_the_command_says_in_one_line_what_is_wrong(
     assert 'got 99' in capsys.readouterr().out
     assert main(['--out', str(tmp_path / 'x'), '--size', 'big']) == 2
     assert not (tmp_path / 'x').exists()
+
+
+def test_make_bag_draws_a_synthetic_drive_and_refuses_an_unknown_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ['make-bag', '--out', str(tmp_path / 'bag'), '--sweeps', '1', '--json']
+    assert p2d([*arguments, '--synthetic', 'lead-brakes']) == 0
+    assert json.loads(capsys.readouterr().out)['images'] == 6
+    arguments[2] = str(tmp_path / 'another')
+    assert p2d([*arguments, '--synthetic', 'flight']) == 2
+    assert 'lead-brakes' in capsys.readouterr().err
 
 
 def test_generated_images_fill_a_bag_and_are_the_same_every_time(tmp_path: Path) -> None:

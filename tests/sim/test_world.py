@@ -31,9 +31,7 @@ def digest(seed: int) -> str:
     return hashlib.sha256(b''.join(parts) + repr(questions).encode()).hexdigest()
 
 
-def test_a_seed_gives_the_same_pictures_and_questions_to_the_byte_and_another_seed_others() -> (
-    None
-):
+def test_a_seed_gives_the_same_pictures_and_questions_to_the_byte_another_seed_others() -> None:
     assert digest(5) == digest(5)
     assert digest(5) != digest(6)
 
@@ -195,8 +193,8 @@ def test_every_hazard_is_judged_as_what_it_is(hazard: str) -> None:
 
 def test_cameras_see_the_moment_of_their_own_exposure() -> None:
     world = World('lead-brakes', 3, height=90, width=160)
-    (sweep,) = [next(world.sweeps(1000.0 / 12.0))]
-    assert [exposure.camera for exposure, _ in sweep][0] == 'CAM_FRONT_LEFT'
+    sweep = next(world.sweeps(1000.0 / 12.0))
+    assert sweep[0][0].camera == 'CAM_FRONT_LEFT'
     times = {exposure.camera: time_s for exposure, time_s in sweep}
     assert times['CAM_BACK_LEFT'] == pytest.approx(0.0426)
     assert [e.offset_ms for e in exposures()] == sorted(NUSCENES_EXPOSURE_OFFSETS_MS.values())
