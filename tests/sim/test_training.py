@@ -9,10 +9,7 @@ import numpy as np
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
 from p2d_node.preprocessing import ImageProcessing, normalize
 from p2d_node.records import NUSCENES_CAMERAS
-import pytest
-
-pytest.importorskip('p2d_sim', reason='p2d_sim is not on the path: make setup')
-
+from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_sim.training.batches import (
     batches_from,
     BatchPlan,
@@ -20,12 +17,16 @@ from p2d_sim.training.batches import (
     collate_samples,
     pack_sample,
 )
+from p2d_sim.training.cli import main
+from p2d_sim.training.evaluation import Evaluator, wilson
 from p2d_sim.training.model import export, TINY
+from p2d_sim.training.model_card import END, fill_model_card, START
 from p2d_sim.training.run import Run, RunPlan
 from p2d_sim.training.samples import HELD_OUT_SEED, make_sample
 from p2d_sim.training.scoring import right_answers
 from p2d_sim.training.tokenizer import make_tokenizer
 from p2d_sim.training.trainer import encode, Parts
+import pytest
 import torch
 
 CPU = torch.device('cpu')
@@ -182,3 +183,86 @@ def test_a_checkpoint_within_a_stage_brings_back_the_optimizers_too(tmp_path: Pa
     weights = Run(often, show_progress=False).module.state_dict()
     for name, value in whole.module.state_dict().items():
         torch.testing.assert_close(weights[name], value, msg=name)
+
+
+@pytest.mark.slow
+def test_the_smoke_run_shows_that_training_works_and_writes_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'smoke-mini'
+    arguments = ['--run', str(tmp_path / 'run'), '--smoke', '--workers', '0', '--out', str(out)]
+    assert main(arguments) == 0
+    assert 'joint: loss' in capsys.readouterr().out
+    assert open_checkpoint(out).model_type == 'llava_onevision'
+    assert main(arguments) == 2
+    assert '--resume' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('method', ['tfps', 'divprune', 'random', 'grid'])
+def test_few_tokens_in_a_packed_row_equal_few_tokens_in_the_pipelines_prefix(
+    parts: Parts, exported: Path, method: str
+) -> None:
+    evaluator = Evaluator(exported, height=180, width=320)
+    sweep = evaluator.sweep(SEED)
+    pruning = evaluator.pruning(method, 0.25, 0)
+    batch = collate_packed([sweep.packed])
+    with torch.inference_mode():
+        hidden, _ = evaluator.parts.read(sweep.visual, batch, pruning)
+        logits = evaluator.parts.model.lm_head(hidden.asked)[0]
+    family = load_family(open_checkpoint(exported), dtype=torch.float32, device=CPU)
+    num_keep = [num_keep_from_retention(TINY.num_tokens, 0.25)] * 6
+    keep = select_tokens(sweep.visual[0], num_keep, method)
+    for number, question in enumerate(sweep.packed.asked[:6]):
+        prompt = family.build_prompt(question.text, NUSCENES_CAMERAS)
+        prefix = family.decoder.prefill(family.embed_prefix(prompt, sweep.visual[0], keep))
+        _, alone = family.decoder.prefill_question(
+            prefix, family.embed_question(prompt, prefix.end_position)
+        )
+        together = logits[batch['answer_at'][0, number]]
+        torch.testing.assert_close(together, alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_keeping_every_token_changes_no_answer_whatever_the_layer(exported: Path) -> None:
+    evaluator = Evaluator(exported, height=180, width=320)
+    sweep = evaluator.sweep(SEED)
+    batch = collate_packed([sweep.packed])
+    with torch.inference_mode():
+        plain, _ = evaluator.parts.read(sweep.visual, batch)
+        for layer in (0, 1, 2):
+            pruning = evaluator.pruning('tfps', 1.0, layer)
+            kept, _ = evaluator.parts.read(sweep.visual, batch, pruning)
+            torch.testing.assert_close(kept.asked, plain.asked, atol=1e-4, rtol=1e-4)
+        few, _ = evaluator.parts.read(sweep.visual, batch, evaluator.pruning('tfps', 0.1, 1))
+    assert not torch.allclose(few.asked, plain.asked, atol=1e-2)
+
+
+def test_the_wilson_interval_holds_the_share_and_shrinks_with_more_questions() -> None:
+    low, high = wilson(80, 100)
+    assert low == pytest.approx(0.7112, abs=1e-3)
+    assert high == pytest.approx(0.8666, abs=1e-3)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(800, 1000)[1] - wilson(800, 1000)[0] < high - low
+
+
+def test_the_model_card_gets_its_tables_between_the_marks_and_keeps_the_rest(
+    tmp_path: Path,
+) -> None:
+    card = tmp_path / 'README.md'
+    card.write_text(f'before\n{START}\nold\n{END}\nafter\n', encoding='utf-8')
+    row = {'accuracy': 0.9, 'low': 0.88, 'high': 0.92, 'questions': 9, 'choice': 0.8, 'free': 0.95}
+    kind = {'asked': 9, 'accuracy': 0.9, 'majority': 0.4, 'blank': 0.3, 'shuffled': 0.35}
+    results = {
+        'pictures': row, 'blank': row, 'shuffled': row, 'sweeps': 1, 'majority': 0.41,
+        'kinds': {'exist': kind},
+        'retention': [{'prune_layer': 0, 'method': 'tfps', 'retention_ratio': 0.1, **row}],
+    }  # fmt: skip
+    fill_model_card(card, results)
+    text = card.read_text(encoding='utf-8')
+    assert text.startswith('before')
+    assert text.endswith('after\n')
+    assert 'old' not in text
+    assert '| exist | 9 | 90.0 | 40.0 | 30.0 | 35.0 |' in text
+    assert '| 0 | tfps | 90.0 (88.0-92.0) |' in text
+    card.write_text('no marks', encoding='utf-8')
+    with pytest.raises(ValueError, match='no place'):
+        fill_model_card(card, results)

@@ -55,7 +55,8 @@ class Camera:
 
     def to_camera(self, points: FloatArray) -> FloatArray:
         """Map ego points [..., 3] to camera axes [..., 3] (right, down, forward), metres."""
-        return (points - np.array(self.position_m)) @ self.rotation().T
+        turned: FloatArray = (points - np.array(self.position_m)) @ self.rotation().T
+        return turned
 
 
 def _camera(

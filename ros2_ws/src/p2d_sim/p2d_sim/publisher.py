@@ -100,7 +100,7 @@ class _Due:
     picture: Future[Image | CompressedImage]
 
 
-class CameraPublisher(Node):
+class CameraPublisher(Node):  # type: ignore[misc]
     """Six cameras of a running scenario. Blocks the thread that calls `play`."""
 
     def __init__(self, options: PublisherOptions, **node_options: object) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from p2d_sim.drawing import SIGNAL_ID
-from p2d_sim.ground_truth import in_path, Sighting, Truth, ViewTruth
+from p2d_sim.ground_truth import in_path, Plan, Sighting, Truth, ViewTruth
 from p2d_sim.world import COLOURS, CONDITIONS, KINDS, VEHICLES
 
 PLURALS = {
@@ -381,38 +381,39 @@ def _planning(sweep: _Sweep, kind: str, tag: int, text: str, answer: str) -> Que
     )
 
 
-def _visible_plan(sweep: _Sweep) -> bool:
-    """Tell whether the plan's cause can be seen."""
-    truth = sweep.truth
-    if truth.plan is None:
-        return False
-    front = truth.views[0]
-    cause = truth.plan.cause
-    if cause is not None:
-        return any(s.actor.index == cause.index and s.clear for s in front.sightings)
-    return front.signal_clear or 'light' not in truth.plan.reason
+def _visible_plan(sweep: _Sweep) -> Plan | None:
+    """Return the plan if what it is about can be seen."""
+    plan, front = sweep.truth.plan, sweep.truth.views[0]
+    if plan is None:
+        return None
+    if plan.cause is None:
+        return plan if front.signal_clear or 'light' not in plan.reason else None
+    number = plan.cause.index
+    seen = any(s.actor.index == number and s.clear for s in front.sightings)
+    return plan if seen else None
 
 
 def _ask_action(sweep: _Sweep) -> Question | None:
-    if not _visible_plan(sweep):
+    plan = _visible_plan(sweep)
+    if plan is None:
         return None
     text = 'What should the ego vehicle do next?'
-    question = _planning(sweep, 'action', 0, text, sweep.truth.plan.action)
+    question = _planning(sweep, 'action', 0, text, plan.action)
     return replace(question, options=ACTIONS)
 
 
 def _ask_why(sweep: _Sweep) -> Question | None:
-    if not _visible_plan(sweep):
+    plan = _visible_plan(sweep)
+    if plan is None:
         return None
-    plan = sweep.truth.plan
     text = 'What should the ego vehicle do next, and why?'
     return _planning(sweep, 'why', 1, text, f'{plan.action} because {plan.reason}')
 
 
 def _ask_important(sweep: _Sweep) -> Question | None:
-    if not _visible_plan(sweep):
+    plan = _visible_plan(sweep)
+    if plan is None:
         return None
-    plan = sweep.truth.plan
     answer = 'none ahead'
     if plan.cause is not None:
         colour = f'{plan.cause.colour} ' if plan.cause.kind in VEHICLES else ''
@@ -425,9 +426,10 @@ def _ask_important(sweep: _Sweep) -> Question | None:
 
 
 def _ask_behaviour(sweep: _Sweep) -> Question | None:
-    if not _visible_plan(sweep):
+    plan = _visible_plan(sweep)
+    if plan is None:
         return None
-    answer = BEHAVIOURS[sweep.truth.plan.action]
+    answer = BEHAVIOURS[plan.action]
     text = 'Predict the behavior of the ego vehicle.'
     question = _planning(sweep, 'behaviour', 2, text, answer)
     return replace(question, options=tuple(BEHAVIOURS.values()))
@@ -468,9 +470,10 @@ def _ask_lane(sweep: _Sweep) -> Question | None:
 def _ask_danger(sweep: _Sweep) -> Question | None:
     """The one dangerous manoeuvre, where there is only one or none."""
     truth = sweep.truth
-    if not _visible_plan(sweep) or None in truth.lane_taken.values():
+    plan = _visible_plan(sweep)
+    if plan is None or None in truth.lane_taken.values():
         return None
-    dangers = [truth.plan.action == 'brake', truth.lane_taken['left'], truth.lane_taken['right']]
+    dangers = [plan.action == 'brake', truth.lane_taken['left'], truth.lane_taken['right']]
     if sum(map(bool, dangers)) > 1:
         return None
     number = dangers.index(True) if any(dangers) else 3

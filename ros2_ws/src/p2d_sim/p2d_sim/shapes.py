@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ CORNERS = 8
 """Vertices per polygon; polygons with fewer repeat their last one."""
 
 FloatArray = npt.NDArray[np.float64]
-Colour = Sequence[float]
+Colour = Sequence[float] | npt.NDArray[Any]
+"""Also used for other short rows of numbers: corners, spans."""
 
 GLASS = (38, 46, 60)
 TYRE = (16, 16, 18)

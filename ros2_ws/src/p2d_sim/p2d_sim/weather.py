@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,8 +38,8 @@ def draw_sky(rows: Picture, snapshot: Snapshot, camera: Camera) -> None:
     clouds = _clouds()
     start = (snapshot.scene.seed * 37 + round(camera.yaw * 100)) % (clouds.shape[1] // 2)
     part = clouds[:, start : start + clouds.shape[1] // 2]
-    part = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
-    cv2.addWeighted(rows, 1.0, part, 1.0, -128.0, dst=rows)
+    stretched = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
+    cv2.addWeighted(rows, 1.0, stretched, 1.0, -128.0, dst=rows)
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +56,8 @@ def _clouds() -> Picture:
 def apply_weather(pixels: Picture, conditions: str, rng: np.random.Generator) -> Picture:
     """Return `pixels` under `conditions`, with sensor noise."""
     height, width = pixels.shape[:2]
-    toned = cv2.multiply(pixels, (*TONES[conditions], 1.0))
+    tone: Any = (*TONES[conditions], 1.0)
+    toned = np.asarray(cv2.multiply(pixels, tone), np.uint8)
     if conditions == 'rain':
         _draw_streaks(toned, rng)
     grain = _grain(height, width)

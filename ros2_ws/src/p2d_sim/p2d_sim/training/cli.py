@@ -43,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.smoke:
         plan = replace(plan, size=TINY, steps=SMOKE_STEPS, sweeps=2, check_minutes=0.0)
     run = Run(plan)
-    run.train()
+    try:
+        run.train()
+    except KeyboardInterrupt:
+        print(f'{args.run}: interrupted; --resume goes on from the last checkpoint')
+        return 130
     if args.out is not None:
-        export(run.parts.model.cpu(), make_tokenizer(), args.out)
+        export(run.parts.model.cpu(), make_tokenizer(), args.out, dtype=torch.bfloat16)
         print(f'{args.out}: written after {run.spent_s / 60:.1f} minutes of training')
     return _report_smoke(run) if args.smoke else 0
 

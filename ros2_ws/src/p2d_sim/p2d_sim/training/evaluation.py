@@ -119,9 +119,8 @@ class Evaluator:
             camera.name: to_jpeg(view.pixels) for camera, view in zip(cameras, views, strict=True)
         }
         size = (TRUTH_PX, TRUTH_PX)
-        ids = np.stack(
-            [cv2.resize(view.ids, size, interpolation=cv2.INTER_NEAREST) for view in views]
-        )
+        small = [cv2.resize(view.ids, size, interpolation=cv2.INTER_NEAREST) for view in views]
+        ids = np.asarray(small, np.uint8)
         truth = find_truth(snapshot, cameras, list(ids))
         questions = ask_all(truth, np.random.default_rng((9, seed)))
         packed = self._pack(questions, label_patches(truth, ids, self.parts.size.grid).ids)
@@ -189,7 +188,7 @@ def wilson(right: int, asked: int, z: float = 1.96) -> tuple[float, float]:
     """Return the 95 % Wilson interval of a proportion."""
     if asked == 0:
         return 0.0, 1.0
-    share, spread = right / asked, z * z / asked
+    share, spread = right / asked, z**2 / asked
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / asked + spread / (4 * asked))
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -96,9 +96,22 @@ def make_model(
     return model
 
 
-def export(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write config, weights, tokenizer and processor settings into `folder`."""
-    model.save_pretrained(folder)
+def export(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write config, weights, tokenizer and processor settings into `folder`.
+
+    Args:
+        model: On the CPU; it is converted to `dtype` in place.
+        tokenizer: Its tokenizer.
+        folder: Is created.
+        dtype: Number format of the weights on disk.
+    """
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     vision = model.config.vision_config
     files = {

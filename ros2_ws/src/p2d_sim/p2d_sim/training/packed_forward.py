@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn, Tensor
+from torch import Tensor
 from torch.nn import functional
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
@@ -107,7 +107,7 @@ def run_packed(
 
 
 def _project(
-    attention: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (*hidden.shape[:2], -1, attention.head_dim)
     query = attention.q_proj(hidden).view(shape).transpose(1, 2)
@@ -120,12 +120,11 @@ def _project(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, split: int, seen: Tensor) -> Tensor:
     """Attend causally within the prefix, and from the questions to prefix and themselves."""
+    seeing, asking = query.split([split, query.shape[2] - split], dim=2)
     first = functional.scaled_dot_product_attention(
-        query[:, :, :split], key[:, :, :split], value[:, :, :split], is_causal=True
+        seeing, key[:, :, :split], value[:, :, :split], is_causal=True
     )
-    second = functional.scaled_dot_product_attention(
-        query[:, :, split:], key, value, attn_mask=seen
-    )
+    second = functional.scaled_dot_product_attention(asking, key, value, attn_mask=seen)
     mixed = torch.cat([first, second], dim=2).transpose(1, 2)
     return mixed.reshape(*mixed.shape[:2], -1)
 
@@ -133,7 +132,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, split: int, seen: Tensor)
 def _look(query: Tensor, key: Tensor, answer_at: Tensor) -> Tensor:
     index = answer_at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     chosen = query.gather(2, index)
-    return (chosen @ key.transpose(2, 3)).float() * query.shape[3] ** -0.5
+    logits: Tensor = (chosen @ key.transpose(2, 3)).float() * query.shape[3] ** -0.5
+    return logits
 
 
 def lay_out_prefix(

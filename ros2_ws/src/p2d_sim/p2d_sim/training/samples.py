@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -114,14 +115,14 @@ def _shrink(view: View, image_px: int, rng: np.random.Generator | None) -> Pictu
 
 def _disturb(pixels: Picture, rng: np.random.Generator) -> Picture:
     gain, offset = rng.uniform(0.85, 1.15), rng.uniform(-14.0, 14.0)
-    pixels = cv2.convertScaleAbs(pixels, alpha=gain, beta=max(offset, -10.0))
+    disturbed: Any = cv2.convertScaleAbs(pixels, alpha=gain, beta=max(offset, -10.0))
     dice = rng.random()
     if dice < 0.2:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), float(rng.uniform(0.6, 1.3)))
+        disturbed = cv2.GaussianBlur(disturbed, (0, 0), float(rng.uniform(0.6, 1.3)))
     elif dice < 0.45:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(55, 96))]
-        pixels = cv2.imdecode(cv2.imencode('.jpg', pixels, quality)[1], cv2.IMREAD_COLOR)
-    return pixels
+        disturbed = cv2.imdecode(cv2.imencode('.jpg', disturbed, quality)[1], cv2.IMREAD_COLOR)
+    return np.asarray(disturbed, np.uint8)
 
 
 def label_patches(truth: Truth, ids: Picture, grid: int) -> PatchLabels:

@@ -86,7 +86,7 @@ class Parts:
 
     def encoder_losses(self, batch: dict[str, Tensor]) -> Losses:
         """Losses of the encoder stage."""
-        losses = self.patch_heads(encode(self.model, batch['pixels']), batch)
+        losses: Losses = self.patch_heads(encode(self.model, batch['pixels']), batch)
         losses['total'] = torch.stack(list(losses.values())).sum()
         return losses
 
@@ -94,7 +94,7 @@ class Parts:
         """Losses of the joint stage: answers first, then everything that helps to find them."""
         features = encode(self.model, batch['pixels'])
         hidden, places = self.understand(features, batch)
-        losses = self.answer_heads(hidden, batch)
+        losses: Losses = self.answer_heads(hidden, batch)
         losses['look'] = look_loss(hidden.looks, batch, places)
         losses['patches'] = torch.stack(list(self.patch_heads(features, batch).values())).sum()
         answers = answer_loss(self.model.lm_head(hidden.asked), batch)
