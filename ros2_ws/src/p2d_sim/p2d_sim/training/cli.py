@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from p2d_node.errors import P2dError
 import torch
 
 from p2d_sim.training.model import export, TINY
@@ -31,6 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
+    run = Run(_plan(args))
+    try:
+        run.train()
+    except P2dError as err:
+        print(f'train: {err}')
+        return 2
+    except KeyboardInterrupt:
+        print(f'{args.run}: interrupted; --resume goes on from the last checkpoint')
+        return 130
+    if args.out is not None:
+        export(run.parts.model.cpu(), make_tokenizer(), args.out, dtype=torch.bfloat16)
+        print(f'{args.out}: written after {run.spent_s / 60:.1f} minutes of training')
+    return _report_smoke(run) if args.smoke else 0
+
+
+def _plan(args: argparse.Namespace) -> RunPlan:
     plan = RunPlan(
         folder=args.run,
         seed=args.seed,
@@ -40,18 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=args.workers,
         save_minutes=args.save_minutes,
     )
-    if args.smoke:
-        plan = replace(plan, size=TINY, steps=SMOKE_STEPS, sweeps=2, check_minutes=0.0)
-    run = Run(plan)
-    try:
-        run.train()
-    except KeyboardInterrupt:
-        print(f'{args.run}: interrupted; --resume goes on from the last checkpoint')
-        return 130
-    if args.out is not None:
-        export(run.parts.model.cpu(), make_tokenizer(), args.out, dtype=torch.bfloat16)
-        print(f'{args.out}: written after {run.spent_s / 60:.1f} minutes of training')
-    return _report_smoke(run) if args.smoke else 0
+    if not args.smoke:
+        return plan
+    return replace(plan, size=TINY, steps=SMOKE_STEPS, sweeps=2, check_minutes=0.0)
 
 
 def _report_smoke(run: Run) -> int:

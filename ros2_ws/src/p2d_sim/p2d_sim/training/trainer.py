@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from p2d_node.errors import BackendUnavailableError
 import torch
 from torch import nn, Tensor
 
@@ -149,7 +150,14 @@ def make_optimizers(
         module: From `Parts.module`.
         learning_rate: Root mean square of a step, for both.
         scales: Beginning of a parameter's name to a factor on its learning rate; 0 leaves it out.
+
+    Raises:
+        BackendUnavailableError: This torch has no Muon.
     """
+    if not hasattr(torch.optim, 'Muon'):
+        raise BackendUnavailableError(
+            f'training: got torch {torch.__version__}, needed: 2.9 or newer, which has Muon'
+        )
     matrices: dict[float, list[nn.Parameter]] = {}
     rest: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
