@@ -23,7 +23,9 @@ CONTENT_LAYER = 3
 """After these layers the view and the content of the answer should be known."""
 
 BACKGROUND_WEIGHT = 0.15
-JOINT_WEIGHTS = {'look': 0.25, 'view': 0.15, 'place': 0.15, 'content': 0.4, 'patches': 0.25}
+JOINT_WEIGHTS = {
+    'look': 0.25, 'option': 0.25, 'view': 0.15, 'place': 0.15, 'content': 0.4, 'patches': 0.25,
+}  # fmt: skip
 Losses = dict[str, Tensor]
 
 
@@ -153,3 +155,20 @@ def look_loss(looks: dict[int, Tensor], batch: dict[str, Tensor], places: Tensor
         share = masked.logsumexp(dim=-1).masked_fill(~aimed[:, None], 0.0)
         losses.append(-share.sum() / (aimed.sum() * heads).clamp(min=1))
     return torch.stack(losses).mean()
+
+
+def option_loss(last_look: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """How little of the last layer's attention falls on the right option, in nats.
+
+    Args:
+        last_look: Attention logits [sweeps, heads, questions, prefix + tokens].
+        batch: Packed questions.
+    """
+    owner, option = batch['owner'], batch['option']
+    heads = max(1, last_look.shape[1] // 2)
+    numbers = torch.arange(last_look.shape[2], device=owner.device)
+    wanted = option[:, None] & (owner[:, None] == numbers[:, None])
+    offered = wanted.any(dim=-1)
+    log_share = last_look[:, :heads].log_softmax(dim=-1)[..., -owner.shape[1] :]
+    share = log_share.masked_fill(~wanted[:, None], -torch.inf).logsumexp(dim=-1)
+    return -share.masked_fill(~offered[:, None], 0.0).sum() / (offered.sum() * heads).clamp(min=1)

@@ -24,11 +24,14 @@ class Hidden:
         asked: Float [sweeps, tokens, hidden], after the last normalisation.
         between: Layer number to the hidden states [sweeps, tokens, hidden] after that layer.
         looks: Layer number to attention logits [sweeps, heads, questions, prefix].
+        last_look: The last layer's, [sweeps, heads, questions, prefix + tokens], -inf where a
+            question sees nothing.
     """
 
     asked: Tensor
     between: dict[int, Tensor] = field(default_factory=dict)
     looks: dict[int, Tensor] = field(default_factory=dict)
+    last_look: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +100,10 @@ def run_packed(
         query, key, value = _project(attention, layer.input_layernorm(hidden), rotary)
         if number in looks_at and answer_at is not None:
             result.looks[number] = _look(query[:, :, split:], key[:, :, :split], answer_at)
+        if number + 1 == len(text_model.layers) and answer_at is not None:
+            logits = _look(query[:, :, split:], key, answer_at)
+            rows = answer_at[:, None, :, None].expand(-1, 1, -1, seen.shape[3])
+            result.last_look = logits.masked_fill(~seen.gather(2, rows), -torch.inf)
         mixed = _attend(query, key, value, split, seen)
         hidden = residual + attention.o_proj(mixed)
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

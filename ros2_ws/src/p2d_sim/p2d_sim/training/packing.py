@@ -39,6 +39,7 @@ class Packed:
         target: bool [questions, views * patches], what must be looked at.
         content: int64 [questions], first token of what the answer says, behind its letter too.
         place: int64 [questions, 2], row and column of the one object that matters.
+        option: bool [tokens], letter and words of the right option of multiple choice.
         asked: The questions that fitted.
     """
 
@@ -51,6 +52,7 @@ class Packed:
     target: npt.NDArray[np.bool_]
     content: IntArray
     place: IntArray
+    option: npt.NDArray[np.bool_]
     asked: tuple[Question, ...]
 
 
@@ -91,6 +93,16 @@ class Packer:
         asked = [*self.words(question.text), self._assistant]
         return [*asked, *self.words(question.answer), self._end], len(asked)
 
+    def option_of(self, question: Question) -> slice:
+        """Return where the right option stands in `row_of`; nothing where there are no options."""
+        if not question.content:
+            return slice(0, 0)
+        tokens, _ = self.row_of(question)
+        option = self.words(f'{question.answer}. {question.content}')
+        starts = range(len(tokens) - len(option))
+        start = next(i for i in starts if tokens[i : i + len(option)] == option)
+        return slice(start, start + len(option))
+
     def pack(
         self,
         questions: Sequence[Question],
@@ -111,7 +123,7 @@ class Packer:
         for question in questions:
             tokens, length = self.row_of(question)
             content = self.words(question.content or question.answer)[0]
-            row.add(question, tokens, length, content)
+            row.add(question, tokens, length, content=content, option=self.option_of(question))
         return row.packed(self._end)
 
 
@@ -131,10 +143,13 @@ class _Row:
         self._content = np.full(max_questions, IGNORED, np.int64)
         self._place = np.full((max_questions, 2), IGNORED, np.int64)
         self._target = np.zeros((max_questions, patch_ids.size), np.bool_)
+        self._option = np.zeros(max_tokens, np.bool_)
         self._asked: list[Question] = []
         self._used = 0
 
-    def add(self, question: Question, tokens: list[int], length: int, content: int) -> None:
+    def add(
+        self, question: Question, tokens: list[int], length: int, *, content: int, option: slice
+    ) -> None:
         number, start = len(self._asked), self._used
         end = start + len(tokens)
         if number == self._max_questions or end > len(self._tokens):
@@ -145,6 +160,7 @@ class _Row:
         self._labels[start + length - 1 : end - 1] = tokens[length:]
         self._answer_at[number] = start + length - 1
         self._content[number] = content
+        self._option[start + option.start : start + option.stop] = True
         if len(question.cameras) == 1:
             self._view[number] = question.cameras[0]
         self._aim(number, question)
@@ -177,5 +193,6 @@ class _Row:
             target=self._target,
             content=self._content,
             place=self._place,
+            option=self._option,
             asked=tuple(self._asked),
         )

@@ -18,6 +18,7 @@ from p2d_sim.training.losses import (
     LOOK_LAYERS,
     look_loss,
     Losses,
+    option_loss,
     PatchHeads,
     VIEW_LAYER,
 )
@@ -97,6 +98,8 @@ class Parts:
         hidden, places = self.understand(features, batch)
         losses: Losses = self.answer_heads(hidden, batch)
         losses['look'] = look_loss(hidden.looks, batch, places)
+        if hidden.last_look is not None:
+            losses['option'] = option_loss(hidden.last_look, batch)
         losses['patches'] = torch.stack(list(self.patch_heads(features, batch).values())).sum()
         answers = answer_loss(self.model.lm_head(hidden.asked), batch)
         helping = [JOINT_WEIGHTS[name] * loss for name, loss in losses.items()]
