@@ -154,3 +154,14 @@ def test_options_that_cannot_be_are_refused_with_what_is_allowed(option: str, va
 def test_the_command_ends_with_code_two_on_a_bad_size(capsys) -> None:
     assert main(['--size', 'large']) == 2
     assert 'WIDTHxHEIGHT' in capsys.readouterr().err
+
+
+def test_sweeps_that_cannot_be_drawn_in_time_are_left_out_and_stamps_stay_true(
+    received, play
+) -> None:
+    messages = received()
+    publisher = play(height=900, width=1600, rate_hz=60.0)
+    wait_for(lambda: publisher.num_skipped >= 20 and publisher.num_sent >= 24)
+    sent_ns = publisher.get_clock().now().nanoseconds
+    newest = max(stamp_ns(m) for name in NUSCENES_CAMERAS for m in messages[name])
+    assert sent_ns - newest < 2_000_000_000

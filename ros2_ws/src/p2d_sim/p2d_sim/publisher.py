@@ -108,7 +108,7 @@ class CameraPublisher(Node):  # type: ignore[misc]
         super().__init__('p2d_sim', **node_options)
         self.num_sent = 0
         self.num_lost = 0
-        self.num_late = 0
+        self.num_skipped = 0
         self._options = options
         self._rng = np.random.default_rng((41, options.seed))
         self._world = World(
@@ -129,11 +129,15 @@ class CameraPublisher(Node):  # type: ignore[misc]
         options = self._options
         start_s, start_ns = time.monotonic() + 0.5, self.get_clock().now().nanoseconds
         start_ns += NS_PER_S // 2
+        period_s = 1.0 / options.rate_hz
         end_s = np.inf if options.duration_s is None else start_s + options.duration_s
         waiting: list[_Due] = []
         report_s = start_s + REPORT_PERIOD_S
         with ThreadPoolExecutor(max_workers=len(NUSCENES_CAMERAS)) as pool:
             for sweep in self._world.sweeps(1000.0 / options.rate_hz):
+                if start_s + sweep[0][1] + period_s < time.monotonic():
+                    self.num_skipped += 1
+                    continue
                 waiting += [self._draw(pool, item, start_s, start_ns) for item in sweep]
                 waiting.sort(key=lambda due: due.send_s)
                 while len(waiting) > (SWEEPS_AHEAD - 1) * len(NUSCENES_CAMERAS):
@@ -167,7 +171,7 @@ class CameraPublisher(Node):  # type: ignore[misc]
         else:
             height, width = pixels.shape[:2]
             message = Image(height=height, width=width, encoding='bgr8', step=3 * width)
-            # The setter of `data` checks every value of a list, but takes an array as it is.
+            # Into the message's own array: its setter would check every single value.
             message.data.frombytes(pixels[..., ::-1].tobytes())
         _stamp(message, camera, stamp_ns)
         return message
@@ -177,8 +181,6 @@ class CameraPublisher(Node):  # type: ignore[misc]
             self.num_lost += 1
             return
         message = due.picture.result()
-        period_s = 1.0 / self._options.rate_hz
-        self.num_late += time.monotonic() > due.send_s + period_s
         self._images[due.camera].publish(message)
         self._infos[due.camera].publish(self._info(due))
         self.num_sent += 1
@@ -198,10 +200,10 @@ class CameraPublisher(Node):  # type: ignore[misc]
         return info
 
     def _report(self) -> None:
-        if self.num_late:
+        if self.num_skipped:
             self.get_logger().warning(
-                f'{self.num_late} of {self.num_sent} frames went out more than a period late: '
-                'drawing is too slow here; lower --rate or --size'
+                f'{self.num_skipped} sweeps were left out since the start: drawing is too slow '
+                'here; lower --rate or --size'
             )
 
 
