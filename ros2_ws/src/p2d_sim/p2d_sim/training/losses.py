@@ -24,7 +24,8 @@ CONTENT_LAYER = 3
 
 BACKGROUND_WEIGHT = 0.15
 JOINT_WEIGHTS = {
-    'look': 0.25, 'option': 0.25, 'view': 0.15, 'place': 0.15, 'content': 0.4, 'patches': 0.25,
+    'look': 0.25, 'option': 0.25, 'view': 0.15, 'place': 0.3, 'content': 0.4, 'seen_in': 0.2,
+    'patches': 0.25,
 }  # fmt: skip
 Losses = dict[str, Tensor]
 
@@ -48,6 +49,8 @@ class PatchHeads(nn.Module):
         self.centre = nn.Linear(width, 2)
         self.log_distance = nn.Linear(width, 1)
         self.conditions = nn.Linear(width, len(CONDITIONS))
+        self.row = nn.Linear(width, size.grid)
+        self.column = nn.Linear(width, size.grid)
 
     def forward(self, features: Tensor, batch: dict[str, Tensor]) -> Losses:
         """Return the losses.
@@ -60,6 +63,11 @@ class PatchHeads(nn.Module):
         weight = torch.ones(SIGNAL_KIND + 1, device=features.device)
         weight[0] = BACKGROUND_WEIGHT
         rare = torch.tensor([0.1, 1.0], device=features.device)
+        places = torch.arange(features.shape[1], device=features.device)
+        rows, columns = (
+            part.expand(features.shape[0], -1)
+            for part in (places // self.row.out_features, places % self.row.out_features)
+        )
         return {
             'kind': _classify(self.kind(hidden), batch['kind'], weight),
             'colour': _classify(self.colour(hidden), batch['colour']),
@@ -68,6 +76,9 @@ class PatchHeads(nn.Module):
             'centre': _classify(self.centre(hidden), batch['centre'], rare),
             'distance': _regress(self.log_distance(hidden)[..., 0], batch['log_distance']),
             'conditions': _classify(self.conditions(hidden.mean(dim=1)), batch['conditions']),
+            # Where a patch is must show in its features, for the language model to say where.
+            'row': _classify(self.row(hidden), rows),
+            'column': _classify(self.column(hidden), columns),
         }
 
 
@@ -80,6 +91,7 @@ class AnswerHeads(nn.Module):
         self.view = nn.Linear(width, num_views)
         self.place = nn.Linear(width, 2 * size.grid)
         self.content = nn.Linear(width, vocabulary)
+        self.seen_in = nn.Linear(width, num_views)
 
     def forward(self, hidden: Hidden, batch: dict[str, Tensor]) -> Losses:
         """Return the losses; `batch` holds packed questions, see `packing.Packed`."""
@@ -93,6 +105,7 @@ class AnswerHeads(nn.Module):
             'view': _classify(self.view(early), batch['view']),
             'place': place,
             'content': _classify(self.content(late), batch['content']),
+            'seen_in': _classify(self.seen_in(late), batch['seen_in']),
         }
 
 

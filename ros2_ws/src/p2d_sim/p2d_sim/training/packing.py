@@ -39,6 +39,7 @@ class Packed:
         target: bool [questions, views * patches], what must be looked at.
         content: int64 [questions], first token of what the answer says, behind its letter too.
         place: int64 [questions, 2], row and column of the one object that matters.
+        seen_in: int64 [questions], the one view that shows what matters, else `IGNORED`.
         option: bool [tokens], letter and words of the right option of multiple choice.
         asked: The questions that fitted.
     """
@@ -52,6 +53,7 @@ class Packed:
     target: npt.NDArray[np.bool_]
     content: IntArray
     place: IntArray
+    seen_in: IntArray
     option: npt.NDArray[np.bool_]
     asked: tuple[Question, ...]
 
@@ -143,6 +145,7 @@ class _Row:
         self._content = np.full(max_questions, IGNORED, np.int64)
         self._place = np.full((max_questions, 2), IGNORED, np.int64)
         self._target = np.zeros((max_questions, patch_ids.size), np.bool_)
+        self._seen_in = np.full(max_questions, IGNORED, np.int64)
         self._option = np.zeros(max_tokens, np.bool_)
         self._asked: list[Question] = []
         self._used = 0
@@ -171,6 +174,8 @@ class _Row:
         target = np.zeros(self._patch_ids.shape, np.bool_)
         for view, owner in question.targets:
             target[view] |= self._patch_ids[view] == owner
+        if len({view for view, _ in question.targets}) == 1:
+            self._seen_in[number] = question.targets[0][0]
         if len(question.targets) == 1 and target.any():
             patches = np.flatnonzero(target.any(axis=0))
             self._place[number] = (
@@ -193,6 +198,7 @@ class _Row:
             target=self._target,
             content=self._content,
             place=self._place,
+            seen_in=self._seen_in,
             option=self._option,
             asked=tuple(self._asked),
         )

@@ -129,7 +129,7 @@ class Run:
         scales['model.model.multi_modal_projector'] = 0.0
         scales['model.model.image_newline'] = 0.0
         if stage == 'joint':
-            scales = {'model.model.vision_tower': 0.3}
+            scales = {'model.model.vision_tower': 0.6}
         optimizers = make_optimizers(self._module, plan.learning_rates[number], scales=scales)
         start = 0
         if self._progress is not None:
