@@ -26,7 +26,7 @@ setup(
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
-        *share_files('launch', 'config'),
+        *share_files('launch', 'config', 'models'),
     ],
     python_requires='>=3.10',
     zip_safe=True,

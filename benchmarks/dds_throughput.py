@@ -22,10 +22,10 @@ import sys
 import tempfile
 import time
 
-from p2d_node.bags.generated import generate_images
 from p2d_node.bags.writing import write_bag
 from p2d_node.ros.dds_profile import config_folder, profile_environment
 from p2d_node.ros.spinning import spinning_node
+from p2d_sim.generated import generate_images
 
 SWEEPS_IN_BAG = 24
 NUM_CAMERAS = 6

@@ -23,8 +23,8 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'model',
         default_value='',
-        description='Checkpoint folder (Hugging Face format, safetensors), or "untrained"; empty: '
-        'as in the parameter files.',
+        description='Checkpoint folder (Hugging Face format, safetensors), or "p2d-mini", which '
+        'ships; empty: as in the parameter files.',
     ),
     DeclareLaunchArgument(
         'dataset',

@@ -5,13 +5,13 @@ import shutil
 import cv2
 import numpy as np
 from p2d_node.bags.drivelm import read_drivelm_images
-from p2d_node.bags.generated import generate_images
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.bags.reading import BagReader
 from p2d_node.bags.records import BagImage
 from p2d_node.bags.writing import write_bag
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_sim.generated import generate_images
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import get_typestore, Stores

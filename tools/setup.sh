@@ -44,8 +44,9 @@ fi
 
 # Python sources are linked, not copied: only what is generated or listed needs a new build.
 stamp=$(
-  { cat setup.py setup.cfg package.xml "$venv/.p2d-requirements"; find launch config resource -type f | sort
-    find ros2_ws/src/p2d_msgs -type f -exec cat {} + ; } | sha256sum
+  { cat setup.py setup.cfg package.xml "$venv/.p2d-requirements"; find launch config models resource -type f | sort
+    find ros2_ws/src/p2d_msgs -type f -exec cat {} +
+    cat ros2_ws/src/p2d_sim/setup.py ros2_ws/src/p2d_sim/setup.cfg ros2_ws/src/p2d_sim/package.xml ; } | sha256sum
 )
 if [ "$(cat "ros2_ws/install$suffix/.p2d-build" 2> /dev/null)" != "$stamp" ]; then
   echo "p2d_node: building ros2_ws"

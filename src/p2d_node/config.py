@@ -202,9 +202,9 @@ class DriveConfig:
     """Everything the drive node and the pipeline need to know."""
 
     model: str = option(
-        UNTRAINED_MODEL,
-        'Checkpoint folder in Hugging Face format (safetensors); "untrained": a tiny model with '
-        'random weights, to try the plumbing.',
+        SHIPPED_MODEL,
+        'Checkpoint folder in Hugging Face format (safetensors); "p2d-mini": the small model that '
+        'ships; "untrained": a tiny one with random weights, to try the plumbing.',
     )
     device: str = option(
         'auto',

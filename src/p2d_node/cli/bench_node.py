@@ -41,8 +41,8 @@ def add_node(verbs: argparse._SubParsersAction[Any]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--model', help='checkpoint folder, or "untrained"')
-    parser.add_argument('--bag', type=Path, help='six cameras (default: generated pictures)')
-    parser.add_argument('--sweeps', type=int, default=30, help='of the generated bag (default 30)')
+    parser.add_argument('--bag', type=Path, help='six cameras (default: drawn by p2d_sim)')
+    parser.add_argument('--sweeps', type=int, default=30, help='drawn (default 30)')
     parser.add_argument('--hz', type=float, default=1.0, help='its sweeps per second (default 1)')
     parser.add_argument('--warm-up', type=int, default=3, help='sweeps left out (default 3)')
     parser.add_argument('--retention-ratio', type=float, default=0.1, help='for all cameras')
@@ -93,10 +93,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _write_bag(args: argparse.Namespace, bag: Path) -> Path:
-    from p2d_node.bags.generated import generate_images
     from p2d_node.bags.writing import write_bag
+    from p2d_node.cli.synthetic import draw_images
 
-    write_bag(generate_images(args.sweeps, period_ms=1000.0 / args.hz), bag)
+    write_bag(draw_images('cruise', args.sweeps, period_ms=1000.0 / args.hz), bag)
     return bag
 
 

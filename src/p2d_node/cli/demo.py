@@ -9,13 +9,14 @@ import tempfile
 from typing import Any
 
 from p2d_node.bags.drivelm import read_drivelm_images
-from p2d_node.bags.generated import generate_images
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.demo_report import write_answers, write_latency_plot, write_picture
 from p2d_node.cli.node_process import drive_node, isolate, play_and_watch
-from p2d_node.config import DriveConfig, UNTRAINED_MODEL
+from p2d_node.cli.synthetic import draw_images
+from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.language_model.checkpoint import open_checkpoint
+from p2d_node.language_model.model_folder import model_folder
 
 EXAMPLE = """example:
   p2d demo
@@ -25,8 +26,10 @@ ANSWER_FILE = 'answers.jsonl'
 LOG_FILE = 'node.log'
 OUTPUT_FILES = (ANSWER_FILE, 'kept_tokens.png', 'latency.png', LOG_FILE)
 
-GENERATED_SWEEPS = 6
-GENERATED_PERIOD_MS = 1500.0
+SCENARIO = 'lead-brakes'
+NUM_SWEEPS = 10
+PERIOD_MS = 1000.0
+"""The vehicle ahead brakes after six seconds."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,22 +38,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         'demo',
         help='see the node answer from six cameras',
         description=(
-            'Plays six cameras to the drive node and shows its answers. Real nuScenes keyframes '
-            'are used where --sample has them, else generated pictures.'
+            'Plays six cameras to the drive node and shows its answers: a drawn drive in which '
+            'the vehicle ahead brakes, or the real nuScenes keyframes of --sample.'
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        '--sample',
-        type=Path,
-        metavar='DIR',
-        help='drivelm_sample.json and samples/ (default: ../shared/nuscenes_sample, if there)',
+        '--sample', type=Path, metavar='DIR', help='folder of drivelm_sample.json and samples/'
     )
+    parser.add_argument('--seed', type=int, default=0, help='of the drawn drive (default: 0)')
     parser.add_argument(
-        '--generated', action='store_true', help='use generated pictures in any case'
+        '--model', default=SHIPPED_MODEL, help=f'checkpoint folder (default: {SHIPPED_MODEL})'
     )
-    parser.add_argument('--model', default=UNTRAINED_MODEL, help='checkpoint folder')
     parser.add_argument('--retention', type=float, default=0.1, help='per camera (default: 0.1)')
     parser.add_argument('--max-new-tokens', type=int, default=16, help='per answer (default: 16)')
     parser.add_argument('--rate', type=float, default=1.0, help='speed of the replay')
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     DriveConfig(retention_ratio={'CAM_FRONT': args.retention}, max_new_tokens=args.max_new_tokens)
-    if args.model != UNTRAINED_MODEL:
-        open_checkpoint(args.model)
+    with model_folder(args.model) as folder:
+        open_checkpoint(folder)
     if not 0.0 < args.rate <= 100.0:
         raise ConfigError(f'--rate: got {args.rate:g}, allowed: above 0 to 100')
     if args.sample is not None and not (args.sample / 'drivelm_sample.json').is_file():
@@ -92,14 +92,12 @@ def _prepare_output(out: Path) -> None:
 
 def _write_demo_bag(args: argparse.Namespace, bag: Path) -> int:
     """Write the bag and return its number of sweeps."""
-    default = Path(__file__).resolve().parents[4] / 'shared' / 'nuscenes_sample'
-    folder = args.sample or default
-    if (folder / 'drivelm_sample.json').is_file() and not args.generated:
+    if args.sample is not None:
         print('cameras: real nuScenes keyframes (CC BY-NC-SA 4.0, Motional)')
-        images = read_drivelm_images(folder / 'drivelm_sample.json', folder)
+        images = read_drivelm_images(args.sample / 'drivelm_sample.json', args.sample)
     else:
-        print('cameras: generated pictures')
-        images = generate_images(GENERATED_SWEEPS, period_ms=GENERATED_PERIOD_MS)
+        print(f'cameras: drawn, scenario {SCENARIO}')
+        images = draw_images(SCENARIO, NUM_SWEEPS, period_ms=PERIOD_MS, seed=args.seed)
     return write_bag(images, bag) // len(DriveConfig().cameras)
 
 

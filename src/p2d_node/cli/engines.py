@@ -113,7 +113,7 @@ def _add_build(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--model', help='checkpoint folder, or "untrained"')
+    parser.add_argument('--model', help='checkpoint folder (default: p2d-mini, which ships)')
     parser.add_argument(
         '--input',
         default='frames',
@@ -276,7 +276,7 @@ def run_clean(args: argparse.Namespace) -> int:
 def _export_plan(
     args: argparse.Namespace, model: str | None, precision: str, num_views: int
 ) -> Iterator[ExportPlan]:
-    from p2d_node.config import UNTRAINED_MODEL
+    from p2d_node.config import SHIPPED_MODEL
     from p2d_node.engine_build.export import ExportPlan
     from p2d_node.language_model.checkpoint import open_checkpoint
     from p2d_node.language_model.model_folder import model_folder
@@ -286,7 +286,7 @@ def _export_plan(
     takes = EncoderInput()
     if args.input == FRAMES:
         takes = EncoderInput(FRAMES, *_parse_size(args.camera_size))
-    with model_folder(model or UNTRAINED_MODEL) as folder:
+    with model_folder(model or SHIPPED_MODEL) as folder:
         checkpoint = open_checkpoint(folder)
         yield ExportPlan(
             checkpoint=checkpoint,

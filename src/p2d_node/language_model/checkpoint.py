@@ -58,7 +58,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if not path.is_dir():
         raise ConfigError(
             f'model: got {str(folder)!r}, which is not a folder; allowed: a checkpoint folder in '
-            'Hugging Face format, or "untrained"'
+            'Hugging Face format, or p2d-mini, which ships'
         )
     config = _read_config(path)
     model_type = config.get('model_type')

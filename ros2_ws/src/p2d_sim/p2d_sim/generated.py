@@ -1,0 +1,41 @@
+"""Camera images of a scenario, for bags: the interface of `p2d_node.bags.generated`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from p2d_node.bags.records import BagImage
+
+from p2d_sim.cameras import FULL_HEIGHT_PX, FULL_WIDTH_PX
+from p2d_sim.sweeps import to_jpeg, World
+
+FIRST_STAMP_NS = 1_700_000_000_000_000_000
+NS_PER_S = 1_000_000_000
+
+
+def generate_images(
+    num_sweeps: int,
+    *,
+    period_ms: float = 1000.0 / 12.0,
+    height: int = FULL_HEIGHT_PX,
+    width: int = FULL_WIDTH_PX,
+    seed: int = 0,
+    scenario: str = 'lead-brakes',
+) -> Iterator[BagImage]:
+    """Yield the images of `num_sweeps` sweeps, by capture time.
+
+    Raises:
+        ConfigError: No such scenario, or a size that cannot be.
+    """
+    world = World(scenario, seed, height=height, width=width)
+    for sweep in islice(world.sweeps(period_ms), num_sweeps):
+        for exposure, time_s in sweep:
+            yield BagImage(
+                camera=exposure.camera,
+                stamp_ns=FIRST_STAMP_NS + round(time_s * NS_PER_S),
+                jpeg=to_jpeg(world.view(exposure.camera, time_s).pixels),
+                height=height,
+                width=width,
+                camera_matrix=world.camera_matrix(exposure.camera),
+            )

@@ -1,0 +1,1 @@
+"""How p2d-mini is trained: data, model, losses, stages, evaluation."""

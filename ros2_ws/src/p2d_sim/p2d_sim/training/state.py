@@ -1,0 +1,84 @@
+"""Training state on disk: safetensors and JSON; an interruption leaves the last whole one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+import torch
+from torch import nn, Tensor
+
+POINTER = 'latest.json'
+
+
+def save_state(
+    folder: Path,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: dict[str, Any],
+) -> None:
+    """Write weights, optimizer state and progress; the previous state goes only afterwards.
+
+    Args:
+        folder: Of the run.
+        module: All that is trained.
+        optimizers: In a fixed order.
+        progress: JSON values: stage, step and whatever the run wants to remember.
+    """
+    name = f'{progress["stage"]}-{progress["step"]:06d}'
+    target = folder / name
+    unfinished = folder / f'.{name}'
+    for path in (unfinished, target):
+        shutil.rmtree(path, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    weights = {key: value.contiguous().clone() for key, value in module.state_dict().items()}
+    save_file(weights, unfinished / 'weights.safetensors')
+    for number, optimizer in enumerate(optimizers):
+        save_file(_flatten(optimizer), unfinished / f'optimizer{number}.safetensors')
+    os.replace(unfinished, target)
+    pointer = folder / f'.{POINTER}'
+    pointer.write_text(json.dumps({**progress, 'state': name}, indent=2), encoding='utf-8')
+    os.replace(pointer, folder / POINTER)
+    for path in folder.glob(f'{progress["stage"]}-*'):
+        if path != target:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_progress(folder: Path) -> dict[str, Any] | None:
+    """Return the progress of the run in `folder`, None where there is none."""
+    path = folder / POINTER
+    if not path.is_file():
+        return None
+    progress: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
+    return progress
+
+
+def load_weights(folder: Path, state: str, module: nn.Module) -> None:
+    """Load the weights of `state`."""
+    module.load_state_dict(load_file(folder / state / 'weights.safetensors'))
+
+
+def load_optimizers(folder: Path, state: str, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Load the optimizer state of `state` into optimizers over the same parameters."""
+    for number, optimizer in enumerate(optimizers):
+        tensors = load_file(folder / state / f'optimizer{number}.safetensors')
+        content = optimizer.state_dict()
+        content['state'] = {}
+        for key, value in tensors.items():
+            index, name = key.split('.', 1)
+            content['state'].setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict(content)
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f'{index}.{name}': value.contiguous().clone()
+        for index, slot in optimizer.state_dict()['state'].items()
+        for name, value in slot.items()
+        if isinstance(value, Tensor)
+    }
