@@ -135,6 +135,11 @@ class DrivingPipeline:
         cls, config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> DrivingPipeline:
         checkpoint = open_checkpoint(folder)
+        if checkpoint.takes_mosaic:
+            raise ConfigError(
+                f'model: {folder} takes one picture stitched of all views, which is not supported '
+                'yet; allowed: models that take one picture per camera'
+            )
         processing = ImageProcessing.from_folder(
             checkpoint.folder, max_pixels=config.view_max_pixels
         )

@@ -116,3 +116,63 @@ def llama_logits(x: Tensor, weights: dict, config: dict) -> Tensor:
         inner = gate * linear(normed, weights, f'{layer}.mlp.up_proj')
         x = x + linear(inner, weights, f'{layer}.mlp.down_proj')
     return linear(rms_norm(x, weights['model.norm.weight'], eps), weights, 'lm_head')
+
+
+def intern_vit_features(pixel_values: Tensor, weights: dict, vision: dict) -> Tensor:
+    """InternViT's features [views, patches, width], the class token dropped."""
+    tower = 'vision_model.base_model.model'
+    x = patches(pixel_values, weights, f'{tower}.embeddings.patch_embedding')
+    first = weights[f'{tower}.embeddings.class_embedding'].expand(len(x), -1, -1)
+    x = torch.cat([first, x], dim=1) + weights[f'{tower}.embeddings.position_embedding']
+    for number in range(vision['num_hidden_layers']):
+        layer = f'{tower}.encoder.layers.{number}'
+        normed = layer_norm(x, weights, f'{layer}.norm1')
+        fused = linear(normed, weights, f'{layer}.attn.qkv')
+        query, key, value = fused.unflatten(-1, (3, vision['num_attention_heads'], -1)).unbind(2)
+        mixed = linear(attend(query, key, value), weights, f'{layer}.attn.proj')
+        x = x + weights[f'{layer}.ls1'] * mixed
+        normed = layer_norm(x, weights, f'{layer}.norm2')
+        inner = functional.gelu(linear(normed, weights, f'{layer}.mlp.fc1'))
+        x = x + weights[f'{layer}.ls2'] * linear(inner, weights, f'{layer}.mlp.fc2')
+    return x[:, 1:]
+
+
+def drivelmm_o1_views(pixel_values: Tensor, weights: dict, config: dict) -> Tensor:
+    """A picture's tokens as DriveLMM-o1's language model gets them."""
+    x = intern_vit_features(pixel_values, weights, config['vision_config'])
+    side = round(x.shape[1] ** 0.5)
+    x = x.unflatten(1, (side, side))
+    corners = [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    x = layer_norm(torch.cat(corners, dim=-1).flatten(1, 2), weights, 'mlp1.0', eps=1e-5)
+    x = functional.gelu(linear(x, weights, 'mlp1.1'))
+    return linear(x, weights, 'mlp1.3')
+
+
+def internlm2_logits(x: Tensor, weights: dict, text: dict) -> Tensor:
+    """Logits [length, vocabulary] of embeddings [length, hidden], InternLM2's names."""
+    model = 'language_model.base_model.model'
+    heads, shared = text['num_attention_heads'], text['num_key_value_heads']
+    group, head_dim = heads // shared, text['hidden_size'] // heads
+    frequencies = text['rope_theta'] ** (-torch.arange(0, head_dim, 2).double() / head_dim)
+    eps = text['rms_norm_eps']
+    for number in range(text['num_hidden_layers']):
+        layer = f'{model}.model.layers.{number}'
+        normed = rms_norm(x, weights[f'{layer}.attention_norm.weight'], eps)
+        fused = linear(normed, weights, f'{layer}.attention.wqkv')
+        fused = fused.unflatten(-1, (shared, group + 2, head_dim))
+        query, key, value = (
+            fused[..., :group, :].flatten(1, 2),
+            fused[..., -2, :],
+            fused[..., -1, :],
+        )
+        query, key = rotate(query, frequencies), rotate(key, frequencies)
+        key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+        mixed = attend(query, key, value, causal=True)
+        x = x + linear(mixed, weights, f'{layer}.attention.wo')
+        normed = rms_norm(x, weights[f'{layer}.ffn_norm.weight'], eps)
+        gate = functional.silu(linear(normed, weights, f'{layer}.feed_forward.w1'))
+        inner = gate * linear(normed, weights, f'{layer}.feed_forward.w3')
+        x = x + linear(inner, weights, f'{layer}.feed_forward.w2')
+    return linear(
+        rms_norm(x, weights[f'{model}.model.norm.weight'], eps), weights, f'{model}.output'
+    )

@@ -158,3 +158,172 @@ def write_drivemm(folder: Path, **changes) -> Path:
         torch.manual_seed(0)
         save_shards(folder, drivemm_weights(config))
     return folder
+
+
+DATA = Path(__file__).parent / 'data'
+RANK = 4
+O1_TOKENS = {
+    3: '<|im_end|>',
+    4: '<|im_start|>',
+    700: '<img>',
+    701: '</img>',
+    702: '<IMG_CONTEXT>',
+}
+"""Added tokens: two in the place of unused pieces, as in InternLM2, the others after the last."""
+
+
+def internvl_config(**changes) -> dict:
+    """DriveLMM-o1's config.json, scaled down: 8 query heads share 2 key-value heads."""
+    return {
+        'architectures': ['InternVLChatModel'],
+        'model_type': 'internvl_chat',
+        'downsample_ratio': 0.5,
+        'force_image_size': 112,
+        'llm_config': {
+            'architectures': ['InternLM2ForCausalLM'],
+            'model_type': 'internlm2',
+            'vocab_size': 703,
+            'hidden_size': 64,
+            'intermediate_size': 96,
+            'num_hidden_layers': 2,
+            'num_attention_heads': 8,
+            'num_key_value_heads': 2,
+            'max_position_embeddings': 32768,
+            'rms_norm_eps': 1e-5,
+            'rope_theta': 1000000.0,
+            'rope_scaling': {'factor': 2.0, 'type': 'dynamic'},
+            'hidden_act': 'silu',
+            'bias': False,
+            'bos_token_id': 1,
+            'eos_token_id': 2,
+            'tie_word_embeddings': False,
+        },
+        'pad2square': False,
+        'ps_version': 'v2',
+        'select_layer': -1,
+        'template': 'internvl2_5',
+        'use_backbone_lora': RANK,
+        'use_llm_lora': RANK,
+        'vision_config': {
+            'hidden_size': 32,
+            'intermediate_size': 48,
+            'num_hidden_layers': 2,
+            'num_attention_heads': 4,
+            'image_size': 112,
+            'patch_size': 14,
+            'qkv_bias': True,
+            'qk_normalization': False,
+            'norm_type': 'layer_norm',
+            'layer_norm_eps': 1e-6,
+            'hidden_act': 'gelu',
+        },
+        **changes,
+    }
+
+
+def lora_linear(weights: dict, name: str, rows: int, columns: int, *, bias: bool = False) -> None:
+    """Add a random linear layer with LoRA beside it, as peft's wrapper names them."""
+    linear(weights, f'{name}.base_layer', rows, columns, bias=bias)
+    linear(weights, f'{name}.lora_A.default', RANK, columns)
+    linear(weights, f'{name}.lora_B.default', rows, RANK)
+
+
+def drivelmm_o1_weights(config: dict) -> dict:
+    """Random weights with the names that InternVL's training with LoRA saves."""
+    weights: dict[str, torch.Tensor] = {}
+    vision, text = config['vision_config'], config['llm_config']
+    _intern_vit(weights, vision)
+    width, hidden = vision['hidden_size'], text['hidden_size']
+    norm(weights, 'mlp1.0', 4 * width)
+    linear(weights, 'mlp1.1', hidden, 4 * width, bias=True)
+    linear(weights, 'mlp1.3', hidden, hidden, bias=True)
+    model = 'language_model.base_model.model'
+    inner, vocabulary = text['intermediate_size'], text['vocab_size']
+    heads, shared = text['num_attention_heads'], text['num_key_value_heads']
+    linear(weights, f'{model}.model.tok_embeddings', vocabulary, hidden)
+    for number in range(text['num_hidden_layers']):
+        layer = f'{model}.model.layers.{number}'
+        fused = hidden // heads * (heads + 2 * shared)
+        lora_linear(weights, f'{layer}.attention.wqkv', fused, hidden)
+        lora_linear(weights, f'{layer}.attention.wo', hidden, hidden)
+        lora_linear(weights, f'{layer}.feed_forward.w1', inner, hidden)
+        lora_linear(weights, f'{layer}.feed_forward.w2', hidden, inner)
+        lora_linear(weights, f'{layer}.feed_forward.w3', inner, hidden)
+        norm(weights, f'{layer}.attention_norm', hidden, bias=False)
+        norm(weights, f'{layer}.ffn_norm', hidden, bias=False)
+    norm(weights, f'{model}.model.norm', hidden, bias=False)
+    linear(weights, f'{model}.output', vocabulary, hidden)
+    return weights
+
+
+def _intern_vit(weights: dict, vision: dict) -> None:
+    tower = 'vision_model.base_model.model'
+    width, patch = vision['hidden_size'], vision['patch_size']
+    inner = vision['intermediate_size']
+    pixels = torch.randn(width, 3, patch, patch, dtype=torch.float64) / (3 * patch**2) ** 0.5
+    weights[f'{tower}.embeddings.patch_embedding.weight'] = pixels
+    vector(weights, f'{tower}.embeddings.patch_embedding.bias', width)
+    num_patches = (vision['image_size'] // patch) ** 2
+    for name, length in (('class_embedding', 1), ('position_embedding', num_patches + 1)):
+        values = torch.randn(1, length, width, dtype=torch.float64)
+        weights[f'{tower}.embeddings.{name}'] = values
+    for number in range(vision['num_hidden_layers']):
+        layer = f'{tower}.encoder.layers.{number}'
+        lora_linear(weights, f'{layer}.attn.qkv', 3 * width, width, bias=True)
+        lora_linear(weights, f'{layer}.attn.proj', width, width, bias=True)
+        lora_linear(weights, f'{layer}.mlp.fc1', inner, width, bias=True)
+        lora_linear(weights, f'{layer}.mlp.fc2', width, inner, bias=True)
+        for name in ('norm1', 'norm2'):
+            norm(weights, f'{layer}.{name}', width)
+        for name in ('ls1', 'ls2'):
+            vector(weights, f'{layer}.{name}', width, mean=1.0)
+
+
+def write_internlm2_tokenizer(folder: Path) -> None:
+    """Write InternLM2's tokenizer files, scaled down."""
+    (folder / 'tokenizer.model').write_bytes((DATA / 'plain.model').read_bytes())
+    added = {str(i): {'content': token, 'special': True} for i, token in O1_TOKENS.items()}
+    write_json(folder / 'tokenizer_config.json', {'added_tokens_decoder': added})
+
+
+def write_drivelmm_o1(folder: Path, weights: dict, **changes) -> Path:
+    """DriveLMM-o1, scaled down, with `weights`; `changes` go into its config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_internlm2_tokenizer(folder)
+    write_json(folder / 'config.json', internvl_config(**changes))
+    save_shards(folder, weights)
+    return folder
+
+
+def unwrapped(weights: dict) -> dict:
+    """The weights of the model below the LoRA, with the names of a model without."""
+    return {
+        name.replace('base_model.model.', '').replace('.base_layer', ''): tensor
+        for name, tensor in weights.items()
+        if '.lora_' not in name
+    }
+
+
+def merged(weights: dict) -> dict:
+    """The weights with the LoRA added, with the names of a model without."""
+    added = dict(weights)
+    for name, down in weights.items():
+        if '.lora_A.' in name:
+            base = name.replace('.lora_A.default', '.base_layer')
+            added[base] = weights[base] + 2 * weights[name.replace('_A.', '_B.')] @ down
+    return unwrapped(added)
+
+
+def write_adapter(folder: Path, weights: dict, *, prefix: str, **changes) -> Path:
+    """The LoRA of the language model alone, as peft saves an adapter."""
+    folder.mkdir(parents=True)
+    inside = 'language_model.base_model.model.'
+    adapter = {
+        name.replace(inside, prefix).replace('.default', ''): tensor
+        for name, tensor in weights.items()
+        if '.lora_' in name and name.startswith(inside)
+    }
+    save_file(adapter, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
+    settings = {'peft_type': 'LORA', 'r': RANK, 'lora_alpha': 2 * RANK, 'bias': 'none'}
+    write_json(folder / 'adapter_config.json', settings | changes)
+    return folder

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 EXAMPLE = """examples:
   p2d import-checkpoint --from drivemm downloads/DriveMM --out models/drivemm
+  p2d import-checkpoint --from drivelmm-o1 downloads/DriveLMMo1 --out models/drivelmm-o1
+  p2d import-checkpoint --from drivelmm-o1 adapter --base downloads/InternVL2_5-8B --out models/o1
 """
-KINDS = ('drivemm',)
+KINDS = ('drivemm', 'drivelmm-o1')
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -33,6 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument('folder', type=Path, help='the published checkpoint, in safetensors')
     parser.add_argument('--from', dest='kind', required=True, choices=KINDS, help='what it is')
+    parser.add_argument(
+        '--base', type=Path, help='drivelmm-o1: the model, where the checkpoint is a LoRA adapter'
+    )
     parser.add_argument('--out', type=Path, required=True, help='the folder to make')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.set_defaults(run=run)
@@ -60,8 +65,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> ImportPlan:
-    from p2d_node.language_model.importing import drivemm
+    from p2d_node.language_model.importing import drivelmm_o1, drivemm
 
+    if args.kind == 'drivelmm-o1':
+        return drivelmm_o1.plan_import(args.folder, args.base)
+    if args.base is not None:
+        raise ConfigError(f'--base: got {str(args.base)!r}, allowed only with --from drivelmm-o1')
     return drivemm.plan_import(args.folder)
 
 

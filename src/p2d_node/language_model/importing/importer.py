@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from p2d_node.language_model.importing.folder import new_checkpoint_folder
-from p2d_node.language_model.importing.plan import ImportPlan
+from p2d_node.language_model.importing.plan import checked_config, ImportPlan
 from p2d_node.language_model.importing.streaming import (
     check_steps,
     OnProgress,
@@ -56,7 +56,7 @@ def import_checkpoint(
         ConfigError: Weights that are missing, not expected or of a wrong shape; `out` exists or
             cannot be written.
     """
-    with torch.device('meta'):
+    with checked_config(), torch.device('meta'):
         wanted = plan.model_class(plan.config).state_dict()
     total_bytes = check_steps(plan.steps, plan.source, wanted, plan.unexpected)
     with new_checkpoint_folder(out, total_bytes) as folder:

@@ -75,7 +75,7 @@ def checked_config() -> Iterator[None]:
     """
     try:
         yield
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as err:
+    except (StrictDataclassError, ArithmeticError, RuntimeError, TypeError, ValueError) as err:
         reason = ' '.join(str(err).split())
         raise ConfigError(
             f'config.json: {reason}; copy the config.json of the checkpoint'

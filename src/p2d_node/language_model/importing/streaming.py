@@ -219,7 +219,7 @@ def _dry_run(step: Step, source: Source) -> dict[str, Tensor]:
     metas = [source.meta(name) for name in step.sources]
     try:
         return dict(zip(step.targets, step.convert(metas), strict=True))
-    except RuntimeError as err:
+    except (RuntimeError, ArithmeticError, TypeError) as err:
         shapes = ', '.join(
             f'{n} {list(m.shape)}' for n, m in zip(step.sources, metas, strict=True)
         )
