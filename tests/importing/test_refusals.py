@@ -65,6 +65,7 @@ def test_the_command_imports_and_says_so(published, out, capsys):
     assert report['num_weights'] == len(index['weight_map'])
     assert report['num_bytes'] == index['metadata']['total_size']
     assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     shutil.rmtree(out)
     assert main(command) == 0
     assert '0 missing, 0 unexpected' in capsys.readouterr().out

@@ -88,6 +88,7 @@ def _empty(folder: Path) -> None:
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors makes files that nobody else can read
         with path.open('rb') as file:
             os.fsync(file.fileno())
     _sync_names(folder)
