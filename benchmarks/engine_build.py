@@ -2,7 +2,7 @@
 
 Ahead-of-time TensorRT-RTX builds need no GPU:
 
-    python benchmarks/engine_build.py --json > benchmarks/results/engine_build.json
+    python benchmarks/engine_build.py --json > benchmarks/results/engine_build-2-core-cpu.json
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import time
 from typing import Any
 
 from p2d_node.errors import P2dError
+from p2d_node.evaluation.model_shape import DRIVEMM
+from p2d_node.evaluation.prefill_benchmark import PrefillBenchmark, run_prefill_benchmark
 from p2d_node.evaluation.selection_benchmark import (
     benchmark_report,
     describe_machine,
@@ -48,6 +50,7 @@ def main() -> int:
         'tests': run_gpu_tests(),
         'selection': [run_selection(dtype) for dtype in ('float32', 'bfloat16')],
         'selection_cuda_graph': measure_cuda_graph(),
+        'prefill': run_prefill(),
     }
     output = args.output or ROOT / 'benchmarks' / 'results' / f'gpu-{file_name(report)}.json'
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +110,15 @@ def run_selection(dtype: str) -> dict[str, Any]:
         if time.monotonic() - started > BENCHMARK_LIMIT_S:
             break
     return {**benchmark_report(plan, timings), 'complete': len(timings) == plan.num_cases}
+
+
+def run_prefill() -> dict[str, Any]:
+    """Measure prefill and decoding at DriveMM's shape, random weights in bfloat16."""
+    plan = PrefillBenchmark(shape=DRIVEMM, device='cuda', dtype='bfloat16', repeats=5)
+    *_, report = run_prefill_benchmark(plan)
+    if not isinstance(report, dict):
+        raise TypeError(f'the benchmark ended with {report!r} instead of its report')
+    return report
 
 
 def measure_cuda_graph() -> dict[str, Any]:

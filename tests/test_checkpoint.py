@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WRITERS
 import torch
+from transformers import LlavaOnevisionForConditionalGeneration
 
 CPU = torch.device('cpu')
 
@@ -126,6 +127,18 @@ def test_a_text_model_with_sliding_windows_is_refused(broken):
     config['text_config'] |= {'layer_types': ['full_attention', 'sliding_attention']}
     (broken / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ConfigError, match='sliding-window attention, allowed: full attention'):
+        load(broken)
+
+
+def test_a_missing_shard_is_refused(broken):
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(broken)
+    (broken / 'model.safetensors').unlink()
+    model.save_pretrained(broken, max_shard_size='100KB')
+    shards = sorted(broken.glob('model-*.safetensors'))
+    assert len(shards) > 2
+    load(broken)
+    shards[1].unlink()
+    with pytest.raises(ConfigError, match=f'the weights do not load: .*{shards[1].name}'):
         load(broken)
 
 

@@ -3,8 +3,10 @@
 import json
 import re
 
+import cv2
 from p2d_node.cli.main import EXIT_BAD_INPUT, main, make_parser, VERBS
 import pytest
+from sweeps import picture
 from test_bags import drivelm  # noqa: F401 - a fixture
 
 
@@ -39,6 +41,9 @@ def test_make_bag_says_what_it_made(drivelm, tmp_path, capsys):  # noqa: F811
             ['demo', '--retention', '1.5'],
             'retention_ratio.CAM_FRONT: got 1.5, allowed',
         ),
+        (['bench', 'coverage'], 'needed: either a file of visual tokens, or --model'),
+        (['bench', 'coverage', '--model', 'untrained'], '--images is missing'),
+        (['bench', 'node', '--sweeps', '2'], '--sweeps: got 2 with --warm-up 3'),
         (['demo', '--model', 'nowhere'], "model: got 'nowhere', which is not a folder"),
         (['demo', '--sample', 'nowhere'], '--sample: nowhere has no drivelm_sample.json'),
     ],
@@ -60,3 +65,18 @@ def test_a_missing_verb_shows_the_verbs(capsys):
     with pytest.raises(SystemExit, match='2'):
         make_parser().parse_args([])
     assert 'VERB' in capsys.readouterr().err
+
+
+def test_coverage_is_measured_on_the_tokens_of_a_model(tiny_checkpoint, tmp_path, capsys):
+    paths = []
+    for index in range(6):
+        paths.append(str(tmp_path / f'{index}.png'))
+        cv2.imwrite(paths[-1], picture(index))
+    plot = tmp_path / 'kept.png'
+    words = ['bench', 'coverage', '--model', str(tiny_checkpoint), '--images', *paths]
+    assert main([*words, '--plot', str(plot), '--json']) == 0
+    figures = json.loads(capsys.readouterr().out)
+    worst = {method: row['worst_distance'] for method, row in figures.items()}
+    assert worst['tfps'] < min(worst['random'], worst['grid'])
+    assert figures['tfps']['num_kept'] == [8] * 6
+    assert cv2.imread(str(plot)).shape[0] > 100

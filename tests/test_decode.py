@@ -148,3 +148,27 @@ def test_generation_stops_where_it_is_told_to_and_says_why(family, visual_tokens
     assert np.isfinite(ended.mean_log_probability)
     told = generate(family, *asked, is_answered=lambda row, token_ids: len(token_ids) == 3)
     assert (told.cut, told.token_ids) == (Cut.STOP, full.token_ids[:3])
+
+
+def test_answers_of_a_batch_end_each_for_itself(family, visual_tokens):
+    position, prefix = start(family, visual_tokens, keep_some(visual_tokens))
+    questions = (QUESTION, 'Is there a car?', 'why?')
+    full = [generate(family, position, prefix, question) for question in questions]
+    ends = [full[0].token_ids[2], full[1].token_ids[5]]
+    alone = [generate(family, position, prefix, q, end_token_ids=ends) for q in questions]
+    assert len({len(answer.token_ids) for answer in alone}) > 1
+
+    suffixes = [family.build_prompt(question, CAMERAS).suffix for question in questions]
+    texts = [family.embed_text(suffix, position) for suffix in suffixes]
+    asked, logits = family.decoder.extend(prefix, texts)
+    together = generate_greedy(
+        family.decoder,
+        asked,
+        logits,
+        embed=family.embed,
+        max_new_tokens=MAX_NEW_TOKENS,
+        end_token_ids=ends,
+    )
+    assert [(a.token_ids, a.cut) for a in together] == [(a.token_ids, a.cut) for a in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.mean_log_probability == pytest.approx(theirs.mean_log_probability, rel=1e-5)

@@ -9,7 +9,8 @@ from p2d_node.language_model.generate import generate_greedy
 from p2d_node.language_model.vision_part import load_vision_module
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
-from p2d_node.records import DecodedFrame
+from p2d_node.records import DecodedFrame, NUSCENES_CAMERAS
+from p2d_node.token_selection.grid import even_grid
 import pytest
 from sweeps import make_frame_set, picture
 from tiny_checkpoints import write_qwen2_5_vl, write_qwen3_vl
@@ -174,6 +175,21 @@ def test_the_pipeline_answers_with_it_and_leaves_out_missing_views(folder):
         assert answer.answer
     pipeline.close()
     assert pipeline.grid == GRID
+
+
+def test_the_grid_baseline_follows_rows_and_columns(folder):
+    config = DriveConfig(
+        model=str(folder),
+        device='cpu',
+        max_new_tokens=2,
+        selector='grid',
+        retention_ratio=dict.fromkeys(NUSCENES_CAMERAS, 0.35),
+    )
+    pipeline = DrivingPipeline.from_config(config)
+    (answer,) = pipeline.answer(make_frame_set(), [QUESTION])
+    pipeline.close()
+    kept = {tuple(indices.tolist()) for indices in answer.keep_indices.values()}
+    assert kept == {tuple(even_grid(*GRID, 6))}
 
 
 def test_fewer_pixels_are_fewer_tokens(folder):

@@ -100,7 +100,9 @@ def write_llava(folder: Path, *, text: type = LlamaConfig) -> Path:
     return save(LlavaOnevisionForConditionalGeneration, config, tokenizer, processor, folder)
 
 
-def write_internvl(folder: Path, *, text: type = Qwen2Config, vision_layers: int = 2) -> Path:
+def write_internvl(
+    folder: Path, *, text: type = Qwen2Config, vision_layers: int = 2, tied: bool = False
+) -> Path:
     """InternVL; 4 x 4 tokens per view."""
     tokenizer = make_tokenizer(
         (*CHAT, '<img>', '</img>', '<IMG_CONTEXT>', '<video>'), chat_template('<IMG_CONTEXT>')
@@ -115,10 +117,10 @@ def write_internvl(folder: Path, *, text: type = Qwen2Config, vision_layers: int
             'patch_size': [7, 7],
             'attention_bias': True,
         },
-        text_config=text(**text_settings(tokenizer)),
+        text_config=text(**text_settings(tokenizer, tie_word_embeddings=tied)),
         image_token_id=tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>'),
         image_seq_length=16,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     processor = {
         'image_processor_type': 'GotOcr2ImageProcessorFast',

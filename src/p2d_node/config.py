@@ -15,6 +15,9 @@ from typing import Any, TypeVar
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 
+SHIPPED_MODEL = 'p2d-mini'
+"""Value of `model` that stands for the small model that ships with this package."""
+
 UNTRAINED_MODEL = 'untrained'
 """Value of `model` that stands for a tiny model with random weights, made at start."""
 

@@ -34,8 +34,8 @@ from p2d_node.language_model.checkpoint import (
 from p2d_node.language_model.decode import Prefix
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
+from p2d_node.language_model.model_folder import model_folder
 from p2d_node.language_model.prompt import Prompt, split_opening
-from p2d_node.language_model.untrained import model_folder
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
@@ -359,7 +359,7 @@ class DrivingPipeline:
             num_keep_from_retention(states.shape[1], sweep.config.retention_ratio_of(camera))
             for camera in sweep.frame_set.frames
         ]
-        return select_tokens(states, num_keep, sweep.config.selector)
+        return select_tokens(states, num_keep, sweep.config.selector, grid_size=self.grid)
 
     def _answer_batch(
         self,

@@ -28,9 +28,9 @@ def read_drivelm_images(json_path: Path, image_root: Path) -> Iterator[BagImage]
     Raises:
         ConfigError: A file that is missing or not what it should be.
     """
-    paths = {_resolve(name, image_root) for name in _image_names(json_path)}
-    for path in sorted(paths, key=_stamp_ns):
-        yield read_image(path, camera=_match(path)[1], stamp_ns=_stamp_ns(path))
+    paths = {resolve_image(name, image_root) for name in _image_names(json_path)}
+    for path in sorted(paths, key=stamp_ns_of):
+        yield read_image(path, camera=_match(path)[1], stamp_ns=stamp_ns_of(path))
 
 
 def read_image(
@@ -87,7 +87,12 @@ def _image_names(json_path: Path) -> list[str]:
         ) from err
 
 
-def _resolve(name: str, image_root: Path) -> Path:
+def resolve_image(name: str, image_root: Path) -> Path:
+    """Return where an image that DriveLM names lies below `image_root`.
+
+    Raises:
+        ConfigError: Not the name of a nuScenes image.
+    """
     # The files name images relative to various folders; what follows `samples` is what counts.
     parts = Path(name).parts
     if 'samples' in parts:
@@ -105,5 +110,6 @@ def _match(path: Path) -> re.Match[str]:
     return match
 
 
-def _stamp_ns(path: Path) -> int:
+def stamp_ns_of(path: Path) -> int:
+    """Return the capture time in the name of a nuScenes image, nanoseconds since 1970."""
     return int(_match(path)[2]) * NS_PER_US

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 import json
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
+
+from p2d_node.cli.bench_coverage import add_coverage
+from p2d_node.cli.bench_language_model import add_prefill, add_questions
+from p2d_node.cli.bench_node import add_node
 
 if TYPE_CHECKING:
     from p2d_node.evaluation.selection_benchmark import SelectionTiming
-    from torch import Tensor
 
 SELECT_EXAMPLE = """example:
   p2d bench select --tokens 729 --hidden 1152 --retention-ratio 0.1 0.25
   p2d bench select --json > selection.json
-"""
-
-COVERAGE_EXAMPLE = """example:
-  p2d bench coverage visual_tokens.npy --retention-ratio 0.1 --plot kept.png
 """
 
 
@@ -33,7 +30,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     verbs = bench.add_subparsers(dest='bench_verb', required=True)
     _add_select(verbs)
-    _add_coverage(verbs)
+    add_coverage(verbs)
+    add_prefill(verbs)
+    add_questions(verbs)
+    add_node(verbs)
 
 
 def _add_select(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -55,22 +55,6 @@ def _add_select(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument('--threads', type=int, help="CPU threads of torch (default: torch's own)")
     parser.add_argument('--json', action='store_true', help='print figures as JSON')
     parser.set_defaults(run=run_select)
-
-
-def _add_coverage(verbs: argparse._SubParsersAction[Any]) -> None:
-    parser = verbs.add_parser(
-        'coverage',
-        help='how well kept tokens stand for dropped ones, per selection method',
-        description='Distance (1 - cosine) of dropped tokens to the nearest kept one.',
-        epilog=COVERAGE_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('visual_tokens', type=Path, help='.npy, float [views, tokens, hidden]')
-    parser.add_argument('--retention-ratio', type=float, default=0.1, help='kept/total')
-    parser.add_argument('--plot', type=Path, help='picture of what each method keeps')
-    parser.add_argument('--images', type=Path, nargs='+', help='one picture per view, below it')
-    parser.add_argument('--json', action='store_true', help='print figures as JSON')
-    parser.set_defaults(run=run_coverage)
 
 
 def run_select(args: argparse.Namespace) -> int:
@@ -133,84 +117,3 @@ def _print_timings(report: dict[str, Any], timings: list[SelectionTiming]) -> No
             f'{row.speedup:.1f}x',
         )
     Console().print(table)
-
-
-def run_coverage(args: argparse.Namespace) -> int:
-    """Compare the selection methods on stored tokens; returns the exit code."""
-    from p2d_node.evaluation.coverage import compare_coverage
-    from p2d_node.token_selection import num_keep_from_retention
-    from p2d_node.token_selection.factory import SELECTORS
-
-    tokens = _load_tokens(args.visual_tokens)
-    num_views, num_tokens, _ = tokens.shape
-    num_keep = [num_keep_from_retention(num_tokens, args.retention_ratio)] * num_views
-    compared = compare_coverage(tokens, num_keep, list(SELECTORS))
-    figures = {method: asdict(coverage) for method, (coverage, _) in compared.items()}
-    if args.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        _print_coverage(figures)
-    if args.plot:
-        _plot(args, {method: kept for method, (_, kept) in compared.items()}, tokens)
-    return 0
-
-
-def _load_tokens(path: Path) -> Tensor:
-    import numpy as np
-    from p2d_node.errors import ConfigError
-    import torch
-
-    try:
-        tokens = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, EOFError, ValueError, TypeError) as err:
-        raise ConfigError(f'{path}: not a readable .npy array of numbers: {err}') from err
-    if tokens.dim() != 3 or not torch.is_floating_point(tokens):
-        raise ConfigError(
-            f'{path}: got {tokens.dtype} {list(tokens.shape)}, '
-            'allowed: float [views, tokens, hidden]'
-        )
-    return tokens
-
-
-def _print_coverage(figures: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title='Distance of dropped tokens to the nearest kept one (1 - cosine)')
-    for heading in ('method', 'mean', 'worst', 'kept per view'):
-        table.add_column(heading, justify='right')
-    for method, row in figures.items():
-        kept = ' '.join(str(count) for count in row['num_kept'])
-        mean, worst = f'{row["mean_distance"]:.4f}', f'{row["worst_distance"]:.4f}'
-        table.add_row(method, mean, worst, kept)
-    Console().print(table)
-
-
-def _plot(args: argparse.Namespace, kept: dict[str, list[Tensor]], tokens: Tensor) -> None:
-    from p2d_node.errors import ConfigError
-    from p2d_node.evaluation.coverage import plot_kept_tokens
-    from p2d_node.records import NUSCENES_CAMERAS
-
-    num_views, num_tokens, _ = tokens.shape
-    if args.images and len(args.images) != num_views:
-        raise ConfigError(f'--images: got {len(args.images)}, allowed: {num_views}, one per view')
-    names = NUSCENES_CAMERAS if num_views == len(NUSCENES_CAMERAS) else range(num_views)
-    plot_kept_tokens(
-        args.plot,
-        kept,
-        num_tokens,
-        view_names=[str(name) for name in names],
-        images=[_load_image(path) for path in args.images] if args.images else None,
-    )
-
-
-def _load_image(path: Path) -> Any:
-    import numpy as np
-    from p2d_node.errors import ConfigError
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert('RGB'))
-    except (OSError, UnidentifiedImageError) as err:
-        raise ConfigError(f'{path}: not a readable picture: {err}') from err

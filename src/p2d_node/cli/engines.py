@@ -279,7 +279,7 @@ def _export_plan(
     from p2d_node.config import UNTRAINED_MODEL
     from p2d_node.engine_build.export import ExportPlan
     from p2d_node.language_model.checkpoint import open_checkpoint
-    from p2d_node.language_model.untrained import model_folder
+    from p2d_node.language_model.model_folder import model_folder
     from p2d_node.preprocessing import ImageProcessing
     from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 
@@ -312,19 +312,21 @@ def _in_range(name: str, value: int, low: int, high: int) -> int:
 
 def _request(model: str) -> Any:
     from p2d_node.language_model.checkpoint import open_checkpoint
+    from p2d_node.language_model.model_folder import model_folder
     from p2d_node.language_model.vision_part import hash_vision_part
     from p2d_node.preprocessing import ImageProcessing
     from p2d_node.records import NUSCENES_CAMERAS
     from p2d_node.vision_encoder.engine_store import EngineRequest
 
-    checkpoint = open_checkpoint(model)
-    return EngineRequest(
-        model_name=checkpoint.folder.name,
-        model_folder=model,
-        vision_sha256=hash_vision_part(checkpoint),
-        processing=ImageProcessing.from_folder(checkpoint.folder).to_json(),
-        num_views=len(NUSCENES_CAMERAS),
-    )
+    with model_folder(model) as folder:
+        checkpoint = open_checkpoint(folder)
+        return EngineRequest(
+            model_name=checkpoint.folder.name,
+            model_folder=model,
+            vision_sha256=hash_vision_part(checkpoint),
+            processing=ImageProcessing.from_folder(checkpoint.folder).to_json(),
+            num_views=len(NUSCENES_CAMERAS),
+        )
 
 
 @contextmanager

@@ -6,13 +6,10 @@ their knowledge: for tests, and to try the plumbing where no checkpoint is at ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 import json
 from pathlib import Path
-import tempfile
 
-from p2d_node.config import UNTRAINED_MODEL
 from p2d_node.language_model.checkpoint import UNTRAINED_KEY
 from tokenizers import models, pre_tokenizers, Regex, Tokenizer
 import torch
@@ -40,16 +37,6 @@ CHAT_TEMPLATE = (
     '{% endfor %}<|im_end|>{% endfor %}'
     '{% if add_generation_prompt %}<|im_start|>assistant {% endif %}'
 )
-
-
-@contextmanager
-def model_folder(model: str) -> Iterator[Path]:
-    """Yield the folder that the parameter `model` names; `untrained` is made for the time."""
-    if model != UNTRAINED_MODEL:
-        yield Path(model).expanduser()
-        return
-    with tempfile.TemporaryDirectory(prefix='p2d-') as folder:
-        yield write_untrained_checkpoint(Path(folder) / 'p2d-random')
 
 
 def make_tokenizer(

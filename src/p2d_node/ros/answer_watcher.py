@@ -36,6 +36,7 @@ class AnswerWatcher:
             subscribe(StageTiming, f'{target}/timing', self._on_timing, reliable),
             subscribe(DiagnosticArray, '/diagnostics', self._on_diagnostics, reliable),
         ]
+        self.wants_pictures = pictures
         if pictures:
             topic = f'{target}/kept_tokens'
             self._subscriptions.append(subscribe(Image, topic, self._on_picture, reliable))

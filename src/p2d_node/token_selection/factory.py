@@ -28,8 +28,11 @@ UNAVAILABLE = {
 """Methods that readers of the papers look for, and why they are not here."""
 
 
-def make_selector(method: str) -> TokenSelector:
+def make_selector(method: str, grid_size: tuple[int, int] | None = None) -> TokenSelector:
     """Return a new selector called `method`; raises `ConfigError` where there is none.
+
+    `grid_size` is rows and columns of a view's tokens, for methods that look at places; None: they
+    form a square.
 
     Keep it for sweep after sweep and use it from one thread: on GPUs without Triton it holds CUDA
     graphs between calls, and a new one would capture them again.
@@ -42,11 +45,15 @@ def make_selector(method: str) -> TokenSelector:
         )
     if method not in SELECTORS:
         raise ConfigError(f'selector: got {method!r}, allowed: {allowed}')
-    return SELECTORS[method]()
+    return GridSelector(grid_size) if method == 'grid' else SELECTORS[method]()
 
 
 def select_tokens(
-    visual_tokens: Tensor, num_keep: Sequence[int], method: str = 'tfps'
+    visual_tokens: Tensor,
+    num_keep: Sequence[int],
+    method: str = 'tfps',
+    *,
+    grid_size: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """Choose which visual tokens of each view are kept; from any thread.
 
@@ -54,6 +61,7 @@ def select_tokens(
         visual_tokens: Float [views, tokens, hidden], any device.
         num_keep: Per view how many tokens stay, each in [1, tokens].
         method: Name of the selection method.
+        grid_size: Rows and columns of a view's tokens; None: they form a square.
 
     Returns:
         Per view the kept indices, int64, ascending, on the tokens' device.
@@ -62,10 +70,13 @@ def select_tokens(
         ConfigError: No such method.
         InferenceError: Shapes or counts that do not fit; on a CPU also NaN or infinite tokens.
     """
-    return _selector_of_thread(method, threading.get_ident()).select(visual_tokens, num_keep)
+    selector = _selector_of_thread(method, grid_size, threading.get_ident())
+    return selector.select(visual_tokens, num_keep)
 
 
 @lru_cache(maxsize=32)
-def _selector_of_thread(method: str, thread: int) -> TokenSelector:
+def _selector_of_thread(
+    method: str, grid_size: tuple[int, int] | None, thread: int
+) -> TokenSelector:
     """Return this thread's selector, so that what it captured for a GPU is used again."""
-    return make_selector(method)
+    return make_selector(method, grid_size)

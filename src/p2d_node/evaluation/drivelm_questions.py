@@ -1,0 +1,153 @@
+"""DriveLM's JSON comes in; its questions with references and tags come out, in official order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+import re
+from typing import Any
+
+from p2d_node.bags.drivelm import read_json
+from p2d_node.errors import ConfigError
+
+TASKS = ('perception', 'prediction', 'planning', 'behavior')
+"""Order in which a keyframe's questions are numbered."""
+
+LETTER = re.compile(r'[A-Z]')
+
+
+class Tag(IntEnum):
+    """How an answer is scored."""
+
+    ACCURACY = 0
+    JUDGE = 1
+    LANGUAGE = 2
+    MATCH = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriveLmQuestion:
+    """One question about one keyframe.
+
+    Attributes:
+        id: `<scene>_<frame>_<number>`, as submissions name it.
+        keyframe: `<scene>_<frame>`.
+        question: The question.
+        reference: The answer to compare with; None where the data has none (a test file).
+        tags: How it is scored.
+        images: Camera to image name, as the data gives it.
+    """
+
+    id: str
+    keyframe: str
+    question: str
+    reference: str | None
+    tags: tuple[Tag, ...]
+    images: Mapping[str, str]
+
+
+def read_questions(path: Path) -> list[DriveLmQuestion]:
+    """Read DriveLM v1.1 (scenes with `key_frames`) or its flat list of conversations.
+
+    Questions without tags are scored by language, and those with a one-letter reference by
+    accuracy.
+
+    Raises:
+        ConfigError: A file that is missing, empty or not what it should be.
+    """
+    data = read_json(path)
+    try:
+        read = _read_graph(data) if isinstance(data, dict) else _read_flat(data)
+        questions = list(read)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as err:
+        raise ConfigError(
+            f'{path}: not DriveLM data: {type(err).__name__}: {err}; needed: scenes with '
+            'key_frames and QA, or a flat list with id, image and conversations'
+        ) from err
+    if not questions:
+        raise ConfigError(f'{path}: holds no question')
+    twice = _first_duplicate(question.id for question in questions)
+    if twice is not None:
+        raise ConfigError(f'{path}: the id {twice} stands there twice')
+    return questions
+
+
+def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
+    for scene, content in data.items():
+        for frame, key_frame in content['key_frames'].items():
+            keyframe = f'{scene}_{frame}'
+            items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
+            for number, item in enumerate(items):
+                reference = item.get('A')
+                yield DriveLmQuestion(
+                    id=f'{keyframe}_{number}',
+                    keyframe=keyframe,
+                    question=str(item['Q']),
+                    reference=reference,
+                    tags=_tags_of(item.get('tag'), reference),
+                    images=dict(key_frame.get('image_paths', {})),
+                )
+
+
+def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
+    for item in data:
+        texts = {turn['from']: str(turn['value']) for turn in item['conversations']}
+        names = [str(name) for name in item['image']]
+        reference = texts.get('gpt')
+        yield DriveLmQuestion(
+            id=str(item['id']),
+            keyframe=str(item['id']).rpartition('_')[0],
+            question=texts['human'].replace('<image>', '').strip(),
+            reference=reference,
+            tags=_tags_of(item.get('tag'), reference),
+            images={_camera_of(name): name for name in names},
+        )
+
+
+def _camera_of(name: str) -> str:
+    return next(part for part in re.split(r'__|/', name) if part.startswith('CAM_'))
+
+
+def _tags_of(tags: Any, reference: str | None) -> tuple[Tag, ...]:
+    if tags is not None:
+        return tuple(Tag(tag) for tag in tags)
+    if reference is not None and LETTER.fullmatch(reference.strip()):
+        return (Tag.ACCURACY, Tag.LANGUAGE)
+    return (Tag.LANGUAGE,)
+
+
+def _first_duplicate(ids: Iterator[str]) -> str | None:
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Read a challenge submission, or the list of `id` and `answer` inside it.
+
+    Returns:
+        Question id to predicted answer.
+
+    Raises:
+        ConfigError: A file that is missing or not what it should be, or an id that is there twice.
+    """
+    data = read_json(path)
+    items = data.get('results') if isinstance(data, dict) else data
+    try:
+        pairs = [(str(item['id']), str(item['answer'])) for item in items or ()]
+    except (KeyError, TypeError) as err:
+        raise ConfigError(
+            f'{path}: not predictions: {type(err).__name__}: {err}; needed: a list of objects '
+            'with id and answer, or a submission with such results'
+        ) from err
+    if not pairs:
+        raise ConfigError(f'{path}: holds no prediction')
+    twice = _first_duplicate(name for name, _ in pairs)
+    if twice is not None:
+        raise ConfigError(f'{path}: the id {twice} is answered twice')
+    return dict(pairs)

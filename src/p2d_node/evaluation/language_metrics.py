@@ -1,0 +1,122 @@
+"""BLEU, ROUGE_L and CIDEr as the COCO caption evaluation computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+import io
+import re
+import shutil
+import statistics
+from typing import Any
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+
+TOKENIZERS = ('auto', 'ptb', 'treebank')
+
+PUNCTUATION = frozenset(("''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';'))
+"""Tokens that the COCO evaluation leaves out. (It names brackets too, in capitals that its tokens
+never have: so they stay.)"""
+
+COMMA_AFTER_WORD = re.compile(r'(?<=[a-z_]),(?=\d)')
+"""As in `<c1,CAM_FRONT,714.3,503.6>`; Stanford's tokenizer parts the word from the number."""
+
+Tokenize = Callable[[Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageScores:
+    """Scores of a corpus.
+
+    Attributes:
+        bleu: BLEU-1 to BLEU-4, 0 to 1.
+        rouge_l: ROUGE_L, 0 to 1.
+        cider: CIDEr, 0 to 10.
+        tokenizer: `ptb`, Stanford's as the official evaluation uses it, or `treebank`, NLTK's,
+            which splits a few words otherwise.
+    """
+
+    bleu: tuple[float, float, float, float]
+    rouge_l: float
+    cider: float
+    tokenizer: str
+
+    @property
+    def score(self) -> float:
+        """The official mean of BLEU, ROUGE_L and a tenth of CIDEr."""
+        return (statistics.fmean(self.bleu) + self.rouge_l + self.cider / 10.0) / 3.0
+
+
+def score_language(
+    answers: Sequence[str], references: Sequence[str], *, tokenizer: str = 'auto'
+) -> LanguageScores:
+    """Compare answers with one reference each.
+
+    Args:
+        answers: Predicted texts.
+        references: Their references, in the same order.
+        tokenizer: `ptb` needs Java; `auto` takes it where there is one, else `treebank`.
+
+    Raises:
+        BackendUnavailableError: The metrics, or Java where `ptb` is asked for, are not installed.
+    """
+    chosen = choose_tokenizer(tokenizer)
+    tokenize = TOKENIZE[chosen]
+    predicted = {i: [text] for i, text in enumerate(tokenize(answers))}
+    expected = {i: [text] for i, text in enumerate(tokenize(references))}
+    bleu, rouge, cider = _make_scorers()
+    with redirect_stdout(io.StringIO()):  # BLEU prints its lengths
+        bleu_scores, _ = bleu.compute_score(expected, predicted)
+    rouge_l, _ = rouge.compute_score(expected, predicted)
+    cider_score, _ = cider.compute_score(expected, predicted)
+    one, two, three, four = (float(score) for score in bleu_scores)
+    return LanguageScores((one, two, three, four), float(rouge_l), float(cider_score), chosen)
+
+
+def choose_tokenizer(name: str) -> str:
+    """Return `ptb` or `treebank`; see `score_language`."""
+    if name not in TOKENIZERS:
+        raise ConfigError(f'--tokenizer: got {name!r}, allowed: {", ".join(TOKENIZERS)}')
+    has_java = shutil.which('java') is not None
+    if name == 'ptb' and not has_java:
+        raise BackendUnavailableError(
+            '--tokenizer: ptb needs Java, which is not installed; install a JRE, or take treebank'
+        )
+    return 'ptb' if has_java and name == 'auto' else name.replace('auto', 'treebank')
+
+
+def _make_scorers() -> tuple[Any, Any, Any]:
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as err:
+        raise BackendUnavailableError(
+            f'language metrics: {err}; pip install pycocoevalcap nltk'
+        ) from err
+    return Bleu(4), Rouge(), Cider()
+
+
+def _tokenize_ptb(texts: Sequence[str]) -> list[str]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    captions = {i: [{'caption': text}] for i, text in enumerate(texts)}
+    tokenized: Mapping[int, list[str]] = PTBTokenizer().tokenize(captions)
+    return [tokenized[i][0] for i in range(len(texts))]
+
+
+def _tokenize_treebank(texts: Sequence[str]) -> list[str]:
+    from nltk.tokenize import TreebankWordTokenizer
+
+    tokenizer = TreebankWordTokenizer()
+    lines = []
+    for text in texts:
+        parted = COMMA_AFTER_WORD.sub(' ,', text.lower())
+        words = tokenizer.tokenize(parted, convert_parentheses=True)
+        kept = (word.lower().rstrip('.') for word in words if word not in PUNCTUATION)
+        lines.append(' '.join(word for word in kept if word))
+    return lines
+
+
+TOKENIZE: Mapping[str, Tokenize] = {'ptb': _tokenize_ptb, 'treebank': _tokenize_treebank}

@@ -1,0 +1,317 @@
+"""What pruning saves before and during decoding.
+
+A model shape comes in, a report of plain numbers goes out, ready for JSON. Weights are random and
+visual tokens too: times do not depend on either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+import statistics
+import time
+from typing import Any, TypeVar
+
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.model_shape import (
+    build_model,
+    DRIVEMM,
+    FlopCount,
+    make_prompt,
+    ModelShape,
+    prefill,
+    SCALED,
+)
+from p2d_node.evaluation.selection_benchmark import describe_machine, DTYPES, percentile
+from p2d_node.language_model.decode import Prefix, SelectTokens
+from p2d_node.language_model.families.llava_onevision import LlavaOnevision
+from p2d_node.language_model.generate import generate_greedy
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.token_selection import make_selector, num_keep_from_retention
+import torch
+from torch import Tensor
+
+T = TypeVar('T')
+
+NUM_VIEWS = len(NUSCENES_CAMERAS)
+RETENTION_RATIOS = (1.0, 0.5, 0.25, 0.1, 0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillBenchmark:
+    """What is measured: every retention ratio with every pruning layer."""
+
+    shape: ModelShape = SCALED
+    retention_ratios: Sequence[float] = RETENTION_RATIOS
+    prune_layers: Sequence[int] = (0, 1)
+    answer_tokens: int = 16
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    warm_up: int = 1
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.repeats < 1 or self.warm_up < 0 or self.answer_tokens < 2:
+            raise ConfigError(
+                f'benchmark: got {self.repeats} repeats after {self.warm_up} for warming up and '
+                f'{self.answer_tokens} answer tokens, allowed: 1, 0 and 2 or more'
+            )
+        if not all(0 < ratio <= 1 for ratio in self.retention_ratios):
+            raise ConfigError(f'retention ratio: got {self.retention_ratios}, allowed: in (0, 1]')
+        num_layers = self.shape.text['num_hidden_layers']
+        if not all(0 <= layer < num_layers for layer in self.prune_layers):
+            raise ConfigError(
+                f'prune layer: got {list(self.prune_layers)}, allowed: 0 to {num_layers - 1}'
+            )
+        if self.dtype not in DTYPES:
+            raise ConfigError(f'dtype: got {self.dtype!r}, allowed: {", ".join(DTYPES)}')
+        if self.device.startswith('cuda') and not torch.cuda.is_available():
+            raise ConfigError(f'device: got {self.device!r}, but torch sees no GPU; allowed: cpu')
+
+    @property
+    def num_steps(self) -> int:
+        """How many times something is measured."""
+        return len(self.cases) * (self.warm_up + self.repeats)
+
+    @property
+    def cases(self) -> list[tuple[float, int]]:
+        """Retention ratio and pruning layer of each row; unpruned there is one layer only."""
+        return [
+            (ratio, layer)
+            for ratio in self.retention_ratios
+            for layer in (self.prune_layers if ratio < 1 else (0,))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillTiming:
+    """One row. Times are medians in milliseconds.
+
+    Attributes:
+        retention_ratio: Kept/total.
+        prune_layer: Decoder layer before which tokens are dropped.
+        num_keep: Kept tokens per view.
+        prefill_ms: From visual tokens to the first logits, token selection included.
+        prefill_p95_ms: Its 95th percentile.
+        prefill_cpu_ms: Processor time of the prefill, which other programs on the machine do not
+            lengthen; None where a GPU does the work.
+        prefill_speedup: Unpruned prefill over this one, of the same run; None without it.
+        decode_ms: Per further token.
+        sweep_ms: From visual tokens to the last answer token.
+        sweep_with_encoder_ms: From pixel values to there.
+        sweep_speedup: Unpruned sweep over this one, with the encoder; None without it.
+        kv_cache_mib: Keys and values after the prefill.
+        peak_memory_mib: Of the device, weights included; None on a CPU, which does not count it.
+        flops_percent: Operations of the prefill, of those of the unpruned one, at this shape.
+        drivemm_flops_percent: The same at DriveMM's true shape.
+    """
+
+    retention_ratio: float
+    prune_layer: int
+    num_keep: int
+    prefill_ms: float
+    prefill_p95_ms: float
+    prefill_cpu_ms: float | None
+    prefill_speedup: float | None = None
+    decode_ms: float
+    sweep_ms: float
+    sweep_with_encoder_ms: float
+    sweep_speedup: float | None = None
+    kv_cache_mib: float
+    peak_memory_mib: float | None
+    flops_percent: float
+    drivemm_flops_percent: float
+
+
+@dataclass(slots=True)
+class _Samples:
+    """What was measured of one case, milliseconds."""
+
+    prefill: list[float] = field(default_factory=list)
+    prefill_cpu: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    kv_cache_mib: float = 0.0
+    peak_memory_mib: float | None = None
+
+
+class Bench:
+    """A model on a device, and what times it."""
+
+    def __init__(self, plan: PrefillBenchmark) -> None:
+        self.plan = plan
+        self._device = torch.device(plan.device)
+        dtype = DTYPES[plan.dtype]
+        self.family = build_model(plan.shape, device=self._device, dtype=dtype)
+        self.prompt = make_prompt(self.family, plan.shape.num_text_tokens)
+        generator = torch.Generator().manual_seed(0)
+        side = plan.shape.vision['image_size']
+        pixels = torch.randn(NUM_VIEWS, 3, side, side, generator=generator)
+        self.pixel_values = pixels.to(self._device, dtype)
+        shape = (NUM_VIEWS, plan.shape.num_tokens, plan.shape.text['hidden_size'])
+        tokens = torch.randn(shape, generator=generator)
+        self.visual_tokens = tokens.to(self._device, dtype)
+
+    def time_ms(self, work: Callable[[], T]) -> tuple[float, float, T]:
+        """Return how long `work` takes, its processor time, and what it returns."""
+        self._settle()
+        started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+        result = work()
+        self._settle()
+        cpu_ms = (time.process_time_ns() - started_cpu_ns) / 1e6
+        return (time.perf_counter_ns() - started_ns) / 1e6, cpu_ms, result
+
+    def _settle(self) -> None:
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def encode_ms(self) -> float:
+        """Time the vision encoder over one sweep."""
+        return self.time_ms(lambda: self.family.vision_module(self.pixel_values))[0]
+
+    def sample(self, ratio: float, layer: int, samples: _Samples) -> None:
+        """Measure prefill and decoding of one case once."""
+        on_gpu = self._device.type == 'cuda'
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        select = self.selector(ratio)
+        prefill_ms, cpu_ms, (prompt, logits) = self.time_ms(
+            lambda: prefill(self.family, self.prompt, self.visual_tokens, select, layer)
+        )
+        samples.kv_cache_mib = _cache_mib(prompt)
+        steps = self.plan.answer_tokens
+        generate_ms, *_ = self.time_ms(lambda: generate(self.family, prompt, logits, steps))
+        samples.prefill.append(prefill_ms)
+        samples.prefill_cpu.append(cpu_ms)
+        samples.decode.append(generate_ms / (steps - 1))
+        if on_gpu:
+            samples.peak_memory_mib = torch.cuda.max_memory_allocated() / 2**20
+
+    def selector(self, ratio: float) -> SelectTokens | None:
+        """Return T-FPS that keeps `ratio` of every view; None where that is everything."""
+        if ratio == 1:
+            return None
+        count = num_keep_from_retention(self.plan.shape.num_tokens, ratio)
+        selector = make_selector('tfps')
+        return lambda states: selector.select(states, [count] * NUM_VIEWS)
+
+
+def generate(
+    family: LlavaOnevision, prompt: Prefix, logits: Tensor, num_tokens: int
+) -> list[tuple[int, ...]]:
+    """Decode `num_tokens` greedily after every row of `prompt`; nothing ends an answer early."""
+    generations = generate_greedy(
+        family.decoder,
+        prompt,
+        logits,
+        embed=family.embed,
+        max_new_tokens=num_tokens,
+        end_token_ids=(),
+    )
+    return [generation.token_ids for generation in generations]
+
+
+def _cache_mib(prompt: Prefix) -> float:
+    num_bytes: int = sum(x.keys.nbytes + x.values.nbytes for x in prompt.cache.layers)
+    return num_bytes / 2**20
+
+
+def run_prefill_benchmark(plan: PrefillBenchmark) -> Iterator[str | dict[str, Any]]:
+    """Measure all cases in turns, so that a disturbance hits them alike.
+
+    Yields:
+        What has just been measured, per case and round; at last the report.
+    """
+    bench = Bench(plan)
+    samples = {case: _Samples() for case in plan.cases}
+    encoding: list[float] = []
+    for round_ in range(plan.warm_up + plan.repeats):
+        if round_ == plan.warm_up:
+            samples = {case: _Samples() for case in plan.cases}
+            encoding = []
+        encoding.append(bench.encode_ms())
+        for case in plan.cases:
+            bench.sample(*case, samples[case])
+            yield f'round {round_}: {case[0]:.0%} kept before layer {case[1]}'
+    rows = _to_rows(plan, samples, statistics.median(encoding))
+    yield {
+        **_describe(plan),
+        'encode_ms': statistics.median(encoding),
+        'rows': [asdict(row) for row in rows],
+    }
+
+
+def _to_rows(
+    plan: PrefillBenchmark, samples: dict[tuple[float, int], _Samples], encode_ms: float
+) -> list[PrefillTiming]:
+    flops = {shape.name: _flops_percent(shape, plan) for shape in (plan.shape, DRIVEMM)}
+    rows = [
+        _to_row(plan, case, samples[case], encode_ms, [f[case] for f in flops.values()])
+        for case in plan.cases
+    ]
+    unpruned = next((row for row in rows if row.retention_ratio == 1), None)
+    if unpruned is None:
+        return rows
+    return [
+        replace(
+            row,
+            prefill_speedup=unpruned.prefill_ms / row.prefill_ms,
+            sweep_speedup=unpruned.sweep_with_encoder_ms / row.sweep_with_encoder_ms,
+        )
+        for row in rows
+    ]
+
+
+def _flops_percent(shape: ModelShape, plan: PrefillBenchmark) -> dict[tuple[float, int], float]:
+    count = FlopCount(replace(shape, num_text_tokens=plan.shape.num_text_tokens))
+    unpruned = count.prefill(shape.num_tokens, 0)
+    return {
+        (ratio, layer): 100
+        * count.prefill(num_keep_from_retention(shape.num_tokens, ratio), layer)
+        / unpruned
+        for ratio, layer in plan.cases
+    }
+
+
+def _to_row(
+    plan: PrefillBenchmark,
+    case: tuple[float, int],
+    samples: _Samples,
+    encode_ms: float,
+    flops_percent: Sequence[float],
+) -> PrefillTiming:
+    prefill_ms, decode_ms = statistics.median(samples.prefill), statistics.median(samples.decode)
+    sweep_ms = prefill_ms + decode_ms * (plan.answer_tokens - 1)
+    return PrefillTiming(
+        retention_ratio=case[0],
+        prune_layer=case[1],
+        num_keep=num_keep_from_retention(plan.shape.num_tokens, case[0]),
+        prefill_ms=prefill_ms,
+        prefill_p95_ms=percentile(samples.prefill, 0.95),
+        prefill_cpu_ms=statistics.median(samples.prefill_cpu) if plan.device == 'cpu' else None,
+        decode_ms=decode_ms,
+        sweep_ms=sweep_ms,
+        sweep_with_encoder_ms=encode_ms + sweep_ms,
+        kv_cache_mib=samples.kv_cache_mib,
+        peak_memory_mib=samples.peak_memory_mib,
+        flops_percent=flops_percent[0],
+        drivemm_flops_percent=flops_percent[-1],
+    )
+
+
+def _describe(plan: PrefillBenchmark) -> dict[str, Any]:
+    return {
+        'benchmark': 'prefill and decoding, milliseconds per sweep',
+        **describe_machine(plan.device),
+        'dtype': plan.dtype,
+        'shape': asdict(plan.shape),
+        'num_views': NUM_VIEWS,
+        'tokens_per_view': plan.shape.num_tokens,
+        'text_tokens': plan.shape.num_text_tokens,
+        'newline_tokens': NUM_VIEWS,
+        'answer_tokens': plan.answer_tokens,
+        'warm_up': plan.warm_up,
+        'repeats': plan.repeats,
+        'baseline': 'unpruned, in the same run, measured in turns',
+    }

@@ -1,0 +1,214 @@
+"""DriveLM's official scores, on figures computed by hand and by the reference metrics."""
+
+import json
+import math
+import shutil
+import sys
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.evaluation.drivelm_questions import read_predictions, read_questions, Tag
+from p2d_node.evaluation.drivelm_scores import match_points, score_predictions
+from p2d_node.evaluation.judge import CommandJudge
+from p2d_node.evaluation.language_metrics import score_language
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+import pytest
+
+POINTS = 'There are <c1,CAM_FRONT,100.0,200.0> and <c2,CAM_BACK,500.0,600.0>.'
+
+
+def qa(question, answer, *tags):
+    return {'Q': question, 'A': answer, 'tag': list(tags)}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two keyframes; the first question of each names its objects."""
+    frame_1 = {
+        'perception': [qa('What are the important objects?', POINTS, 3)],
+        'prediction': [qa('Will <c1,CAM_FRONT,100.0,200.0> move?', 'Yes.', 0)],
+        'planning': [qa('What about <c2,CAM_BACK,500.0,600.0>?', 'Slow down and stop.', 2)],
+        'behavior': [qa('What does the ego vehicle do?', 'B', 0)],
+    }
+    frame_2 = {
+        'perception': [qa('What are the important objects?', POINTS, 3)],
+        'prediction': [],
+        'planning': [qa('Why?', 'The light is red.', 1, 2)],
+        'behavior': [qa('Choose.', 'A', 0)],
+    }
+    frames = {'f1': {'QA': frame_1}, 'f2': {'QA': frame_2}}
+    path = tmp_path / 'data.json'
+    path.write_text(json.dumps({'s': {'key_frames': frames}}))
+    return path
+
+
+PREDICTIONS = {
+    # Both found, the second 15.9 px off; the third is not there: precision 2/3, recall 1.
+    's_f1_0': '<c1,CAM_FRONT,100.0,200.0> <c2,CAM_BACK,507.9,608.0> <c3,CAM_BACK,1.0,2.0>',
+    's_f1_1': 'Yes.',
+    's_f1_2': 'Slow down.',
+    's_f1_3': 'C',
+    # One found, one 16.0 px off: precision 1/2, recall 1/2.
+    's_f2_0': '<c1,CAM_FRONT,100.0,200.0> <c2,CAM_BACK,508.0,608.0>',
+    's_f2_1': 'The light is green.',
+    's_f2_2': 'A',
+}
+
+
+def test_questions_are_numbered_as_the_challenge_numbers_them(data):
+    questions = read_questions(data)
+    assert [q.id for q in questions] == list(PREDICTIONS)
+    assert questions[5].tags == (Tag.JUDGE, Tag.LANGUAGE)
+
+
+def test_scores_equal_those_computed_by_hand(data):
+    scores = score_predictions(read_questions(data), PREDICTIONS)
+    assert scores.num_scored == 7
+    assert scores.accuracy == pytest.approx(2 / 3, abs=1e-4)
+    f1 = (2 * (2 / 3) / (5 / 3), 1 / 2)
+    assert scores.match_f1 == pytest.approx(100 * sum(f1) / 2, abs=1e-4)
+    assert (scores.match, scores.judge, scores.final) == (None, None, None)
+
+
+def test_bleu_of_two_short_answers_equals_the_formula(data):
+    """Corpus BLEU of `slow down` for `slow down and stop` and of three right words of four."""
+    language = score_predictions(read_questions(data), PREDICTIONS).language
+    brevity = math.exp(1 - 8 / 6)
+    assert language.bleu[0] == pytest.approx(brevity * 5 / 6, abs=1e-4)
+    assert language.bleu[1] == pytest.approx(brevity * math.sqrt(5 / 6 * 3 / 4), abs=1e-4)
+    lcs = ((2, 2, 4), (3, 4, 4))  # longest common part, length of the answer, of the reference
+    rouge = []
+    for common, answered, expected in lcs:
+        precision, recall = common / answered, common / expected
+        rouge.append((1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision))
+    assert language.rouge_l == pytest.approx(sum(rouge) / 2, abs=1e-4)
+
+
+def test_language_scores_equal_the_reference_metrics_on_tokenised_texts():
+    answers = ['The car (in front) stops.', 'Keep going, at the same speed.', 'No.']
+    references = ['The red car in front stops.', 'Keep going at the same speed!', 'Yes.']
+    tokens = (
+        ['the car -lrb- in front -rrb- stops', 'keep going at the same speed', 'no'],
+        ['the red car in front stops', 'keep going at the same speed', 'yes'],
+    )
+    predicted, expected = ({i: [t] for i, t in enumerate(texts)} for texts in tokens)
+    scores = score_language(answers, references, tokenizer='treebank')
+    bleu = Bleu(4).compute_score(expected, predicted, verbose=0)[0]
+    assert scores.bleu == pytest.approx(bleu, abs=1e-9)
+    assert scores.rouge_l == pytest.approx(Rouge().compute_score(expected, predicted)[0])
+    assert scores.cider == pytest.approx(Cider().compute_score(expected, predicted)[0])
+    mean = (sum(bleu) / 4 + scores.rouge_l + scores.cider / 10) / 3
+    assert scores.score == pytest.approx(mean)
+
+
+def test_both_tokenizers_agree_on_drivelms_sentences(nuscenes_sample):
+    if shutil.which('java') is None:
+        pytest.skip('Java is not installed, which the ptb tokenizer needs')
+    questions = read_questions(nuscenes_sample / 'drivelm_sample.json')
+    references = [str(question.reference) for question in questions]
+    answers = references[1:] + references[:1]
+    ptb, treebank = (score_language(answers, references, tokenizer=t) for t in ('ptb', 'treebank'))
+    assert ptb.bleu == pytest.approx(treebank.bleu, abs=1e-4)
+    assert ptb.cider == pytest.approx(treebank.cider, abs=1e-4)
+
+
+def test_questions_about_objects_that_were_not_found_do_not_count(data):
+    predictions = {**PREDICTIONS, 's_f1_0': '<c2,CAM_BACK,500.0,600.0>'}
+    scores = score_predictions(read_questions(data), predictions)
+    assert scores.num_scored == 6
+    assert scores.accuracy == pytest.approx(1 / 2)
+
+
+def test_each_object_is_found_once():
+    twice = '<c1,CAM_FRONT,100.0,200.0> <c1,CAM_FRONT,100.0,200.0>'
+    found, f1 = match_points(twice, POINTS)
+    assert found == [(100.0, 200.0)]
+    assert f1 == pytest.approx(0.5, abs=1e-6)
+    assert match_points('nothing', POINTS) == ([], 0.0)
+
+
+def test_a_judge_completes_the_official_sum(data, tmp_path):
+    script = tmp_path / 'judge.py'
+    script.write_text(
+        'import json, sys\n'
+        'for line in sys.stdin:\n'
+        '    item = json.loads(line)\n'
+        "    print(80 if 'light' in item['answer'] else 40)\n"
+    )
+    judge = CommandJudge(f'{sys.executable} {script}')
+    scores = score_predictions(read_questions(data), PREDICTIONS, judge=judge)
+    assert scores.judge == pytest.approx(80.0)
+    assert scores.match == pytest.approx((scores.match_f1 + 40.0) / 2)
+    expected = 0.4 * 0.8 + 0.2 * scores.language.score + 0.2 * scores.match / 100
+    assert scores.final == pytest.approx(expected + 0.2 * scores.accuracy)
+
+
+@pytest.mark.parametrize(
+    ('code', 'reason'),
+    [
+        ('print("very good")', "judge: got 'very good', allowed: a number from 0 to 100"),
+        ('print(101)', "judge: got '101'"),
+        ('print(1)', 'got 1 lines for 2 answers'),
+        ('raise SystemExit("no key")', 'exit status 1, it said: no key'),
+    ],
+)
+def test_a_judge_that_fails_is_named(data, tmp_path, code, reason):
+    script = tmp_path / 'judge.py'
+    script.write_text(code)
+    judge = CommandJudge(f'{sys.executable} {script}')
+    with pytest.raises(BackendUnavailableError, match=reason):
+        score_predictions(read_questions(data), PREDICTIONS, judge=judge)
+
+
+def test_a_missing_prediction_is_named(data):
+    rest = {name: answer for name, answer in PREDICTIONS.items() if name != 's_f1_2'}
+    with pytest.raises(ConfigError, match='1 of 7 questions have none, the first is s_f1_2'):
+        score_predictions(read_questions(data), rest)
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ('', 'not valid JSON'),
+        ('{}', 'holds no question'),
+        ('[]', 'holds no question'),
+        ('{"s": {}}', "not DriveLM data: KeyError: 'key_frames'"),
+        ('[{"id": "a_b_0"}]', 'not DriveLM data: KeyError'),
+    ],
+)
+def test_data_that_is_no_drivelm_is_refused(tmp_path, content, reason):
+    path = tmp_path / 'data.json'
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=reason):
+        read_questions(path)
+
+
+def test_a_question_without_an_answer_is_named(data):
+    content = json.loads(data.read_text())
+    del content['s']['key_frames']['f2']['QA']['planning'][0]['A']
+    data.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match='1 of 7 questions have no reference answer, the first'):
+        score_predictions(read_questions(data), PREDICTIONS)
+
+
+def test_the_flat_form_is_read_too(tmp_path):
+    path = tmp_path / 'flat.json'
+    images = [f'samples/CAM_{n}/a__CAM_{n}__1533151603512404.jpg' for n in ('FRONT', 'BACK')]
+    turns = [{'from': 'human', 'value': '<image>\nStop?'}, {'from': 'gpt', 'value': 'B'}]
+    path.write_text(json.dumps([{'id': 's_f_0', 'image': images, 'conversations': turns}]))
+    (question,) = read_questions(path)
+    assert (question.keyframe, question.question, question.reference) == ('s_f', 'Stop?', 'B')
+    assert tuple(question.images) == ('CAM_FRONT', 'CAM_BACK')
+    assert question.tags == (Tag.ACCURACY, Tag.LANGUAGE)
+
+
+def test_predictions_may_be_a_list_or_a_submission(tmp_path):
+    items = [{'id': name, 'answer': answer} for name, answer in PREDICTIONS.items()]
+    path = tmp_path / 'predictions.json'
+    for content in (items, {'method': 'p2d', 'results': items}):
+        path.write_text(json.dumps(content))
+        assert read_predictions(path) == PREDICTIONS
+    path.write_text(json.dumps(items + items[:1]))
+    with pytest.raises(ConfigError, match='the id s_f1_0 is answered twice'):
+        read_predictions(path)

@@ -1,0 +1,108 @@
+"""`p2d evaluate` with a tiny model: whole, cut and gone on with, and refused."""
+
+import json
+
+import cv2
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.records import NUSCENES_CAMERAS
+import pytest
+from sweeps import picture
+
+QUESTIONS = (('What is ahead?', 'A car.'), ('Is it red?', 'No.'), ('Choose.', 'A'))
+
+
+@pytest.fixture
+def drivelm_folder(tmp_path):
+    """Two keyframes of six pictures, three questions each."""
+    frames = {}
+    for number in range(2):
+        names = {}
+        for index, camera in enumerate(NUSCENES_CAMERAS):
+            name = f'samples/{camera}/a__{camera}__15331516035{number}{index}404.jpg'
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / name), picture(10 * number + index))
+            names[camera] = f'../nuscenes/{name}'
+        qas = [{'Q': q, 'A': a, 'tag': [0] if len(a) == 1 else [2]} for q, a in QUESTIONS]
+        frames[f'f{number}'] = {'QA': {'perception': qas}, 'image_paths': names}
+    (tmp_path / 'data.json').write_text(json.dumps({'s': {'key_frames': frames}}))
+    return tmp_path
+
+
+@pytest.fixture
+def words(drivelm_folder, tiny_checkpoint):
+    folder = drivelm_folder
+    return [
+        *('evaluate', '--data', str(folder / 'data.json'), '--images', str(folder)),
+        *('--model', str(tiny_checkpoint), '--out', str(folder / 'out'), '--json'),
+    ]
+
+
+def run_json(capsys, words):
+    assert main(words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_question_is_answered_scored_and_can_be_submitted(drivelm_folder, words, capsys):
+    report = run_json(capsys, words)
+    assert (report['num_questions'], report['num_scored']) == (6, 6)
+    assert 0.0 <= report['accuracy'] <= 1.0
+    assert report['judge'] is None
+    assert report['tokens_kept_share'] == pytest.approx(8 / 81)
+    assert report['latency_per_question']['prefill_ms']['p50'] > 0
+    submission = drivelm_folder / 'out' / 'submission.json'
+    ids = [item['id'] for item in json.loads(submission.read_text())]
+    assert ids == [f's_f{frame}_{number}' for frame in range(2) for number in range(3)]
+
+    again = ['evaluate', '--data', str(drivelm_folder / 'data.json'), '--json']
+    scored = run_json(capsys, [*again, '--predictions', str(submission)])
+    assert scored['language'] == report['language']
+    assert scored['accuracy'] == report['accuracy']
+
+
+def test_a_run_that_was_cut_goes_on_where_it_was(drivelm_folder, words, capsys):
+    whole = run_json(capsys, words)
+    path = drivelm_folder / 'out' / 'answers.jsonl'
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 7
+    # The power went while the second answer of the second keyframe was written.
+    path.write_bytes(b''.join(lines[:5]) + lines[5][:20])
+    resumed = run_json(capsys, words)
+    assert resumed['language'] == whole['language']
+    assert path.read_bytes().splitlines(keepends=True)[:5] == lines[:5]
+    assert len(path.read_bytes().splitlines()) == 7
+
+
+def test_answers_of_other_settings_are_not_mixed_in(words, capsys):
+    run_json(capsys, [*words, '--limit', '1'])
+    assert main([*words, '--retention-ratio', '0.5']) == EXIT_BAD_INPUT
+    assert 'its answers were made with retention_ratio' in capsys.readouterr().err
+
+
+def test_a_limit_counts_keyframes(words, capsys):
+    assert run_json(capsys, [*words, '--limit', '1'])['num_questions'] == 3
+
+
+def test_a_missing_picture_is_named_before_the_first_answer(drivelm_folder, words, capsys):
+    next((drivelm_folder / 'samples' / 'CAM_BACK').glob('*.jpg')).unlink()
+    assert main(words) == EXIT_BAD_INPUT
+    assert 'there is no such image; check --images' in capsys.readouterr().err
+    assert not (drivelm_folder / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('words', 'reason'),
+    [
+        (['--data', 'no.json'], 'no.json: cannot be read'),
+        (['--data', 'data.json'], '--images is missing'),
+        (['--data', 'data.json', '--predictions', 'no.json'], 'no.json: cannot be read'),
+        (['--data', 'data.json', '--limit', '0'], '--limit: got 0, allowed: 1 or more'),
+        (['--data', 'data.json', '--judge-url', 'x'], "--judge-url: got 'x', allowed: http"),
+        (['--data', 'data.json', '--judge-url', 'x', '--judge-command', 'y'], 'got both'),
+    ],
+)
+def test_bad_input_is_one_clear_line(drivelm_folder, words, reason, capsys, monkeypatch):
+    monkeypatch.chdir(drivelm_folder)
+    assert main(['evaluate', *words]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert reason in error[0]
