@@ -88,9 +88,10 @@ def llama_3_frequencies(head_dim: int, config: dict) -> Tensor:
     return base * (share + (1 - share) / rope['factor'])
 
 
-def rotate(x: Tensor, frequencies: Tensor) -> Tensor:
+def rotate(x: Tensor, frequencies: Tensor, positions: Tensor | None = None) -> Tensor:
     """Turn the pairs (i, i + half) of [length, heads, head_dim] by position times frequency."""
-    angles = torch.arange(len(x)).double()[:, None, None] * frequencies
+    positions = torch.arange(len(x)) if positions is None else positions
+    angles = positions.double()[:, None, None] * frequencies
     first, second = x.chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -148,7 +149,9 @@ def drivelmm_o1_views(pixel_values: Tensor, weights: dict, config: dict) -> Tens
     return linear(x, weights, 'mlp1.3')
 
 
-def internlm2_logits(x: Tensor, weights: dict, text: dict) -> Tensor:
+def internlm2_logits(
+    x: Tensor, weights: dict, text: dict, positions: Tensor | None = None
+) -> Tensor:
     """Logits [length, vocabulary] of embeddings [length, hidden], InternLM2's names."""
     model = 'language_model.base_model.model'
     heads, shared = text['num_attention_heads'], text['num_key_value_heads']
@@ -165,7 +168,7 @@ def internlm2_logits(x: Tensor, weights: dict, text: dict) -> Tensor:
             fused[..., -2, :],
             fused[..., -1, :],
         )
-        query, key = rotate(query, frequencies), rotate(key, frequencies)
+        query, key = (rotate(t, frequencies, positions) for t in (query, key))
         key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
         mixed = attend(query, key, value, causal=True)
         x = x + linear(mixed, weights, f'{layer}.attention.wo')

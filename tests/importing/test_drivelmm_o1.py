@@ -2,15 +2,14 @@ import json
 
 from definitions import drivelmm_o1_views, internlm2_logits
 from p2d_node.cli.main import main
-from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
 from p2d_node.language_model.importing import drivelmm_o1
 from p2d_node.language_model.importing.drivelmm_o1 import merge_lora, plan_import
 from p2d_node.language_model.importing.importer import import_checkpoint
 from p2d_node.language_model.importing.internlm2_tokenizer import load_tokenizer
-from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing
+from p2d_node.records import NUSCENES_CAMERAS
 from published import (
     DATA,
     drivelmm_o1_weights,
@@ -83,7 +82,7 @@ def logits_of_the_definition(prompt, views, weights):
 def difference(family, weights, pixel_values) -> float:
     """How far logits and visual tokens are from what the unmerged published weights compute."""
     expected = drivelmm_o1_views(pixel_values, weights, CONFIG)
-    prompt = family.build_prompt('What is ahead?', ['CAM_FRONT'])
+    prompt = family.build_prompt('What is ahead?', NUSCENES_CAMERAS)
     logits = logits_of_the_definition(prompt, expected, weights)
     assert logits.std() > 0.1
     with torch.inference_mode():
@@ -184,7 +183,7 @@ def test_every_weight_has_one_place(folder, weights):
 
 def test_the_prompt_is_the_one_of_the_authors(family, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = family.build_prompt('What is ahead?', ['CAM_FRONT'])
+    prompt = family.build_prompt('What is ahead?', NUSCENES_CAMERAS)
     (segment,) = prompt.segments
     text = tokenizer.decode(segment)
     assert text.startswith('<s><|im_start|>system\n你是书生·万象，英文名是InternVL，')
@@ -196,9 +195,8 @@ def test_the_prompt_is_the_one_of_the_authors(family, folder):
         'Your answer should be structured as Reasoning Steps: (step by step reasoning) Final '
         'Answer: (final answer) \n Question: \n<img>'
     )
-    assert tokenizer.decode(prompt.suffix).startswith('</img>\n')
-    assert tokenizer.decode(prompt.suffix).endswith(
-        ' What is ahead?<|im_end|>\n<|im_start|>assistant\n'
+    assert tokenizer.decode(prompt.suffix) == (
+        '</img>\nWhat is ahead?<|im_end|>\n<|im_start|>assistant\n'
     )
     assert tokenizer.convert_tokens_to_ids('<|im_end|>') in family.end_token_ids
     assert tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>') == 702
@@ -208,11 +206,6 @@ def test_the_picture_is_squashed_as_the_authors_do(folder):
     processing = ImageProcessing.from_folder(folder)
     assert (processing.height_px, processing.width_px, processing.fit) == (112, 112, 'squash')
     assert processing.mean == (0.485, 0.456, 0.406)
-
-
-def test_the_node_refuses_to_run_a_model_that_takes_a_mosaic(folder):
-    with pytest.raises(ConfigError, match=r'one picture stitched of all views.*not supported yet'):
-        DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu'))
 
 
 @pytest.mark.parametrize('name', ['plain', 'space'])
@@ -225,14 +218,15 @@ def test_texts_become_the_ids_that_sentencepiece_gives(name, tmp_path):
         assert tokenizer.decode(case['ids']) == case['text']
 
 
-def test_the_command_says_what_the_node_cannot_do_yet(weights, tmp_path, capsys):
+def test_the_command_says_what_it_assumes(weights, tmp_path, capsys):
     published = write_drivelmm_o1(tmp_path / 'in', weights)
     out = tmp_path / 'out'
     command = ['import-checkpoint', '--from', 'drivelmm-o1', str(published), '--out', str(out)]
     assert main(command) == 0
     text = capsys.readouterr().out
     assert 'LoRA was merged into 18 layers' in text
-    assert 'the node refuses to run it' in text
+    assert 'CAM_FRONT_LEFT CAM_FRONT CAM_FRONT_RIGHT / CAM_BACK_LEFT CAM_BACK' in text
+    assert 'the authors do not say how they did' in text
     assert json.loads((out / 'config.json').read_text())['p2d_mosaic'] == [
         ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'],
         ['CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'],

@@ -12,7 +12,7 @@ from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
-from p2d_node.language_model.mosaic import MOSAIC_KEY
+from p2d_node.language_model.mosaic import Mosaic
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -37,13 +37,13 @@ class Checkpoint:
         folder: Where it lies.
         model_type: Its family.
         untrained: True where the weights are random.
-        takes_mosaic: True where the model sees all views stitched into one picture.
+        mosaic: How views are stitched into one picture; None where each is one.
     """
 
     folder: Path
     model_type: str
     untrained: bool
-    takes_mosaic: bool = False
+    mosaic: Mosaic | None = None
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         path,
         model_type,
         untrained=bool(config.get(UNTRAINED_KEY, False)),
-        takes_mosaic=MOSAIC_KEY in config,
+        mosaic=Mosaic.from_config(config),
     )
 
 

@@ -417,10 +417,8 @@ def _notes(source: Source) -> list[str]:
     rows = ' / '.join(' '.join(row) for row in MOSAIC)
     return [
         f'LoRA was merged into {num_merged} layers',
-        'this model takes one picture stitched of all views, which the node cannot make yet: it '
-        'loads, but the node refuses to run it',
-        f'written into config.json as {MOSAIC_KEY}: {rows}; its authors do not say how they '
-        'stitched: compare with your training data',
+        f'the node will stitch all views into one picture: {rows}; the authors do not say how '
+        f'they did: compare with your training data, it is {MOSAIC_KEY} in config.json',
     ]
 
 
