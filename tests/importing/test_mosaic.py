@@ -4,7 +4,8 @@ import shutil
 
 from definitions import drivelmm_o1_views, internlm2_logits
 import numpy as np
-from p2d_node.config import DriveConfig
+from p2d_node.cli.main import main
+from p2d_node.config import DriveConfig, EncoderConfig
 from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
@@ -50,13 +51,14 @@ def folder(weights, tmp_path_factory):
     return parent / 'out'
 
 
-def answer_of(folder, frame_set, ratios, dtype='float32'):
+def answer_of(folder, frame_set, ratios, dtype='float32', **changes):
     config = DriveConfig(
         model=str(folder),
         device='cpu',
         dtype=dtype,
         max_new_tokens=1,
         retention_ratio=dict.fromkeys(NUSCENES_CAMERAS, 1.0) | ratios,
+        **changes,
     )
     pipeline = DrivingPipeline.from_config(config)
     (answer,) = pipeline.answer(frame_set, [QUESTION])
@@ -115,6 +117,21 @@ def test_a_region_keeps_the_most_diverse_of_its_own_tokens(folder, weights):
         (expected,) = select_tokens(views[:, region], [len(region) // 2])
         chosen = [region[index] for index in expected.tolist()]
         assert answer.keep_indices[name].tolist() == chosen
+
+
+def test_an_engine_sees_the_stitched_picture(folder, tmp_path):
+    command = ['build-engine', '--model', str(folder), '--backend', 'onnxruntime']
+    options = ['--camera-size', '180x480', '--engine-dir', str(tmp_path)]
+    assert main([*command, *options]) == 0
+    assert main(['inspect-engine', '--model', str(folder), '--engine-dir', str(tmp_path)]) == 0
+    ratios = dict.fromkeys(NUSCENES_CAMERAS, 0.5)
+    in_torch = answer_of(folder, make_frame_set(), ratios)
+    encoder = EncoderConfig(backend='onnxruntime', engine_dir=str(tmp_path))
+    by_engine = answer_of(folder, make_frame_set(), ratios, encoder=encoder)
+    assert by_engine.encoder.startswith('onnxruntime')
+    assert by_engine.keep_indices.keys() == in_torch.keep_indices.keys()
+    for name, indices in in_torch.keep_indices.items():
+        assert by_engine.keep_indices[name].tolist() == indices.tolist()
 
 
 def test_a_missing_view_keeps_nothing(folder):

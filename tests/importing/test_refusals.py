@@ -115,6 +115,11 @@ def test_a_weight_that_the_index_promises_must_be_in_its_shard(published, out, c
     assert '1 weights are missing: model.language_model.embed_tokens.weight, 0' in line
 
 
+def test_an_index_without_its_map_is_refused(published, out, capsys):
+    (published / INDEX_FILE).write_text('{"weight_map": ["model.norm.weight"]}')
+    assert f'{INDEX_FILE} has no weight_map' in refuse(published, out, capsys)
+
+
 def test_a_truncated_shard_is_refused_before_anything_is_written(published, out, capsys):
     data = (published / FIRST).read_bytes()
     (published / FIRST).write_bytes(data[: len(data) * 2 // 3])

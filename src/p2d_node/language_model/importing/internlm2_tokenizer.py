@@ -14,7 +14,7 @@ from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.importing.streaming import read_json
-from tokenizers import AddedToken, decoders, normalizers, Tokenizer
+from tokenizers import AddedToken, decoders, normalizers, Regex, Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
@@ -35,8 +35,19 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _SentencePieceModel:
+    """What tokenizer.model holds.
+
+    Attributes:
+        pieces: The vocabulary; places are ids.
+        begins_with_space: Whether a space is put before a text.
+        squeezes_spaces: Whether spaces at the ends go, and those between become one.
+        charsmap: Replacements of characters, in SentencePiece's own format.
+    """
+
     pieces: list[_Piece]
     begins_with_space: bool
+    squeezes_spaces: bool
+    charsmap: bytes
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -93,7 +104,7 @@ def _make_tokenizer(
             byte_fallback=True,
         )
     )
-    _add_spaces(tokenizer, model.begins_with_space)
+    _normalise(tokenizer, model)
     _add_tokens(tokenizer, model.pieces, added)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -118,11 +129,18 @@ def _make_merges(pieces: Sequence[_Piece], vocabulary: Mapping[str, int]) -> lis
     return merges
 
 
-def _add_spaces(tokenizer: Tokenizer, begins_with_space: bool) -> None:
-    steps: list[Any] = [normalizers.Prepend(SPACE)] if begins_with_space else []
+def _normalise(tokenizer: Tokenizer, model: _SentencePieceModel) -> None:
+    steps: list[Any] = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    if model.squeezes_spaces:
+        steps += [
+            normalizers.Replace(Regex(r'\A +| +\z'), ''),
+            normalizers.Replace(Regex(' +'), ' '),
+        ]
+    if model.begins_with_space:
+        steps.append(normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(' ', SPACE)])
     back: list[Any] = [decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
-    if begins_with_space:
+    if model.begins_with_space:
         back.append(decoders.Strip(' ', 1, 0))
     tokenizer.decoder = decoders.Sequence(back)
 
@@ -162,13 +180,11 @@ def _parse_model(data: bytes) -> _SentencePieceModel:
             begins_with_space = fields.get(3, begins_with_space)
             squeezes_spaces = fields.get(4, squeezes_spaces)
             charsmap = fields.get(2, charsmap)
-    if model_kind != BPE_MODEL or squeezes_spaces or charsmap:
-        raise ValueError(
-            'tokenizer.model is not like InternLM2: BPE that leaves characters and spaces alone'
-        )
+    if model_kind != BPE_MODEL:
+        raise ValueError(f'tokenizer.model is of kind {model_kind}, allowed: {BPE_MODEL}, BPE')
     if not any(piece.kind == UNKNOWN for piece in pieces):
         raise ValueError('tokenizer.model has no unknown token')
-    return _SentencePieceModel(pieces, bool(begins_with_space))
+    return _SentencePieceModel(pieces, bool(begins_with_space), bool(squeezes_spaces), charsmap)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -134,7 +134,10 @@ def find_shards(folder: Path) -> list[Path]:
         raise ConfigError(f'got {str(folder)!r}, which is not a folder; name a checkpoint folder')
     index = folder / INDEX_FILE
     if index.is_file():
-        names = sorted(set(read_json(index).get('weight_map', {}).values()))
+        weight_map = read_json(index).get('weight_map')
+        if not isinstance(weight_map, dict):
+            raise ConfigError(f'{index} has no weight_map; copy it again')
+        names = sorted({str(name) for name in weight_map.values()})
         for name in names:
             if not (folder / name).is_file():
                 raise ConfigError(
