@@ -247,6 +247,13 @@ def test_half_a_lora_is_not_expected(weights, tmp_path):
     assert f'1 weights are not expected: {name.replace("_B.", "_A.")}' in message
 
 
+def test_a_weight_that_is_there_twice_is_not_expected(weights, tmp_path):
+    name = next(n for n in weights if 'wqkv.base_layer' in n)
+    twice = weights | {name.replace('.base_layer', ''): weights[name].clone()}
+    message = refusal(write_drivelmm_o1(tmp_path / 'in', twice))
+    assert f'1 weights are not expected: {name.replace(".base_layer", "")}' in message
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

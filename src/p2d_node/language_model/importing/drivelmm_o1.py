@@ -232,6 +232,7 @@ def _sort_names(source: Source) -> tuple[dict[str, str], dict[str, _Adapter], li
     """Return weights by InternVL's name, LoRA by the name of its layer, and odd names."""
     plain: dict[str, str] = {}
     sides: dict[str, dict[str, str]] = {}
+    odd: list[str] = []
     for stored in source.names:
         name = WRAPPERS.sub('', stored)
         if name.startswith('model.layers.'):
@@ -239,10 +240,11 @@ def _sort_names(source: Source) -> tuple[dict[str, str], dict[str, _Adapter], li
         match = LORA.match(name)
         if match:
             sides.setdefault(match[1], {})[match[2]] = stored
+        elif name in plain:
+            odd.append(stored)  # the same weight twice, once with a wrapper around it
         elif not COMPUTED.search(name):
             plain[name] = stored
     adapters: dict[str, _Adapter] = {}
-    odd: list[str] = []
     for stem, pair in sides.items():
         if len(pair) == 2:
             adapters[stem] = _Adapter(pair['A'], pair['B'], source.shape(pair['A'])[0])

@@ -259,11 +259,19 @@ def make_chat_template(tokenizer: Any, placeholder: str) -> str:
             f"the chat template of the tokenizer is not like Llama 3's: {err}; copy the tokenizer "
             'files of the checkpoint again'
         ) from err
-    picture = _literal(placeholder)
     return (
         f'{{{{ {_literal(system)} }}}}'
         "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f'{{{{ {_literal(before)} }}}}'
+        f'{{{{ {_literal(before)} }}}}{_content_template(placeholder)}{{{{ {_literal(after)} }}}}'
+        '{% endif %}{% endfor %}'
+        f'{{% if add_generation_prompt %}}{{{{ {_literal(answer)} }}}}{{% endif %}}'
+    )
+
+
+def _content_template(placeholder: str) -> str:
+    """Return the template of what a user's message says: pictures, then text."""
+    picture = _literal(placeholder)
+    return (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% set pictures = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
         '{% for picture in pictures %}{% if pictures | length > 1 %}'
@@ -271,8 +279,6 @@ def make_chat_template(tokenizer: Any, placeholder: str) -> str:
         f"{{% else %}}{{{{ {picture} ~ '\\n' }}}}{{% endif %}}{{% endfor %}}"
         "{% for part in message['content'] if part['type'] == 'text' %}"
         "{{ part['text'] }}{% endfor %}{% endif %}"
-        f'{{{{ {_literal(after)} }}}}{{% endif %}}{{% endfor %}}'
-        f'{{% if add_generation_prompt %}}{{{{ {_literal(answer)} }}}}{{% endif %}}'
     )
 
 
