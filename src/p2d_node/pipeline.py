@@ -35,6 +35,7 @@ from p2d_node.language_model.decode import Prefix
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
 from p2d_node.language_model.model_folder import model_folder
+from p2d_node.language_model.mosaic import Mosaic, Region
 from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
@@ -110,7 +111,9 @@ class DrivingPipeline:
         self._processing = processing
         self._device = device
         self._pool = ThreadPoolExecutor(max_workers=len(config.cameras), thread_name_prefix='view')
-        self._frames = _make_frame_stack(chosen.encoder, len(config.cameras), device)
+        self.mosaic = checkpoint.mosaic
+        self._regions = _find_regions(checkpoint.mosaic, family.grid, device)
+        self._frames = _make_frame_stack(chosen.encoder, _num_pictures(config, checkpoint), device)
         self.model_name = checkpoint.name
         self.encoder_identity = chosen.encoder.identity
         self.encoders_refused = chosen.refused
@@ -135,6 +138,7 @@ class DrivingPipeline:
         cls, config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> DrivingPipeline:
         checkpoint = open_checkpoint(folder)
+        _check_cameras(config, checkpoint)
         processing = ImageProcessing.from_folder(
             checkpoint.folder, max_pixels=config.view_max_pixels
         )
@@ -170,7 +174,7 @@ class DrivingPipeline:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the visual tokens of one view."""
+        """Rows and columns of the visual tokens of one picture: a view, or the mosaic."""
         return self._family.grid
 
     @property
@@ -294,6 +298,8 @@ class DrivingPipeline:
 
     def _preprocess(self, decoded: Sequence[DecodedFrame]) -> Tensor:
         """Make what the encoder takes: whole frames, or pixel_values."""
+        if self.mosaic is not None:
+            decoded = [self.mosaic.stitch(decoded)]
         if self._frames is not None:
             return self._frames.fill(decoded, self._pool)
         pictures = list(
@@ -331,7 +337,7 @@ class DrivingPipeline:
         def select(states: Tensor) -> Sequence[Tensor]:
             with sweep.clock.stage('select'):
                 kept.extend(self._select(sweep, states))
-            return kept
+            return kept if self.mosaic is None else [torch.cat(kept).sort().values]
 
         with sweep.clock.stage('prefill'):
             inputs = family.embed_prefix(prompt, sweep.visual_tokens)
@@ -350,11 +356,30 @@ class DrivingPipeline:
         )
 
     def _select(self, sweep: _Sweep, states: Tensor) -> list[Tensor]:
+        """Return per camera the kept indices into the tokens of its picture."""
+        if self._regions:
+            return self._select_in_regions(sweep, states)
         num_keep = [
             num_keep_from_retention(states.shape[1], sweep.config.retention_ratio_of(camera))
             for camera in sweep.frame_set.frames
         ]
         return select_tokens(states, num_keep, sweep.config.selector, grid_size=self.grid)
+
+    def _select_in_regions(self, sweep: _Sweep, states: Tensor) -> list[Tensor]:
+        kept: list[Tensor] = []
+        for camera in sweep.frame_set.frames:
+            region = self._regions[camera]
+            num_keep = num_keep_from_retention(
+                len(region.indices), sweep.config.retention_ratio_of(camera)
+            )
+            (chosen,) = select_tokens(
+                states[:, region.indices],
+                [num_keep],
+                sweep.config.selector,
+                grid_size=region.grid,
+            )
+            kept.append(region.indices[chosen])
+        return kept
 
     def _answer_batch(
         self,
@@ -419,7 +444,9 @@ class DrivingPipeline:
     ) -> DrivingAnswer:
         frames = sweep.frame_set.frames
         text = self._family.text_of(generation.token_ids)
-        num_tokens = sweep.visual_tokens.shape[1]
+        num_tokens = dict.fromkeys(frames, sweep.visual_tokens.shape[1])
+        for camera in self._regions.keys() & frames.keys():
+            num_tokens[camera] = len(self._regions[camera].indices)
         return DrivingAnswer(
             stamp_ns=sweep.frame_set.stamp_ns,
             question=question,
@@ -427,7 +454,7 @@ class DrivingPipeline:
             model=self.model_name,
             encoder=self.encoder_identity,
             camera_stamps_ns={name: frame.stamp_ns for name, frame in frames.items()},
-            tokens_total=dict.fromkeys(frames, num_tokens),
+            tokens_total=num_tokens,
             keep_indices=reading.kept,
             mean_log_probability=generation.mean_log_probability,
             num_generated_tokens=len(generation.token_ids),
@@ -466,8 +493,31 @@ def _engine_request(
         model_folder=config.model,
         vision_sha256=hash_vision_part(checkpoint) if needs_hash else '',
         processing=processing.to_json(),
-        num_views=len(config.cameras),
+        num_views=_num_pictures(config, checkpoint),
     )
+
+
+def _num_pictures(config: DriveConfig, checkpoint: Checkpoint) -> int:
+    return 1 if checkpoint.mosaic is not None else len(config.cameras)
+
+
+def _check_cameras(config: DriveConfig, checkpoint: Checkpoint) -> None:
+    """Raise `ConfigError` where a camera has no place in the picture that the model takes."""
+    mosaic = checkpoint.mosaic
+    strangers = [name for name in config.cameras if mosaic and name not in mosaic.cameras]
+    if mosaic and strangers:
+        raise ConfigError(
+            f'cameras: got {strangers[0]}, allowed with {checkpoint.name}: '
+            f'{", ".join(mosaic.cameras)}, which are stitched into the picture that it takes'
+        )
+
+
+def _find_regions(
+    mosaic: Mosaic | None, grid: tuple[int, int], device: torch.device
+) -> dict[str, Region]:
+    if mosaic is None:
+        return {}
+    return {camera: mosaic.region(camera, grid, device) for camera in mosaic.cameras}
 
 
 def _make_frame_stack(

@@ -165,7 +165,8 @@ class DrivingAnswer:
         encoder: Backend of the vision encoder and identity of its engine or weights.
         camera_stamps_ns: Camera to capture stamp, in the model's order.
         tokens_total: Camera to number of visual tokens before selection.
-        keep_indices: Camera to the kept patch indices, int64, ascending.
+        keep_indices: Camera to the kept patch indices, int64, ascending; where views are
+            stitched into one picture, into the patches of the whole.
         mean_log_probability: Mean natural-log probability of the generated tokens; NaN if none.
         num_generated_tokens: Generated tokens, the end token included.
         cut: Why the answer ended.

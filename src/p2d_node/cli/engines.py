@@ -293,7 +293,7 @@ def _export_plan(
             processing=ImageProcessing.from_folder(checkpoint.folder),
             takes=takes,
             precision=precision,
-            num_views=num_views,
+            num_views=num_views if checkpoint.mosaic is None else 1,
         )
 
 
@@ -325,7 +325,7 @@ def _request(model: str) -> Any:
             model_folder=model,
             vision_sha256=hash_vision_part(checkpoint),
             processing=ImageProcessing.from_folder(checkpoint.folder).to_json(),
-            num_views=len(NUSCENES_CAMERAS),
+            num_views=len(NUSCENES_CAMERAS) if checkpoint.mosaic is None else 1,
         )
 
 

@@ -12,6 +12,7 @@ from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
+from p2d_node.language_model.mosaic import Mosaic
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -36,11 +37,13 @@ class Checkpoint:
         folder: Where it lies.
         model_type: Its family.
         untrained: True where the weights are random.
+        mosaic: How views are stitched into one picture; None where each is one.
     """
 
     folder: Path
     model_type: str
     untrained: bool
+    mosaic: Mosaic | None = None
 
     @property
     def name(self) -> str:
@@ -71,7 +74,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f'model: {path} has no weights: no *.safetensors file in it; copy the checkpoint '
             'again (pickled .bin weights are never loaded)'
         )
-    return Checkpoint(path, model_type, bool(config.get(UNTRAINED_KEY, False)))
+    return Checkpoint(
+        path,
+        model_type,
+        untrained=bool(config.get(UNTRAINED_KEY, False)),
+        mosaic=Mosaic.from_config(config),
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -309,7 +309,11 @@ class DriveNode(LifecycleNode):
         self._timing.publish(to_timing(header, sweep_times(answers), now_ns=self._now_ns()))
         if self._kept_tokens.get_subscription_count() and self._pipeline is not None:
             picture = draw_kept_tokens(
-                frame_set, answers[0], self._pipeline.grid, padded=self._pipeline.pads_frames
+                frame_set,
+                answers[0],
+                self._pipeline.grid,
+                padded=self._pipeline.pads_frames,
+                mosaic=self._pipeline.mosaic,
             )
             self._kept_tokens.publish(to_image(picture, header))
 

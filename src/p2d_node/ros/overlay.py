@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.image_decoding import decode_frame
+from p2d_node.language_model.mosaic import Mosaic
 from p2d_node.records import DrivingAnswer, FrameSet
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,15 +26,21 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw_kept_tokens(
-    frame_set: FrameSet, answer: DrivingAnswer, grid: tuple[int, int], *, padded: bool
+    frame_set: FrameSet,
+    answer: DrivingAnswer,
+    grid: tuple[int, int],
+    *,
+    padded: bool,
+    mosaic: Mosaic | None = None,
 ) -> Pixels:
     """Draw which patches of a sweep the language model saw.
 
     Args:
         frame_set: The sweep; decoded here again, so draw only when somebody looks.
         answer: An answer about it, with the kept indices.
-        grid: Rows and columns of the patches of one view.
+        grid: Rows and columns of the patches of one picture.
         padded: Whether they lie over the frame padded to a square, or over the frame itself.
+        mosaic: How views were stitched into one picture; None where each was one.
 
     Returns:
         BGR uint8 [height, width, 3].
@@ -47,7 +54,11 @@ def draw_kept_tokens(
         view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
         keep = answer.keep_indices[camera]
         caption = f'{camera}  {len(keep)}/{answer.tokens_total[camera]}'
-        mask = kept_mask(keep, grid, *view.shape[:2], padded=padded)
+        if mosaic is None:
+            mask = kept_mask(keep, grid, *view.shape[:2], padded=padded)
+        else:
+            height, width = (n * m for n, m in zip(mosaic.shape, view.shape[:2], strict=True))
+            mask = mosaic.cut(kept_mask(keep, grid, height, width, padded=padded), camera)
         panels[camera] = _caption(_light(np.asarray(view, np.uint8), mask), caption)
     return _tile(panels, _rows(tuple(panels)))
 

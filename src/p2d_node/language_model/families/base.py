@@ -32,7 +32,9 @@ class Family(Protocol):
         ...
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
-        """Tokenise the chat with one picture per camera and `question`.
+        """Tokenise the chat with its pictures and `question`.
+
+        There is one picture per camera, or one of all of them, as the checkpoint says.
 
         Raises:
             ConfigError: A chat template that drops or repeats pictures.

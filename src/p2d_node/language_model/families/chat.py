@@ -8,6 +8,7 @@ from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.layout import Embedded, text_positions
+from p2d_node.language_model.mosaic import MOSAIC_KEY
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from safetensors import SafetensorError
 import torch
@@ -128,6 +129,7 @@ class ChatModel:
         self._model = model
         self._tokenizer = tokenizer
         self._image_token_id = int(model.config.image_token_id)
+        self._takes_mosaic = hasattr(model.config, MOSAIC_KEY)
         self._embed_tokens = model.get_input_embeddings()
         self.end_token_ids = _end_token_ids(model, tokenizer)
 
@@ -138,9 +140,12 @@ class ChatModel:
             setattr(self._model.model, name, None)
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
-        """Tokenise the chat with one picture per camera and `question`; see `Family`."""
-        text = f'{describe_views(cameras)} {question}'
-        content = [{'type': 'image'} for _ in cameras] + [{'type': 'text', 'text': text}]
+        """Tokenise the chat with its pictures and `question`; see `Family`."""
+        if self._takes_mosaic:
+            num_pictures, text = 1, question
+        else:
+            num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
+        content = [{'type': 'image'}] * num_pictures + [{'type': 'text', 'text': text}]
         token_ids = self._tokenizer.apply_chat_template(
             [{'role': 'user', 'content': content}],
             add_generation_prompt=True,
@@ -149,7 +154,7 @@ class ChatModel:
         )
         try:
             return split_at_images(
-                self._frame_images(token_ids), self._image_token_id, len(cameras)
+                self._frame_images(token_ids), self._image_token_id, num_pictures
             )
         except ValueError as err:
             raise ConfigError(
