@@ -143,6 +143,7 @@ def test_the_demo_leaves_answers_picture_and_plot_and_no_process(ros_domain, tmp
     picture = cv2.imread(str(out / 'kept_tokens.png'))
     assert picture.shape[1] == 1440
     assert picture.std() > 10
+    assert cv2.imread(str(out / 'story.png')).shape[1] == 4 * 360
     assert (out / 'latency.png').stat().st_size > 5000
     assert processes_of('drive_node') == []
 

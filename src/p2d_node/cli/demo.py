@@ -9,8 +9,14 @@ import tempfile
 from typing import Any
 
 from p2d_node.bags.drivelm import read_drivelm_images
+from p2d_node.bags.records import BagImage
 from p2d_node.bags.writing import write_bag
-from p2d_node.cli.demo_report import write_answers, write_latency_plot, write_picture
+from p2d_node.cli.demo_report import (
+    write_answers,
+    write_latency_plot,
+    write_picture,
+    write_story,
+)
 from p2d_node.cli.node_process import drive_node, isolate, play_and_watch
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
@@ -24,7 +30,9 @@ EXAMPLE = """example:
 """
 ANSWER_FILE = 'answers.jsonl'
 LOG_FILE = 'node.log'
-OUTPUT_FILES = (ANSWER_FILE, 'kept_tokens.png', 'latency.png', LOG_FILE)
+STORY_FILE = 'story.png'
+OUTPUT_FILES = (ANSWER_FILE, STORY_FILE, 'kept_tokens.png', 'latency.png', LOG_FILE)
+REFERENCE_CAMERA = DriveConfig().sync.reference_camera
 
 SCENARIO = 'lead-brakes'
 NUM_SWEEPS = 10
@@ -67,9 +75,12 @@ def run(args: argparse.Namespace) -> int:
     isolate()
     with tempfile.TemporaryDirectory(prefix='p2d-demo-') as folder:
         bag = Path(folder) / 'bag'
-        num_sweeps = _write_demo_bag(args, bag)
+        images = _demo_images(args)
+        num_sweeps = write_bag(images, bag) // len(DriveConfig().cameras)
         with drive_node(_parameters(args), Path(folder), args.out / LOG_FILE) as node:
             watcher, played = play_and_watch(bag, node, args.rate, pictures=True)
+    front = {i.stamp_ns: i.jpeg for i in images if i.camera == REFERENCE_CAMERA}
+    write_story(front, watcher.answers, args.out / STORY_FILE)
     return _report(args.out, watcher, num_sweeps, complete=played)
 
 
@@ -90,15 +101,12 @@ def _prepare_output(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _write_demo_bag(args: argparse.Namespace, bag: Path) -> int:
-    """Write the bag and return its number of sweeps."""
+def _demo_images(args: argparse.Namespace) -> list[BagImage]:
     if args.sample is not None:
         print('cameras: real nuScenes keyframes (CC BY-NC-SA 4.0, Motional)')
-        images = read_drivelm_images(args.sample / 'drivelm_sample.json', args.sample)
-    else:
-        print(f'cameras: drawn, scenario {SCENARIO}')
-        images = draw_images(SCENARIO, NUM_SWEEPS, period_ms=PERIOD_MS, seed=args.seed)
-    return write_bag(images, bag) // len(DriveConfig().cameras)
+        return list(read_drivelm_images(args.sample / 'drivelm_sample.json', args.sample))
+    print(f'cameras: drawn, scenario {SCENARIO}')
+    return list(draw_images(SCENARIO, NUM_SWEEPS, period_ms=PERIOD_MS, seed=args.seed))
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:

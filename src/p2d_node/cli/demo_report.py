@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
+import textwrap
 from typing import Any
 
 import cv2
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from p2d_node.cli.table import stamp_text
 from p2d_node.cli.watch import to_dict
+
+STORY_COLUMNS = 4
+STORY_PANEL_PX = (360, 202)
+STORY_CAPTION_PX = 48
+STORY_LINE_LENGTH = 42
+"""Characters that fit under a panel."""
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 STACKED_STAGES = (
     'sync_wait_ms',
@@ -35,6 +45,42 @@ def write_picture(image: Any, path: Path) -> None:
     """Write a bgr8 sensor_msgs/Image as PNG."""
     pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
     cv2.imwrite(str(path), pixels)
+
+
+def write_story(pictures: Mapping[int, bytes], answers: Sequence[Any], path: Path) -> None:
+    """Draw what the reference camera saw in each sweep above the answer to the last question.
+
+    Args:
+        pictures: Capture stamp, nanoseconds, to JPEG.
+        answers: p2d_msgs/DrivingAnswer of all sweeps.
+        path: PNG to write; none is written where there is no answer.
+    """
+    if not answers:
+        return
+    question = answers[-1].question
+    last = {_stamp_ns(a): a.answer for a in answers if a.question == question}
+    panels = [_panel(pictures[stamp], last[stamp]) for stamp in sorted(last) if stamp in pictures]
+    while len(panels) % STORY_COLUMNS:
+        panels.append(np.zeros_like(panels[0]))
+    rows = [panels[i : i + STORY_COLUMNS] for i in range(0, len(panels), STORY_COLUMNS)]
+    cv2.imwrite(str(path), np.vstack([np.hstack(row) for row in rows]))
+
+
+def _stamp_ns(answer: Any) -> int:
+    stamp = answer.header.stamp
+    return int(stamp.sec * 1_000_000_000 + stamp.nanosec)
+
+
+def _panel(jpeg: bytes, answer: str) -> npt.NDArray[np.uint8]:
+    """Return BGR uint8 [height, width, 3]: the picture with the answer below it."""
+    decoded = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))
+    width, height = STORY_PANEL_PX
+    panel = np.zeros((height + STORY_CAPTION_PX, width, 3), np.uint8)
+    panel[:height] = cv2.resize(decoded, (width, height), interpolation=cv2.INTER_AREA)
+    for number, line in enumerate(textwrap.wrap(answer, STORY_LINE_LENGTH)[:2]):
+        place = (8, height + 20 + 20 * number)
+        cv2.putText(panel, line, place, FONT, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    return panel
 
 
 def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
