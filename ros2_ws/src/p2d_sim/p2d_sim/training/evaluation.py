@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 import math
 from pathlib import Path
 from typing import Any
@@ -261,21 +262,33 @@ def measure_retention(
     *,
     layers: Sequence[int] = PRUNE_LAYERS,
 ) -> list[dict[str, Any]]:
-    """Return accuracy per method, retention ratio and layer before which tokens are dropped."""
+    """Return accuracy per method, retention ratio and layer before which tokens are dropped.
+
+    With everything kept, method and layer do not matter: that is measured once.
+    """
+    whole = summary(_score(evaluator, sweeps, None, on_step))
     rows = []
-    for layer in layers:
-        for method in METHODS:
-            for retention in RETENTIONS:
-                pruning = evaluator.pruning(method, retention, layer)
-                score = Score()
-                for sweep in sweeps:
-                    score.add(
-                        sweep.packed.asked, evaluator.right(sweep.packed, sweep.visual, pruning)
-                    )
-                    on_step()
-                row = {'prune_layer': layer, 'method': method, 'retention_ratio': retention}
-                rows.append({**row, **summary(score)})
+    for layer, method, retention in product(layers, METHODS, RETENTIONS):
+        result = whole
+        if retention < 1.0:
+            pruning = evaluator.pruning(method, retention, layer)
+            result = summary(_score(evaluator, sweeps, pruning, on_step))
+        row = {'prune_layer': layer, 'method': method, 'retention_ratio': retention}
+        rows.append({**row, **result})
     return rows
+
+
+def _score(
+    evaluator: Evaluator,
+    sweeps: Sequence[HeldOut],
+    pruning: Pruning | None,
+    on_step: Callable[[], None],
+) -> Score:
+    score = Score()
+    for sweep in sweeps:
+        score.add(sweep.packed.asked, evaluator.right(sweep.packed, sweep.visual, pruning))
+        on_step()
+    return score
 
 
 def agreement_with_pipeline(

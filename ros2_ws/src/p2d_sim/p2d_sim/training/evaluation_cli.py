@@ -69,7 +69,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             **evaluate(evaluator, sweeps, lambda: bar.advance(asking)),
         }
         if not args.no_retention:
-            runs = len(METHODS) * len(RETENTIONS) * len(PRUNE_LAYERS)
+            pruned = [ratio for ratio in RETENTIONS if ratio < 1.0]
+            runs = 1 + len(METHODS) * len(pruned) * len(PRUNE_LAYERS)
             pruning = bar.add_task('prune', total=runs * len(sweeps))
             results['retention'] = measure_retention(
                 evaluator, sweeps, lambda: bar.advance(pruning)

@@ -10,6 +10,7 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional
 
+from p2d_sim.questions import LETTERS
 from p2d_sim.training.model import ModelSize
 from p2d_sim.training.packed_forward import Hidden
 from p2d_sim.training.samples import IGNORED, SIGNAL_KIND
@@ -25,7 +26,7 @@ CONTENT_LAYER = 3
 BACKGROUND_WEIGHT = 0.15
 JOINT_WEIGHTS = {
     'look': 0.25, 'option': 0.25, 'view': 0.15, 'place': 0.3, 'content': 0.4, 'seen_in': 0.2,
-    'patches': 0.25,
+    'letter': 0.2, 'patches': 0.25,
 }  # fmt: skip
 Losses = dict[str, Tensor]
 
@@ -92,6 +93,7 @@ class AnswerHeads(nn.Module):
         self.place = nn.Linear(width, 2 * size.grid)
         self.content = nn.Linear(width, vocabulary)
         self.seen_in = nn.Linear(width, num_views)
+        self.letter = nn.Linear(width, len(LETTERS))
 
     def forward(self, hidden: Hidden, batch: dict[str, Tensor]) -> Losses:
         """Return the losses; `batch` holds packed questions, see `packing.Packed`."""
@@ -105,6 +107,8 @@ class AnswerHeads(nn.Module):
             'view': _classify(self.view(early), batch['view']),
             'place': place,
             'content': _classify(self.content(late), batch['content']),
+            # The words of an option come after its letter, and must know it when they are chosen.
+            'letter': _classify(self.letter(hidden.between[VIEW_LAYER]), batch['letter']),
             'seen_in': _classify(self.seen_in(late), batch['seen_in']),
         }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from p2d_node.records import NUSCENES_CAMERAS
 
-from p2d_sim.questions import Question, VIEW_NAMES
+from p2d_sim.questions import LETTERS, Question, VIEW_NAMES
 from p2d_sim.training.samples import IGNORED
 
 MAX_TOKENS = 704
@@ -40,6 +41,7 @@ class Packed:
         content: int64 [questions], first token of what the answer says, behind its letter too.
         place: int64 [questions, 2], row and column of the one object that matters.
         seen_in: int64 [questions], the one view that shows what matters, else `IGNORED`.
+        letter: int64 [tokens], number of the option that a token belongs to, else `IGNORED`.
         option: bool [tokens], letter and words of the right option of multiple choice.
         asked: The questions that fitted.
     """
@@ -54,6 +56,7 @@ class Packed:
     content: IntArray
     place: IntArray
     seen_in: IntArray
+    letter: IntArray
     option: npt.NDArray[np.bool_]
     asked: tuple[Question, ...]
 
@@ -67,6 +70,8 @@ class Packer:
         self._image = tokenizer.convert_tokens_to_ids('<image>')
         self._assistant = tokenizer.convert_tokens_to_ids('<|assistant|>')
         self._end = tokenizer.eos_token_id
+        self._letters = tokenizer.convert_tokens_to_ids(list(LETTERS))
+        self._dot = tokenizer.convert_tokens_to_ids('.')
         self._words: dict[str, list[int]] = {}
         self.segments = self._prompt('').segments
         self.preamble = self._prompt('').suffix[:-1]
@@ -105,6 +110,16 @@ class Packer:
         start = next(i for i in starts if tokens[i : i + len(option)] == option)
         return slice(start, start + len(option))
 
+    def letters_of(self, question: Question) -> list[int]:
+        """Return for every token of a question the number of its option, else `IGNORED`."""
+        tokens, length = self.row_of(question)
+        letters, current = [], IGNORED
+        for token, following in pairwise(tokens[:length]):
+            if question.content and token in self._letters and following == self._dot:
+                current = self._letters.index(token)
+            letters.append(current)
+        return letters
+
     def pack(
         self,
         questions: Sequence[Question],
@@ -125,7 +140,14 @@ class Packer:
         for question in questions:
             tokens, length = self.row_of(question)
             content = self.words(question.content or question.answer)[0]
-            row.add(question, tokens, length, content=content, option=self.option_of(question))
+            row.add(
+                question,
+                tokens,
+                length,
+                content=content,
+                option=self.option_of(question),
+                letters=self.letters_of(question),
+            )
         return row.packed(self._end)
 
 
@@ -146,12 +168,20 @@ class _Row:
         self._place = np.full((max_questions, 2), IGNORED, np.int64)
         self._target = np.zeros((max_questions, patch_ids.size), np.bool_)
         self._seen_in = np.full(max_questions, IGNORED, np.int64)
+        self._letter = np.full(max_tokens, IGNORED, np.int64)
         self._option = np.zeros(max_tokens, np.bool_)
         self._asked: list[Question] = []
         self._used = 0
 
     def add(
-        self, question: Question, tokens: list[int], length: int, *, content: int, option: slice
+        self,
+        question: Question,
+        tokens: list[int],
+        length: int,
+        *,
+        content: int,
+        option: slice,
+        letters: list[int],
     ) -> None:
         number, start = len(self._asked), self._used
         end = start + len(tokens)
@@ -164,6 +194,7 @@ class _Row:
         self._answer_at[number] = start + length - 1
         self._content[number] = content
         self._option[start + option.start : start + option.stop] = True
+        self._letter[start : start + len(letters)] = letters
         if len(question.cameras) == 1:
             self._view[number] = question.cameras[0]
         self._aim(number, question)
@@ -199,6 +230,7 @@ class _Row:
             content=self._content,
             place=self._place,
             seen_in=self._seen_in,
+            letter=self._letter,
             option=self._option,
             asked=tuple(self._asked),
         )
