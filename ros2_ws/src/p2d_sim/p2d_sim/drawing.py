@@ -101,7 +101,7 @@ class Renderer:
         points = camera.to_camera(self._mesh.points)
         order = self._order(points, camera)
         depth = points[order, :, 2]
-        clipped = (depth < NEAR_M).any(axis=1).tolist()
+        clipped = np.any(depth < NEAR_M, axis=1)
         flat = _project(points[order], matrix)
         screen = np.rint(flat * (1 << SUBPIXEL_BITS)).astype(np.int32)
         colours = self._mesh.colours[order].tolist()

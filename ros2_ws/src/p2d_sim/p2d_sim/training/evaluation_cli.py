@@ -25,7 +25,7 @@ from p2d_sim.training.evaluation import (
 from p2d_sim.training.model_card import fill_model_card
 
 EXAMPLE = """examples:
-  evaluate --model models/p2d-mini --out benchmarks/results/p2d_mini.json
+  evaluate --model models/p2d-mini --out benchmarks/results/p2d_mini-2-core-cpu.json
   evaluate --model models/p2d-mini --questions 300 --no-retention
 """
 CHECKED_SWEEPS = 2

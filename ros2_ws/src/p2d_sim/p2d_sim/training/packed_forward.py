@@ -127,7 +127,7 @@ def _project(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, split: int, seen: Tensor) -> Tensor:
     """Attend causally within the prefix, and from the questions to prefix and themselves."""
-    seeing, asking = query.split([split, query.shape[2] - split], dim=2)
+    seeing, asking = torch.split(query, [split, query.shape[2] - split], dim=2)
     first = functional.scaled_dot_product_attention(
         seeing, key[:, :, :split], value[:, :, :split], is_causal=True
     )
