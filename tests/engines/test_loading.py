@@ -6,8 +6,15 @@ import os
 import re
 import shutil
 
-from engine_helpers import CPU, engine_folder, load, request_of
-from p2d_node.engine_build.build import verify_engine
+from engine_helpers import (
+    CPU,
+    engine_folder,
+    ignore_progress,
+    load,
+    plan_of,
+    request_of,
+)
+from p2d_node.engine_build.build import build_engine, verify_engine
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 from p2d_node.vision_encoder.engine_store import open_engine
@@ -20,6 +27,7 @@ from p2d_node.vision_encoder.manifest import (
     VERIFICATION_FILE,
 )
 import pytest
+from tiny_checkpoints import write_internvl
 import torch
 
 MEND = r'p2d (build|verify)-engine'
@@ -279,3 +287,58 @@ def test_auto_takes_the_first_that_runs_and_says_why_the_others_do_not(
 def test_a_backend_that_is_named_is_never_replaced_by_another(engine_dir, tiny_checkpoint):
     shutil.rmtree(engine_dir / 'tiny')
     assert 'no onnxruntime engine of tiny' in refusal(engine_dir, tiny_checkpoint)
+
+
+@pytest.fixture
+def open_plan(engine_dir, tiny_checkpoint):
+    """Opens the TensorRT-RTX engine as on a machine with a GPU that it was built for."""
+    machine = replace(this_machine(CPU), gpu_name='NVIDIA RTX A6000', compute_capability='8.6')
+    folder = engine_folder(engine_dir, 'tensorrt_rtx')
+
+    def open_here():
+        return open_engine(
+            engine_dir,
+            folder,
+            request_of(tiny_checkpoint),
+            machine,
+            runtime_version=runtime_version('tensorrt_rtx'),
+            allow_unverified=True,
+        )
+
+    open_here()
+    return folder / 'engine.plan', open_here
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'one byte', 'missing', 'of another model'])
+def test_a_damaged_plan_never_reaches_the_runtime(open_plan, tmp_path, damage):
+    path, open_here = open_plan
+    content = bytearray(path.read_bytes())
+    if damage == 'truncated':
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == 'one byte':
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif damage == 'missing':
+        path.unlink()
+    else:
+        other = plan_of(write_internvl(tmp_path / 'other'), 'tensorrt_rtx')
+        built = build_engine(other, tmp_path / 'engines', CPU, ignore_progress)
+        shutil.copyfile(built.folder / 'engine.plan', path)
+    with pytest.raises(EngineMismatchError, match=r'engine\.plan .*rebuild it: p2d build-engine'):
+        open_here()
+
+
+def test_a_plan_that_is_not_verified_on_this_machine_waits_for_that(
+    engine_dir, tiny_checkpoint, open_plan
+):
+    path, _ = open_plan
+    machine = replace(this_machine(CPU), gpu_name='NVIDIA RTX A6000', compute_capability='8.6')
+    with pytest.raises(EngineMismatchError, match='never compared with torch on this machine'):
+        open_engine(
+            engine_dir,
+            path.parent,
+            request_of(tiny_checkpoint),
+            machine,
+            runtime_version=runtime_version('tensorrt_rtx'),
+            allow_unverified=False,
+        )
