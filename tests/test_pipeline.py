@@ -157,7 +157,8 @@ def test_a_fault_of_the_model_is_reported_and_the_next_sweep_works(pipeline, mon
 
 
 def test_the_built_in_untrained_model_has_the_papers_geometry():
-    pipeline = DrivingPipeline.from_config(DriveConfig(device='cpu', max_new_tokens=2))
+    config = DriveConfig(model='untrained', device='cpu', max_new_tokens=2)
+    pipeline = DrivingPipeline.from_config(config)
     (answer,) = pipeline.answer(make_frame_set(), QUESTIONS[:1])
     pipeline.close()
     assert pipeline.untrained

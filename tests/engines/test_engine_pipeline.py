@@ -117,7 +117,7 @@ def test_another_number_of_cameras_needs_another_engine(config, built_engines):
 def test_the_untrained_model_has_engines_too(config, tmp_path):
     from p2d_node.cli.main import main
 
-    arguments = ['--engine-dir', str(tmp_path), '--input', 'pixel_values']
+    arguments = ['--engine-dir', str(tmp_path), '--input', 'pixel_values', '--model', 'untrained']
     assert main(['build-engine', '--backend', 'onnxruntime', *arguments]) == 0
     pipeline = on_engine(replace(config, model='untrained'), tmp_path)
     pipeline.close()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 import os
 import signal
@@ -34,16 +33,13 @@ from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, to_timing
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.parameters import declare_parameters, updated_config
+from p2d_node.ros.spinning import spin_until_shutdown
 from p2d_node.ros.sweep_worker import SweepWorker
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import (
-    ExternalShutdownException,
-    MultiThreadedExecutor,
-    SingleThreadedExecutor,
-)
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -91,7 +87,12 @@ class _RequestNode:
         )
         self._executor = MultiThreadedExecutor(NUM_WAITING_REQUESTS, context=owner.context)
         self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._spin, name='requests', daemon=True)
+        self._thread = threading.Thread(
+            target=spin_until_shutdown,
+            args=(self._executor, owner.context),
+            name='requests',
+            daemon=True,
+        )
         self._thread.start()
 
     def destroy(self) -> None:
@@ -99,10 +100,6 @@ class _RequestNode:
         self._executor.shutdown(timeout_sec=1.0)
         self._thread.join(timeout=1.0)
         self.node.destroy_node()
-
-    def _spin(self) -> None:
-        with suppress(ExternalShutdownException):
-            self._executor.spin()
 
 
 class DriveNode(LifecycleNode):
@@ -456,11 +453,11 @@ def main(args: Sequence[str] | None = None) -> int:
         executor.add_node(node)
         if node.get_parameter('autostart').value:
             node.start()
-        executor.spin()
+        spin_until_shutdown(executor, node.context)
     except P2dError as err:
         rclpy.logging.get_logger('p2d').fatal(str(err))
         return EXIT_BAD_INPUT
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
     finally:
         # The second Ctrl-C of an impatient user must not break off the orderly end.

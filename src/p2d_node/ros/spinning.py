@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 import threading
 
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.context import Context
+from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+
+
+def spin_until_shutdown(executor: Executor, context: Context) -> None:
+    """Spin until the executor or its context is shut down.
+
+    A shutdown between two steps of rclpy's loop surfaces as whatever the next step ran into.
+    """
+    try:
+        executor.spin()
+    except ExternalShutdownException:
+        pass
+    except RuntimeError:  # rclpy's RCLError is one
+        if context.ok():
+            raise
 
 
 @contextmanager
@@ -23,11 +38,9 @@ def spinning_node(name: str) -> Iterator[Node]:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
 
-    def spin() -> None:
-        with suppress(ExternalShutdownException):
-            executor.spin()
-
-    thread = threading.Thread(target=spin, name='spin', daemon=True)
+    thread = threading.Thread(
+        target=spin_until_shutdown, args=(executor, node.context), name='spin', daemon=True
+    )
     thread.start()
     try:
         yield node
