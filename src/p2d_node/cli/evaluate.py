@@ -103,6 +103,7 @@ def _answer(
     args: argparse.Namespace, questions: list[DriveLmQuestion]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Answer what is still open; returns the predictions, and what they cost."""
+    from p2d_node.durable_files import write_json
     from p2d_node.evaluation.answering import (
         answer_all,
         AnswerFile,
@@ -131,7 +132,9 @@ def _answer(
     finally:
         pipeline.close()
     records = [answers.done[question.id] for question in questions]
-    _write_submission(args.out / 'submission.json', records)
+    fields = ('id', 'question', 'answer')
+    submission = [{name: record[name] for name in fields} for record in records]
+    write_json(args.out / 'submission.json', submission)
     return {r['id']: r['answer'] for r in records}, _costs(records, pipeline.model_name)
 
 
@@ -158,13 +161,6 @@ def _made_by(args: argparse.Namespace, config: DriveConfig) -> dict[str, Any]:
         'prune_layer': config.prune_layer,
         'max_new_tokens': config.max_new_tokens,
     }
-
-
-def _write_submission(path: Path, records: list[dict[str, Any]]) -> None:
-    content = [{name: record[name] for name in ('id', 'question', 'answer')} for record in records]
-    unfinished = path.with_suffix('.tmp')
-    unfinished.write_text(json.dumps(content, indent=1), encoding='utf-8')
-    unfinished.replace(path)
 
 
 def _costs(records: list[dict[str, Any]], model_name: str) -> dict[str, Any]:

@@ -1,58 +1,19 @@
-"""Files and folders that are either wholly there or not at all, whenever the power goes."""
+"""Engine folders that are either wholly there or not at all, whenever the power goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 import fcntl
-import json
-import os
 from pathlib import Path
 import secrets
 import shutil
-from typing import Any
 
+from p2d_node.durable_files import sync_files, sync_folder
 from p2d_node.errors import ConfigError
 
 LOCK_FILE = '.lock'
 UNFINISHED_PREFIX = '.building-'
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step: a reader sees the old content or the new."""
-    write_bytes(path, (json.dumps(content, indent=2) + '\n').encode())
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file in one step."""
-    unfinished = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
-    try:
-        with unfinished.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_files(folder: Path) -> None:
-    """Make every file in a folder survive a power cut, and writable by its owner alone."""
-    for path in folder.iterdir():
-        path.chmod(0o644)
-        with path.open('rb') as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)
 
 
 @contextmanager

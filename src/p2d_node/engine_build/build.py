@@ -17,7 +17,8 @@ import shutil
 from typing import Any
 
 from p2d_node import __version__
-from p2d_node.engine_build.atomic import locked, new_folder, publish, write_bytes, write_json
+from p2d_node.durable_files import write_bytes, write_json
+from p2d_node.engine_build.atomic import locked, new_folder, publish
 from p2d_node.engine_build.export import export_onnx, ExportPlan
 from p2d_node.engine_build.verify import THRESHOLDS, Verification, verify, write_verification
 from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError

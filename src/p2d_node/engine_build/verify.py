@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from p2d_node.engine_build.atomic import write_json
+from p2d_node.durable_files import write_json
 from p2d_node.errors import EngineMismatchError
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_node.vision_encoder.base import VisionEncoder

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 import shutil
 
+from p2d_node.durable_files import sync_files, sync_folder
 from p2d_node.errors import ConfigError
 from safetensors import SafetensorError
 
@@ -37,9 +38,9 @@ def new_checkpoint_folder(out: Path, num_bytes: int) -> Iterator[Path]:
         try:
             _empty(unfinished)
             yield unfinished
-            _sync(unfinished)
+            sync_files(unfinished)  # safetensors makes files that nobody else can read
             unfinished.rename(out)
-            _sync_names(out.parent)
+            sync_folder(out.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             os.close(lock)
@@ -84,19 +85,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors makes files that nobody else can read
-        with path.open('rb') as file:
-            os.fsync(file.fileno())
-    _sync_names(folder)
-
-
-def _sync_names(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
