@@ -69,7 +69,15 @@ def drive_node(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     command = [sys.executable, '-m', 'p2d_node.ros.drive_node', '--ros-args']
     with (folder / 'node.log').open('wb') as log:
         process = subprocess.Popen(
-            [*command, '--params-file', str(preset), '-p', 'max_new_tokens:=8'],
+            [
+                *command,
+                '--params-file',
+                str(preset),
+                '-p',
+                'max_new_tokens:=8',
+                '-p',
+                'model:=untrained',
+            ],
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,

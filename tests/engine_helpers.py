@@ -44,7 +44,7 @@ def request_of(checkpoint: Path) -> EngineRequest:
     return EngineRequest(
         model_name=checkpoint.name,
         model_folder=str(checkpoint),
-        vision_sha256=hash_vision_part(open_checkpoint(checkpoint)),
+        vision_sha256=lambda: hash_vision_part(open_checkpoint(checkpoint)),
         processing=ImageProcessing.from_folder(checkpoint).to_json(),
         num_views=6,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 import time
 import traceback
@@ -487,11 +488,10 @@ def _remedy(err: Exception) -> str:
 def _engine_request(
     config: DriveConfig, checkpoint: Checkpoint, processing: ImageProcessing
 ) -> EngineRequest:
-    needs_hash = config.encoder.backend != 'torch'
     return EngineRequest(
         model_name=checkpoint.folder.name,
         model_folder=config.model,
-        vision_sha256=hash_vision_part(checkpoint) if needs_hash else '',
+        vision_sha256=cache(lambda: hash_vision_part(checkpoint)),
         processing=processing.to_json(),
         num_views=_num_pictures(config, checkpoint),
     )

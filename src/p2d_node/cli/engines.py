@@ -320,10 +320,11 @@ def _request(model: str) -> Any:
 
     with model_folder(model) as folder:
         checkpoint = open_checkpoint(folder)
+        fingerprint = hash_vision_part(checkpoint)
         return EngineRequest(
             model_name=checkpoint.folder.name,
             model_folder=model,
-            vision_sha256=hash_vision_part(checkpoint),
+            vision_sha256=lambda: fingerprint,
             processing=ImageProcessing.from_folder(checkpoint.folder).to_json(),
             num_views=len(NUSCENES_CAMERAS) if checkpoint.mosaic is None else 1,
         )

@@ -170,7 +170,7 @@ def build_engine(
                 backend=plan.backend,
                 runtime_version=version,
                 built_at=_now(),
-                artefacts=_list_artefacts(folder),
+                artefacts=_list_artefacts(folder, known=export.manifest.artefacts),
                 **_target_fields(plan, machine),
             )
             write_json(folder / MANIFEST_FILE, manifest.to_json())
@@ -202,10 +202,7 @@ def verify_engine(engine_dir: Path, folder: Path, device: torch.device) -> Verif
             f'{version}; build it anew with p2d build-engine'
         )
     check_artefacts(folder, manifest)
-    encoder = ENGINE_ENCODERS[manifest.backend](
-        folder, manifest, dtype=torch.float32, device=device
-    )
-    verification = verify(folder, manifest, encoder)
+    verification = _run_verification(folder, manifest, manifest.backend, device)
     with locked(engine_dir):
         write_verification(folder, manifest, this_machine(device), verification)
     return verification
@@ -270,26 +267,6 @@ def _same_export(engine_dir: Path, folder: Path, fields: Mapping[str, Any]) -> B
     except EngineMismatchError:
         return None  # a damaged export is left for clean-engines, and made anew
     return BuiltEngine(folder, manifest, None)
-
-
-def _check_export(
-    folder: Path, manifest: EngineManifest, progress: Progress
-) -> Verification | None:
-    """Compare the export in ONNX Runtime with torch; its CPU kernels know no bfloat16."""
-    if manifest.precision == 'bf16':
-        return None
-    progress('check', 0, 1)
-    encoder = ENGINE_ENCODERS['onnxruntime'](
-        folder, manifest, dtype=torch.float32, device=torch.device('cpu')
-    )
-    verification = verify(folder, manifest, encoder)
-    if not verification.passed:
-        raise EngineMismatchError(
-            f'{manifest.model_name}: the export does not compute what torch does: '
-            f'{verification.summary}; it is not kept; try --precision fp32'
-        )
-    progress('check', 1, 1)
-    return verification
 
 
 def _require_target(plan: BuildPlan, machine: Machine) -> None:
@@ -358,18 +335,47 @@ def _prove(
     if capabilities and machine.compute_capability not in capabilities:
         return None
     progress('verify', 0, 1)
-    encoder = ENGINE_ENCODERS[manifest.backend](
-        folder, manifest, dtype=torch.float32, device=device
+    verification = _require_faithful(
+        folder, manifest, manifest.backend, device, advice='--precision bf16 or fp32'
     )
-    verification = verify(folder, manifest, encoder)
-    if not verification.passed:
-        raise EngineMismatchError(
-            f'{manifest.model_name}: the {manifest.backend} engine does not compute what torch '
-            f'does: {verification.summary}; it is not kept; try --precision bf16 or fp32'
-        )
     write_verification(folder, manifest, machine, verification)
     progress('verify', 1, 1)
     return verification
+
+
+def _check_export(
+    folder: Path, manifest: EngineManifest, progress: Progress
+) -> Verification | None:
+    """Compare the export in ONNX Runtime with torch; its CPU kernels know no bfloat16."""
+    if manifest.precision == 'bf16':
+        return None
+    progress('check', 0, 1)
+    verification = _require_faithful(
+        folder, manifest, 'onnxruntime', torch.device('cpu'), advice='--precision fp32'
+    )
+    progress('check', 1, 1)
+    return verification
+
+
+def _require_faithful(
+    folder: Path, manifest: EngineManifest, backend: str, device: torch.device, *, advice: str
+) -> Verification:
+    """Compare what lies in an unfinished folder with torch; refuse what differs too much."""
+    verification = _run_verification(folder, manifest, backend, device)
+    if not verification.passed:
+        what = 'export' if manifest.backend == EXPORT else f'{backend} engine'
+        raise EngineMismatchError(
+            f'{manifest.model_name}: the {what} does not compute what torch does: '
+            f'{verification.summary}; it is not kept; try {advice}'
+        )
+    return verification
+
+
+def _run_verification(
+    folder: Path, manifest: EngineManifest, backend: str, device: torch.device
+) -> Verification:
+    encoder = ENGINE_ENCODERS[backend](folder, manifest, dtype=torch.float32, device=device)
+    return verify(folder, manifest, encoder)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -380,9 +386,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _list_artefacts(folder: Path) -> dict[str, Artefact]:
+def _list_artefacts(
+    folder: Path, known: Mapping[str, Artefact] | None = None
+) -> dict[str, Artefact]:
+    """Hash every file of an unfinished folder but those that are linked from a checked export."""
+    known = known or {}
     return {
-        path.name: Artefact(hash_file(path), path.stat().st_size)
+        path.name: known.get(path.name) or Artefact(hash_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
     }
 

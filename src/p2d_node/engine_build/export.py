@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from p2d_node.engine_build.frame_resize import FrameEncoder, FrameResize
 from p2d_node.errors import ConfigError
+from p2d_node.image_decoding import MAX_SIDE_PX
 from p2d_node.language_model.checkpoint import Checkpoint
 from p2d_node.language_model.vision_part import load_vision_module
 from p2d_node.preprocessing import ImageProcessing
@@ -28,8 +29,6 @@ from torch import nn, Tensor
 
 OPSET = 20
 """The newest opset that the parsers of TensorRT 10.x document."""
-
-MAX_SIDE_PX = 16384
 
 
 @dataclass(frozen=True, kw_only=True)

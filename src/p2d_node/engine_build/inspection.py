@@ -51,7 +51,7 @@ def request_of(manifest: EngineManifest) -> EngineRequest:
     return EngineRequest(
         model_name=manifest.model_name,
         model_folder=manifest.model_name,
-        vision_sha256=manifest.vision_sha256,
+        vision_sha256=lambda: manifest.vision_sha256,
         processing=manifest.processing,
         num_views=manifest.num_views,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.layout import Embedded, text_positions
@@ -14,6 +14,9 @@ from safetensors import SafetensorError
 import torch
 from torch import nn, Tensor
 from transformers import AutoConfig
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; Humble has 3.10
 
 
 def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
@@ -190,6 +193,42 @@ class ChatModel:
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+class FixedSizeModel(ChatModel):
+    """A family whose vision encoder takes pictures of one size; it says which classes are its own.
+
+    Attributes:
+        MODEL_CLASS: transformers' class.
+    """
+
+    MODEL_CLASS: Any
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        tokenizer: Any,
+        *,
+        view_size: tuple[int, int] | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Self:
+        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
+        model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
+        check_view_size(view_size, model.config.vision_config.image_size)
+        return cls(model.to(device), tokenizer)
+
+    @classmethod
+    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+        """Load vision tower and projector alone; see `load_vision_weights`."""
+        model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
+        return cls.make_vision_module(model)
+
+    @staticmethod
+    def make_vision_module(model: Any) -> nn.Module:
+        """Return vision tower and projector of a loaded model as one module."""
+        raise NotImplementedError
 
 
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -7,20 +7,13 @@ per 2 x 2 patches, 256 of them at 448 px.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import (
-    ChatModel,
-    check_view_size,
-    load_vision_weights,
-    load_weights,
-)
+from p2d_node.language_model.families.chat import FixedSizeModel
 from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
-import torch
 from torch import nn, Tensor
 from transformers import InternVLForConditionalGeneration
 
@@ -70,7 +63,7 @@ class _VisionModule(nn.Module):
         return blocks.reshape(views, self._rows * self._columns, side * side * width)
 
 
-class InternVL(ChatModel):
+class InternVL(FixedSizeModel):
     """A loaded checkpoint; see `Family`.
 
     Attributes:
@@ -78,38 +71,21 @@ class InternVL(ChatModel):
         grid: Rows and columns of the visual tokens of one view.
     """
 
+    MODEL_CLASS = InternVLForConditionalGeneration
     VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer)
         self.grid = _grid(model.config)
-        self.vision_module = _VisionModule(model.model, self.grid)
+        self.vision_module = self.make_vision_module(model)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self._start_token_id = _token_id(tokenizer, 'start_image_token', '<img>')
         self._end_token_id = _token_id(tokenizer, 'end_image_token', '</img>')
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        tokenizer: Any,
-        *,
-        view_size: tuple[int, int] | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> InternVL:
-        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
-        model = load_weights(InternVLForConditionalGeneration, folder, dtype=dtype)
-        check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(model.to(device), tokenizer)
-
-    @classmethod
-    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        """Load vision tower and projector alone; see `chat.load_vision_weights`."""
-        model = load_vision_weights(
-            InternVLForConditionalGeneration, folder, cls.VISION_KEYS, dtype=dtype
-        )
+    @staticmethod
+    def make_vision_module(model: Any) -> nn.Module:
+        """Return vision tower and projector as one module; see `FixedSizeModel`."""
         return _VisionModule(model.model, _grid(model.config))
 
     def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import (
-    ChatModel,
-    check_view_size,
-    load_vision_weights,
-    load_weights,
-)
+from p2d_node.language_model.families.chat import FixedSizeModel
 from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
@@ -43,7 +37,7 @@ class _VisionModule(nn.Module):
         return tokens
 
 
-class LlavaOnevision(ChatModel):
+class LlavaOnevision(FixedSizeModel):
     """A loaded checkpoint; see `Family`.
 
     Attributes:
@@ -51,39 +45,22 @@ class LlavaOnevision(ChatModel):
         grid: Rows and columns of the patches of one view.
     """
 
+    MODEL_CLASS = LlavaOnevisionForConditionalGeneration
     VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         """Take a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer)
         self._newline = model.model.image_newline
-        self.vision_module = _VisionModule(model.model)
+        self.vision_module = self.make_vision_module(model)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size
         self.grid = (side, side)
 
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        tokenizer: Any,
-        *,
-        view_size: tuple[int, int] | None,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> LlavaOnevision:
-        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
-        model = load_weights(LlavaOnevisionForConditionalGeneration, folder, dtype=dtype)
-        check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(model.to(device), tokenizer)
-
-    @classmethod
-    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        """Load vision tower and projector alone; see `chat.load_vision_weights`."""
-        model = load_vision_weights(
-            LlavaOnevisionForConditionalGeneration, folder, cls.VISION_KEYS, dtype=dtype
-        )
+    @staticmethod
+    def make_vision_module(model: Any) -> nn.Module:
+        """Return vision tower and projector as one module; see `FixedSizeModel`."""
         return _VisionModule(model.model)
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:

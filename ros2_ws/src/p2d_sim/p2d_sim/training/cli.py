@@ -18,7 +18,7 @@ from p2d_sim.training.tokenizer import make_tokenizer
 EXAMPLE = """examples:
   train --run runs/p2d-mini --out models/p2d-mini
   train --run runs/p2d-mini --out models/p2d-mini --resume
-  train --run /tmp/smoke --smoke
+  train --run runs/smoke --smoke
 """
 
 SMOKE_STEPS = (24, 40)
