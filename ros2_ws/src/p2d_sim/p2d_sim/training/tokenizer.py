@@ -1,4 +1,7 @@
-"""The tokenizer of p2d-mini: one token per word, and a chat template that marks every view."""
+"""The tokenizer of p2d-mini: one token per word, and a chat template that marks every view.
+
+Names of views in two words are one token: an answer's first token then says which view it is.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from p2d_node.language_model.prompt import describe_views, NUMBER_WORDS
 from p2d_node.records import NUSCENES_CAMERAS
 from tokenizers import models, pre_tokenizers, Regex, Tokenizer
 from transformers import PreTrainedTokenizerFast
+
+from p2d_sim.questions import VIEW_NAMES
 
 VIEW_MARKS = tuple(f'<view{number}>' for number in range(1, 9))
 SPECIAL_TOKENS = ('<unk>', '<|user|>', '<|assistant|>', '<|end|>', '<image>', '<video>')
@@ -42,12 +47,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Return the tokenizer."""
     words = [*WORDS.split(), *describe_views(NUSCENES_CAMERAS).replace(',', '').split()]
     words += list(NUMBER_WORDS)
+    view_names = [name for name in VIEW_NAMES if ' ' in name]
     tokens = dict.fromkeys(
-        (*SPECIAL_TOKENS, *VIEW_MARKS, *(word.strip('.') or '.' for word in words))
+        (*SPECIAL_TOKENS, *VIEW_MARKS, *(word.strip('.') or '.' for word in words), *view_names)
     )
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r'\w+|[^\w\s]'), 'removed', invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex('|'.join([*view_names, r'\w+', r'[^\w\s]'])), 'removed', invert=True
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token='<unk>',
