@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from p2d_node.errors import ConfigError
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
+from p2d_node.language_model.checkpoint_files import make_word_tokenizer, write_checkpoint
 from p2d_node.preprocessing import ImageProcessing, normalize
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
@@ -24,7 +27,8 @@ from p2d_sim.training.model_card import END, fill_model_card, START
 from p2d_sim.training.run import Run, RunPlan
 from p2d_sim.training.samples import HELD_OUT_SEED, make_sample
 from p2d_sim.training.scoring import right_answers
-from p2d_sim.training.tokenizer import make_tokenizer
+from p2d_sim.training.starting import start_from
+from p2d_sim.training.tokenizer import CHAT_TEMPLATE, make_tokenizer
 from p2d_sim.training.trainer import encode, Parts
 import pytest
 import torch
@@ -242,3 +246,39 @@ def test_the_model_card_gets_its_tables_between_the_marks_and_keeps_the_rest(
     card.write_text('no marks', encoding='utf-8')
     with pytest.raises(ValueError, match='no place'):
         fill_model_card(card, results)
+
+
+def test_a_run_starts_from_a_finished_model_also_of_another_vocabulary(
+    parts: Parts, exported: Path, tmp_path: Path
+):
+    """In the old folder here, "front left" is still two tokens."""
+    words = [word for word in make_tokenizer().get_vocab() if ' ' not in word]
+    old = make_word_tokenizer(
+        words[:1], words[1:], end_token='<|end|>', chat_template=CHAT_TEMPLATE
+    )
+    model = copy.deepcopy(parts.model)
+    model.resize_token_embeddings(len(words))
+    folder = tmp_path / 'old'
+    write_checkpoint(folder, model, old, pads=False)
+    started = Parts.fresh(TINY, 9, CPU)
+    start_from(started, folder)
+    ids, old_ids = make_tokenizer().get_vocab(), old.get_vocab()
+    for mine, his in (
+        (started.model.get_input_embeddings(), model.get_input_embeddings()),
+        (started.model.get_output_embeddings(), model.get_output_embeddings()),
+    ):
+        assert torch.equal(mine.weight[ids['car']], his.weight[old_ids['car']])
+        both = (his.weight[old_ids['front']] + his.weight[old_ids['left']]) / 2
+        torch.testing.assert_close(mine.weight[ids['front left']], both)
+    for name, tensor in started.model.model.vision_tower.state_dict().items():
+        assert torch.equal(tensor, parts.model.model.vision_tower.state_dict()[name])
+
+
+def test_a_start_that_does_not_fit_is_refused(exported: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r'--start: .* holds no finished model'):
+        start_from(Parts.fresh(TINY, 0, CPU), tmp_path)
+    other = Parts.fresh(replace(TINY, text_hidden=128), 0, CPU)
+    with pytest.raises(
+        ConfigError, match=r'--start: .* is a model of another size: size mismatch'
+    ):
+        start_from(other, exported)

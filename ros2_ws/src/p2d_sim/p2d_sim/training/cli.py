@@ -18,6 +18,7 @@ from p2d_sim.training.tokenizer import make_tokenizer
 EXAMPLE = """examples:
   train --run runs/p2d-mini --out models/p2d-mini
   train --run runs/p2d-mini --out models/p2d-mini --resume
+  train --run runs/more --out models/more --start models/p2d-mini --encoder-steps 0
   train --run runs/smoke --smoke
 """
 
@@ -32,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
-    run = Run(_plan(args))
     try:
+        run = Run(_plan(args))
         run.train()
     except P2dError as err:
         print(f'train: {err}')
@@ -56,6 +57,8 @@ def _plan(args: argparse.Namespace) -> RunPlan:
         device=args.device,
         workers=args.workers,
         save_minutes=args.save_minutes,
+        learning_rates=(RunPlan.learning_rates[0], args.joint_rate),
+        start=args.start,
     )
     if not args.smoke:
         return plan
@@ -74,7 +77,7 @@ def _report_smoke(run: Run) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='train',
-        description='Trains p2d-mini from scratch on freshly rendered sweeps.',
+        description='Trains p2d-mini on freshly rendered sweeps, from nothing or from a model.',
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -85,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--seed', type=int, default=default.seed)
     parser.add_argument('--encoder-steps', type=int, default=default.steps[0])
     parser.add_argument('--joint-steps', type=int, default=default.steps[1])
+    parser.add_argument(
+        '--joint-rate', type=float, default=default.learning_rates[1], help='its learning rate'
+    )
+    parser.add_argument('--start', type=Path, help='finished model to start from')
     parser.add_argument('--sweeps', type=int, default=default.sweeps, help='sweeps per step')
     parser.add_argument('--device', default=default.device, help='cpu or cuda')
     parser.add_argument(

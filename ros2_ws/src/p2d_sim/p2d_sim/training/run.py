@@ -22,8 +22,9 @@ from p2d_sim.training.batches import (
     pack_sample,
 )
 from p2d_sim.training.model import MINI, ModelSize
-from p2d_sim.training.samples import HELD_OUT_SEED, JOINT_SEED, make_sample
+from p2d_sim.training.samples import HELD_OUT_SEED, JOINT_SEED, make_sample, START_SEED
 from p2d_sim.training.scoring import right_answers, Score
+from p2d_sim.training.starting import start_from
 from p2d_sim.training.state import load_optimizers, load_weights, read_progress, save_state
 from p2d_sim.training.trainer import encode, make_optimizers, Parts
 
@@ -48,6 +49,7 @@ class RunPlan:
         steps: Per stage.
         sweeps: Sweeps per step.
         learning_rates: Per stage.
+        start: Finished model that a new run starts from; None: from nothing.
         device: `cpu` or `cuda`.
         workers: Rendering processes.
         save_minutes: Between checkpoints.
@@ -60,6 +62,7 @@ class RunPlan:
     steps: tuple[int, int] = (3000, 4000)
     sweeps: int = 4
     learning_rates: tuple[float, float] = (2e-3, 1.5e-3)
+    start: Path | None = None
     device: str = 'cpu'
     workers: int = 1
     save_minutes: float = 4.0
@@ -104,6 +107,8 @@ class Run:
         if self._progress is not None:
             load_weights(plan.folder, self._progress['state'], self._module)
             self._spent_s = float(self._progress['spent_s'])
+        elif plan.start is not None:
+            start_from(self._parts, plan.start)
 
     @property
     def parts(self) -> Parts:
@@ -139,7 +144,7 @@ class Run:
         feed = BatchPlan(
             size=plan.size,
             sweeps=plan.sweeps,
-            first_seed=JOINT_SEED * number,
+            first_seed=JOINT_SEED * number + (START_SEED if plan.start else 0),
             with_questions=stage == 'joint',
         )
         loop = _Loop(self, stage, optimizers, steps)

@@ -22,6 +22,9 @@ HELD_OUT_SEED = 1_000_000_000
 JOINT_SEED = 100_000_000
 """First seed of the joint stage; the encoder stage counts from 0."""
 
+START_SEED = 300_000_000
+"""Added to both by runs that start from a finished model, which knows the scenes before."""
+
 SUPERSAMPLING = 2
 COVERED = 0.18
 """A patch belongs to the object that covers most of it, from this part on."""
