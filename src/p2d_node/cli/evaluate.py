@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 import json
@@ -250,7 +251,7 @@ def _costs(
         'model': job.config.model,
         'num_cut_by_length': sum(record['cut'] == Cut.LENGTH.value for record in records),
         'tokens_kept_share': kept / sum(record['tokens_total'] for record in records),
-        'workers': sorted({record['workers'] for record in records}),
+        'num_answers_by_workers': Counter(str(record['workers']) for record in records),
         'latency_per_sweep': _percentiles(firsts, ('encode_ms', 'select_ms')),
         'latency_per_question': _percentiles(records, ('prefill_ms', 'generate_ms')),
     }

@@ -156,15 +156,25 @@ def _work(connection: Connection, job: AnswerJob) -> None:
     try:
         pipeline = DrivingPipeline.from_config(job.config)
     except P2dError as err:
-        connection.send(err)
+        with suppress(OSError):
+            connection.send(err)
         return
     try:
-        while True:
-            connection.send(_reply(pipeline, connection.recv(), job))
-    except (EOFError, BrokenPipeError):
-        pass
+        # A pipe that breaks means that the caller wants no more.
+        while (keyframe := _next_keyframe(connection)) is not None:
+            reply = _reply(pipeline, keyframe, job)
+            with suppress(OSError):
+                connection.send(reply)
     finally:
         pipeline.close()
+
+
+def _next_keyframe(connection: Connection) -> Keyframe | None:
+    try:
+        keyframe: Keyframe = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return keyframe
 
 
 def _reply(pipeline: DrivingPipeline, keyframe: Keyframe, job: AnswerJob) -> Reply:
