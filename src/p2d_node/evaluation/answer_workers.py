@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 import multiprocessing
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 import os
 import signal
@@ -68,6 +69,8 @@ def _threads_per_worker(job: AnswerJob) -> int:
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Hold Ctrl-C back; processes started meanwhile never get it, the caller ends them."""
+    # Started by the first worker otherwise, it would let Ctrl-C through again.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
