@@ -1,8 +1,11 @@
 """`p2d evaluate` with a tiny model: whole, cut and gone on with, and refused."""
 
+from contextlib import contextmanager
 import json
+import resource
 
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answer_file import AnswerFile
 import pytest
 
@@ -94,6 +97,30 @@ def test_an_answers_file_that_cannot_be_written_is_named(drivelm_folder, words, 
     (drivelm_folder / 'out').write_text('a file, no folder')
     assert main(words) == EXIT_BAD_INPUT
     assert 'answers.jsonl: cannot be written' in capsys.readouterr().err
+
+
+@contextmanager
+def files_up_to(size_bytes):
+    """Let no file of this process grow beyond `size_bytes`, as a full disk would not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_is_named_and_costs_only_the_keyframe(tmp_path):
+    path = tmp_path / 'answers.jsonl'
+    with AnswerFile(path, {}) as answers:
+        answers.append([{'id': 'first'}])
+        with (
+            files_up_to(path.stat().st_size + 5),
+            pytest.raises(ConfigError, match='cannot be written'),
+        ):
+            answers.append([{'id': 'second'}])
+    with AnswerFile(path, {}) as answers:
+        assert list(answers.done) == ['first']
 
 
 def test_an_instruction_and_a_length_change_the_answers(drivelm_folder, words, capsys):

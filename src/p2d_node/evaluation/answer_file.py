@@ -31,7 +31,8 @@ class AnswerFile:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open('a+b')
+            # Unbuffered: what the disk refused must not be tried again on close.
+            self._file = path.open('a+b', buffering=0)
         except OSError as err:
             raise self._cannot_be_written(err) from err
         try:
@@ -99,10 +100,10 @@ class AnswerFile:
                 )
 
     def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        lines = ''.join(f'{json.dumps(record)}\n' for record in records)
+        content = ''.join(f'{json.dumps(record)}\n' for record in records).encode()
         try:
-            self._file.write(lines.encode())
-            self._file.flush()
+            while content:
+                content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
         except OSError as err:
             raise self._cannot_be_written(err) from err

@@ -36,11 +36,11 @@ END_TIMEOUT_S = 10.0
 def answer_with_workers(
     job: AnswerJob, keyframes: Iterable[Keyframe], answers: AnswerFile
 ) -> Iterator[int]:
-    """Answer keyframes in `job.workers` processes, in no fixed order.
+    """Answer keyframes in up to `job.workers` processes, in no fixed order.
 
     Args:
         job: What to do; torch's CPU threads are divided among the workers.
-        keyframes: What to answer.
+        keyframes: What to answer; one or more.
         answers: Gets the answers of a keyframe as soon as they are there.
 
     Yields:
@@ -50,20 +50,23 @@ def answer_with_workers(
         P2dError: A keyframe failed, or a worker ended. What other workers had begun is waited
             for and stored before that.
     """
-    share = replace(job, config=replace(job.config, num_threads=_threads_per_worker(job)))
+    waiting = deque(keyframes)
+    share = _divide(job, min(job.workers, len(waiting)))
     workers: list[_Worker] = []
     try:
         with _interrupts_held_back():
-            for number in range(1, job.workers + 1):
+            for number in range(1, share.workers + 1):
                 workers.append(_Worker(number, share))
-        yield from _hand_out(workers, deque(keyframes), answers)
+        yield from _hand_out(workers, waiting, answers)
     finally:
         for worker in workers:
             worker.end()
 
 
-def _threads_per_worker(job: AnswerJob) -> int:
-    return max(1, (job.config.num_threads or torch.get_num_threads()) // job.workers)
+def _divide(job: AnswerJob, workers: int) -> AnswerJob:
+    """Return the job of each of `workers` processes."""
+    num_threads = max(1, (job.config.num_threads or torch.get_num_threads()) // workers)
+    return replace(job, config=replace(job.config, num_threads=num_threads), workers=workers)
 
 
 @contextmanager
