@@ -144,6 +144,20 @@ def test_answers_of_other_settings_are_not_mixed_in(words, capsys):
     assert 'its answers were made with retention_ratio' in capsys.readouterr().err
 
 
+def test_other_threads_may_go_on_and_other_stop_texts_may_not(drivelm_folder, words, capsys):
+    settings = drivelm_folder / 'drive.yaml'
+    words = [*words, '--params-file', str(settings)]
+
+    def run_with(line):
+        settings.write_text(f'p2d:\n  ros__parameters:\n    {line}\n')
+        return main(words)
+
+    assert run_with('num_threads: 1') == 0
+    assert run_with('question_batch: 2') == 0
+    assert run_with('stop: ["."]') == EXIT_BAD_INPUT
+    assert "its answers were made with stop [], now it is ['.']" in capsys.readouterr().err
+
+
 def test_a_limit_counts_keyframes(words, capsys):
     assert run_json(capsys, [*words, '--limit', '1'])['num_questions'] == 3
 

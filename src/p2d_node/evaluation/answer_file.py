@@ -91,8 +91,9 @@ class AnswerFile:
             raise ConfigError(
                 f'{self._path}: not a file of answers: {err}; name another with --out'
             ) from err
-        for name in sorted(made_by.keys() | made_before.keys()):
-            before, now = made_before.get(name), made_by.get(name)
+        made_now = json.loads(json.dumps(made_by))  # as the file has it: tuples are lists
+        for name in sorted(made_now.keys() | made_before.keys()):
+            before, now = made_before.get(name), made_now.get(name)
             if before != now:
                 raise ConfigError(
                     f'{self._path}: its answers were made with {name} {before!r}, now it is '
