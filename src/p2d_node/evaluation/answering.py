@@ -67,10 +67,10 @@ class AnswerJob:
 
 @dataclass(frozen=True, slots=True)
 class Keyframe:
-    """The questions about one sweep."""
+    """The questions about one sweep, each a `SweepQuestion` of its benchmark's own type."""
 
     name: str
-    questions: tuple[SweepQuestion, ...]
+    questions: tuple[Any, ...]
 
 
 def group_keyframes(questions: Iterable[SweepQuestion]) -> list[Keyframe]:
