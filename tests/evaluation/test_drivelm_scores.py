@@ -6,10 +6,11 @@ import shutil
 import sys
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
-from p2d_node.evaluation.drivelm_questions import read_predictions, read_questions, Tag
+from p2d_node.evaluation.drivelm_questions import read_questions, Tag
 from p2d_node.evaluation.drivelm_scores import match_points, score_predictions
 from p2d_node.evaluation.judge import CommandJudge
 from p2d_node.evaluation.language_metrics import score_language
+from p2d_node.evaluation.predictions import read_predictions
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge

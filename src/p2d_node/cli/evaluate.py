@@ -1,8 +1,10 @@
-"""`p2d evaluate`: answers DriveLM questions with a model and scores them, or scores a file."""
+"""`p2d evaluate`: answers the questions of a benchmark and scores them, or scores a file."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 import json
 import os
@@ -13,70 +15,137 @@ from p2d_node.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2d_node.config import DriveConfig
-    from p2d_node.evaluation.drivelm_questions import DriveLmQuestion
-    from p2d_node.evaluation.drivelm_scores import DriveLmScores, Judge
+    from p2d_node.evaluation.answer_file import AnswerFile
+    from p2d_node.evaluation.answering import AnswerJob, Keyframe
+    from p2d_node.evaluation.data_formats import DataFormat
+    from p2d_node.evaluation.judge import Judge
 
 EXAMPLE = """examples:
   p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
+  p2d evaluate --data DriveLMMo1_TEST.json --images nuscenes --model models/drivelmm-o1 --workers 4
   p2d evaluate --data v1_1_val_with_answers.json --predictions submission.json --json
 """
 
 API_KEY_VARIABLE = 'P2D_JUDGE_API_KEY'
+
+NO_MATTER = frozenset(
+    {
+        'cameras',
+        'device',
+        'encoder',
+        'missing_camera_policy',
+        'num_threads',
+        'question_batch',
+        'questions',
+        'stream_partial_answers',
+        'sync',
+    }
+)
+"""Settings that do not change answers, or no more than rounding does; what is new in the
+configuration counts until it is named here."""
+
+AUTO_FORMAT = 'auto'
+FORMAT_NAMES = ('drivelm', 'drivelmm-o1')
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the verb `evaluate`."""
     parser = subparsers.add_parser(
         'evaluate',
-        help='answer and score DriveLM questions',
+        help='answer and score the questions of DriveLM and DriveLMM-o1',
         description=__doc__,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--data', type=Path, required=True, help='DriveLM JSON')
+    _add_data(parser)
+    _add_answering(parser)
+    _add_scoring(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--data', type=Path, required=True, help='JSON of DriveLM or of DriveLMM-o1'
+    )
+    parser.add_argument(
+        '--format',
+        choices=(AUTO_FORMAT, *FORMAT_NAMES),
+        default=AUTO_FORMAT,
+        help='of --data; auto: by its fields',
+    )
+    parser.add_argument('--limit', type=int, help='only the first N keyframes')
     parser.add_argument('--predictions', type=Path, help='score these answers; runs no model')
+
+
+def _add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--images', type=Path, help='folder that holds samples/<CAMERA>/*.jpg')
     parser.add_argument('--model', help='checkpoint folder')
     parser.add_argument('--params-file', type=Path, help='settings of the pipeline')
     parser.add_argument('--retention-ratio', type=float, help='kept/total, for all cameras')
-    parser.add_argument('--limit', type=int, help='only the first N keyframes')
+    parser.add_argument(
+        '--max-new-tokens',
+        type=int,
+        help='longest answer; without it what --params-file says, and without both 64, or 2000 '
+        'for DriveLMM-o1, whose answers reason first',
+    )
+    parser.add_argument(
+        '--instruction',
+        default='',
+        help='text before each question, for a model that must be told how to answer',
+    )
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=1,
+        help='processes that answer keyframes side by side; each loads the model for itself, so N '
+        'of them need N times its memory, on a GPU too; CPU threads are divided among them, and '
+        'the times in the report are taken while they compete',
+    )
     parser.add_argument(
         '--out',
         type=Path,
         default=Path('evaluation'),
         help='folder of answers.jsonl and submission.json; a run that was cut goes on there',
     )
-    parser.add_argument('--judge-command', help='scores free answers: JSON lines in, numbers out')
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--judge-command',
+        help='scores free answers: JSON lines in; out a number per line, or for DriveLMM-o1 an '
+        'object of ratings per line',
+    )
     parser.add_argument(
         '--judge-url', help=f'OpenAI-compatible service; its key in {API_KEY_VARIABLE}'
     )
     parser.add_argument('--judge-model', default='gpt-4o-mini', help='model of --judge-url')
     parser.add_argument('--tokenizer', default='auto', help='ptb (Java), treebank or auto')
     parser.add_argument('--json', action='store_true', help='print figures as JSON')
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer, score, print; returns the exit code."""
-    from p2d_node.evaluation.drivelm_questions import read_predictions, read_questions
-    from p2d_node.evaluation.drivelm_scores import score_predictions
+    from p2d_node.evaluation.data_formats import FORMATS, recognize_format
+    from p2d_node.evaluation.predictions import read_predictions
 
     judge = _make_judge(args)
-    questions = _limited(read_questions(args.data), args.limit)
+    name = recognize_format(args.data) if args.format == AUTO_FORMAT else args.format
+    data_format = FORMATS[name]
+    questions = _limited(data_format.read_questions(args.data), args.limit)
     costs: dict[str, Any] = {}
     if args.predictions is not None:
         predictions = read_predictions(args.predictions)
     else:
-        predictions, costs = _answer(args, questions)
+        predictions, costs = _answer(args, data_format, questions)
     if any(question.reference is None for question in questions) and args.predictions is None:
         _print(args, {'num_questions': len(questions), 'scores': None, **costs})
         return 0
-    scores = score_predictions(questions, predictions, judge=judge, tokenizer=args.tokenizer)
-    _print(args, {**_scores_json(scores), **costs})
+    scores = data_format.score(questions, predictions, judge, args.tokenizer)
+    _print(args, {**scores, **costs})
     return 0
 
 
-def _limited(questions: list[DriveLmQuestion], limit: int | None) -> list[DriveLmQuestion]:
+def _limited(questions: Sequence[Any], limit: int | None) -> Sequence[Any]:
     from p2d_node.evaluation.answering import group_keyframes
 
     if limit is None:
@@ -100,45 +169,64 @@ def _make_judge(args: argparse.Namespace) -> Judge | None:
 
 
 def _answer(
-    args: argparse.Namespace, questions: list[DriveLmQuestion]
+    args: argparse.Namespace, data_format: DataFormat, questions: Sequence[Any]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Answer what is still open; returns the predictions, and what they cost."""
     from p2d_node.durable_files import write_json
-    from p2d_node.evaluation.answering import (
-        answer_all,
-        AnswerFile,
-        check_images,
-        group_keyframes,
-    )
-    from p2d_node.pipeline import DrivingPipeline
+    from p2d_node.evaluation.answer_file import AnswerFile
+    from p2d_node.evaluation.answering import check_images, group_keyframes, still_open
+
+    job = _make_job(args, data_format)
+    keyframes = group_keyframes(questions)
+    check_images(keyframes, job.image_root, job.cameras)
+    with AnswerFile(args.out / 'answers.jsonl', _made_by(args, job)) as answers:
+        left = still_open(keyframes, answers)
+        if left:
+            _answer_the_rest(job, left, answers, len(questions))
+        done = answers.done
+    records = [done[question.id] for question in questions]
+    fields = data_format.submission
+    submission = [{theirs: r[ours] for theirs, ours in fields.items()} for r in records]
+    write_json(args.out / 'submission.json', submission)
+    costs = _costs(job, records, [done[keyframe.questions[0].id] for keyframe in keyframes])
+    return {r['id']: r['answer'] for r in records}, costs
+
+
+def _answer_the_rest(
+    job: AnswerJob, left: Sequence[Keyframe], answers: AnswerFile, num_questions: int
+) -> None:
+    from p2d_node.evaluation.answer_workers import answer_with_workers
+    from p2d_node.evaluation.answering import answer_all
     from rich.console import Console
     from rich.progress import Progress
+
+    num_left = sum(len(keyframe.questions) for keyframe in left)
+    answer = answer_all if job.workers == 1 else answer_with_workers
+    with Progress(console=Console(stderr=True)) as bars:
+        task = bars.add_task('questions', total=num_questions, completed=num_questions - num_left)
+        for count in answer(job, left, answers):
+            bars.advance(task, count)
+
+
+def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
+    from p2d_node.evaluation.answering import AnswerJob
 
     if args.images is None:
         raise ConfigError(
             '--images is missing; needed: the folder that holds samples/, or give '
             '--predictions to score answers made elsewhere'
         )
-    config = _config(args)
-    keyframes = group_keyframes(questions)
-    check_images(keyframes, args.images, tuple(config.cameras))
-    answers = AnswerFile(args.out / 'answers.jsonl', _made_by(args, config))
-    pipeline = DrivingPipeline.from_config(config)
-    try:
-        with Progress(console=Console(stderr=True)) as bars:
-            task = bars.add_task('questions', total=len(questions))
-            for count in answer_all(pipeline, keyframes, args.images, answers):
-                bars.advance(task, count)
-    finally:
-        pipeline.close()
-    records = [answers.done[question.id] for question in questions]
-    fields = ('id', 'question', 'answer')
-    submission = [{name: record[name] for name in fields} for record in records]
-    write_json(args.out / 'submission.json', submission)
-    return {r['id']: r['answer'] for r in records}, _costs(records, pipeline.model_name)
+    if args.workers < 1:
+        raise ConfigError(f'--workers: got {args.workers}, allowed: 1 or more')
+    return AnswerJob(
+        config=_config(args, data_format),
+        image_root=args.images,
+        instruction=args.instruction,
+        workers=args.workers,
+    )
 
 
-def _config(args: argparse.Namespace) -> DriveConfig:
+def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
     config = read_drive_config(args.params_file)
@@ -147,42 +235,49 @@ def _config(args: argparse.Namespace) -> DriveConfig:
     if args.retention_ratio is not None:
         ratios = dict.fromkeys(config.cameras, args.retention_ratio)
         config = replace(config, retention_ratio=ratios)
-    return config
+    longest = args.max_new_tokens
+    if longest is None and args.params_file is None:
+        longest = data_format.max_new_tokens
+    return config if longest is None else replace(config, max_new_tokens=longest)
 
 
-def _made_by(args: argparse.Namespace, config: DriveConfig) -> dict[str, Any]:
+def _made_by(args: argparse.Namespace, job: AnswerJob) -> dict[str, Any]:
     """Return what two runs must share for one to go on with the other's answers."""
-    ratios = {camera: config.retention_ratio_of(camera) for camera in config.cameras}
-    return {
-        'data': args.data.name,
-        'model': config.model,
-        'retention_ratio': ratios,
-        'selector': config.selector,
-        'prune_layer': config.prune_layer,
-        'max_new_tokens': config.max_new_tokens,
-    }
+    config = job.config
+    settings = {name: value for name, value in asdict(config).items() if name not in NO_MATTER}
+    settings['retention_ratio'] = {name: config.retention_ratio_of(name) for name in job.cameras}
+    return {'data': args.data.name, 'instruction': job.instruction, **settings}
 
 
-def _costs(records: list[dict[str, Any]], model_name: str) -> dict[str, Any]:
-    from p2d_node.evaluation.selection_benchmark import percentile
+def _costs(
+    job: AnswerJob, records: Sequence[dict[str, Any]], firsts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what the answers took; `firsts` holds one record of each sweep."""
+    from p2d_node.records import Cut
 
-    stages = ('encode_ms', 'select_ms', 'prefill_ms', 'generate_ms')
     kept = sum(record['tokens_kept'] for record in records)
     return {
-        'model': model_name,
+        'model': job.config.model,
+        'num_cut_by_length': sum(record['cut'] == Cut.LENGTH.value for record in records),
         'tokens_kept_share': kept / sum(record['tokens_total'] for record in records),
-        'latency_per_question': {
-            name: {f'p{share:.0%}'[:-1]: percentile(values, share) for share in (0.5, 0.95)}
-            for name, values in ((name, [r[name] for r in records]) for name in stages)
-        },
+        'num_answers_by_workers': Counter(str(record['workers']) for record in records),
+        'latency_per_sweep': _percentiles(firsts, ('encode_ms', 'select_ms')),
+        'latency_per_question': _percentiles(records, ('prefill_ms', 'generate_ms')),
     }
 
 
-def _scores_json(scores: DriveLmScores) -> dict[str, Any]:
-    content = asdict(scores)
-    if scores.language is not None:
-        content['language']['score'] = scores.language.score
-    return content
+def _percentiles(
+    records: Sequence[dict[str, Any]], stages: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    from p2d_node.evaluation.selection_benchmark import percentile
+
+    return {
+        stage: {
+            name: percentile([record[stage] for record in records], share)
+            for name, share in (('p50', 0.5), ('p95', 0.95))
+        }
+        for stage in stages
+    }
 
 
 def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:

@@ -1,35 +1,81 @@
-"""Answers every question of a DriveLM file with a model; a run that is cut goes on where it was.
+"""Answers the questions about a keyframe with a model; a run that is cut goes on where it was.
 
-Answers are appended to a file of JSON lines, one keyframe at a time, as they come.
+Questions and pictures come in, records for the file of answers go out. Where several processes
+share the work, each runs what is here: see `answer_workers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from p2d_node.bags.drivelm import resolve_image, stamp_ns_of
-from p2d_node.errors import ConfigError
-from p2d_node.evaluation.drivelm_questions import DriveLmQuestion
+from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
+from p2d_node.evaluation.answer_file import AnswerFile
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, DrivingAnswer, FrameSet
 
 
+class SweepQuestion(Protocol):
+    """What answering needs to know of a question; `images` maps cameras to names of pictures."""
+
+    @property
+    def id(self) -> str:
+        """Name of the question, unique in its file."""
+        ...
+
+    @property
+    def keyframe(self) -> str:
+        """Name of the sweep that it is about."""
+        ...
+
+    @property
+    def question(self) -> str:
+        """The question."""
+        ...
+
+    @property
+    def images(self) -> Mapping[str, str]:
+        """Camera to image name, as the data gives it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerJob:
+    """How questions are answered.
+
+    Attributes:
+        config: Settings of the pipeline.
+        image_root: Folder that holds `samples/<CAMERA>/*.jpg`.
+        instruction: Text that the model reads before each question; may be empty.
+        workers: Number of processes that share the work.
+    """
+
+    config: DriveConfig
+    image_root: Path
+    instruction: str = ''
+    workers: int = 1
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, in the model's order."""
+        return tuple(self.config.cameras)
+
+
 @dataclass(frozen=True, slots=True)
 class Keyframe:
-    """The questions about one sweep."""
+    """The questions about one sweep, each a `SweepQuestion` of its benchmark's own type."""
 
     name: str
-    questions: tuple[DriveLmQuestion, ...]
+    questions: tuple[Any, ...]
 
 
-def group_keyframes(questions: Iterable[DriveLmQuestion]) -> list[Keyframe]:
+def group_keyframes(questions: Iterable[SweepQuestion]) -> list[Keyframe]:
     """Group questions by keyframe, in the order in which keyframes first appear."""
-    groups: dict[str, list[DriveLmQuestion]] = {}
+    groups: dict[str, list[SweepQuestion]] = {}
     for question in questions:
         groups.setdefault(question.keyframe, []).append(question)
     return [Keyframe(name, tuple(group)) for name, group in groups.items()]
@@ -73,93 +119,60 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
 
 
 def answer_keyframe(
-    pipeline: DrivingPipeline, keyframe: Keyframe, image_root: Path
+    pipeline: DrivingPipeline, keyframe: Keyframe, job: AnswerJob
 ) -> list[dict[str, Any]]:
-    """Answer the questions of one keyframe over one visual prefix; returns records to store."""
-    sweep = load_sweep(keyframe, image_root, tuple(pipeline.config.cameras))
-    answers = pipeline.answer(sweep, [question.question for question in keyframe.questions])
+    """Answer the questions of one keyframe over one visual prefix; returns records to store.
+
+    Raises:
+        ConfigError: A picture that cannot be read.
+        InferenceError: A picture that is none, or a model stage that failed.
+    """
+    sweep = load_sweep(keyframe, job.image_root, job.cameras)
+    questions = [f'{job.instruction}\n{q.question}'.strip() for q in keyframe.questions]
+    try:
+        answers = pipeline.answer(sweep, questions)
+    except (ImageDecodeError, InferenceError) as err:
+        raise InferenceError(f'keyframe {keyframe.name}: {err}') from err
     return [
-        _to_record(question, answer)
+        _to_record(question, answer, job)
         for question, answer in zip(keyframe.questions, answers, strict=True)
     ]
 
 
-def _to_record(question: DriveLmQuestion, answer: DrivingAnswer) -> dict[str, Any]:
+def _to_record(question: SweepQuestion, answer: DrivingAnswer, job: AnswerJob) -> dict[str, Any]:
     times = answer.times
     return {
         'id': question.id,
         'question': question.question,
         'answer': answer.answer,
+        'cut': answer.cut.value,
         'tokens_kept': sum(answer.tokens_kept.values()),
         'tokens_total': sum(answer.tokens_total.values()),
         'prefill_ms': times.prefill_ms,
         'generate_ms': times.generate_ms,
         'encode_ms': times.encode_ms,
         'select_ms': times.select_ms,
+        'workers': job.workers,
     }
 
 
-class AnswerFile:
-    """Answers on disk, one JSON object per line, after a line that says what made them.
-
-    `done` holds the answers by question id. Use it from one thread.
-    """
-
-    def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
-        """Open the file, or begin it; a last line that was cut short is dropped.
-
-        Raises:
-            ConfigError: Not such a file, or one of another model, data or settings.
-        """
-        self.done: dict[str, dict[str, Any]] = {}
-        self._path = path
-        if path.exists():
-            self._read(made_by)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write([made_by])
-
-    def _read(self, made_by: Mapping[str, Any]) -> None:
-        lines = self._path.read_bytes().split(b'\n')
-        whole = b''.join(line + b'\n' for line in lines[:-1])
-        if lines[-1]:
-            os.truncate(self._path, len(whole))
-        try:
-            head, *records = [json.loads(line) for line in whole.splitlines()]
-            self.done = {record['id']: record for record in records}
-        except (ValueError, KeyError, TypeError) as err:
-            raise ConfigError(
-                f'{self._path}: not a file of answers: {err}; name another with --out'
-            ) from err
-        for name, value in made_by.items():
-            if head.get(name) != value:
-                raise ConfigError(
-                    f'{self._path}: its answers were made with {name} {head.get(name)!r}, now it '
-                    f'is {value!r}; name another file with --out'
-                )
-
-    def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add the answers of a keyframe; they are on disk when this returns."""
-        self._write(records)
-        self.done |= {record['id']: record for record in records}
-
-    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        with self._path.open('a', encoding='utf-8') as file:
-            file.write(''.join(f'{json.dumps(record)}\n' for record in records))
-            file.flush()
-            os.fsync(file.fileno())
+def still_open(keyframes: Sequence[Keyframe], answers: AnswerFile) -> list[Keyframe]:
+    """Return what `answers` lacks; of keyframes that were cut, the questions that are left."""
+    left = [
+        Keyframe(keyframe.name, tuple(q for q in keyframe.questions if q.id not in answers.done))
+        for keyframe in keyframes
+    ]
+    return [keyframe for keyframe in left if keyframe.questions]
 
 
 def answer_all(
-    pipeline: DrivingPipeline,
-    keyframes: Sequence[Keyframe],
-    image_root: Path,
-    answers: AnswerFile,
+    job: AnswerJob, keyframes: Sequence[Keyframe], answers: AnswerFile
 ) -> Iterator[int]:
-    """Answer what `answers` lacks; yields the number of answered questions per keyframe."""
-    for keyframe in keyframes:
-        open_questions = tuple(q for q in keyframe.questions if q.id not in answers.done)
-        if open_questions:
-            rest = Keyframe(keyframe.name, open_questions)
-            answers.append(answer_keyframe(pipeline, rest, image_root))
-        yield len(keyframe.questions)
+    """Answer keyframe after keyframe in this process; yields the number of answers of each."""
+    pipeline = DrivingPipeline.from_config(job.config)
+    try:
+        for keyframe in keyframes:
+            answers.append(answer_keyframe(pipeline, keyframe, job))
+            yield len(keyframe.questions)
+    finally:
+        pipeline.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from p2d_node.bags.drivelm import read_json
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation.predictions import first_duplicate
 
 TASKS = ('perception', 'prediction', 'planning', 'behavior')
 """Order in which a keyframe's questions are numbered."""
@@ -68,7 +69,7 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
         ) from err
     if not questions:
         raise ConfigError(f'{path}: holds no question')
-    twice = _first_duplicate(question.id for question in questions)
+    twice = first_duplicate(question.id for question in questions)
     if twice is not None:
         raise ConfigError(f'{path}: the id {twice} stands there twice')
     return questions
@@ -102,11 +103,16 @@ def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
             question=texts['human'].replace('<image>', '').strip(),
             reference=reference,
             tags=_tags_of(item.get('tag'), reference),
-            images={_camera_of(name): name for name in names},
+            images={camera_of(name): name for name in names},
         )
 
 
-def _camera_of(name: str) -> str:
+def camera_of(name: str) -> str:
+    """Return the camera in the name of a nuScenes image.
+
+    Raises:
+        StopIteration: There is none.
+    """
     return next(part for part in re.split(r'__|/', name) if part.startswith('CAM_'))
 
 
@@ -116,38 +122,3 @@ def _tags_of(tags: Any, reference: str | None) -> tuple[Tag, ...]:
     if reference is not None and LETTER.fullmatch(reference.strip()):
         return (Tag.ACCURACY, Tag.LANGUAGE)
     return (Tag.LANGUAGE,)
-
-
-def _first_duplicate(ids: Iterator[str]) -> str | None:
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
-
-
-def read_predictions(path: Path) -> dict[str, str]:
-    """Read a challenge submission, or the list of `id` and `answer` inside it.
-
-    Returns:
-        Question id to predicted answer.
-
-    Raises:
-        ConfigError: A file that is missing or not what it should be, or an id that is there twice.
-    """
-    data = read_json(path)
-    items = data.get('results') if isinstance(data, dict) else data
-    try:
-        pairs = [(str(item['id']), str(item['answer'])) for item in items or ()]
-    except (KeyError, TypeError) as err:
-        raise ConfigError(
-            f'{path}: not predictions: {type(err).__name__}: {err}; needed: a list of objects '
-            'with id and answer, or a submission with such results'
-        ) from err
-    if not pairs:
-        raise ConfigError(f'{path}: holds no prediction')
-    twice = _first_duplicate(name for name, _ in pairs)
-    if twice is not None:
-        raise ConfigError(f'{path}: the id {twice} is answered twice')
-    return dict(pairs)

@@ -1,0 +1,95 @@
+"""The benchmarks that can be evaluated: how each is recognised, read, scored and submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from p2d_node.bags.drivelm import read_json
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
+from p2d_node.evaluation.drivelm_scores import score_predictions
+from p2d_node.evaluation.drivelmm_o1_questions import DriveLmmO1Question, read_o1_questions
+from p2d_node.evaluation.drivelmm_o1_scores import score_o1_predictions
+from p2d_node.evaluation.judge import Judge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFormat:
+    """One benchmark.
+
+    Attributes:
+        read_questions: From a file to its questions.
+        score: From questions, predictions, judge and tokenizer to scores, ready for JSON.
+        submission: Names of the fields of a submitted prediction, and of ours that go there.
+        max_new_tokens: Longest answer where the user names none; None: the pipeline's default.
+    """
+
+    read_questions: Callable[[Path], Sequence[Any]]
+    score: Callable[[Sequence[Any], Mapping[str, str], Judge | None, str], dict[str, Any]]
+    submission: Mapping[str, str]
+    max_new_tokens: int | None = None
+
+
+def _score_drivelm(
+    questions: Sequence[DriveLmQuestion],
+    predictions: Mapping[str, str],
+    judge: Judge | None,
+    tokenizer: str,
+) -> dict[str, Any]:
+    scores = score_predictions(questions, predictions, judge=judge, tokenizer=tokenizer)
+    content = asdict(scores)
+    if scores.language is not None:
+        content['language']['score'] = scores.language.score
+    return content
+
+
+def _score_drivelmm_o1(
+    questions: Sequence[DriveLmmO1Question],
+    predictions: Mapping[str, str],
+    judge: Judge | None,
+    tokenizer: str,
+) -> dict[str, Any]:
+    del tokenizer  # no score here counts words
+    rate = None if judge is None else judge.rate
+    return asdict(score_o1_predictions(questions, predictions, rate=rate))
+
+
+FORMATS = {
+    'drivelm': DataFormat(
+        read_questions=read_questions,
+        score=_score_drivelm,
+        submission={'id': 'id', 'question': 'question', 'answer': 'answer'},
+    ),
+    'drivelmm-o1': DataFormat(
+        read_questions=read_o1_questions,
+        score=_score_drivelmm_o1,
+        submission={'idx': 'id', 'question': 'question', 'llm-response': 'answer'},
+        # As in the authors' inference script: reasoning needs room.
+        max_new_tokens=2000,
+    ),
+}
+
+
+def recognize_format(path: Path) -> str:
+    """Return which of `FORMATS` a file has, by the fields of its first item.
+
+    Raises:
+        ConfigError: A file that is missing or empty, or of neither format.
+    """
+    data = read_json(path)
+    items = list(data.values()) if isinstance(data, dict) else data
+    if items in ([], {}):
+        raise ConfigError(f'{path}: holds no question')
+    first = items[0] if isinstance(items, list) else None
+    fields = first if isinstance(first, dict) else {}
+    if 'idx' in fields:
+        return 'drivelmm-o1'
+    if 'key_frames' in fields or 'conversations' in fields:
+        return 'drivelm'
+    raise ConfigError(
+        f'{path}: neither DriveLM (scenes with key_frames, or a list with conversations) nor '
+        'DriveLMM-o1 (items with idx)'
+    )

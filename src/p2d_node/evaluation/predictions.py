@@ -1,0 +1,65 @@
+"""A file of predictions comes in, question ids with answers come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from p2d_node.bags.drivelm import read_json
+from p2d_node.errors import ConfigError
+
+ID_NAMES = ('id', 'idx')
+ANSWER_NAMES = ('answer', 'llm-response')
+"""DriveLM submissions and the output of DriveLMM-o1's inference script have the first names, the
+input of DriveLMM-o1's evaluation script the second."""
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Read a list of predictions, or a challenge submission that has one as its `results`.
+
+    Returns:
+        Question id to predicted answer.
+
+    Raises:
+        ConfigError: A file that is missing or not what it should be, a prediction without an
+            answer, or an id that is there twice.
+    """
+    data = read_json(path)
+    items = data.get('results') if isinstance(data, dict) else data
+    if not isinstance(items, list):
+        raise ConfigError(
+            f'{path}: not predictions; needed: a list of objects with id and answer (or idx and '
+            'llm-response), or a submission with such results'
+        )
+    pairs = [_read_item(path, number, item) for number, item in enumerate(items)]
+    if not pairs:
+        raise ConfigError(f'{path}: holds no prediction')
+    twice = first_duplicate(name for name, _ in pairs)
+    if twice is not None:
+        raise ConfigError(f'{path}: the id {twice} is answered twice')
+    return dict(pairs)
+
+
+def _read_item(path: Path, number: int, item: Any) -> tuple[str, str]:
+    fields = item if isinstance(item, dict) else {}
+    name = next((fields[key] for key in ID_NAMES if key in fields), None)
+    if not isinstance(name, str):
+        raise ConfigError(f'{path}: not predictions: item {number} has no {" or ".join(ID_NAMES)}')
+    answer = next((fields[key] for key in ANSWER_NAMES if key in fields), None)
+    if not isinstance(answer, str):
+        raise ConfigError(
+            f'{path}: the prediction for {name} has no answer; needed: a text named '
+            f'{" or ".join(ANSWER_NAMES)}'
+        )
+    return name, answer
+
+
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """Return the first name that is there a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -1,0 +1,192 @@
+"""Answers by several processes: the same ones, and none lost or doubled, whoever is killed."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
+import pytest
+
+NUM_KEYFRAMES = 60
+"""Enough that a run which has begun to answer is still at it when it is killed."""
+
+QUESTIONS = ('What is ahead?', 'Is it red?', 'Choose.')
+PATIENCE_S = 90.0
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def wait_for(condition):
+    """Wait until `condition` returns something true, and return that."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < end, 'waited too long'
+        time.sleep(0.02)
+    return found
+
+
+class Run:
+    """`p2d evaluate` with two workers, in a process group of its own."""
+
+    def __init__(self, words):
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'p2d_node.cli.main', *words, '--workers', '2'],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def workers(self):
+        """Process ids of the workers, not of Python's resource tracker."""
+        children = Path(f'/proc/{self.process.pid}/task/{self.process.pid}/children').read_text()
+        return [
+            int(pid)
+            for pid in children.split()
+            if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()
+        ]
+
+    def end(self):
+        """Return exit code and standard error."""
+        _, error = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, error
+
+
+@pytest.fixture
+def folder(tmp_path, image_names):
+    """Many keyframes that share two sweeps' pictures."""
+    items = []
+    for number in range(NUM_KEYFRAMES):
+        images = list(image_names[number % 2].values())
+        for i, question in enumerate(QUESTIONS):
+            turns = [{'from': 'human', 'value': question}, {'from': 'gpt', 'value': 'A car.'}]
+            items.append({'id': f's_f{number}_{i}', 'image': images, 'conversations': turns})
+    (tmp_path / 'data.json').write_text(json.dumps(items))
+    return tmp_path
+
+
+@pytest.fixture
+def words(folder, tiny_checkpoint):
+    return [
+        *('evaluate', '--data', str(folder / 'data.json'), '--images', str(folder)),
+        *('--model', str(tiny_checkpoint), '--out', str(folder / 'out')),
+        *('--max-new-tokens', '32'),
+    ]
+
+
+def stored(folder):
+    """Return the answers on disk in the order of the file; a cut last line is left out."""
+    lines = (folder / 'out' / 'answers.jsonl').read_bytes().split(b'\n')[1:-1]
+    return [(record['id'], record['answer']) for record in map(json.loads, lines)]
+
+
+def wait_for_answers(folder):
+    path = folder / 'out' / 'answers.jsonl'
+    wait_for(lambda: path.exists() and path.read_bytes().count(b'\n') > 2 * len(QUESTIONS))
+
+
+def is_gone(pid):
+    try:
+        return '\nState:\tZ' in Path(f'/proc/{pid}/status').read_text()
+    except FileNotFoundError:
+        return True
+
+
+def assert_goes_on_to_the_end(folder, words, before):
+    """Finish the run in this process; everything is there once, and what was there stays."""
+    assert 0 < len(before) < NUM_KEYFRAMES * len(QUESTIONS)
+    assert main(words) == 0
+    after = stored(folder)
+    assert after[: len(before)] == before
+    names = [f's_f{number}_{i}' for number in range(NUM_KEYFRAMES) for i in range(len(QUESTIONS))]
+    assert sorted(name for name, _ in after) == sorted(names)
+    submission = json.loads((folder / 'out' / 'submission.json').read_text())
+    assert [item['id'] for item in submission] == names
+
+
+def test_two_workers_give_the_answers_of_one(folder, words, capsys):
+    words = [*words, '--limit', '6', '--json']
+    assert main(words) == 0
+    alone = stored(folder)
+    capsys.readouterr()
+    (folder / 'out').rename(folder / 'alone')
+    assert main([*words, '--workers', '2']) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['num_answers_by_workers'] == {'2': 18}
+    assert sorted(stored(folder)) == sorted(alone)
+    assert len({answer for _, answer in alone}) > 1
+    one, two = (folder / name / 'submission.json' for name in ('alone', 'out'))
+    assert two.read_text() == one.read_text()
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_loses_nothing(folder, words, capfd):
+    run = Run(words)
+    wait_for_answers(folder)
+    workers = run.workers()
+    os.kill(workers[0], signal.SIGKILL)
+    code, error = run.end()
+    assert code == EXIT_BAD_INPUT
+    (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
+    assert 'was ended by SIGKILL while it was at keyframe s_f' in line
+    assert 'Traceback' not in error
+    assert all(is_gone(pid) for pid in workers)
+    assert_goes_on_to_the_end(folder, words, stored(folder))
+
+
+def test_workers_end_with_a_caller_that_is_killed(folder, words):
+    run = Run(words)
+    wait_for_answers(folder)
+    workers = run.workers()
+    assert len(workers) == 2
+    run.process.kill()
+    run.process.wait()
+    wait_for(lambda: all(is_gone(pid) for pid in workers))
+    run.process.stderr.close()
+    assert_goes_on_to_the_end(folder, words, stored(folder))
+
+
+@pytest.mark.parametrize('moment', ['while they start', 'while they answer'])
+def test_ctrl_c_ends_all_workers(folder, words, moment):
+    run = Run(words)
+    workers = wait_for(lambda: len(found := run.workers()) == 2 and found)
+    if moment == 'while they answer':
+        wait_for_answers(folder)
+    os.killpg(run.process.pid, signal.SIGINT)
+    code, error = run.end()
+    assert code == EXIT_INTERRUPTED
+    assert 'Traceback' not in error
+    wait_for(lambda: all(is_gone(pid) for pid in workers))
+    if moment == 'while they answer':
+        assert_goes_on_to_the_end(folder, words, stored(folder))
+
+
+@pytest.mark.parametrize('workers', ['1', '2'])
+def test_a_keyframe_that_fails_is_named_after_the_others_are_stored(folder, words, workers, capfd):
+    items = json.loads((folder / 'data.json').read_text())
+    broken = folder / 'samples' / 'CAM_BACK' / 'b__CAM_BACK__1533151603599404.jpg'
+    broken.write_bytes(b'no picture')
+    for item in items[6:9]:
+        others = [name for name in item['image'] if '__CAM_BACK__' not in name]
+        item['image'] = [*others, f'samples/CAM_BACK/{broken.name}']
+    (folder / 'data.json').write_text(json.dumps(items))
+    assert main([*words, '--limit', '5', '--workers', workers]) == EXIT_BAD_INPUT
+    error = capfd.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
+    assert 'keyframe s_f2: ' in line
+    assert 'Traceback' not in error
+    names = [name for name, _ in stored(folder)]
+    assert {'s_f0_0', 's_f1_2'} <= set(names)
+    assert not any(name.startswith('s_f2_') for name in names)
+    assert len(set(names)) == len(names)
+
+
+def test_a_model_that_no_worker_can_load_is_one_line(folder, words, capfd):
+    words = [*words, '--model', 'nowhere', '--workers', '2']
+    assert main(words) == EXIT_BAD_INPUT
+    error = capfd.readouterr().err
+    assert "p2d evaluate: model: got 'nowhere', which is not a folder" in error
+    assert 'Traceback' not in error
