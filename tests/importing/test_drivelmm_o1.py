@@ -225,11 +225,11 @@ def test_the_command_says_what_it_assumes(weights, tmp_path, capsys):
     assert main(command) == 0
     text = capsys.readouterr().out
     assert 'LoRA was merged into 18 layers' in text
-    assert 'CAM_FRONT_LEFT CAM_FRONT CAM_FRONT_RIGHT / CAM_BACK_LEFT CAM_BACK' in text
+    assert 'CAM_FRONT_LEFT CAM_FRONT CAM_FRONT_RIGHT / CAM_BACK_RIGHT CAM_BACK' in text
     assert 'the authors do not say how they did' in text
     assert json.loads((out / 'config.json').read_text())['p2d_mosaic'] == [
         ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'],
-        ['CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'],
+        ['CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'],
     ]
 
 

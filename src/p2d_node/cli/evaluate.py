@@ -229,9 +229,7 @@ def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
 def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
-    config = read_drive_config(args.params_file)
-    if args.model is not None:
-        config = replace(config, model=args.model)
+    config = read_drive_config(args.params_file, model=args.model)
     if args.retention_ratio is not None:
         ratios = dict.fromkeys(config.cameras, args.retention_ratio)
         config = replace(config, retention_ratio=ratios)

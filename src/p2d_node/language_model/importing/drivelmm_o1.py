@@ -96,9 +96,10 @@ VISION_FIELDS = (
 
 MOSAIC = (
     ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
-    ('CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'),
+    ('CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'),
 )
-"""Rows of the stitched picture; the authors' code takes finished pictures and does not say."""
+"""Rows of the stitched picture. The authors' code takes finished pictures and does not say; public
+code that reads their data has the views in this order, three per row."""
 
 INTERNVL_ALPHA_BY_RANK = 2
 """InternVL's LoRA: alpha is twice the rank."""

@@ -277,7 +277,7 @@ def mosaic_checkpoint(tmp_path_factory):
     path = folder / 'config.json'
     rows = [
         ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'],
-        ['CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'],
+        ['CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'],
     ]
     path.write_text(json.dumps(json.loads(path.read_text()) | {'p2d_mosaic': rows}))
     return folder
