@@ -29,9 +29,9 @@ REGIONS = {
     'CAM_FRONT_LEFT': [0, 4],
     'CAM_FRONT': [1, 2, 5, 6],
     'CAM_FRONT_RIGHT': [3, 7],
-    'CAM_BACK_LEFT': [8, 12],
+    'CAM_BACK_RIGHT': [8, 12],
     'CAM_BACK': [9, 10, 13, 14],
-    'CAM_BACK_RIGHT': [11, 15],
+    'CAM_BACK_LEFT': [11, 15],
 }
 """Tokens of 4 x 4 whose middle lies in a view of 2 x 3."""
 
@@ -74,7 +74,7 @@ def stitched_pixel_values(frame_set):
         for name, f in decoded.items()
     }
     front = [views[f'CAM_{name}'] for name in ('FRONT_LEFT', 'FRONT', 'FRONT_RIGHT')]
-    back = [views[f'CAM_{name}'] for name in ('BACK_LEFT', 'BACK', 'BACK_RIGHT')]
+    back = [views[f'CAM_{name}'] for name in ('BACK_RIGHT', 'BACK', 'BACK_LEFT')]
     picture = Image.fromarray(np.vstack([np.hstack(front), np.hstack(back)]))
     squashed = np.asarray(picture.resize((112, 112), Image.Resampling.BICUBIC)) / 255
     normal = (squashed - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
