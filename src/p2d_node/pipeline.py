@@ -222,7 +222,7 @@ class DrivingPipeline:
             sweep = self._see(frame_set, config, must_stop)
             return self._answer_all(sweep, questions, on_partial)
 
-        return _guarded(frame_set, answer_all)
+        return _guarded(frame_set, answer_all, self._family.decoder.release)
 
     def choose(self, frame_set: FrameSet, question: str, choices: Sequence[str]) -> DrivingChoice:
         """Say how likely each of `choices` is as the whole answer to `question`.
@@ -246,6 +246,7 @@ class DrivingPipeline:
             lambda: self._choose(
                 self._see(frame_set, config, lambda: False), question, choices, answers
             ),
+            self._family.decoder.release,
         )
 
     def _choose(
@@ -394,7 +395,9 @@ class DrivingPipeline:
         clock = StageClock(self._device)
         with clock.stage('prefill'):
             texts = [family.embed_text(ids, reading.end_position) for ids in endings]
-            asked, logits = family.decoder.extend(reading.prefix, texts)
+            asked, logits = family.decoder.extend(
+                reading.prefix, texts, room=sweep.config.max_new_tokens
+            )
         ttft_ms = sweep.clock.elapsed_ms()
         with clock.stage('generate'):
             generations = generate_greedy(
@@ -464,14 +467,18 @@ class DrivingPipeline:
         )
 
 
-def _guarded(frame_set: FrameSet, work: Callable[[], T]) -> T:
-    """Return what `work` returns, its faults translated; memory that it took is free after one."""
+def _guarded(frame_set: FrameSet, work: Callable[[], T], release: Callable[[], None]) -> T:
+    """Return what `work` returns, its faults translated.
+
+    Memory that it took is free after a fault, and so is what `release` frees.
+    """
     try:
         return work()
     except (RuntimeError, ValueError, IndexError) as err:
         # torch reports out of memory, bad shapes and device faults as these. A traceback would
         # hold everything that was computed so far for as long as somebody keeps the error.
         traceback.clear_frames(err.__traceback__)
+        release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'
