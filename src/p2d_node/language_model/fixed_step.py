@@ -176,6 +176,7 @@ class FixedSteps:
         self._compute = compute
         self._num_left = num_left
 
+    @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Tensor:
         """Append one token to every row, without waiting for the device.
 
