@@ -38,6 +38,7 @@ from p2d_node.language_model.generate import cut_at, generate_greedy, Generation
 from p2d_node.language_model.model_folder import model_folder
 from p2d_node.language_model.mosaic import Mosaic, Region
 from p2d_node.language_model.prompt import Prompt, split_opening
+from p2d_node.language_model.quantize import AS_IS
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
@@ -115,7 +116,8 @@ class DrivingPipeline:
         self.mosaic = checkpoint.mosaic
         self._regions = _find_regions(checkpoint.mosaic, family.grid, device)
         self._frames = _make_frame_stack(chosen.encoder, _num_pictures(config, checkpoint), device)
-        self.model_name = checkpoint.name
+        quantized = '' if config.weights == AS_IS else f' {config.weights}'
+        self.model_name = f'{checkpoint.name}{quantized}'
         self.encoder_identity = chosen.encoder.identity
         self.encoders_refused = chosen.refused
         self.untrained = checkpoint.untrained
@@ -144,7 +146,9 @@ class DrivingPipeline:
             checkpoint.folder, max_pixels=config.view_max_pixels
         )
         view_size = (processing.height_px, processing.width_px)
-        family = load_family(checkpoint, view_size=view_size, dtype=dtype, device=device)
+        family = load_family(
+            checkpoint, view_size=view_size, dtype=dtype, device=device, weights=config.weights
+        )
         if config.prune_layer >= family.decoder.num_layers:
             raise ConfigError(
                 f'prune_layer: got {config.prune_layer}, allowed: 0 to '

@@ -5,7 +5,7 @@ cache is ragged, and each of the two parts has a causal mask and rotary phases o
 token's rotary phase is the one it had in the full sequence, and decoding continues from the full
 sequence's length.
 
-The shared beginning has a cache of its own. Questions go on in a cache with room for their answers,
+The shared beginning has a cache of its own. Questions go on in one with room for their answers,
 whose buffers are kept from sweep to sweep (`kv_cache`).
 """
 
@@ -290,7 +290,9 @@ class Decoder:
                 hidden[:, visual_columns] += deepstack[index]
         return hidden
 
-    def _run_layer(self, index: int, hidden: Tensor, mask: Any, rotary: Any, cache: Cache) -> Tensor:
+    def _run_layer(
+        self, index: int, hidden: Tensor, mask: Any, rotary: Any, cache: Cache
+    ) -> Tensor:
         # Positions go in through the rotary phases only: attention would read their gaps as
         # borders between packed sequences.
         output: Tensor = self._model.layers[index](

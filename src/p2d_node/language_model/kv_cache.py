@@ -1,7 +1,7 @@
 """Room for the keys and values of growing answers: allocated once, written in place, kept.
 
-Keys and values of a shared beginning come in; out goes a cache of several rows that holds copies of
-them and has room for what follows. Its buffers serve the next sweep too.
+Keys and values of a shared beginning come in; out goes a cache of several rows that holds copies
+of them and has room for what follows. Its buffers serve the next sweep too.
 """
 
 from __future__ import annotations
