@@ -229,6 +229,26 @@ def test_shapes_are_kept_and_bounded_and_dropped_with_their_buffers(llava):
     assert [shape.num_rows for shape in shapes] == [30]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this torch can capture')
+def test_where_nothing_can_be_captured_decoding_goes_on_and_says_so_once(
+    llava, monkeypatch, caplog
+):
+    expected = answer_sweep(llava, new_decoder(llava))
+    decoder = new_decoder(llava, fixed_shapes=True)
+    run = decoder._graphs.run
+
+    def run_and_capture(step, compute):
+        run(step, compute)
+        if decoder._graphs._capture_works:
+            step.graph = decoder._graphs._capture(compute, CPU)
+
+    monkeypatch.setattr(decoder._graphs, 'run', run_and_capture)
+    for _ in range(2):
+        assert_same(answer_sweep(llava, decoder), expected)
+    (record,) = caplog.records
+    assert record.getMessage().startswith('decoding without CUDA graphs, which is slower: ')
+
+
 class LargestAllocation(TorchDispatchMode):
     """Notes the largest storage, in bytes, that an operation returned and that was not there."""
 

@@ -138,16 +138,22 @@ class StepGraphs:
             return
         compute()  # has also set up what may not be set up during a capture
         if step.tokens.is_cuda and self._capture_works:
-            step.graph = self._capture(compute)
+            step.graph = self._capture(compute, step.tokens.device)
 
-    def _capture(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    def _capture(
+        self, compute: Callable[[], None], device: torch.device
+    ) -> torch.cuda.CUDAGraph | None:
         # Graphs can share memory: they run one at a time, and what is read after one lies outside.
         captured = (step.graph for step in self._steps.values())
         pool = next((graph.pool() for graph in captured if graph is not None), None)
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
+            # A capture that fails leaves its own stream current; the outer block takes it back.
             # thread_local: threads that fill camera buffers may go on using the device.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(device)),
+                torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'),
+            ):
                 compute()
         except RuntimeError as err:
             self._capture_works = False
