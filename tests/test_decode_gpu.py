@@ -162,6 +162,14 @@ def test_after_memory_ran_out_the_next_sweep_is_decoded_in_graphs_again(llava):
     assert num_graphs(decoder) == 1
 
 
+def test_graphs_of_one_batch_do_not_write_into_another_that_is_in_use(llava):
+    decoder = new_decoder(llava, graphs=True)
+    expected = ids(answer_sweep(llava, decoder))
+    first, second = (ask(llava, decoder) for _ in range(2))
+    assert ids(answer(llava, decoder, second)) == expected
+    assert ids(answer(llava, decoder, first)) == expected
+
+
 def test_graphs_are_captured_anew_where_the_buffers_grew(llava):
     plain, graphs = (new_decoder(llava, graphs=graphs) for graphs in (False, True))
     for room in (NUM_TOKENS, 700, NUM_TOKENS):

@@ -8,7 +8,7 @@ import gc
 import weakref
 
 from p2d_node.language_model.checkpoint import load_family, open_checkpoint
-from p2d_node.language_model.decode import Decoder
+from p2d_node.language_model.decode import Decoder, most_likely
 from p2d_node.language_model.fixed_step import MAX_SHAPES
 from p2d_node.language_model.generate import generate_greedy
 from p2d_node.language_model.kv_cache import CAPACITY_STEP, RoomCache
@@ -183,6 +183,22 @@ def test_a_cache_that_is_in_use_keeps_what_it_holds(llava):
     assert_same(answer(llava, decoder, *first), expected)
 
 
+def test_steps_of_two_batches_may_take_turns(llava):
+    decoder = new_decoder(llava, fixed_shapes=True)
+    views = read_views(llava, decoder)
+    batches = [
+        ask(llava, decoder, *views, questions) for questions in (QUESTIONS, QUESTIONS[::-1])
+    ]
+    runs = [decoder.begin_fixed_steps(asked, llava.embed) for asked, _ in batches]
+    chosen = [[most_likely(logits)] for _, logits in batches]
+    for _ in range(NUM_TOKENS - 1):
+        for run, choices in zip(runs, chosen, strict=True):
+            choices.append(run.advance(choices[-1][0]).clone())
+    tokens = [torch.stack(choices)[:, 0].T.long().tolist() for choices in chosen]
+    expected = [list(a.token_ids) for a in answer_sweep(llava, new_decoder(llava))]
+    assert tokens == [expected, expected[::-1]]
+
+
 @pytest.mark.parametrize('fixed_shapes', [False, True])
 def test_release_frees_all_buffers_and_the_next_sweep_works(llava, fixed_shapes):
     decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
@@ -194,6 +210,20 @@ def test_release_frees_all_buffers_and_the_next_sweep_works(llava, fixed_shapes)
     gc.collect()
     assert all(ref() is None for ref in held)
     assert_same(answer_sweep(llava, decoder), expected)
+
+
+def test_what_is_kept_does_not_keep_the_model(tmp_path):
+    """A node that loads another model needs the memory of the first at once."""
+    family = load(WRITERS['llava_llama'](tmp_path))
+    family.decoder.fixed_shapes = True
+    answer_sweep(family, family.decoder)
+    held = weakref.ref(family._embed_tokens.weight)
+    gc.disable()
+    try:
+        del family
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize('fixed_shapes', [False, True])

@@ -185,7 +185,8 @@ class Decoder:
 
         Args:
             prefix: What comes before.
-            embed: Maps int64 [rows, 1] token ids to their embeddings.
+            embed: Maps int64 [rows, 1] token ids to their embeddings; always the model's own, for
+                it becomes part of graphs that are kept.
 
         Returns:
             None where steps do not have one shape: they are off, or `prefix` has no room.
@@ -199,10 +200,9 @@ class Decoder:
             num_rows=len(prefix.end_positions),
             capacities=tuple(layer.capacity for layer in of_parts),
             first_layers=tuple(part.start for part in parts),
-            embed=embed,
         )
         first = of_parts[0]
-        step = self._graphs.find(shape, self._room.version, dtype=first.dtype, device=first.device)
+        step = self._graphs.find(shape, cache.version, dtype=first.dtype, device=first.device)
         step.load(prefix.end_positions, [layer.length for layer in of_parts], prefix.is_real)
         num_left = min(layer.capacity - layer.length for layer in of_parts)
         for part, slot in zip(parts, step.slots, strict=True):

@@ -29,13 +29,11 @@ class StepShape:
         num_rows: Rows that are decoded together.
         capacities: Columns of the cache, per part of layers that have cached the same tokens.
         first_layers: The first layer of each part.
-        embed: What embeds the tokens.
     """
 
     num_rows: int
     capacities: tuple[int, ...]
     first_layers: tuple[int, ...]
-    embed: Callable[[Tensor], Tensor]
 
 
 class FixedStep:
@@ -112,7 +110,7 @@ class StepGraphs:
 
         Args:
             shape: What it is for.
-            version: Of the cache's buffers: a graph holds the addresses that it was captured with.
+            version: Of the cache: a graph holds the addresses of the buffers it was captured with.
             dtype: Number format of the hidden states.
             device: Where they are.
         """

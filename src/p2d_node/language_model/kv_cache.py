@@ -78,10 +78,15 @@ class RoomLayer(DynamicLayer):
 
 
 class RoomCache(Cache):
-    """A KV cache with room in every layer; `CacheRoom` lends it."""
+    """A KV cache with room in every layer; `CacheRoom` lends it.
 
-    def __init__(self, layers: list[RoomLayer]) -> None:
+    Attributes:
+        version: Equal for caches that lie in the same buffers, one after the other.
+    """
+
+    def __init__(self, layers: list[RoomLayer], version: int) -> None:
         super().__init__(layers=layers)
+        self.version = version
 
 
 class CacheRoom:
@@ -90,15 +95,12 @@ class CacheRoom:
     They grow where a cache needs more, and stay as large as the largest one needed until
     `release`. A cache that is still in use when the next one is asked for keeps its buffers for
     itself. Use it from one thread at a time.
-
-    Attributes:
-        version: Another number whenever a buffer was allocated or given up.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
         self._lent: weakref.ref[RoomCache] | None = None
-        self.version = 0
+        self._version = 0
 
     def lend(self, source: Cache, num_rows: int, num_more: int) -> RoomCache:
         """Return a cache with `num_rows` copies of the one row in `source`.
@@ -117,7 +119,7 @@ class CacheRoom:
             room = self._make_layer(index, keys, num_rows, length + num_more)
             room.update(keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1))
             layers.append(room)
-        cache = RoomCache(layers)
+        cache = RoomCache(layers, self._version)
         self._lent = weakref.ref(cache)
         return cache
 
@@ -125,7 +127,7 @@ class CacheRoom:
         """Give up the buffers; what is lent keeps its own alive."""
         self._buffers.clear()
         self._lent = None
-        self.version += 1
+        self._version += 1
 
     def _make_layer(self, index: int, like: Tensor, num_rows: int, num_tokens: int) -> RoomLayer:
         capacity = -(-num_tokens // CAPACITY_STEP) * CAPACITY_STEP
@@ -139,7 +141,7 @@ class CacheRoom:
         kept = self._buffers.pop(index, None)
         if kept is None or kept.numel() < numel:
             del kept  # first: the old one and the new one need not fit together
-            self.version += 1
+            self._version += 1
             kept = torch.empty(numel, dtype=like.dtype, device=like.device)
         self._buffers[index] = kept
         return kept[:numel]
