@@ -1,5 +1,6 @@
 """8- and 4-bit weights of the decoder layers."""
 
+import importlib.util
 import sys
 
 from p2d_node.config import DriveConfig
@@ -17,6 +18,10 @@ from torch import nn
 CPU = torch.device('cpu')
 CAMERAS = ('CAM_FRONT', 'CAM_BACK')
 QUESTION = 'What should the ego vehicle do next?'
+
+needs_torchao = pytest.mark.skipif(
+    importlib.util.find_spec('torchao') is None, reason='torchao is not installed'
+)
 
 
 @pytest.fixture(params=WRITERS)
@@ -67,6 +72,7 @@ def linear_layers(family):
     return [module for module in layers.modules() if isinstance(module, nn.Linear)]
 
 
+@needs_torchao
 def test_int8_weights_are_the_nearest_of_255_per_row_in_a_quarter_of_the_bytes(folder):
     plain, small = load(folder, 'as_is'), load(folder, 'int8')
     for exact, quantised in zip(linear_layers(plain), linear_layers(small), strict=True):
@@ -80,12 +86,14 @@ def test_int8_weights_are_the_nearest_of_255_per_row_in_a_quarter_of_the_bytes(f
     assert saved == 3 * num_weights - 5 * num_rows  # every row has a scale and an offset
 
 
+@needs_torchao
 def test_int8_gives_about_the_same_logits(folder):
     expected, logits = (read(load(folder, weights)) for weights in ('as_is', 'int8'))
     assert not torch.equal(logits, expected)
     assert (logits - expected).norm() < 0.15 * expected.norm()  # large random weights
 
 
+@needs_torchao
 def test_only_the_decoder_layers_are_quantised(folder):
     plain, small = load(folder, 'as_is'), load(folder, 'int8')
     changed = {
@@ -99,6 +107,7 @@ def test_only_the_decoder_layers_are_quantised(folder):
     assert changed == {name for name in linear if 'language_model.layers.' in name}
 
 
+@needs_torchao
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
 def test_int8_answers_a_sweep_and_says_so(dtype, tiny_checkpoint):
     answers = []

@@ -63,6 +63,7 @@ def test_answers_change_from_keeping_speed_to_braking_within_one_sweep_of_the_ev
 
 
 def test_int8_weights_give_nearly_the_same_answers(pipeline: DrivingPipeline) -> None:
+    pytest.importorskip('torchao', reason='torchao is not installed')
     small = DrivingPipeline.from_config(replace(pipeline.config, weights='int8'))
     questions = [QUESTION, 'How many cars are there?', 'Is the light red?', 'Where is the truck?']
     same, asked = 0, 0
