@@ -76,13 +76,14 @@ def file_name(report: dict[str, Any]) -> str:
 def run_gpu_tests() -> dict[str, Any]:
     """Run the tests marked `gpu` in a process of their own.
 
-    Where OpenCV, which the shared fixtures need, is not installed, those of token selection run
-    without the fixtures.
+    Where OpenCV, which the shared fixtures need, is not installed, those of token selection and
+    decoding run without the fixtures.
     """
     if importlib.util.find_spec('pytest') is None:
         return {'exit_code': 0, 'summary': 'not run: pytest is not installed'}
     all_tests = importlib.util.find_spec('cv2') is not None
-    what = ['tests'] if all_tests else ['--noconftest', 'tests/token_selection']
+    bare = ['--noconftest', 'tests/token_selection', 'tests/test_decode_gpu.py']
+    what = ['tests'] if all_tests else bare
     command = [sys.executable, '-m', 'pytest', '-m', 'gpu', '-p', 'no:cacheprovider', *what]
     try:
         done = subprocess.run(

@@ -102,10 +102,10 @@ def answer_log_likelihood(pipeline, monkeypatch, text):
             token = ends[0]
         else:
             scores.append(log_probabilities[token].item())
-        return torch.tensor([token]), torch.zeros(1)
+        return torch.tensor([[token], [0.0]], dtype=torch.float64)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, '_most_likely', forced)
+        patch.setattr(generate, 'most_likely', forced)
         pipeline.answer(make_frame_set(), [QUESTION])
     return sum(scores)
 
@@ -143,19 +143,21 @@ def test_when_memory_runs_out_nothing_is_kept_and_the_next_sweep_is_answered(
 ):
     expected = pipeline.answer(make_frame_set(), [QUESTION])[0].answer
     held = []
-    step = pipeline._family.decoder.step
+    decoder = pipeline._family.decoder
+    step = decoder.step
 
     def run_out(prefix, embeddings):
         held.extend(weakref.ref(layer.keys) for layer in prefix.cache.layers)
+        held.extend(weakref.ref(buffer) for buffer in decoder._room._buffers.values())
         torch.empty(1 << 60)  # the allocator's own refusal
         return step(prefix, embeddings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline._family.decoder, 'step', run_out)
+        patch.setattr(decoder, 'step', run_out)
         with pytest.raises(InferenceError, match=r'allocate memory.*; lower retention') as caught:
             pipeline.answer(make_frame_set(), [QUESTION])
     gc.collect()
-    assert held
+    assert len(held) == 2 * decoder.num_layers
     assert caught.value.__cause__ is not None  # still held, with its traceback
     assert all(ref() is None for ref in held)
     assert pipeline.answer(make_frame_set(), [QUESTION])[0].answer == expected

@@ -79,6 +79,7 @@ def test_the_prefill_benchmark_measures_every_case_beside_unpruned():
     for row in report['rows']:
         assert 0 < row['prefill_ms'] <= row['prefill_p95_ms']
         assert row['prefill_speedup'] == unpruned['prefill_ms'] / row['prefill_ms']
+        assert row['growing_decode_ms'] > 0
         sweep_ms = row['prefill_ms'] + 2 * row['decode_ms']
         assert row['sweep_ms'] == pytest.approx(sweep_ms)
         assert row['sweep_with_encoder_ms'] == pytest.approx(sweep_ms + report['encode_ms'])

@@ -16,6 +16,7 @@ KEPT = (1, 5, 11)
 QUESTION = 'What should the ego vehicle do next?'
 OTHERS = ('Is there a car?', 'why?', QUESTION)
 NUM_STEPS = 5
+CACHES = ('room', 'dynamic', 'static')
 EXACT = {'rtol': 1e-9, 'atol': 1e-9}
 
 
@@ -49,6 +50,8 @@ def inputs(family, view_size):
 
 def make_decoder(family, cache):
     model = family.decoder._model
+    if cache == 'room':
+        return Decoder(model, family.decoder._lm_head)
     if cache == 'dynamic':
         return Decoder(model, family.decoder._lm_head, make_cache=DynamicCache)
     return Decoder(
@@ -91,7 +94,7 @@ def selector(keep, seen):
 def run_and_step(family, decoder, prefix, position, questions, num_steps):
     """Logits after the questions and after each of the following greedy tokens, and those ids."""
     texts = [family.embed_text(question, position) for question in questions]
-    prompts, logits = decoder.extend(prefix, texts)
+    prompts, logits = decoder.extend(prefix, texts, room=num_steps)
     all_logits, all_tokens = [logits], []
     for _ in range(num_steps):
         tokens = all_logits[-1].argmax(dim=-1)
@@ -101,7 +104,7 @@ def run_and_step(family, decoder, prefix, position, questions, num_steps):
     return torch.stack(all_logits, dim=1), torch.stack(all_tokens, dim=1)
 
 
-@pytest.mark.parametrize('cache', ['dynamic', 'static'])
+@pytest.mark.parametrize('cache', CACHES)
 @pytest.mark.parametrize('prune_layer', [0, 1, 2])
 def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
@@ -120,7 +123,7 @@ def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, c
     assert [len(kept) for kept in keep] == list(KEPT)
 
 
-@pytest.mark.parametrize('cache', ['dynamic', 'static'])
+@pytest.mark.parametrize('cache', CACHES)
 @pytest.mark.parametrize('prune_layer', [0, 1])
 def test_questions_together_have_the_logits_of_each_alone(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)

@@ -215,6 +215,12 @@ class DriveConfig:
         'Number format of the weights; auto: bfloat16 on a GPU, float32 on a CPU.',
         choices=('auto', 'float32', 'bfloat16', 'float16', 'float64'),
     )
+    weights: str = option(
+        'as_is',
+        "Whether the language model's linear weights are quantised by torchao: as_is, int8, int4 "
+        '(NVIDIA GPUs from compute capability 8.0 on, dtype bfloat16).',
+        choices=('as_is', 'int8', 'int4'),
+    )
     num_threads: int = option(
         0,
         "CPU threads of torch; 0: torch's own choice less one for the camera callbacks.",
@@ -280,7 +286,11 @@ class DriveConfig:
         runtime=True,
     )
     max_new_tokens: int = option(
-        64, 'Longest answer, in tokens.', minimum=1, maximum=4096, runtime=True
+        64,
+        'Longest answer, in tokens; memory for so many is reserved.',
+        minimum=1,
+        maximum=4096,
+        runtime=True,
     )
     stop: tuple[str, ...] = option(
         (), 'Texts that end an answer where they appear, and are not part of it.', runtime=True

@@ -38,6 +38,7 @@ from p2d_node.language_model.generate import cut_at, generate_greedy, Generation
 from p2d_node.language_model.model_folder import model_folder
 from p2d_node.language_model.mosaic import Mosaic, Region
 from p2d_node.language_model.prompt import Prompt, split_opening
+from p2d_node.language_model.quantize import AS_IS
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
@@ -119,7 +120,8 @@ class DrivingPipeline:
         self.mosaic = checkpoint.mosaic
         self._regions = _find_regions(checkpoint.mosaic, family.grid, device)
         self._frames = _make_frame_stack(chosen.encoder, _num_pictures(config, checkpoint), device)
-        self.model_name = checkpoint.name
+        quantized = '' if config.weights == AS_IS else f' {config.weights}'
+        self.model_name = f'{checkpoint.name}{quantized}'
         self.encoder_identity = chosen.encoder.identity
         self.encoders_refused = chosen.refused
         self.untrained = checkpoint.untrained
@@ -148,7 +150,9 @@ class DrivingPipeline:
             checkpoint.folder, max_pixels=config.view_max_pixels
         )
         view_size = (processing.height_px, processing.width_px)
-        family = load_family(checkpoint, view_size=view_size, dtype=dtype, device=device)
+        family = load_family(
+            checkpoint, view_size=view_size, dtype=dtype, device=device, weights=config.weights
+        )
         if config.prune_layer >= family.decoder.num_layers:
             raise ConfigError(
                 f'prune_layer: got {config.prune_layer}, allowed: 0 to '
@@ -226,7 +230,7 @@ class DrivingPipeline:
             sweep = self._see(frame_set, config, must_stop)
             return self._answer_all(sweep, questions, on_partial)
 
-        return _guarded(frame_set, answer_all)
+        return _guarded(frame_set, answer_all, self._family.decoder.release)
 
     def choose(self, frame_set: FrameSet, question: str, choices: Sequence[str]) -> DrivingChoice:
         """Say how likely each of `choices` is as the whole answer to `question`.
@@ -250,6 +254,7 @@ class DrivingPipeline:
             lambda: self._choose(
                 self._see(frame_set, config, lambda: False), question, choices, answers
             ),
+            self._family.decoder.release,
         )
 
     def _choose(
@@ -396,7 +401,9 @@ class DrivingPipeline:
         clock = StageClock(self._device)
         with clock.stage('prefill'):
             texts = [family.embed_text(ids, reading.end_position) for ids in endings]
-            asked, logits = family.decoder.extend(reading.prefix, texts)
+            asked, logits = family.decoder.extend(
+                reading.prefix, texts, room=sweep.config.max_new_tokens
+            )
         ttft_ms = sweep.clock.elapsed_ms()
         with clock.stage('generate'):
             generations = generate_greedy(
@@ -466,14 +473,18 @@ class DrivingPipeline:
         )
 
 
-def _guarded(frame_set: FrameSet, work: Callable[[], T]) -> T:
-    """Return what `work` returns, its faults translated; memory that it took is free after one."""
+def _guarded(frame_set: FrameSet, work: Callable[[], T], release: Callable[[], None]) -> T:
+    """Return what `work` returns, its faults translated.
+
+    Memory that it took is free after a fault, and so is what `release` frees.
+    """
     try:
         return work()
     except (RuntimeError, ValueError, IndexError) as err:
         # torch reports out of memory, bad shapes and device faults as these. A traceback would
         # hold everything that was computed so far for as long as somebody keeps the error.
         traceback.clear_frames(err.__traceback__)
+        release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'

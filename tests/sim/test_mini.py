@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from p2d_node.config import DriveConfig
@@ -59,6 +60,20 @@ def test_answers_change_from_keeping_speed_to_braking_within_one_sweep_of_the_ev
         changes.append(answers)
     right = changes.count(['keep speed', 'brake'])
     assert right >= 3, changes
+
+
+def test_int8_weights_give_nearly_the_same_answers(pipeline: DrivingPipeline) -> None:
+    pytest.importorskip('torchao', reason='torchao is not installed')
+    small = DrivingPipeline.from_config(replace(pipeline.config, weights='int8'))
+    questions = [QUESTION, 'How many cars are there?', 'Is the light red?', 'Where is the truck?']
+    same, asked = 0, 0
+    for seed in range(3):
+        sweep = sweep_at(World('lead-brakes', seed), EVENT_S)
+        answers = [each.answer(sweep, questions) for each in (pipeline, small)]
+        same += sum(a.answer == b.answer for a, b in zip(*answers, strict=True))
+        asked += len(questions)
+    small.close()
+    assert same >= 0.9 * asked
 
 
 def test_held_out_sweeps_are_answered_far_above_chance_and_as_the_evaluation_says(

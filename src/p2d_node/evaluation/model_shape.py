@@ -156,8 +156,18 @@ def prefill(
     visual_tokens: Tensor,
     select: SelectTokens | None,
     prune_layer: int,
+    *,
+    room: int = 0,
 ) -> tuple[Prefix, Tensor]:
     """Run everything that comes before the first generated token; as the pipeline does it.
+
+    Args:
+        family: The model.
+        prompt: What it is asked.
+        visual_tokens: [views, tokens, hidden].
+        select: As in `Decoder.prefill`.
+        prune_layer: Likewise.
+        room: Tokens that are to follow at most; 0: the cache grows with each of them.
 
     Returns:
         The prefilled prompt and the logits [1, vocabulary] after it.
@@ -165,7 +175,7 @@ def prefill(
     inputs = family.embed_prefix(prompt, visual_tokens)
     views = family.decoder.prefill(inputs, select=select, prune_layer=prune_layer)
     question: Embedded = family.embed_text(prompt.suffix, inputs.end_position)
-    return family.decoder.extend(views, [question])
+    return family.decoder.extend(views, [question], room=room)
 
 
 class FlopCount:

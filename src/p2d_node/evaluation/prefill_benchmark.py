@@ -98,6 +98,7 @@ class PrefillTiming:
             lengthen; None where a GPU does the work.
         prefill_speedup: Unpruned prefill over this one, of the same run; None without it.
         decode_ms: Per further token.
+        growing_decode_ms: The same, as a baseline, with a cache that grows by every token.
         sweep_ms: From visual tokens to the last answer token.
         sweep_with_encoder_ms: From pixel values to there.
         sweep_speedup: Unpruned sweep over this one, with the encoder; None without it.
@@ -115,6 +116,7 @@ class PrefillTiming:
     prefill_cpu_ms: float | None
     prefill_speedup: float | None = None
     decode_ms: float
+    growing_decode_ms: float
     sweep_ms: float
     sweep_with_encoder_ms: float
     sweep_speedup: float | None = None
@@ -131,6 +133,7 @@ class _Samples:
     prefill: list[float] = field(default_factory=list)
     prefill_cpu: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
+    growing_decode: list[float] = field(default_factory=list)
     kv_cache_mib: float = 0.0
     peak_memory_mib: float | None = None
 
@@ -172,21 +175,38 @@ class Bench:
 
     def sample(self, ratio: float, layer: int, samples: _Samples) -> None:
         """Measure prefill and decoding of one case once."""
-        on_gpu = self._device.type == 'cuda'
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+        self._take_peak_memory()
         select = self.selector(ratio)
+        steps = self.plan.answer_tokens
         prefill_ms, cpu_ms, (prompt, logits) = self.time_ms(
-            lambda: prefill(self.family, self.prompt, self.visual_tokens, select, layer)
+            lambda: prefill(
+                self.family, self.prompt, self.visual_tokens, select, layer, room=steps
+            )
         )
         samples.kv_cache_mib = _cache_mib(prompt)
-        steps = self.plan.answer_tokens
+        peaks_mib = [self._take_peak_memory()]
+        growing_ms = self._grow_ms(self.family.decoder.fork(prompt, 1), logits)
+        self._take_peak_memory()
         generate_ms, *_ = self.time_ms(lambda: generate(self.family, prompt, logits, steps))
+        peaks_mib.append(self._take_peak_memory())
+        samples.peak_memory_mib = max(peaks_mib) if self._device.type == 'cuda' else None
         samples.prefill.append(prefill_ms)
         samples.prefill_cpu.append(cpu_ms)
         samples.decode.append(generate_ms / (steps - 1))
-        if on_gpu:
-            samples.peak_memory_mib = torch.cuda.max_memory_allocated() / 2**20
+        samples.growing_decode.append(growing_ms / (steps - 1))
+
+    def _grow_ms(self, prompt: Prefix, logits: Tensor) -> float:
+        """Time the baseline: decoding over a cache that grows."""
+        steps = self.plan.answer_tokens
+        return self.time_ms(lambda: generate(self.family, prompt, logits, steps))[0]
+
+    def _take_peak_memory(self) -> float:
+        """Return the device's peak since the last call, MiB; 0 on a CPU, which counts none."""
+        if self._device.type != 'cuda':
+            return 0.0
+        peak_mib = torch.cuda.max_memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+        return peak_mib
 
     def selector(self, ratio: float) -> SelectTokens | None:
         """Return T-FPS that keeps `ratio` of every view; None where that is everything."""
@@ -213,7 +233,11 @@ def generate(
 
 
 def _cache_mib(prompt: Prefix) -> float:
-    num_bytes: int = sum(x.keys.nbytes + x.values.nbytes for x in prompt.cache.layers)
+    """Return what the cached tokens take, without the room for more."""
+    num_bytes: int = sum(
+        2 * layer.keys[:, :, : layer.get_seq_length()].numel() * layer.keys.element_size()
+        for layer in prompt.cache.layers
+    )
     return num_bytes / 2**20
 
 
@@ -291,6 +315,7 @@ def _to_row(
         prefill_p95_ms=percentile(samples.prefill, 0.95),
         prefill_cpu_ms=statistics.median(samples.prefill_cpu) if plan.device == 'cpu' else None,
         decode_ms=decode_ms,
+        growing_decode_ms=statistics.median(samples.growing_decode),
         sweep_ms=sweep_ms,
         sweep_with_encoder_ms=encode_ms + sweep_ms,
         kv_cache_mib=samples.kv_cache_mib,
@@ -314,4 +339,5 @@ def _describe(plan: PrefillBenchmark) -> dict[str, Any]:
         'warm_up': plan.warm_up,
         'repeats': plan.repeats,
         'baseline': 'unpruned, in the same run, measured in turns',
+        'decode_baseline': 'a KV cache that grows by every token, in the same run',
     }

@@ -74,7 +74,9 @@ class _Contenders:
         family, plan = self.bench.family, self._plan
         select = self.bench.selector(plan.retention_ratio)
         tokens = self.bench.visual_tokens
-        asked, logits = prefill(family, prompt, tokens, select, plan.prune_layer)
+        asked, logits = prefill(
+            family, prompt, tokens, select, plan.prune_layer, room=plan.answer_tokens
+        )
         return generate(family, asked, logits, plan.answer_tokens)
 
     def one_by_one(self) -> Answers:
@@ -102,7 +104,7 @@ class _Contenders:
                 family.embed_text(ids, inputs.end_position)
                 for ids in endings[start : start + batch]
             ]
-            asked, logits = family.decoder.extend(prefix, texts)
+            asked, logits = family.decoder.extend(prefix, texts, room=plan.answer_tokens)
             answers += generate(family, asked, logits, plan.answer_tokens)
         return answers
 

@@ -13,6 +13,7 @@ from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
 from p2d_node.language_model.mosaic import Mosaic
+from p2d_node.language_model.quantize import AS_IS, check_weights
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -102,6 +103,7 @@ def load_family(
     view_size: tuple[int, int] | None = None,
     dtype: torch.dtype,
     device: torch.device,
+    weights: str = AS_IS,
 ) -> Family:
     """Load tokenizer and weights of `checkpoint`.
 
@@ -111,14 +113,22 @@ def load_family(
             with one size only may go without.
         dtype: Number format of the weights.
         device: Where they go.
+        weights: Whether the language model's are quantised: as_is, int8 or int4.
 
     Raises:
         ConfigError: A tokenizer without chat template, or weights that do not fit.
+        BackendUnavailableError: Weights cannot be quantised here.
     """
+    check_weights(weights, dtype, device)
     transformers_logging.disable_progress_bar()
     tokenizer = _load_tokenizer(checkpoint.folder)
     family: Family = FAMILIES[checkpoint.model_type].load(
-        checkpoint.folder, tokenizer, view_size=view_size, dtype=dtype, device=device
+        checkpoint.folder,
+        tokenizer,
+        view_size=view_size,
+        dtype=dtype,
+        device=device,
+        weights=weights,
     )
     return family
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 import math
 
-from p2d_node.language_model.decode import Decoder, Prefix
+from p2d_node.language_model.decode import Decoder, most_likely, Prefix
 from p2d_node.records import Cut
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ def generate_greedy(
 ) -> list[Generation]:
     """Decode greedily after `prompts`, which are used up by it.
 
+    Prompts with room for `max_new_tokens` are decoded in place; the cache of others grows.
+
     Args:
         decoder: The language model.
         prompts: The prefilled prompts, one row each.
@@ -70,9 +72,10 @@ def generate_greedy(
         One per row. Reading the rows' ids is the one synchronisation per token.
     """
     rows = [_Row() for _ in range(len(logits))]
+    steps = decoder.begin_fixed_steps(prompts, embed) or _PlainSteps(decoder, prompts, embed)
+    choice = most_likely(logits)
     for step in range(max_new_tokens):
-        tokens, log_probabilities = _most_likely(logits)
-        _append_tokens(rows, tokens, log_probabilities, end_token_ids, is_answered)
+        _append_tokens(rows, choice, end_token_ids, is_answered)
         if step + 1 == max_new_tokens or all(row.cut for row in rows):
             break
         if must_stop():
@@ -80,8 +83,25 @@ def generate_greedy(
                 row.cut = row.cut or Cut.DEADLINE
             break
         # Rows that have ended go on with what nobody reads: the batch keeps its shape.
-        prompts, logits = decoder.step(prompts, embed(tokens[:, None]))
+        choice = steps.advance(choice[0])
     return [row.finished() for row in rows]
+
+
+class _PlainSteps:
+    """Appends tokens over the columns of the cache that are filled."""
+
+    def __init__(
+        self, decoder: Decoder, prompts: Prefix, embed: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._decoder = decoder
+        self._prompts = prompts
+        self._embed = embed
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append the ids [rows]; returns what `most_likely` gives after them."""
+        embeddings = self._embed(tokens.long()[:, None])
+        self._prompts, logits = self._decoder.step(self._prompts, embeddings)
+        return most_likely(logits)
 
 
 @torch.inference_mode()
@@ -113,7 +133,7 @@ def score_answers(
         tokens[row, : len(ids)] = torch.tensor(ids, device=logits.device)
     lengths = torch.tensor([len(ids) for ids in answers], device=logits.device)
     ends = torch.tensor(list(end_token_ids), device=logits.device)
-    rows = decoder.fork(prompt, len(answers))
+    rows = decoder.fork(prompt, len(answers), room=longest)
     logits = logits.expand(len(answers), -1)
     total = torch.zeros(len(answers), dtype=torch.float64, device=logits.device)
     for step in range(longest + 1):
@@ -126,22 +146,13 @@ def score_answers(
     return [float(value) for value in total.tolist()]
 
 
-def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids [rows] of the largest logits, and their log probabilities."""
-    scores = logits.float()
-    best = scores.max(dim=-1)
-    return best.indices, best.values - scores.logsumexp(dim=-1)
-
-
 def _append_tokens(
     rows: Sequence[_Row],
-    tokens: Tensor,
-    log_probabilities: Tensor,
+    choice: Tensor,
     end_token_ids: Sequence[int],
     is_answered: Callable[[int, Sequence[int]], bool] | None,
 ) -> None:
-    # Both in one copy; ids are exact in float64.
-    ids, scores = torch.stack([tokens.double(), log_probabilities.double()]).tolist()
+    ids, scores = choice.tolist()
     for index, row in enumerate(rows):
         if row.cut is not None:
             continue

@@ -10,6 +10,7 @@ from p2d_node.errors import ConfigError
 from p2d_node.language_model.layout import Embedded, text_positions
 from p2d_node.language_model.mosaic import MOSAIC_KEY
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
+from p2d_node.language_model.quantize import quantize_layers
 from safetensors import SafetensorError
 import torch
 from torch import nn, Tensor
@@ -38,6 +39,12 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
             'copy the checkpoint again, with all its shards'
         )
     return model.eval()
+
+
+def place_model(model: Any, weights: str, device: torch.device) -> Any:
+    """Move a loaded model to `device`, its decoder layers quantised as `weights` says."""
+    quantize_layers(model.model.language_model.layers, weights, device)
+    return model.to(device)
 
 
 def load_vision_weights(
@@ -213,11 +220,12 @@ class FixedSizeModel(ChatModel):
         view_size: tuple[int, int] | None,
         dtype: torch.dtype,
         device: torch.device,
+        weights: str,
     ) -> Self:
         """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(model.to(device), tokenizer)
+        return cls(place_model(model, weights, device), tokenizer)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import ChatModel, load_weights
+from p2d_node.language_model.families.chat import ChatModel, load_weights, place_model
 from p2d_node.language_model.layout import Embedded, lay_out_views
 from p2d_node.language_model.prompt import Prompt
 import torch
@@ -99,6 +99,7 @@ class _QwenVL(ChatModel):
         view_size: tuple[int, int] | None,
         dtype: torch.dtype,
         device: torch.device,
+        weights: str,
     ) -> _QwenVL:
         """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
         if view_size is None:
@@ -107,7 +108,7 @@ class _QwenVL(ChatModel):
                 'this family takes pictures of any size'
             )
         model = load_weights(cls._MODEL_CLASS, folder, dtype=dtype)
-        return cls(model.to(device), tokenizer, view_size)
+        return cls(place_model(model, weights, device), tokenizer, view_size)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
