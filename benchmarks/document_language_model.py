@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-import re
 import sys
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / 'docs' / 'language_model.md'
-TABLE = re.compile(r'(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)', re.DOTALL)
-MACHINE = '2-core x86-64 CPU (cloud VM)'
+from measured_tables import MACHINE, write_tables
 
 
 def machine_of(report: dict[str, Any]) -> str:
@@ -68,21 +62,10 @@ def questions_table(report: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def table_of(path: Path) -> str:
+def table_of(report: dict[str, Any]) -> str:
     """Return the table of a report."""
-    report = json.loads(path.read_text())
     return prefill_table(report) if 'rows' in report else questions_table(report)
 
 
-def main() -> int:
-    """Write the tables, or with `--check` return 1 where they are not the measured ones."""
-    text = DOCUMENT.read_text()
-    fresh = TABLE.sub(lambda match: match[1] + table_of(ROOT / match[2]) + match[3], text)
-    if '--check' in sys.argv[1:]:
-        return int(fresh != text)
-    DOCUMENT.write_text(fresh)
-    return 0
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(write_tables('language_model.md', table_of))

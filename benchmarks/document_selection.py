@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-import re
 import sys
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / 'docs' / 'token_selection.md'
-TABLE = re.compile(r'(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)', re.DOTALL)
+from measured_tables import MACHINE, write_tables
+
 SHOWN_HIDDEN = (1152, 4096)
-MACHINE = '2-core x86-64 CPU (cloud VM)'
 
 
 def table_of(report: dict[str, Any]) -> str:
@@ -39,18 +34,5 @@ def table_of(report: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def main() -> int:
-    """Write the table, or with `--check` return 1 where it is not the measured one."""
-    text = DOCUMENT.read_text()
-    fresh = TABLE.sub(
-        lambda match: match[1] + table_of(json.loads((ROOT / match[2]).read_text())) + match[3],
-        text,
-    )
-    if '--check' in sys.argv[1:]:
-        return int(fresh != text)
-    DOCUMENT.write_text(fresh)
-    return 0
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(write_tables('token_selection.md', table_of))
