@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from p2d_node.config import SHIPPED_MODEL
 from p2d_node.evaluation.answering import group_keyframes, load_sweep
-from p2d_node.evaluation.coverage import compare_coverage, plot_kept_tokens
+from p2d_node.evaluation.coverage import ADAPTIVE, compare_coverage, plot_kept_tokens
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import open_checkpoint
@@ -77,7 +77,7 @@ def main() -> None:
             with torch.inference_mode():
                 tokens = encoder(normalize(seen, processing, torch.device('cpu')))
             num_keep = [num_keep_from_retention(tokens.shape[1], RETENTION_RATIO)] * len(tokens)
-            compared = compare_coverage(tokens, num_keep, list(SELECTORS))
+            compared = compare_coverage(tokens, num_keep, (*SELECTORS, ADAPTIVE))
             for method, (coverage, _) in compared.items():
                 pair = (coverage.mean_distance, coverage.worst_distance)
                 figures.setdefault(method, []).append(pair)

@@ -1,11 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 from p2d_node.config import DriveConfig, EncoderConfig, SyncConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, Cut, NUSCENES_CAMERAS
 import pytest
-from sweeps import make_frame_set, STAMP_NS
+from sweeps import jpeg, make_frame_set, STAMP_NS
 import torch
 
 QUESTIONS = ('What should the ego vehicle do next?', 'Is there a car?')
@@ -68,6 +69,17 @@ def test_the_baselines_answer_with_the_same_number_of_tokens(pipeline, config, s
     (answer,) = pipeline.answer(make_frame_set(), QUESTIONS[:1])
     assert answer.answer
     assert sum(answer.tokens_kept.values()) == 6 * int(TOKENS * 0.1)
+
+
+def test_cameras_can_share_one_budget(pipeline, config):
+    sweep = make_frame_set()
+    wall = jpeg(np.full((90, 160, 3), 127, np.uint8))
+    frames = {**sweep.frames, 'CAM_BACK': replace(sweep.frames['CAM_BACK'], payload=wall)}
+    pipeline.reconfigure(replace(config, allocation='adaptive'))
+    (answer,) = pipeline.answer(replace(sweep, frames=frames), QUESTIONS[:1])
+    kept = answer.tokens_kept
+    assert sum(kept.values()) == 6 * int(TOKENS * 0.1)
+    assert min(kept.values()) == kept['CAM_BACK'] < max(kept.values())
 
 
 def test_the_same_sweep_gives_the_same_answer_and_another_sweep_other_tokens(pipeline):

@@ -255,6 +255,13 @@ class DriveConfig:
         choices=('tfps', 'random', 'grid', 'divprune'),
         runtime=True,
     )
+    allocation: str = option(
+        'fixed',
+        'fixed: every camera keeps its retention ratio; adaptive: all cameras share one budget, '
+        'split for every sweep by how much each token adds; the ratios then weigh the cameras.',
+        choices=('fixed', 'adaptive'),
+        runtime=True,
+    )
     prune_layer: int = option(
         0,
         'Decoder layer before which tokens are dropped, below the number of layers; 0: before the '
@@ -307,6 +314,11 @@ class DriveConfig:
             )
         for name in self.cameras:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
+        if self.allocation == 'adaptive' and self.selector != 'tfps':
+            raise ConfigError(
+                f'allocation: got adaptive with selector {self.selector!r}, allowed: with tfps, '
+                'whose distances it compares'
+            )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')
         if any(not question.strip() for question in self.questions):

@@ -42,7 +42,11 @@ from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame, DrivingAnswer, DrivingChoice, FrameSet, StageTimes
-from p2d_node.token_selection import num_keep_from_retention, select_tokens
+from p2d_node.token_selection import (
+    num_keep_from_retention,
+    select_adaptively,
+    select_tokens,
+)
 from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
 from p2d_node.vision_encoder.engine_store import EngineRequest
 from p2d_node.vision_encoder.factory import ChosenEncoder, make_vision_encoder
@@ -358,29 +362,27 @@ class DrivingPipeline:
 
     def _select(self, sweep: _Sweep, states: Tensor) -> list[Tensor]:
         """Return per camera the kept indices into the tokens of its picture."""
-        if self._regions:
-            return self._select_in_regions(sweep, states)
+        config, cameras = sweep.config, tuple(sweep.frame_set.frames)
+        regions = [self._regions[camera] for camera in cameras] if self._regions else []
+        sizes = [len(region.indices) for region in regions] or [states.shape[1]] * len(cameras)
         num_keep = [
-            num_keep_from_retention(states.shape[1], sweep.config.retention_ratio_of(camera))
-            for camera in sweep.frame_set.frames
+            num_keep_from_retention(size, config.retention_ratio_of(camera))
+            for size, camera in zip(sizes, cameras, strict=True)
         ]
-        return select_tokens(states, num_keep, sweep.config.selector, grid_size=self.grid)
-
-    def _select_in_regions(self, sweep: _Sweep, states: Tensor) -> list[Tensor]:
-        kept: list[Tensor] = []
-        for camera in sweep.frame_set.frames:
-            region = self._regions[camera]
-            num_keep = num_keep_from_retention(
-                len(region.indices), sweep.config.retention_ratio_of(camera)
-            )
-            (chosen,) = select_tokens(
-                states[:, region.indices],
-                [num_keep],
-                sweep.config.selector,
-                grid_size=region.grid,
-            )
-            kept.append(region.indices[chosen])
-        return kept
+        views = [states[:, region.indices] for region in regions]
+        if config.allocation == 'adaptive':
+            weights = [config.retention_ratio_of(camera) for camera in cameras]
+            kept = select_adaptively(views or [states], num_keep, weights)
+        elif regions:
+            kept = [
+                select_tokens(view, [count], config.selector, grid_size=region.grid)[0]
+                for view, count, region in zip(views, num_keep, regions, strict=True)
+            ]
+        else:
+            kept = select_tokens(states, num_keep, config.selector, grid_size=self.grid)
+        if not regions:
+            return kept
+        return [region.indices[indices] for region, indices in zip(regions, kept, strict=True)]
 
     def _answer_batch(
         self,

@@ -7,7 +7,7 @@ import importlib.util
 
 import numpy as np
 from p2d_node.evaluation.selection_benchmark import run_selection_benchmark, SelectionBenchmark
-from p2d_node.token_selection import select_tokens
+from p2d_node.token_selection import order_tokens, select_adaptively, select_tokens
 from p2d_node.token_selection.tfps import TfpsSelector, triton_runs
 from p2d_node.token_selection.tfps_batched import CudaGraphs
 from p2d_node.token_selection.tfps_exact import exact_orders
@@ -113,3 +113,14 @@ def test_a_sweep_takes_under_a_millisecond_and_thirty_times_less_than_the_loop(d
     (timing,) = run_selection_benchmark(plan)
     assert timing.tfps_median_ms < 1.0
     assert timing.speedup >= 30.0
+
+
+def test_order_and_shared_budget_are_those_of_the_cpu():
+    tokens = INPUTS['random'](np.random.default_rng(2), (3, 60, 32))
+    here, there = order_tokens(tokens, 60), order_tokens(tokens.cuda(), 60)
+    assert torch.equal(there.indices.cpu(), here.indices)
+    torch.testing.assert_close(there.distances.cpu(), here.distances, atol=2e-6, rtol=0)
+    on_cpu, on_gpu = (
+        select_adaptively([t], [9, 9, 9], [1.0] * 3) for t in (tokens, tokens.cuda())
+    )
+    assert [view.tolist() for view in on_gpu] == [view.tolist() for view in on_cpu]

@@ -40,14 +40,14 @@ def add_coverage(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run_coverage(args: argparse.Namespace) -> int:
     """Compare the selection methods on one sweep; returns the exit code."""
-    from p2d_node.evaluation.coverage import compare_coverage
+    from p2d_node.evaluation.coverage import ADAPTIVE, compare_coverage
     from p2d_node.token_selection import num_keep_from_retention
     from p2d_node.token_selection.factory import SELECTORS
 
     tokens, pictures = _tokens_and_pictures(args)
     num_views, num_tokens, _ = tokens.shape
     num_keep = [num_keep_from_retention(num_tokens, args.retention_ratio)] * num_views
-    compared = compare_coverage(tokens, num_keep, list(SELECTORS))
+    compared = compare_coverage(tokens, num_keep, (*SELECTORS, ADAPTIVE))
     figures = {method: asdict(coverage) for method, (coverage, _) in compared.items()}
     if args.json:
         print(json.dumps(figures, indent=2))

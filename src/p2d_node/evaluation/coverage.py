@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from p2d_node.errors import ConfigError
-from p2d_node.token_selection import select_tokens
+from p2d_node.token_selection import select_adaptively, select_tokens
 import torch
 from torch import Tensor
+
+ADAPTIVE = 'tfps adaptive'
+"""Name in comparisons of T-FPS with one budget for all views; see `select_adaptively`."""
 
 NOTHING_KEPT = 2.0
 """Distance where a view keeps nothing: the largest that 1 - cosine can be."""
@@ -70,6 +73,13 @@ def _distances_to_kept(tokens: Tensor, kept: Tensor) -> Tensor:
     return (1.0 - unit[dropped] @ unit[kept].T).amin(dim=1).clamp(min=0.0).cpu()
 
 
+def choose_tokens(visual_tokens: Tensor, num_keep: Sequence[int], method: str) -> list[Tensor]:
+    """Choose as `select_tokens` does; `method` may be `ADAPTIVE` too, all views counting alike."""
+    if method == ADAPTIVE:
+        return select_adaptively([visual_tokens], num_keep, [1.0] * len(num_keep))
+    return select_tokens(visual_tokens, num_keep, method)
+
+
 def compare_coverage(
     visual_tokens: Tensor, num_keep: Sequence[int], methods: Sequence[str]
 ) -> dict[str, tuple[Coverage, list[Tensor]]]:
@@ -78,12 +88,12 @@ def compare_coverage(
     Args:
         visual_tokens: Float [views, tokens, hidden].
         num_keep: Per view how many tokens stay.
-        methods: Names of selection methods.
+        methods: As for `choose_tokens`.
 
     Returns:
         Method to its coverage and its kept indices per view.
     """
-    chosen = {method: select_tokens(visual_tokens, num_keep, method) for method in methods}
+    chosen = {method: choose_tokens(visual_tokens, num_keep, method) for method in methods}
     return {method: (coverage_of(visual_tokens, kept), kept) for method, kept in chosen.items()}
 
 

@@ -7,11 +7,10 @@ their knowledge: for tests, and to try the plumbing where no checkpoint is at ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-import json
 from pathlib import Path
 
 from p2d_node.language_model.checkpoint import UNTRAINED_KEY
-from tokenizers import models, pre_tokenizers, Regex, Tokenizer
+from p2d_node.language_model.checkpoint_files import make_word_tokenizer, write_checkpoint
 import torch
 from transformers import (
     LlavaOnevisionConfig,
@@ -48,18 +47,9 @@ def make_tokenizer(
         special_tokens: Its first ids; `<unk>`, `<|im_start|>` and `<|im_end|>` come first.
         chat_template: In Jinja, as checkpoints ship it.
     """
-    vocabulary = {token: index for index, token in enumerate((*special_tokens, *WORDS.split()))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r'\w+|[^\w\s]'), 'removed', invert=True)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token='<unk>',
-        eos_token='<|im_end|>',
-        pad_token='<|im_end|>',
-        additional_special_tokens=list(special_tokens[1:]),
+    return make_word_tokenizer(
+        special_tokens, WORDS.split(), end_token='<|im_end|>', chat_template=chat_template
     )
-    fast.chat_template = chat_template
-    return fast
 
 
 def write_untrained_checkpoint(
@@ -80,18 +70,7 @@ def write_untrained_checkpoint(
         model = LlavaOnevisionForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    settings = {
-        'preprocessor_config.json': _image_processor_settings(image_size),
-        'processor_config.json': {
-            'processor_class': 'LlavaOnevisionProcessor',
-            'num_image_tokens': (image_size // patch_size) ** 2,
-            'vision_feature_select_strategy': 'full',
-        },
-    }
-    for name, content in settings.items():
-        (folder / name).write_text(json.dumps(content, indent=2), encoding='utf-8')
+    write_checkpoint(folder, model, tokenizer, pads=True)
     return folder
 
 
@@ -127,20 +106,3 @@ def _tiny_config(
         eos_token_id=tokenizer.eos_token_id,
         **{UNTRAINED_KEY: True},
     )
-
-
-def _image_processor_settings(image_size: int) -> dict[str, object]:
-    return {
-        'image_processor_type': 'LlavaOnevisionImageProcessor',
-        'do_resize': True,
-        'do_rescale': True,
-        'do_normalize': True,
-        'do_pad': True,
-        'do_convert_rgb': True,
-        'size': {'height': image_size, 'width': image_size},
-        'resample': 3,
-        'rescale_factor': 1 / 255,
-        'image_mean': [0.5, 0.5, 0.5],
-        'image_std': [0.5, 0.5, 0.5],
-        'image_grid_pinpoints': [[image_size, image_size]],
-    }

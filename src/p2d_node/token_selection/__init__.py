@@ -1,6 +1,17 @@
 """Choosing which visual tokens the language model sees."""
 
+from p2d_node.token_selection.allocation import keep_by_coverage, select_adaptively
 from p2d_node.token_selection.base import num_keep_from_retention, require_finite
-from p2d_node.token_selection.factory import make_selector, select_tokens
+from p2d_node.token_selection.factory import make_selector, order_tokens, select_tokens
+from p2d_node.token_selection.tfps import TokenOrder
 
-__all__ = ['make_selector', 'num_keep_from_retention', 'require_finite', 'select_tokens']
+__all__ = [
+    'TokenOrder',
+    'keep_by_coverage',
+    'make_selector',
+    'num_keep_from_retention',
+    'order_tokens',
+    'require_finite',
+    'select_adaptively',
+    'select_tokens',
+]

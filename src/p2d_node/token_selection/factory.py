@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 import threading
+from typing import cast
 
 from p2d_node.errors import ConfigError
 from p2d_node.token_selection.base import TokenSelector
 from p2d_node.token_selection.divprune import DivPruneSelector
 from p2d_node.token_selection.grid import GridSelector
 from p2d_node.token_selection.random_ import RandomSelector
-from p2d_node.token_selection.tfps import TfpsSelector
+from p2d_node.token_selection.tfps import TfpsSelector, TokenOrder
 from torch import Tensor
 
 SELECTORS: dict[str, Callable[[], TokenSelector]] = {
@@ -72,6 +73,20 @@ def select_tokens(
     """
     selector = _selector_of_thread(method, grid_size, threading.get_ident())
     return selector.select(visual_tokens, num_keep)
+
+
+def order_tokens(visual_tokens: Tensor, num_picks: int) -> TokenOrder:
+    """Return the first `num_picks` picks of T-FPS in every view, in their order; any thread.
+
+    Args:
+        visual_tokens: Float [views, tokens, hidden], any device.
+        num_picks: In [1, tokens].
+
+    Raises:
+        InferenceError: As `select_tokens`.
+    """
+    selector = _selector_of_thread('tfps', None, threading.get_ident())
+    return cast(TfpsSelector, selector).order(visual_tokens, num_picks)
 
 
 @lru_cache(maxsize=32)

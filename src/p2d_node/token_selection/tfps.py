@@ -14,12 +14,14 @@ vector has similarity 0 to everything. Three ways compute the same rule:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 import importlib.util
 import logging
+import math
 
-from p2d_node.token_selection.base import check_selection_input
-from p2d_node.token_selection.tfps_batched import batched_order, CudaGraphs
+from p2d_node.token_selection.base import check_selection_input, inverse_norms
+from p2d_node.token_selection.tfps_batched import batched_order, CudaGraphs, full_float32
 from p2d_node.token_selection.tfps_exact import exact_orders
 import torch
 from torch import Tensor
@@ -28,6 +30,20 @@ logger = logging.getLogger(__name__)
 
 Order = Callable[[Tensor, int], Tensor]
 """Tokens [views, tokens, hidden] and a count -> picks in order, int64 [views, count]."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOrder:
+    """The picks of T-FPS in their order; the first n of a view are its picks for every count n.
+
+    Attributes:
+        indices: Int64 [views, picks].
+        distances: Float32 [views, picks], 1 - cosine to the nearest earlier pick, falling along
+            each view: what the pick adds to the coverage of its view. Infinity for the first.
+    """
+
+    indices: Tensor
+    distances: Tensor
 
 
 class TfpsSelector:
@@ -53,6 +69,24 @@ class TfpsSelector:
         everything = torch.arange(num_tokens, device=tokens.device)
         return [found if count else everything for found, count in zip(kept, search, strict=True)]
 
+    def order(self, visual_tokens: Tensor, num_picks: int) -> TokenOrder:
+        """Pick `num_picks` tokens of every view, in [1, tokens]; see `TokenOrder`."""
+        num_views, num_tokens, _ = visual_tokens.shape
+        check_selection_input(visual_tokens, [num_picks] * num_views)
+        tokens = visual_tokens.detach()
+        # The last token is the one that is left; the search wants something to choose from.
+        searched = max(1, min(num_picks, num_tokens - 1))
+        indices = self._order(tokens, searched) if num_tokens > 1 else _only_token(tokens)
+        if num_picks > searched:
+            left = num_tokens * (num_tokens - 1) // 2 - indices.sum(dim=1, keepdim=True)
+            indices = torch.cat([indices, left], dim=1)
+        return TokenOrder(indices, _pick_distances(tokens, indices))
+
+    def _order(self, tokens: Tensor, num_picks: int) -> Tensor:
+        if tokens.device.type == 'cpu':
+            return torch.stack(exact_orders(tokens, [num_picks] * len(tokens)))
+        return self._device_order(tokens.device)(tokens, num_picks)
+
     def _search(self, tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
         if tokens.device.type == 'cpu':
             orders = exact_orders(tokens, num_keep)
@@ -68,6 +102,23 @@ class TfpsSelector:
 
             return triton_order
         return self._graphs.order
+
+
+def _only_token(tokens: Tensor) -> Tensor:
+    return torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)
+
+
+def _pick_distances(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Return `TokenOrder.distances` of picks [views, picks]."""
+    picked = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1])).float()
+    inverse, _ = inverse_norms(picked)
+    unit = torch.where(inverse[..., None] > 0, picked * inverse[..., None], 0.0)
+    with full_float32():
+        similarity = torch.bmm(unit, unit.transpose(1, 2))
+    before = torch.ones_like(similarity, dtype=torch.bool).tril(-1)
+    distances = (1.0 - similarity).masked_fill(~before, math.inf).amin(dim=-1).clamp(min=0.0)
+    # Distances of farthest points never grow; float32 may say so by a rounding.
+    return distances.cummin(dim=1).values
 
 
 def ascending_indices(order: Tensor, num_keep: Sequence[int], num_tokens: int) -> list[Tensor]:

@@ -55,7 +55,7 @@ def batched_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
     inverse, usable = inverse_norms(visual_tokens)
     scale = inverse[:, :, None]
     unit = torch.where(scale > 0, visual_tokens.float() * scale, 0.0)
-    with _full_float32():
+    with full_float32():
         similarity = torch.bmm(unit, unit.transpose(1, 2))
     similarity = torch.where(similarity > equal_above(unit.shape[2]), 1.0, similarity)
     similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
@@ -80,7 +80,7 @@ def _pick(similarity: Tensor, start: Tensor, num_picks: int) -> Tensor:
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """Keep TF32 out of matrix products: its 10-bit mantissa changes the picks."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32

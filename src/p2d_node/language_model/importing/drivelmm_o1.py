@@ -22,6 +22,7 @@ from p2d_node.language_model.importing.plan import (
     ImportPlan,
     require,
     take_fields,
+    TEXT_FIELDS,
 )
 from p2d_node.language_model.importing.streaming import (
     Convert,
@@ -84,17 +85,6 @@ WRAPPERS = re.compile(r'base_model\.model\.|\.base_layer\b|(?<=lora_[AB])\.defau
 
 LORA = re.compile(r'(.+)\.lora_([AB])\.weight$')
 
-TEXT_FIELDS = (
-    'vocab_size',
-    'hidden_size',
-    'intermediate_size',
-    'num_hidden_layers',
-    'num_attention_heads',
-    'num_key_value_heads',
-    'max_position_embeddings',
-    'rms_norm_eps',
-    'rope_theta',
-)
 VISION_FIELDS = (
     'hidden_size',
     'intermediate_size',
@@ -351,7 +341,7 @@ def _adapter_scale(folder: Path) -> float:
 
 def _make_config(config: Mapping[str, Any], image_token_id: int) -> InternVLConfig:
     text, vision = config['llm_config'], config['vision_config']
-    fields = take_fields(text, TEXT_FIELDS)
+    fields = take_fields(text, (*TEXT_FIELDS, 'rope_theta'))
     rope_theta = float(fields.pop('rope_theta'))
     bias = bool(text.get('bias', True))
     ratio = float(config.get('downsample_ratio', 0.5))

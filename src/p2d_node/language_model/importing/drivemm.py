@@ -14,12 +14,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 from p2d_node.errors import ConfigError
+from p2d_node.language_model.checkpoint_files import siglip_settings
 from p2d_node.language_model.importing.plan import (
     checked_config,
     ImportPlan,
     require,
     rope_parameters,
     take_fields,
+    TEXT_FIELDS,
 )
 from p2d_node.language_model.importing.streaming import find_shards, read_json, Source, Step
 from transformers import (
@@ -47,17 +49,6 @@ TOWER = 'vision_tower.vision_tower.vision_model.'
 IMAGE_SIZE_PX = 384
 NUM_VISION_HEADS = 16
 """Of SigLIP-so400m/14-384; neither is in the checkpoint."""
-
-TEXT_FIELDS = (
-    'vocab_size',
-    'hidden_size',
-    'intermediate_size',
-    'num_hidden_layers',
-    'num_attention_heads',
-    'num_key_value_heads',
-    'max_position_embeddings',
-    'rms_norm_eps',
-)
 
 SYSTEM_MESSAGE = (
     'You are a helpful language and vision assistant. You are able to understand the visual '
@@ -193,20 +184,7 @@ def _image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
             "allowed: 'pad', or 'square' to squash; where there are several pictures, LLaVA-NeXT "
             "trains such models with 'pad': set it in config.json"
         )
-    is_padded = aspect == 'pad'
-    return {
-        'image_processor_type': f'{"LlavaOnevision" if is_padded else "Siglip"}ImageProcessor',
-        'do_resize': True,
-        'do_rescale': True,
-        'do_normalize': True,
-        'do_convert_rgb': True,
-        'size': {'height': IMAGE_SIZE_PX, 'width': IMAGE_SIZE_PX},
-        'resample': 3,
-        'rescale_factor': 1 / 255,
-        'image_mean': [0.5, 0.5, 0.5],
-        'image_std': [0.5, 0.5, 0.5],
-        **({'do_pad': True, 'image_grid_pinpoints': [[384, 384]]} if is_padded else {}),
-    }
+    return siglip_settings(IMAGE_SIZE_PX, pads=aspect == 'pad')
 
 
 def _load_tokenizer(folder: Path) -> tuple[Any, int]:

@@ -11,6 +11,18 @@ from huggingface_hub.errors import StrictDataclassError
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.importing.streaming import Source, Step
 
+TEXT_FIELDS = (
+    'vocab_size',
+    'hidden_size',
+    'intermediate_size',
+    'num_hidden_layers',
+    'num_attention_heads',
+    'num_key_value_heads',
+    'max_position_embeddings',
+    'rms_norm_eps',
+)
+"""Fields that the config.json of Llama and of InternLM2 share."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportPlan:

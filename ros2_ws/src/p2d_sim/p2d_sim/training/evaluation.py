@@ -16,11 +16,12 @@ from typing import Any
 import cv2
 import numpy as np
 from p2d_node.config import DriveConfig
+from p2d_node.evaluation.coverage import ADAPTIVE, choose_tokens
 from p2d_node.image_decoding import decode_frame
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
-from p2d_node.token_selection import num_keep_from_retention, select_tokens
+from p2d_node.token_selection import num_keep_from_retention
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
@@ -40,7 +41,7 @@ from p2d_sim.training.scoring import right_answers, Score
 from p2d_sim.training.trainer import Parts
 
 RETENTIONS = (1.0, 0.5, 0.25, 0.1, 0.05)
-METHODS = ('tfps', 'divprune', 'random', 'grid')
+METHODS = ('tfps', ADAPTIVE, 'divprune', 'random', 'grid')
 PRUNE_LAYERS = (0, 1)
 STAMP_NS = 1_700_000_000_000_000_000
 TRUTH_PX = 168
@@ -169,7 +170,7 @@ class Evaluator:
             seen = prefix[0, places.flatten()].view(views, tokens, -1)
             stay = torch.ones(prefix.shape[1], dtype=torch.bool)
             stay[places.flatten()] = False
-            for view, indices in enumerate(select_tokens(seen, num_keep, method)):
+            for view, indices in enumerate(choose_tokens(seen, num_keep, method)):
                 stay[places[view, indices]] = True
             return stay.nonzero()[:, 0]
 

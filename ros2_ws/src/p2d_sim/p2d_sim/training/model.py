@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-import json
 from pathlib import Path
 from typing import Any
 
+from p2d_node.language_model.checkpoint_files import write_checkpoint
 import torch
 from transformers import (
     LlavaOnevisionConfig,
@@ -111,32 +111,4 @@ def export(
         folder: Is created.
         dtype: Number format of the weights on disk.
     """
-    model.to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    vision = model.config.vision_config
-    files = {
-        'preprocessor_config.json': image_processor_settings(vision.image_size),
-        'processor_config.json': {
-            'processor_class': 'LlavaOnevisionProcessor',
-            'num_image_tokens': (vision.image_size // vision.patch_size) ** 2,
-            'vision_feature_select_strategy': 'full',
-        },
-    }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-
-
-def image_processor_settings(image_px: int) -> dict[str, object]:
-    """Return the preprocessing: the whole frame is squeezed into the square, without bars."""
-    return {
-        'image_processor_type': 'SiglipImageProcessor',
-        'do_resize': True,
-        'do_rescale': True,
-        'do_normalize': True,
-        'do_convert_rgb': True,
-        'size': {'height': image_px, 'width': image_px},
-        'resample': 3,
-        'rescale_factor': 1 / 255,
-        'image_mean': [0.5, 0.5, 0.5],
-        'image_std': [0.5, 0.5, 0.5],
-    }
+    write_checkpoint(folder, model.to(dtype), tokenizer, pads=False)

@@ -5,9 +5,9 @@ Names of views in two words are one token: an answer's first token then says whi
 
 from __future__ import annotations
 
+from p2d_node.language_model.checkpoint_files import make_word_tokenizer, WORD_OR_MARK
 from p2d_node.language_model.prompt import describe_views, NUMBER_WORDS
 from p2d_node.records import NUSCENES_CAMERAS
-from tokenizers import models, pre_tokenizers, Regex, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from p2d_sim.questions import VIEW_NAMES
@@ -48,20 +48,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = [*WORDS.split(), *describe_views(NUSCENES_CAMERAS).replace(',', '').split()]
     words += list(NUMBER_WORDS)
     view_names = [name for name in VIEW_NAMES if ' ' in name]
-    tokens = dict.fromkeys(
-        (*SPECIAL_TOKENS, *VIEW_MARKS, *(word.strip('.') or '.' for word in words), *view_names)
+    return make_word_tokenizer(
+        (*SPECIAL_TOKENS, *VIEW_MARKS),
+        (*(word.strip('.') or '.' for word in words), *view_names),
+        end_token='<|end|>',
+        chat_template=CHAT_TEMPLATE,
+        pattern='|'.join((*view_names, WORD_OR_MARK)),
     )
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex('|'.join([*view_names, r'\w+', r'[^\w\s]'])), 'removed', invert=True
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token='<unk>',
-        eos_token='<|end|>',
-        pad_token='<|end|>',
-        additional_special_tokens=[*SPECIAL_TOKENS[1:], *VIEW_MARKS],
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
