@@ -192,9 +192,7 @@ class Ledger:
             return 'enqueued twice'
         return None
 
-    def end(
-        self, number: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def end(self, number: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """End a trial; False where it has ended before."""
         try:
             self.study.tell(number, values=values, state=state)

@@ -61,9 +61,7 @@ class Objective:
         for name in ('language_weight', 'accuracy_weight', 'ratio_penalty'):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
-                raise ConfigError(
-                    f'--{name.replace("_", "-")}: got {value:g}, allowed: 0 or more'
-                )
+                raise ConfigError(f'--{name.replace("_", "-")}: got {value:g}, allowed: 0 or more')
         if self.language_weight + self.accuracy_weight == 0.0:
             raise ConfigError('--language-weight, --accuracy-weight: got 0 for both')
 

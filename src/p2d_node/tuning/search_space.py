@@ -179,7 +179,8 @@ def _round(level: Mapping[str, float], order: Mapping[str, float], total: int) -
 def ratio_of(num_keep: int, num_tokens: int) -> float:
     """Return a short retention ratio that keeps exactly `num_keep` of `num_tokens` tokens."""
     for digits in range(4, 16):
-        ratio = math.ceil(num_keep / num_tokens * 10**digits) / 10**digits
+        scale = 10.0**digits
+        ratio = math.ceil(num_keep / num_tokens * scale) / scale
         ratio = max(min(ratio, 1.0), RETENTION_RATIO.minimum or 0.0)
         if num_keep_from_retention(num_tokens, ratio) == num_keep:
             return ratio

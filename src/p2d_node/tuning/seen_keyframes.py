@@ -1,8 +1,9 @@
 """Keyframes as the vision encoder saw them, kept on disk: a trial costs only prefill and decode.
 
-One safetensors file per keyframe holds its visual tokens and the order in which T-FPS picks them.
-T-FPS is greedy, so the first k of that order are its picks for any k: no trial selects anything.
-Files appear whole or not at all, and are shared by all workers that see the folder.
+One safetensors file per keyframe holds its visual tokens, the order in which T-FPS picks them
+and the distance of each pick to the earlier ones. T-FPS is greedy, so the first k of that order
+are its picks for any k: no trial computes a distance. Files appear whole or not at all, and are
+shared by all workers that see the folder.
 """
 
 from __future__ import annotations
@@ -15,17 +16,15 @@ import hashlib
 import json
 from pathlib import Path
 import time
-from typing import Any
 
 from p2d_node.durable_files import write_bytes
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, FrameSet
-from p2d_node.token_selection import order_tokens
+from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save
-import torch
 from torch import Tensor
 
 LAYOUT = 1
@@ -43,23 +42,32 @@ class SeenKeyframe:
         keyframe: Its questions.
         frame_set: The sweep, without pictures.
         visual_tokens: Float [views, tokens, features], on the CPU; may be memory-mapped.
-        order: Indices int64 [views, tokens] in the order in which T-FPS picks them; None where
-            selection depends on more than the visual tokens.
+        order: The picks of T-FPS, all tokens of every view; None where selection depends on more
+            than the visual tokens.
     """
 
     keyframe: Keyframe
     frame_set: FrameSet
     visual_tokens: Tensor
-    order: Tensor | None
+    order: TokenOrder | None
 
-    def keep_indices(self, num_keep: Sequence[int], device: torch.device) -> list[Tensor] | None:
-        """Return the kept indices of each view, ascending, or None where there is no order."""
+    def keep_indices(
+        self, num_keep: Sequence[int], weights: Sequence[float], *, adaptive: bool
+    ) -> list[Tensor] | None:
+        """Return what the pipeline would keep of each view, or None where there is no order.
+
+        Args:
+            num_keep: Per view the number of kept tokens.
+            weights: Per view its retention ratio, by which an adaptive split weighs it.
+            adaptive: Whether the sweep's views share one budget; see `keep_by_coverage`.
+        """
         if self.order is None:
             return None
-        return [
-            view[:count].sort().values.to(device)
-            for view, count in zip(self.order, num_keep, strict=True)
-        ]
+        indices = self.order.indices
+        if adaptive:
+            budget = sum(num_keep)
+            return keep_by_coverage(list(indices), list(self.order.distances), budget, weights)
+        return [view[:n].sort().values for view, n in zip(indices, num_keep, strict=True)]
 
 
 def selects_by_order(pipeline: DrivingPipeline) -> bool:
@@ -187,8 +195,9 @@ class SeenKeyframes:
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
             states = self._pipeline.states_of(visual_tokens)
-            order = order_tokens(states, states.shape[1]).indices
-            tensors['order'] = order.to(torch.int32).cpu().contiguous()
+            order = order_tokens(states, states.shape[1])
+            tensors['order'] = order.indices.cpu().contiguous()
+            tensors['distances'] = order.distances.cpu().contiguous()
         return bytes(save(tensors))
 
     def load(self, keyframe: Keyframe, picture_digest: str) -> SeenKeyframe:
@@ -200,20 +209,22 @@ class SeenKeyframes:
         path = self._path(picture_digest)
         try:
             with safe_open(path, framework='pt') as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as err:
+                names = ('visual_tokens', *(('order', 'distances') if self._has_order else ()))
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (OSError, KeyError, SafetensorError) as err:
             raise ConfigError(
                 f'--cache: {path}: not a whole file of a seen keyframe: {err}; remove it, and '
                 'start the same command again'
             ) from err
-        order: Any = tensors.get('order')
+        has_order = self._has_order
+        order = TokenOrder(tensors['order'], tensors['distances']) if has_order else None
         cameras = tuple(self._pipeline.config.cameras)
         frames = {camera: CameraFrame(camera, 0, None) for camera in cameras}
         return SeenKeyframe(
             keyframe=keyframe,
             frame_set=FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=0, closed_ns=0),
             visual_tokens=tensors['visual_tokens'],
-            order=None if order is None else order.long(),
+            order=order,
         )
 
 

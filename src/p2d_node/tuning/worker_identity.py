@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 import os
 from pathlib import Path
 import secrets
@@ -25,19 +25,20 @@ class WorkerIdentity:
         token: Different for every identity, also within one process.
     """
 
-    host: str = field(default_factory=lambda: _host())
-    pid: int = field(default_factory=os.getpid)
-    started: int | None = field(default_factory=lambda: _start_time(os.getpid()))
-    token: str = field(default_factory=lambda: secrets.token_hex(4))
+    host: str
+    pid: int
+    started: int | None
+    token: str
+
+    @classmethod
+    def of_this_process(cls) -> WorkerIdentity:
+        """Return a new identity for this process."""
+        pid = os.getpid()
+        return cls(_host(), pid, _start_time(pid), secrets.token_hex(4))
 
     def to_json(self) -> dict[str, Any]:
         """Return what is stored with a trial."""
-        return {
-            'host': self.host,
-            'pid': self.pid,
-            'started': self.started,
-            'token': self.token,
-        }
+        return asdict(self)
 
     def knows_fate_of(self, other: Mapping[str, Any]) -> bool:
         """Tell whether the process of another identity would be visible from here."""

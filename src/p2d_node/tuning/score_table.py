@@ -1,0 +1,118 @@
+"""Answers come in; per keyframe the sums that their scores are made of go out.
+
+BLEU is a quotient of counts, ROUGE_L and CIDEr are means: all scores of any selection of keyframes
+follow from sums per keyframe, which makes resampling thousands of times cheap. CIDEr weighs words
+by how rare they are in the references; here always in those of all keyframes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from p2d_node.evaluation.language_metrics import TOKENIZE
+from p2d_node.tuning.objective import Answered, is_multiple_choice, is_right
+
+Floats = npt.NDArray[np.float64]
+
+NUM_GRAMS = 4
+TINY, SMALL = 1e-15, 1e-9
+"""The constants with which the COCO evaluation's BLEU avoids division by zero."""
+
+LENGTHS, GUESSES, CORRECT = slice(0, 2), slice(2, 6), slice(6, 10)
+ROUGE, CIDER, NUM_FREE, NUM_LETTERS, RIGHT_LETTERS, NUM_RIGHT, NUM_ALL = range(10, 17)
+NUM_COLUMNS = 17
+"""Columns of a table: lengths of answers and references; n-grams of answers, and those of them
+that are right; then sums of scores and counts of answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Scores of one or of many selections of keyframes; each an array [selections].
+
+    Attributes:
+        language: Mean of BLEU-1..4, ROUGE_L and CIDEr/10, over free texts.
+        accuracy: Share of one-letter answers that are right.
+        exact: Share of all answers that are right word for word.
+    """
+
+    language: Floats
+    accuracy: Floats
+    exact: Floats
+
+
+def make_table(answers: Sequence[Sequence[Answered]], tokenizer: str) -> Floats:
+    """Return the sums per keyframe, [keyframes, columns].
+
+    Args:
+        answers: Per keyframe its questions and their answers.
+        tokenizer: `treebank` or `ptb`.
+    """
+    table = np.zeros((len(answers), NUM_COLUMNS))
+    free: list[tuple[int, Answered]] = []
+    for row, answered in enumerate(answers):
+        for question, answer in answered:
+            right = is_right(question, answer)
+            table[row, NUM_ALL] += 1
+            table[row, NUM_RIGHT] += right
+            if is_multiple_choice(question):
+                table[row, NUM_LETTERS] += 1
+                table[row, RIGHT_LETTERS] += right
+            else:
+                free.append((row, (question, answer)))
+    _add_language(table, free, tokenizer)
+    return table
+
+
+def _add_language(table: Floats, free: Sequence[tuple[int, Answered]], tokenizer: str) -> None:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    if not free:
+        return
+    tokenize = TOKENIZE[tokenizer]
+    predicted = tokenize([answer for _, (_, answer) in free])
+    expected = tokenize([str(question.reference) for _, (question, _) in free])
+    bleu = BleuScorer(n=NUM_GRAMS)
+    for answer, reference in zip(predicted, expected, strict=True):
+        bleu += (answer, [reference])
+    as_answers = {i: [text] for i, text in enumerate(predicted)}
+    as_references = {i: [text] for i, text in enumerate(expected)}
+    _, rouge = Rouge().compute_score(as_references, as_answers)
+    _, cider = Cider().compute_score(as_references, as_answers)
+    for index, (row, _) in enumerate(free):
+        counts: Any = bleu.ctest[index]
+        table[row, LENGTHS] += (counts['testlen'], counts['reflen'][0])
+        table[row, GUESSES] += counts['guess']
+        table[row, CORRECT] += counts['correct']
+        table[row, ROUGE] += rouge[index]
+        table[row, CIDER] += cider[index]
+        table[row, NUM_FREE] += 1
+
+
+def score_selections(table: Floats, times: Floats) -> Parts:
+    """Score selections of keyframes.
+
+    Args:
+        table: From `make_table`.
+        times: How often each keyframe counts, [selections, keyframes].
+    """
+    sums = times @ table
+    correct, guesses = sums[:, CORRECT] + TINY, sums[:, GUESSES] + SMALL
+    roots = 1.0 / np.arange(1, NUM_GRAMS + 1)
+    bleu = np.cumprod(correct / guesses, axis=1) ** roots
+    length = (sums[:, 0] + TINY) / (sums[:, 1] + SMALL)
+    bleu *= np.where(length < 1.0, np.exp(1.0 - 1.0 / length), 1.0)[:, None]
+    num_free = np.maximum(sums[:, NUM_FREE], 1.0)
+    language = (
+        bleu.mean(axis=1) + sums[:, ROUGE] / num_free + sums[:, CIDER] / num_free / 10.0
+    ) / 3.0
+    return Parts(
+        language=np.where(sums[:, NUM_FREE] > 0, language, 0.0),
+        accuracy=sums[:, RIGHT_LETTERS] / np.maximum(sums[:, NUM_LETTERS], 1.0),
+        exact=sums[:, NUM_RIGHT] / np.maximum(sums[:, NUM_ALL], 1.0),
+    )
