@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -125,7 +126,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, report, write; returns the exit code."""
     options = _options(args)
-    _require_optuna()
     from p2d_node.tuning.comparison import check_unseen
     from p2d_node.tuning.local_workers import divide_threads, extra_workers
     from p2d_node.tuning.results import best_of, collect_results
@@ -151,12 +151,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _require_optuna() -> None:
-    try:
-        import optuna  # noqa: F401
-    except ImportError as err:
+    if find_spec('optuna') is None:
         raise BackendUnavailableError(
-            f'tune-ratios: {err}; pip install -r requirements/tuning.txt'
-        ) from err
+            'optuna is not installed; pip install -r requirements/tuning.txt'
+        )
 
 
 def _options(args: argparse.Namespace) -> TuningOptions:
