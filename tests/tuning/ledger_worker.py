@@ -1,6 +1,9 @@
-"""A worker whose trials cost nothing but time: `python ledger_worker.py STORAGE TRIALS METHOD SLEEP_S`.
+"""A worker whose trials cost nothing but time.
 
-Prints a line when it begins and ends a trial, so that a test can kill it in between.
+    python ledger_worker.py STORAGE NAME TRIALS SLEEP_S
+
+Says when it is ready, waits for a line on its input, and then says when it begins and ends each
+trial, so that a test can kill it in between.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from p2d_node.tuning.worker_identity import WorkerIdentity
 SPACE = SearchSpace(num_tokens=dict.fromkeys(('LEFT', 'RIGHT'), 100))
 
 
-def make_ledger(storage: str, num_trials: int, method: str = 'tpe', **changes) -> Ledger:
-    """Join the study `s/<method>`."""
+def make_ledger(
+    storage: str, name: str, num_trials: int, *, method: str = 'tpe', kind=Ledger, **changes
+) -> Ledger:
+    """Join the study `name`."""
     study = optuna.create_study(
-        study_name=f's/{method}',
+        study_name=name,
         storage=open_storage(storage),
         direction='maximize',
         load_if_exists=True,
@@ -30,7 +35,7 @@ def make_ledger(storage: str, num_trials: int, method: str = 'tpe', **changes) -
         pruner=make_pruner(method, pruning=False),
     )
     settings = {'worker': WorkerIdentity.of_this_process(), 'lease_s': 60.0} | changes
-    return Ledger(study, storage=storage, num_trials=num_trials, **settings)
+    return kind(study, storage=storage, num_trials=num_trials, **settings)
 
 
 def score_of(params: dict[str, float]) -> Score:
@@ -38,9 +43,8 @@ def score_of(params: dict[str, float]) -> Score:
     return Score(-abs(params['LEFT'] - 0.4), None, None)
 
 
-def main(storage: str, num_trials: int, method: str, sleep_s: float) -> None:
+def do_all(ledger: Ledger, sleep_s: float = 0.0) -> None:
     """Work until all trials have finished."""
-    ledger = make_ledger(storage, num_trials, method)
     while not ledger.is_done:
         ledger.recover()
         trial = ledger.start(SPACE)
@@ -58,4 +62,7 @@ def main(storage: str, num_trials: int, method: str, sleep_s: float) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+    ledger = make_ledger(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    print('ready', flush=True)
+    sys.stdin.readline()
+    do_all(ledger, float(sys.argv[4]))
