@@ -1,11 +1,11 @@
 """The published objective, and its parts for any selection of keyframes."""
 
+import numpy as np
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, Tag
 from p2d_node.evaluation.language_metrics import score_language
 from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.score_table import CIDER, make_table, score_selections
-import numpy as np
 import pytest
 
 TEXTS = (

@@ -1,6 +1,7 @@
 """Splits keep the total, stay within bounds, and are what a parameter file can say."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention
@@ -38,7 +39,9 @@ def test_a_camera_gets_more_the_larger_its_share():
 
 
 def test_what_a_full_camera_cannot_take_goes_to_the_others():
-    space = SearchSpace(num_tokens=TOKENS, min_retention=0.05, max_retention=0.2, mean_retention=0.1)
+    space = SearchSpace(
+        num_tokens=TOKENS, min_retention=0.05, max_retention=0.2, mean_retention=0.1
+    )
     shares = dict(zip(TOKENS, (1.0, 0.1, 0.1, 0.0, 0.0, 0.0), strict=True))
     kept = list(space.tokens_kept(space.ratios(shares)).values())
     assert kept[0] == 39
