@@ -188,10 +188,9 @@ class SeenKeyframes:
         try:
             visual_tokens = self._pipeline.see(sweep)
         except P2dError as err:
-            raise ConfigError(
-                f'keyframe {keyframe.name}: {err}; its pictures: '
-                f'{", ".join(keyframe.questions[0].images.values())}'
-            ) from err
+            images = keyframe.questions[0].images
+            named = next((images[c] for c in images if str(err).startswith(f'{c}:')), '')
+            raise ConfigError(f'keyframe {keyframe.name}: {named}: {err}') from err
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
             states = self._pipeline.states_of(visual_tokens)

@@ -129,7 +129,7 @@ def storage_errors(storage: str) -> Iterator[None]:
     except ImportError as err:
         raise BackendUnavailableError(
             f'--storage {mask_password(storage)}: its database driver is not installed: '
-            f'{_first_line(err)}; for PostgreSQL: pip install "psycopg[binary]"'
+            f'{_first_line(err.__cause__ or err)}; for PostgreSQL: pip install "psycopg[binary]"'
         ) from err
     except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as err:
         reason = _first_line(getattr(err.__cause__ or err, 'orig', None) or err)
