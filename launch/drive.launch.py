@@ -36,7 +36,7 @@ ARGUMENTS = (
         'retention_ratio',
         default_value='',
         description='Share of visual tokens kept, for all cameras, above 0 to 1; empty: as in the '
-        'parameter files.',
+        'parameter files, or as tuned for the model.',
     ),
     DeclareLaunchArgument(
         'encoder_backend',

@@ -3,6 +3,8 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
+from p2d_node import retention_presets
+from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.config import (
     config_from_parameters,
     DriveConfig,
@@ -33,8 +35,27 @@ def test_drive_yaml_shows_the_defaults():
     given = read_parameters(CONFIG / 'drive.yaml')
     assert config_from_parameters(NUSCENES_CAMERAS, given) == DriveConfig()
     parameters = {p.name for p in list_parameters(NUSCENES_CAMERAS)}
-    unnamed = {n for n in parameters if not n.startswith('cameras.')} - set(given)
-    assert unnamed == {'encoder.engine_dir', 'stop'}  # empty by default
+    unnamed = {n for n in parameters if not n.startswith(('cameras.', 'retention_ratio.'))}
+    assert unnamed - set(given) == {'encoder.engine_dir', 'stop'}  # empty by default
+
+
+def test_ratios_tuned_for_a_model_are_its_defaults(monkeypatch, tmp_path):
+    folder = tmp_path / 'config' / 'retention'
+    folder.mkdir(parents=True)
+    preset = folder / 'my-model.yaml'
+    preset.write_text('/**: {ros__parameters: {retention_ratio: {CAM_FRONT: 0.2}}}')
+    monkeypatch.setattr(retention_presets, '__file__', str(tmp_path / 'src' / 'x.py'))
+    config = read_drive_config(None, model='/models/my-model')
+    assert config.retention_ratio['CAM_FRONT'] == 0.2
+    assert config.retention_ratio['CAM_BACK'] == 0.1
+    assert read_drive_config(None, model='other').retention_ratio['CAM_FRONT'] == 0.1
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('/**: {ros__parameters: {model: my-model, retention_ratio: {CAM_FRONT: 0.3}}}')
+    assert read_drive_config(mine).retention_ratio['CAM_FRONT'] == 0.3
+    for broken in ('', '/**: 3', '/**: {ros__parameters: {retention_ratio: {CAM_BACK: much}}}'):
+        preset.write_text(broken)
+        with pytest.raises(ConfigError, match=r'my-model\.yaml: not a file of retention ratios'):
+            read_drive_config(None, model='my-model')
 
 
 @pytest.mark.parametrize('path', sorted((CONFIG / 'cameras').glob('*.yaml')), ids=lambda p: p.stem)

@@ -355,8 +355,15 @@ CAMERA_NAMES = Parameter(
 """Names the cameras; the parameters `cameras.<NAME>.*` and `retention_ratio.<NAME>` follow it."""
 
 
-def list_parameters(camera_names: Sequence[str]) -> list[Parameter]:
-    """List every parameter but `camera_names`, for these cameras, with its default."""
+def list_parameters(
+    camera_names: Sequence[str], tuned: Mapping[str, float] | None = None
+) -> list[Parameter]:
+    """List every parameter but `camera_names`, for these cameras, with its default.
+
+    Args:
+        camera_names: The cameras.
+        tuned: Camera to the retention ratio that was tuned for the model, where one was.
+    """
     defaults = DriveConfig()
     parameters = _leaves(defaults, '')
     for section in ('encoder', 'sync'):
@@ -364,18 +371,27 @@ def list_parameters(camera_names: Sequence[str]) -> list[Parameter]:
     for name in camera_names:
         camera = defaults.cameras.get(name, CameraConfig(topic=f'/{name}/image_raw'))
         parameters += _leaves(camera, f'cameras.{name}.')
-        ratio = defaults.retention_ratio_of(name)
+        ratio = (tuned or {}).get(name, DEFAULT_RETENTION_RATIO)
         parameters.append(Parameter(f'retention_ratio.{name}', ratio, RETENTION_RATIO))
     return parameters
 
 
-def config_from_parameters(camera_names: Sequence[str], values: Mapping[str, Any]) -> DriveConfig:
+def config_from_parameters(
+    camera_names: Sequence[str],
+    values: Mapping[str, Any],
+    tuned: Mapping[str, float] | None = None,
+) -> DriveConfig:
     """Build the configuration from parameter values; what is not in `values` keeps its default.
+
+    Args:
+        camera_names: The cameras.
+        values: Parameter names to values.
+        tuned: As for `list_parameters`.
 
     Raises:
         ConfigError: A name that is not a parameter, a value of the wrong type or out of range.
     """
-    known = {parameter.name: parameter for parameter in list_parameters(camera_names)}
+    known = {parameter.name: parameter for parameter in list_parameters(camera_names, tuned)}
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -195,3 +195,22 @@ def test_generated_images_fill_a_bag_and_are_the_same_every_time(tmp_path: Path)
     assert write_bag(first, tmp_path / 'bag') == 12
     with pytest.raises(ConfigError, match='--scenario'):
         list(generate_images(1, scenario='nothing'))
+
+
+def test_random_scenes_are_single_keyframes_of_different_streets(tmp_path: Path):
+    words = ['--random-scenes', '3', '--duration', '0.5', '--seed', '1100000000']
+    assert main(['--out', str(tmp_path / 'a'), *words, '--size', '160x90']) == 0
+    scenes = json.loads((tmp_path / 'a' / 'drivelm.json').read_text())
+    frames = [list(scene['key_frames'].values()) for scene in scenes.values()]
+    assert [len(frame) for frame in frames] == [1, 1, 1]
+    questions = [
+        {item['Q'] for group in frame['QA'].values() for item in group} for (frame,) in frames
+    ]
+    assert all(len(asked) > 15 for asked in questions)
+    assert questions[0] != questions[1] != questions[2]
+    pictures = [
+        (tmp_path / 'a' / frame['image_paths']['CAM_FRONT']).read_bytes() for (frame,) in frames
+    ]
+    assert len(set(pictures)) == 3
+    logs = json.loads((tmp_path / 'a' / VERSION / 'log.json').read_text())
+    assert {log['location'] for log in logs} == {'random'}

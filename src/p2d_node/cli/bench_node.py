@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import redirect_stdout
+from dataclasses import fields
 import json
 from pathlib import Path
 import sys
@@ -16,18 +17,6 @@ EXAMPLE = """example:
   p2d bench node --model models/drivemm --hz 2 --sweeps 40 --retention-ratio 0.1
 """
 
-STAGES = (
-    'sync_wait_ms',
-    'queue_ms',
-    'decode_ms',
-    'preprocess_ms',
-    'encode_ms',
-    'select_ms',
-    'prefill_ms',
-    'generate_ms',
-    'ttft_ms',
-    'total_ms',
-)
 SHARES = (0.5, 0.9, 0.95, 1.0)
 
 
@@ -121,13 +110,14 @@ def _parameters(args: argparse.Namespace) -> dict[str, Any]:
 
 def _to_report(args: argparse.Namespace, timings: list[Any], answers: list[Any]) -> dict[str, Any]:
     from p2d_node.evaluation.selection_benchmark import describe_machine, percentile
+    from p2d_node.records import StageTimes
 
     stages = {
-        stage: {
-            f'p{round(100 * share)}': percentile([getattr(t, stage) for t in timings], share)
+        stage.name: {
+            f'p{round(100 * share)}': percentile([getattr(t, stage.name) for t in timings], share)
             for share in SHARES
         }
-        for stage in STAGES
+        for stage in fields(StageTimes)
     }
     return {
         'benchmark': 'latency of the node, milliseconds per sweep, over DDS on one machine',

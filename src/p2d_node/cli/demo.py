@@ -59,7 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         '--model', default=SHIPPED_MODEL, help=f'checkpoint folder (default: {SHIPPED_MODEL})'
     )
-    parser.add_argument('--retention', type=float, default=0.1, help='per camera (default: 0.1)')
+    parser.add_argument(
+        '--retention', type=float, help='for all cameras (default: as tuned for the model, or 0.1)'
+    )
     parser.add_argument('--max-new-tokens', type=int, default=16, help='per answer (default: 16)')
     parser.add_argument('--rate', type=float, default=1.0, help='speed of the replay')
     parser.add_argument('--out', type=Path, default=Path('demo_output'), help='folder of results')
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    DriveConfig(retention_ratio={'CAM_FRONT': args.retention}, max_new_tokens=args.max_new_tokens)
+    DriveConfig(retention_ratio=_ratios(args), max_new_tokens=args.max_new_tokens)
     with model_folder(args.model) as folder:
         open_checkpoint(folder)
     if not 0.0 < args.rate <= 100.0:
@@ -110,11 +112,14 @@ def _demo_images(args: argparse.Namespace) -> list[BagImage]:
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        'model': args.model,
-        'max_new_tokens': args.max_new_tokens,
-        'retention_ratio': dict.fromkeys(DriveConfig().cameras, args.retention),
-    }
+    parameters = {'model': args.model, 'max_new_tokens': args.max_new_tokens}
+    if args.retention is not None:
+        parameters['retention_ratio'] = _ratios(args)
+    return parameters
+
+
+def _ratios(args: argparse.Namespace) -> dict[str, float]:
+    return {} if args.retention is None else dict.fromkeys(DriveConfig().cameras, args.retention)
 
 
 def _report(out: Path, watcher: Any, num_sweeps: int, *, complete: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 import json
 from pathlib import Path
 import textwrap
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.table import stamp_text
 from p2d_node.cli.watch import to_dict
+from p2d_node.records import StageTimes
 
 STORY_COLUMNS = 4
 STORY_PANEL_PX = (360, 202)
@@ -23,16 +25,10 @@ STORY_LINE_LENGTH = 42
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-STACKED_STAGES = (
-    'sync_wait_ms',
-    'queue_ms',
-    'decode_ms',
-    'preprocess_ms',
-    'encode_ms',
-    'select_ms',
-    'prefill_ms',
-    'generate_ms',
+STACKED_STAGES = tuple(
+    stage.name for stage in fields(StageTimes) if stage.name not in {'ttft_ms', 'total_ms'}
 )
+"""Stages that follow one another; the others are sums of them."""
 
 
 def write_answers(answers: Sequence[Any], path: Path) -> None:

@@ -6,19 +6,33 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from p2d_node.config import CAMERA_NAMES, config_from_parameters, DriveConfig
+from p2d_node.config import CAMERA_NAMES, config_from_parameters, DriveConfig, SHIPPED_MODEL
 from p2d_node.errors import ConfigError
+from p2d_node.retention_presets import tuned_ratios
 import yaml
 
 
-def read_drive_config(path: Path | None) -> DriveConfig:
-    """Return the configuration in a parameter file of the drive node; None: the defaults.
+def read_drive_config(path: Path | None, *, model: str | None = None) -> DriveConfig:
+    """Return the configuration in a parameter file of the drive node.
+
+    Args:
+        path: The file; None: the defaults.
+        model: Takes the place of the file's `model`.
 
     Raises:
         ConfigError: Not a parameter file, or a value that is not allowed.
     """
-    if path is None:
-        return DriveConfig()
+    values = {} if path is None else _read_values(path)
+    if model is not None:
+        values['model'] = model
+    names = values.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
+    values.pop('use_sim_time', None)
+    values.pop('autostart', None)
+    tuned = tuned_ratios(str(values.get('model', SHIPPED_MODEL)))
+    return config_from_parameters(names, values, tuned)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (OSError, ValueError, yaml.YAMLError) as err:
@@ -29,10 +43,7 @@ def read_drive_config(path: Path | None) -> DriveConfig:
             values |= dict(_flatten(node['ros__parameters']))
     if not values:
         raise ConfigError(f'{path}: holds no ros__parameters; see config/drive.yaml')
-    names = values.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
-    values.pop('use_sim_time', None)
-    values.pop('autostart', None)
-    return config_from_parameters(names, values)
+    return values
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

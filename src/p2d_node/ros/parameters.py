@@ -11,8 +11,10 @@ from p2d_node.config import (
     list_parameters,
     Option,
     Parameter,
+    SHIPPED_MODEL,
 )
 from p2d_node.errors import ConfigError
+from p2d_node.retention_presets import tuned_ratios
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
@@ -61,12 +63,13 @@ def declare_parameters(node: Node) -> DriveConfig:
     camera_names = given.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
     if not isinstance(camera_names, (list, tuple)):
         raise ConfigError(f'camera_names: got {camera_names!r}, allowed: a list of names')
-    parameters = list_parameters(camera_names)
+    tuned = tuned_ratios(str(given.get('model', SHIPPED_MODEL)))
+    parameters = list_parameters(camera_names, tuned)
     known = {parameter.name for parameter in parameters}
     # Files for many nodes may hold parameters of others, but a ratio of a misspelt camera would be
     # ignored without a word.
     ours = {n: v for n, v in given.items() if n in known or n.startswith(RATIO_PREFIX)}
-    config = config_from_parameters(camera_names, ours)
+    config = config_from_parameters(camera_names, ours, tuned)
     _declare(node, CAMERA_NAMES, camera_names)
     for parameter in parameters:
         _declare(node, parameter, given.get(parameter.name, parameter.default))

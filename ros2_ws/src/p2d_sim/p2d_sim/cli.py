@@ -16,6 +16,7 @@ from p2d_sim.scenarios import DURATION_S, SCENARIOS
 
 EXAMPLE = """examples:
   world --out synthetic --scenario lead-brakes --scenario cut-in
+  world --out tuning --random-scenes 60 --duration 0.5 --seed 1100000000
   p2d make-bag --nuscenes synthetic --out bag
   p2d make-bag --drivelm synthetic/drivelm.json --images synthetic --out keyframes
 """
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = 0
     try:
         options = FolderOptions(
-            scenarios=tuple(args.scenario or SCENARIOS),
+            scenarios=tuple(args.scenario or (() if args.random_scenes else SCENARIOS)),
+            random_scenes=args.random_scenes,
             seed=args.seed,
             duration_s=args.duration,
             height=int(height),
@@ -59,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--out', type=Path, required=True, help='folder to create')
     parser.add_argument(
         '--scenario', action='append', choices=tuple(SCENARIOS), help='may be repeated; else all'
+    )
+    parser.add_argument(
+        '--random-scenes',
+        type=int,
+        default=0,
+        metavar='N',
+        help='streets as p2d-mini is trained on, instead of or after the scenarios; training '
+        'never reaches seeds from 1000000000 on',
     )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--duration', type=float, default=DURATION_S, help='seconds per scene')

@@ -18,6 +18,7 @@ from p2d_sim.cameras import Camera, CAMERAS, FULL_HEIGHT_PX, FULL_WIDTH_PX
 from p2d_sim.drawing import Renderer, View
 from p2d_sim.drivelm_json import ask_snapshot, describe_scene, key_frame, write_drivelm
 from p2d_sim.scenarios import DURATION_S, make_scenario
+from p2d_sim.scenes import make_scene
 from p2d_sim.sweeps import exposures, METRES_PER_PX, to_jpeg
 from p2d_sim.traffic import snapshot_at
 from p2d_sim.world import (
@@ -69,13 +70,16 @@ class FolderOptions:
 
     Attributes:
         scenarios: Names, one scene each.
+        random_scenes: Number of scenes after them as p2d-mini is trained on; for evaluations the
+            seed should be one that training never reaches.
         seed: Of the first scene; the next ones follow.
         duration_s: Length of each scene.
         height: Of the pictures.
         width: Of the pictures.
     """
 
-    scenarios: tuple[str, ...]
+    scenarios: tuple[str, ...] = ()
+    random_scenes: int = 0
     seed: int = 0
     duration_s: float = DURATION_S
     height: int = FULL_HEIGHT_PX
@@ -83,13 +87,20 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not self.scenarios:
-            raise ConfigError('--scenario: got none, allowed: one or more')
+        if not self.scenarios and self.random_scenes < 1:
+            raise ConfigError('--scenario: got none, allowed: one or more, or --random-scenes')
         if not KEYFRAME_PERIOD_S <= self.duration_s <= DURATION_S:
             raise ConfigError(
                 f'--duration: got {self.duration_s:g}, allowed: {KEYFRAME_PERIOD_S:g} to '
                 f'{DURATION_S:g} seconds'
             )
+
+    def make_scenes(self) -> Iterator[tuple[str, Scene]]:
+        """Yield every scene with the name of its kind."""
+        for number, name in enumerate(self.scenarios):
+            yield name, make_scenario(name, self.seed + number)
+        for number in range(len(self.scenarios), len(self.scenarios) + self.random_scenes):
+            yield 'random', make_scene(self.seed + number)
 
 
 def token(*parts: object) -> str:
@@ -135,8 +146,10 @@ def write_nuscenes_folder(root: Path, options: FolderOptions) -> Iterator[int]:
     tables, drivelm = _Tables(), {}
     sensors = _add_fixed_rows(tables, options)
     count = 0
-    for number in range(len(options.scenarios)):
-        writer = _SceneWriter(root, tables, sensors, options, number)
+    for number, (kind, scene) in enumerate(options.make_scenes()):
+        writer = _SceneWriter(
+            root, tables, sensors, options, kind=kind, scene=scene, number=number
+        )
         for written in writer.write():
             count += written
             yield count
@@ -199,12 +212,14 @@ class _SceneWriter:
         tables: _Tables,
         sensors: dict[str, str],
         options: FolderOptions,
+        *,
+        kind: str,
+        scene: Scene,
         number: int,
     ) -> None:
         self._root, self._tables, self._sensors, self._options = root, tables, sensors, options
         self._name = f'scene-{number + 1:04d}'
-        self._scenario = options.scenarios[number]
-        self._scene: Scene = make_scenario(self._scenario, options.seed + number)
+        self._kind, self._scene = kind, scene
         self._start_us = FIRST_STAMP_US + number * SCENE_GAP_US
         self.scene_token = token('scene', self._name)
         self.drivelm: dict[str, Any] = {'scene_description': '', 'key_frames': {}}
@@ -217,7 +232,7 @@ class _SceneWriter:
             logfile=self._name,
             vehicle='p2d_sim',
             date_captured='2023-11-14',
-            location=self._scenario,
+            location=self._kind,
         )
         self._tables.add(
             'map',
