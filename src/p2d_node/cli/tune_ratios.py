@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 import json
 from pathlib import Path
@@ -218,8 +218,7 @@ def _tokenizer(name: str) -> str:
 def _config(args: argparse.Namespace) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
-    config = read_drive_config(args.params_file)
-    return config if args.model is None else replace(config, model=args.model)
+    return read_drive_config(args.params_file, model=args.model)
 
 
 def _read_held_out(args: argparse.Namespace, options: TuningOptions) -> QuestionSet | None:
@@ -363,10 +362,10 @@ def _header(
 def _verdict(comparison: Comparison) -> str:
     score = comparison.figures['score']
     return (
-        f'{comparison.verdict} than the same number of tokens split evenly: score '
+        f'{comparison.verdict} against the same number of tokens split evenly: score '
         f'{score.searched:.4f} against {score.uniform:.4f}, difference {score.difference:+.4f}, '
-        f'95 % interval {score.low:+.4f} to {score.high:+.4f}, {comparison.num_questions} '
-        'questions'
+        f'95 % interval {score.low:+.4f} to {score.high:+.4f} over {comparison.resampled}, '
+        f'{comparison.num_questions} questions'
     )
 
 
@@ -437,7 +436,7 @@ def _print(
     console.print(scores, ratios)
     if comparison is not None:
         console.print(_comparison_table(comparison))
-        console.print(f'On held-out questions the searched split is {_verdict(comparison)}.')
+        console.print(f'Held-out questions, searched split: {_verdict(comparison)}.')
     for path in files.values():
         console.print(path, soft_wrap=True)
 

@@ -1,8 +1,9 @@
 """Two splits of the same number of tokens, on questions that the search never saw.
 
 The searched ratios meet the most even split of as many tokens. Both answer the same questions, so
-the difference is taken per resample of keyframes (paired bootstrap): questions about one keyframe
-share its pictures and are not independent, keyframes are drawn.
+the difference is taken per resample (paired bootstrap). What is drawn are scenes: questions about
+one keyframe share its pictures, and keyframes of one scene resemble each other. Of few scenes the
+keyframes are drawn instead; the interval is then too narrow, and the report says so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from p2d_node.tuning.session import QuestionSet, TuningSession
 
 NUM_RESAMPLES = 10_000
 LEVEL = 0.95
+MIN_SCENES = 20
+"""Fewer say too little about how scenes differ to be drawn from."""
+
 CHUNK = 1000
 """Resamples at a time: bounds memory."""
 
@@ -63,6 +67,7 @@ class Comparison:
         searched_ratios: Camera to ratio.
         uniform_ratios: Camera to ratio of the even split.
         tokens_kept: Of a sweep, searched and uniform.
+        resampled: What the intervals were drawn from.
         figures: `score` is the objective without its penalty on ratios, which at equal tokens
             would compare roundings; then its parts, and `exact`, all answers word for word.
     """
@@ -72,6 +77,7 @@ class Comparison:
     searched_ratios: Mapping[str, float]
     uniform_ratios: Mapping[str, float]
     tokens_kept: tuple[int, int]
+    resampled: str
     figures: Mapping[str, Difference]
 
     @property
@@ -103,16 +109,31 @@ def compare_with_uniform(
     uniform = space.uniform_ratios(tokens)
     evaluator = session.evaluator(held_out)
     answers = [evaluator.answer_all(split, on_keyframe) for split in (ratios, uniform)]
+    units, resampled = units_of([keyframe.name for keyframe in evaluator.keyframes])
     return Comparison(
         num_keyframes=len(held_out.keyframes),
         num_questions=len(held_out.questions),
         searched_ratios=dict(ratios),
         uniform_ratios=uniform,
         tokens_kept=(tokens, sum(space.tokens_kept(uniform).values())),
+        resampled=resampled,
         figures=bootstrap(
-            answers[0], answers[1], session.options.objective, seed=session.options.seed
+            answers[0],
+            answers[1],
+            session.options.objective,
+            units=units,
+            seed=session.options.seed,
         ),
     )
+
+
+def units_of(keyframes: Sequence[str]) -> tuple[list[str], str]:
+    """Return per keyframe, named `<scene>_<frame>`, what it is drawn with, and what that is."""
+    scenes = [name.rpartition('_')[0] for name in keyframes]
+    num_scenes = len(set(scenes))
+    if num_scenes >= MIN_SCENES:
+        return scenes, f'{num_scenes} scenes'
+    return list(keyframes), f'{len(keyframes)} keyframes of only {num_scenes} scenes'
 
 
 def bootstrap(
@@ -120,20 +141,25 @@ def bootstrap(
     uniform: Sequence[Sequence[Answered]],
     objective: Objective,
     *,
+    units: Sequence[str],
     seed: int,
 ) -> dict[str, Difference]:
-    """Return figure to difference, with confidence intervals over keyframes.
+    """Return figure to difference, with its confidence interval.
 
     Args:
         searched: Per keyframe the answers with the searched ratios.
         uniform: Per keyframe, in the same order, those with the even split.
         objective: Weighs the parts of the score.
+        units: Per keyframe the name of what is drawn; keyframes of one name are drawn together.
         seed: Of the resampling.
     """
-    tables = [make_table(answers, objective.tokenizer) for answers in (searched, uniform)]
-    whole = np.ones((1, len(searched)))
+    members = _membership(units)
+    tables = [
+        members @ make_table(answers, objective.tokenizer) for answers in (searched, uniform)
+    ]
+    whole = np.ones((1, len(members)))
     at_all = [_figures(score_selections(table, whole), objective) for table in tables]
-    draws = _resample(tables, len(searched), objective, seed)
+    draws = _resample(tables, objective, seed)
     tail = (1.0 - LEVEL) / 2.0
     differences = {}
     for name in at_all[0]:
@@ -144,14 +170,20 @@ def bootstrap(
     return differences
 
 
-def _resample(
-    tables: Sequence[Floats], num_keyframes: int, objective: Objective, seed: int
-) -> dict[str, Floats]:
+def _membership(units: Sequence[str]) -> Floats:
+    """Return 1 where a keyframe belongs to a unit, [units, keyframes]."""
+    names = list(dict.fromkeys(units))
+    return np.array([[float(unit == name) for unit in units] for name in names])
+
+
+def _resample(tables: Sequence[Floats], objective: Objective, seed: int) -> dict[str, Floats]:
+    """Return figure to its differences in many resamples of the rows of two tables."""
     rng = np.random.default_rng(seed)
-    even = np.full(num_keyframes, 1.0 / num_keyframes)
+    num_units = len(tables[0])
+    even = np.full(num_units, 1.0 / num_units)
     chunks: dict[str, list[Floats]] = {}
     for _ in range(NUM_RESAMPLES // CHUNK):
-        times = rng.multinomial(num_keyframes, even, size=CHUNK).astype(np.float64)
+        times = rng.multinomial(num_units, even, size=CHUNK).astype(np.float64)
         one, other = (_figures(score_selections(t, times), objective) for t in tables)
         for name, values in one.items():
             chunks.setdefault(name, []).append(values - other[name])

@@ -29,6 +29,9 @@ CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
 """Two workers that start at once may both try to create the tables; the second tries again."""
 
+RACED = ('already exists', 'locked', 'duplicate', 'unique constraint')
+"""What databases say to the one who comes second."""
+
 PASSWORD = re.compile(r'(://[^:/@]*:)[^@]*(@)')
 
 
@@ -87,7 +90,7 @@ def _retried(open_: Callable[[], RDBStorage]) -> RDBStorage:
             return open_()
         except SQLAlchemyError as err:
             reason = str(err).lower()
-            if not any(word in reason for word in ('already exists', 'locked', 'duplicate')):
+            if not any(word in reason for word in RACED):
                 raise
             time.sleep(0.1 * attempt)
     return open_()
@@ -96,8 +99,18 @@ def _retried(open_: Callable[[], RDBStorage]) -> RDBStorage:
 def _open_journal(path: Path) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
+        _check_journal(path)
         _drop_cut_line(path)
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _check_journal(path: Path) -> None:
+    """Raise `ValueError` where the file is something else: it would be written to."""
+    with path.open('rb') as file:
+        first = file.readline()
+    is_operation = first.startswith(b'{') and b'"op_code"' in first
+    if first.endswith(b'\n') and not is_operation:
+        raise ValueError('the file is not a journal of trials; name another')
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -47,7 +47,11 @@ def mix_keyframes(keyframes: Sequence[Keyframe], digests: Mapping[str, str]) -> 
 
 
 class TrialEvaluator:
-    """Answers the questions of a set of keyframes with given ratios. Use it from one thread."""
+    """Answers the questions of a set of keyframes with given ratios. Use it from one thread.
+
+    Attributes:
+        keyframes: In the order in which they are answered.
+    """
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class TrialEvaluator:
         self._seen = seen
         self._objective = objective
         self._space = space
-        self._keyframes = mix_keyframes(keyframes, digests)
+        self.keyframes = mix_keyframes(keyframes, digests)
         self._digests = digests
 
     def run(
@@ -72,11 +76,11 @@ class TrialEvaluator:
     ) -> Iterator[RunningScore]:
         """Answer everything with these ratios; yields the score so far after every block."""
         answered: list[Answered] = []
-        block = math.ceil(len(self._keyframes) / NUM_BLOCKS)
-        for number, keyframe in enumerate(self._keyframes, start=1):
+        block = math.ceil(len(self.keyframes) / NUM_BLOCKS)
+        for number, keyframe in enumerate(self.keyframes, start=1):
             answered += self.answer(keyframe, ratios)
             on_keyframe()
-            is_last = number == len(self._keyframes)
+            is_last = number == len(self.keyframes)
             if is_last or number % block == 0:
                 yield RunningScore(number, is_last, self._objective.score(answered, ratios))
 
@@ -85,7 +89,7 @@ class TrialEvaluator:
     ) -> list[list[Answered]]:
         """Return the answers of every keyframe, in one order for all ratios."""
         answers = []
-        for keyframe in self._keyframes:
+        for keyframe in self.keyframes:
             answers.append(self.answer(keyframe, ratios))
             on_keyframe()
         return answers
