@@ -150,16 +150,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _require_optuna() -> None:
-    if find_spec('optuna') is None:
-        raise BackendUnavailableError(
-            'optuna is not installed; pip install -r requirements/tuning.txt'
-        )
+def _require_libraries() -> None:
+    for library, requirements in (('optuna', 'tuning'), ('pycocoevalcap', 'evaluation')):
+        if find_spec(library) is None:
+            raise BackendUnavailableError(
+                f'{library} is not installed; pip install -r requirements/{requirements}.txt'
+            )
 
 
 def _options(args: argparse.Namespace) -> TuningOptions:
     _check_counts(args)
-    _require_optuna()
+    _require_libraries()
     from p2d_node.tuning.methods import check_methods
     from p2d_node.tuning.objective import Objective, PUBLISHED_RATIO_PENALTY
     from p2d_node.tuning.search_space import PUBLISHED_BOUNDS

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.objective import Answered, Objective
+from p2d_node.tuning.answers import Answered
+from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.score_table import Floats, make_table, Parts, score_selections
 from p2d_node.tuning.session import QuestionSet, TuningSession
 

@@ -110,16 +110,19 @@ class PlannedSampler(BaseSampler):
         return self._plan(rank_of(trial, study.get_trials(deepcopy=False)))[param_name]
 
 
+DRAWN: dict[str, Callable[[int], BaseSampler]] = {
+    'tpe': lambda seed: TPESampler(seed=seed),
+    'random': lambda seed: RandomSampler(seed=seed),
+    'evolutionary': lambda seed: NSGAIISampler(population_size=POPULATION, seed=seed),
+}
+"""Methods that draw, each with its sampler for a seed."""
+
+
 def make_sampler(method: str, space: SearchSpace, num_trials: int, seed: int) -> BaseSampler:
-    """Return the sampler of a method."""
-    if method == 'tpe':
-        return NumberSeededSampler(lambda s: TPESampler(seed=s), seed)
-    if method == 'random':
-        return NumberSeededSampler(lambda s: RandomSampler(seed=s), seed)
-    if method == 'evolutionary':
-        return NumberSeededSampler(
-            lambda s: NSGAIISampler(population_size=POPULATION, seed=s), seed
-        )
+    """Return the sampler of a method; no two methods draw the same from one seed."""
+    if method in DRAWN:
+        own_seed = seed * len(METHODS) + METHODS.index(method)
+        return NumberSeededSampler(DRAWN[method], own_seed)
     plan = planned(method, space, num_trials, seed)
     return PlannedSampler(lambda rank: plan[rank % len(plan)])
 

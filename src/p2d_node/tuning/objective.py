@@ -14,15 +14,13 @@ from dataclasses import dataclass
 import math
 
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, LETTER
-from p2d_node.evaluation.language_metrics import score_language
+from p2d_node.evaluation.drivelm_questions import DriveLmQuestion
+from p2d_node.tuning.answers import Answered, is_multiple_choice
+from p2d_node.tuning.score_table import make_table, score_together
 
 PUBLISHED_LANGUAGE_WEIGHT = 0.5
 PUBLISHED_ACCURACY_WEIGHT = 0.5
 PUBLISHED_RATIO_PENALTY = 0.03
-
-Answered = tuple[DriveLmQuestion, str]
-"""A question and the answer to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +89,8 @@ class Objective:
 
     def score(self, answered: Iterable[Answered], ratios: Mapping[str, float]) -> Score:
         """Score the answers of a trial with these ratios."""
-        answered = list(answered)
-        free = [(a, str(q.reference)) for q, a in answered if not is_multiple_choice(q)]
-        letters = [is_right(q, a) for q, a in answered if is_multiple_choice(q)]
-        language = None
-        if free and self.language_weight:
-            answers, references = zip(*free, strict=True)
-            language = score_language(answers, references, tokenizer=self.tokenizer).score
-        accuracy = sum(letters) / len(letters) if letters else None
-        return self.combine(language, accuracy, ratios)
+        parts = score_together(make_table([list(answered)], self.tokenizer))
+        return self.combine(parts.language, parts.accuracy, ratios)
 
     def combine(
         self, language: float | None, accuracy: float | None, ratios: Mapping[str, float]
@@ -111,13 +102,3 @@ class Objective:
             - self.ratio_penalty * sum(ratios.values())
         )
         return Score(value, language, accuracy)
-
-
-def is_multiple_choice(question: DriveLmQuestion) -> bool:
-    """Tell whether the reference is one letter."""
-    return LETTER.fullmatch(str(question.reference).strip()) is not None
-
-
-def is_right(question: DriveLmQuestion, answer: str) -> bool:
-    """Tell whether an answer is the reference, word for word."""
-    return answer.strip() == str(question.reference).strip()

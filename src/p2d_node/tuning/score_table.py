@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.errors import BackendUnavailableError
 from p2d_node.evaluation.language_metrics import TOKENIZE
-from p2d_node.tuning.objective import Answered, is_multiple_choice, is_right
+from p2d_node.tuning.answers import Answered, is_multiple_choice, is_right
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,6 +29,23 @@ ROUGE, CIDER, NUM_FREE, NUM_LETTERS, RIGHT_LETTERS, NUM_RIGHT, NUM_ALL = range(1
 NUM_COLUMNS = 17
 """Columns of a table: lengths of answers and references; n-grams of answers, and those of them
 that are right; then sums of scores and counts of answers."""
+
+
+MOST_TEXTS = 100_000
+"""Beyond this number tokenised texts are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Scores of all keyframes together; None where no question gives one.
+
+    Attributes:
+        language: As in `Parts`.
+        accuracy: As in `Parts`.
+    """
+
+    language: float | None
+    accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +61,30 @@ class Parts:
     language: Floats
     accuracy: Floats
     exact: Floats
+
+
+class Tokens:
+    """Tokenised texts; the same texts come again in every trial. Use it from one thread."""
+
+    def __init__(self, tokenizer: str) -> None:
+        """Tokenise with `treebank` or `ptb`."""
+        self._tokenize = TOKENIZE[tokenizer]
+        self._known: dict[str, str] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[str]:
+        """Return each text's tokens, with spaces between them."""
+        if len(self._known) > MOST_TEXTS:
+            self._known.clear()
+        new = list(dict.fromkeys(text for text in texts if text not in self._known))
+        if new:
+            self._known |= dict(zip(new, self._tokenize(new), strict=True))
+        return [self._known[text] for text in texts]
+
+
+@cache
+def tokens_of(tokenizer: str) -> Tokens:
+    """Return this process's tokenised texts."""
+    return Tokens(tokenizer)
 
 
 def make_table(answers: Sequence[Sequence[Answered]], tokenizer: str) -> Floats:
@@ -68,15 +111,19 @@ def make_table(answers: Sequence[Sequence[Answered]], tokenizer: str) -> Floats:
 
 
 def _add_language(table: Floats, free: Sequence[tuple[int, Answered]], tokenizer: str) -> None:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
     if not free:
         return
-    tokenize = TOKENIZE[tokenizer]
-    predicted = tokenize([answer for _, (_, answer) in free])
-    expected = tokenize([str(question.reference) for _, (question, _) in free])
+    try:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as err:
+        raise BackendUnavailableError(
+            f'language metrics: {err}; pip install -r requirements/evaluation.txt'
+        ) from err
+    tokens = tokens_of(tokenizer)
+    predicted = tokens([answer for _, (_, answer) in free])
+    expected = tokens([str(question.reference) for _, (question, _) in free])
     bleu = BleuScorer(n=NUM_GRAMS)
     for answer, reference in zip(predicted, expected, strict=True):
         bleu += (answer, [reference])
@@ -115,4 +162,13 @@ def score_selections(table: Floats, times: Floats) -> Parts:
         language=np.where(sums[:, NUM_FREE] > 0, language, 0.0),
         accuracy=sums[:, RIGHT_LETTERS] / np.maximum(sums[:, NUM_LETTERS], 1.0),
         exact=sums[:, NUM_RIGHT] / np.maximum(sums[:, NUM_ALL], 1.0),
+    )
+
+
+def score_together(table: Floats) -> Together:
+    """Score all keyframes of a table."""
+    parts = score_selections(table, np.ones((1, len(table))))
+    return Together(
+        language=float(parts.language[0]) if table[:, NUM_FREE].any() else None,
+        accuracy=float(parts.accuracy[0]) if table[:, NUM_LETTERS].any() else None,
     )

@@ -13,7 +13,8 @@ import math
 
 from p2d_node.evaluation.answering import Keyframe
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.tuning.objective import Answered, Objective, Score
+from p2d_node.tuning.answers import Answered
+from p2d_node.tuning.objective import Objective, Score
 from p2d_node.tuning.search_space import SearchSpace
 from p2d_node.tuning.seen_keyframes import SeenKeyframes
 
