@@ -302,6 +302,7 @@ class DrivingPipeline:
         questions: Sequence[str],
         *,
         keep_indices: Sequence[Tensor] | None = None,
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> list[DrivingAnswer]:
         """Answer questions about a sweep that the vision encoder has seen before.
 
@@ -310,6 +311,7 @@ class DrivingPipeline:
             visual_tokens: Of the sweep, from `see`, on this pipeline's device.
             questions: One or more.
             keep_indices: Per camera the kept indices, int64, ascending; None: chosen as ever.
+            must_stop: As for `answer`.
 
         Raises:
             InferenceError: A model stage failed.
@@ -320,7 +322,7 @@ class DrivingPipeline:
             visual_tokens=visual_tokens,
             clock=StageClock(self._device),
             started_ns=time.monotonic_ns(),
-            must_stop=lambda: False,
+            must_stop=must_stop,
             keep_indices=keep_indices,
         )
         return _guarded(frame_set, lambda: self._answer_all(sweep, questions, None))

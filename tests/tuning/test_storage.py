@@ -39,9 +39,7 @@ def test_a_database_that_many_create_at_once_is_created(tmp_path):
 def test_another_file_is_not_taken_for_a_journal(tmp_path, content):
     path = tmp_path / 'notes.txt'
     path.write_bytes(content)
-    with pytest.raises(
-        BackendUnavailableError, match=r'notes\.txt: .*: the file is not'
-    ):
+    with pytest.raises(BackendUnavailableError, match=r'notes\.txt: .*: the file is not'):
         open_storage(str(path))
     assert path.read_bytes() == content
 

@@ -259,11 +259,20 @@ def _prepare(
 
 
 def _search(bars: Progress, session: TuningSession) -> None:
+    from p2d_node.tuning.stop_request import StopRequest
+
     tasks = {
         method: bars.add_task(f'{method} trials', total=ledger.num_trials)
         for method, ledger in session.ledgers.items()
     }
-    session.work(_make_updater(bars, session, tasks))
+    update = _make_updater(bars, session, tasks)
+    with StopRequest() as stop:
+
+        def on_progress() -> None:
+            stop.check()
+            update()
+
+        session.work(on_progress, stop.is_noted)
     for method, ledger in session.ledgers.items():
         bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
 
@@ -443,6 +452,7 @@ def _print(
 
 
 def _comparison_table(comparison: Comparison) -> Any:
+    from p2d_node.tuning.comparison import UNDECIDED
     from rich.table import Table
 
     kept = comparison.tokens_kept
@@ -459,7 +469,7 @@ def _comparison_table(comparison: Comparison) -> Any:
             f'{figure.uniform:.4f}',
             f'{figure.difference:+.4f}',
             f'{figure.low:+.4f} to {figure.high:+.4f}',
-            figure.verdict,
+            '' if figure.verdict == UNDECIDED else figure.verdict,
         )
     return table
 

@@ -272,7 +272,8 @@ class ClaimedTrial:
     def _give_back(self) -> None:
         """End the trial as failed and enqueue it again; what fails here is mended at a resume."""
         try:
-            self._ledger.end(self.number, TrialState.FAIL)
+            with storage_errors(self._ledger.storage):
+                self._ledger.end(self.number, TrialState.FAIL)
             self._ledger.recover()
         except P2dError:
             return

@@ -12,6 +12,7 @@ import signal
 
 from p2d_node.errors import P2dError
 from p2d_node.tuning.session import read_tuning_set, TuningOptions, TuningSession
+from p2d_node.tuning.stop_request import StopRequest
 
 GRACE_S = 60.0
 """A worker gets so long to give its trial back."""
@@ -56,18 +57,21 @@ def extra_workers(options: TuningOptions, count: int) -> Iterator[None]:
 
 def _work(options: TuningOptions, parent: int) -> None:
     """Be a worker until the study is done, or until the process that asked for it has gone."""
+    stop = StopRequest()
 
-    def stop_without_parent() -> None:
+    def check() -> None:
+        stop.check()
         if os.getppid() != parent:
             raise KeyboardInterrupt
 
     try:
         session = TuningSession(options, read_tuning_set(options))
-        for _ in session.seen(session.question_set).prepare(
-            session.question_set.keyframes, session.question_set.digests
-        ):
-            stop_without_parent()
-        session.work(stop_without_parent)
+        with stop:
+            for _ in session.seen(session.question_set).prepare(
+                session.question_set.keyframes, session.question_set.digests
+            ):
+                check()
+            session.work(check, stop.is_noted)
     except P2dError as err:
         raise SystemExit(f'worker {os.getpid()}: {err}') from err
     except KeyboardInterrupt as err:

@@ -55,6 +55,7 @@ def _plot_history(axis: Any, results: Sequence[MethodResult]) -> None:
         axis.step(numbers, bests, where='post', color=colour, label=result.method, marker=marker)
         if numbers[-1] < longest:
             axis.plot([numbers[-1], longest], [bests[-1]] * 2, color=colour, linestyle=':')
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel='finished trials', ylabel='best score so far', title='History')
 
 

@@ -239,7 +239,9 @@ class TuningSession:
             model_digest=self.model_digest,
         )
 
-    def evaluator(self, question_set: QuestionSet) -> TrialEvaluator:
+    def evaluator(
+        self, question_set: QuestionSet, must_stop: Callable[[], bool] = lambda: False
+    ) -> TrialEvaluator:
         """Return what answers a set of questions, all of whose keyframes were seen."""
         return TrialEvaluator(
             self.pipeline,
@@ -248,21 +250,28 @@ class TuningSession:
             self.space,
             keyframes=question_set.keyframes,
             digests=question_set.digests,
+            must_stop=must_stop,
         )
 
-    def work(self, on_progress: OnProgress = lambda: None) -> None:
+    def work(
+        self,
+        on_progress: OnProgress = lambda: None,
+        must_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Do trials until all of the study have finished, here or elsewhere.
 
         Args:
             on_progress: Called after every keyframe, and while waiting; what it raises ends the
                 work, and the trial is given back.
+            must_stop: Asked between tokens; where it is true, so that `on_progress` comes sooner,
+                answers are cut: `on_progress` must raise then.
         """
-        evaluator = self.evaluator(self.question_set)
+        evaluator = self.evaluator(self.question_set, must_stop)
         while not all(ledger.is_done for ledger in self.ledgers.values()):
+            on_progress()
             for ledger in self.ledgers.values():
                 ledger.recover()
             trial = self._start_any()
-            on_progress()
             if trial is None:
                 time.sleep(POLL_S)
                 continue

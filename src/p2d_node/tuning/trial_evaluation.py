@@ -63,14 +63,16 @@ class TrialEvaluator:
         *,
         keyframes: Sequence[Keyframe],
         digests: Mapping[str, str],
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Answer about `keyframes`, which `seen` has seen."""
+        """Answer about `keyframes`, which `seen` has seen, until `must_stop` cuts it short."""
         self._pipeline = pipeline
         self._seen = seen
         self._objective = objective
         self._space = space
         self.keyframes = mix_keyframes(keyframes, digests)
         self._digests = digests
+        self._must_stop = must_stop
 
     def run(
         self, ratios: Mapping[str, float], on_keyframe: Callable[[], None] = lambda: None
@@ -110,6 +112,7 @@ class TrialEvaluator:
             seen.visual_tokens.to(pipeline.device),
             [question.question for question in keyframe.questions],
             keep_indices=None if kept is None else [k.to(pipeline.device) for k in kept],
+            must_stop=self._must_stop,
         )
         texts = [answer.answer for answer in answers]
         return list(zip(keyframe.questions, texts, strict=True))
