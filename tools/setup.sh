@@ -22,7 +22,7 @@ find_python() {
 install one and name it: make ... PYTHON=python3.11"
 }
 
-requirements="requirements/base.txt requirements/engines.txt requirements/evaluation.txt requirements/ros-${distro}.txt requirements/dev.txt"
+requirements="requirements/base.txt requirements/engines.txt requirements/evaluation.txt requirements/tuning.txt requirements/ros-${distro}.txt requirements/dev.txt"
 [ -f "requirements/ros-${distro}.txt" ] || fail "got ROS_DISTRO=${distro}, allowed: \
 $(ls requirements | sed -n 's/^ros-\(.*\)\.txt$/\1/p' | paste -sd ' ')"
 for tool in gcc g++ make; do

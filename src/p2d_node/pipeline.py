@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 import time
 import traceback
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +68,8 @@ class _Sweep:
     """A sweep as the vision encoder saw it.
 
     `started_ns` is the steady clock when work on the sweep began; `clock` holds the stages that
-    its questions share.
+    its questions share; `keep_indices` are per camera the kept tokens where they were chosen
+    beforehand.
     """
 
     frame_set: FrameSet
@@ -77,6 +78,7 @@ class _Sweep:
     clock: StageClock
     started_ns: int
     must_stop: Callable[[], bool]
+    keep_indices: Sequence[Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +189,24 @@ class DrivingPipeline:
         return self._family.grid
 
     @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._device
+
+    @property
+    def picture_settings(self) -> dict[str, Any]:
+        """What is done to a picture before the vision encoder sees it, as JSON data."""
+        return self._processing.to_json()
+
+    @property
+    def num_tokens(self) -> dict[str, int]:
+        """Camera to the number of its visual tokens before any is dropped."""
+        if self._regions:
+            return {c: len(self._regions[c].indices) for c in self._config.cameras}
+        rows, columns = self.grid
+        return dict.fromkeys(self._config.cameras, rows * columns)
+
+    @property
     def pads_frames(self) -> bool:
         """Whether the grid lies over the frame padded to a square, or over the frame itself."""
         return self._processing.fit == 'pad'
@@ -256,6 +276,61 @@ class DrivingPipeline:
             ),
             self._family.decoder.release,
         )
+
+    def see(self, frame_set: FrameSet) -> Tensor:
+        """Return the visual tokens of a sweep, for `answer_seen`: [pictures, tokens, features].
+
+        Raises:
+            ImageDecodeError: A frame that cannot be used.
+            InferenceError: The vision encoder failed.
+        """
+        config = self._config
+        return _guarded(
+            frame_set, lambda: self._see(frame_set, config, lambda: False).visual_tokens
+        )
+
+    @torch.inference_mode()
+    def states_of(self, visual_tokens: Tensor) -> Tensor:
+        """Return what tokens are chosen by with `prune_layer` 0: [pictures, tokens, hidden].
+
+        Args:
+            visual_tokens: Of one sweep, from `see`.
+        """
+        prompt = self._family.build_prompt('', tuple(self._config.cameras))
+        inputs = self._family.embed_prefix(prompt, visual_tokens)
+        return torch.stack([inputs.embeddings[0, view] for view in inputs.views])
+
+    def answer_seen(
+        self,
+        frame_set: FrameSet,
+        visual_tokens: Tensor,
+        questions: Sequence[str],
+        *,
+        keep_indices: Sequence[Tensor] | None = None,
+        must_stop: Callable[[], bool] = lambda: False,
+    ) -> list[DrivingAnswer]:
+        """Answer questions about a sweep that the vision encoder has seen before.
+
+        Args:
+            frame_set: Names the cameras; its payloads are not looked at.
+            visual_tokens: Of the sweep, from `see`, on this pipeline's device.
+            questions: One or more.
+            keep_indices: Per camera the kept indices, int64, ascending; None: chosen as ever.
+            must_stop: As for `answer`.
+
+        Raises:
+            InferenceError: A model stage failed.
+        """
+        sweep = _Sweep(
+            frame_set=frame_set,
+            config=self._config,
+            visual_tokens=visual_tokens,
+            clock=StageClock(self._device),
+            started_ns=time.monotonic_ns(),
+            must_stop=must_stop,
+            keep_indices=keep_indices,
+        )
+        return _guarded(frame_set, lambda: self._answer_all(sweep, questions, None))
 
     def _choose(
         self,
@@ -346,7 +421,7 @@ class DrivingPipeline:
 
         def select(states: Tensor) -> Sequence[Tensor]:
             with sweep.clock.stage('select'):
-                kept.extend(self._select(sweep, states))
+                kept.extend(sweep.keep_indices or self._select(sweep, states))
             return kept if self.mosaic is None else [torch.cat(kept).sort().values]
 
         with sweep.clock.stage('prefill'):
@@ -557,8 +632,8 @@ def _shared_times(sweep: _Sweep) -> StageTimes:
     return StageTimes(
         sync_wait_ms=(frame_set.closed_ns - frame_set.first_arrival_ns) / NS_PER_MS,
         queue_ms=(sweep.started_ns - frame_set.closed_ns) / NS_PER_MS,
-        decode_ms=shared['decode'],
-        preprocess_ms=shared['preprocess'],
-        encode_ms=shared['encode'],
+        decode_ms=shared.get('decode', 0.0),
+        preprocess_ms=shared.get('preprocess', 0.0),
+        encode_ms=shared.get('encode', 0.0),
         select_ms=shared['select'],
     )

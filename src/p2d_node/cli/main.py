@@ -7,10 +7,30 @@ from collections.abc import Sequence
 import sys
 
 from p2d_node import __version__
-from p2d_node.cli import bench, demo, engines, evaluate, import_checkpoint, make_bag, replay, watch
+from p2d_node.cli import (
+    bench,
+    demo,
+    engines,
+    evaluate,
+    import_checkpoint,
+    make_bag,
+    replay,
+    tune_ratios,
+    watch,
+)
 from p2d_node.errors import P2dError
 
-VERBS = (bench, demo, engines, evaluate, import_checkpoint, make_bag, replay, watch)
+VERBS = (
+    bench,
+    demo,
+    engines,
+    evaluate,
+    import_checkpoint,
+    make_bag,
+    replay,
+    tune_ratios,
+    watch,
+)
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

@@ -1,0 +1,478 @@
+"""`p2d tune-ratios`: searches the retention ratio of each camera, and writes them for the node."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+import json
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+
+if TYPE_CHECKING:
+    from p2d_node.config import DriveConfig
+    from p2d_node.tuning.comparison import Comparison
+    from p2d_node.tuning.results import MethodResult, TrialResult
+    from p2d_node.tuning.session import QuestionSet, TuningOptions, TuningSession
+    from rich.progress import Progress
+
+EXAMPLE = """examples:
+  p2d tune-ratios --data train.json --images nuscenes --model models/drivemm
+  p2d tune-ratios --data train.json --images nuscenes --mean-retention 0.1 --workers 4 \\
+      --methods tpe,uniform,random --held-out val.json
+  p2d tune-ratios --data train.json --images nuscenes \
+      --storage postgresql://user:password@host/optuna          # the same on each machine
+
+A study goes on where it was when the same command is started again, after whatever end.
+"""
+
+DEFAULT_TRIALS = 100
+DEFAULT_LEASE_S = 120.0
+LEAST_LEASE_S = 1.0
+MEAN_TO_LEAST = 0.25
+"""With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the verb `tune-ratios`."""
+    parser = subparsers.add_parser(
+        'tune-ratios',
+        help='search the retention ratio of each camera',
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_data(parser)
+    _add_objective(parser)
+    _add_search(parser)
+    parser.add_argument(
+        '--out', type=Path, default=Path('tuning'), help='folder of study.png, cache and journal'
+    )
+    parser.add_argument(
+        '--params-out',
+        type=Path,
+        help='parameter file to write; default: config/retention/<model>.yaml',
+    )
+    parser.add_argument('--json', action='store_true', help='print figures as JSON')
+    parser.set_defaults(run=run)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('data and model')
+    group.add_argument('--data', type=Path, required=True, help='DriveLM JSON with answers')
+    group.add_argument(
+        '--images', type=Path, required=True, help='folder that holds samples/<CAMERA>/*.jpg'
+    )
+    group.add_argument('--limit', type=int, help='only the first N keyframes')
+    group.add_argument('--held-out', type=Path, help='DriveLM JSON that the search never sees')
+    group.add_argument('--held-out-images', type=Path, help='its pictures; default: --images')
+    group.add_argument('--model', help='checkpoint folder')
+    group.add_argument('--params-file', type=Path, help='settings of the pipeline')
+
+
+def _add_objective(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('objective')
+    group.add_argument('--language-weight', type=float, default=0.5)
+    group.add_argument('--accuracy-weight', type=float, default=0.5)
+    group.add_argument(
+        '--ratio-penalty',
+        type=float,
+        help='times the sum of the ratios, subtracted; default: 0.03, or 0 with --mean-retention',
+    )
+    group.add_argument(
+        '--mean-retention',
+        type=float,
+        help='keep as many tokens as this ratio would, and search only how cameras share them',
+    )
+    group.add_argument(
+        '--min-retention', type=float, help='default: 0.1, or a quarter of --mean-retention'
+    )
+    group.add_argument('--max-retention', type=float, default=1.0)
+    group.add_argument(
+        '--tokenizer', default='treebank', help='treebank, or ptb (Java on every machine)'
+    )
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('search')
+    group.add_argument(
+        '--methods',
+        default='tpe,uniform',
+        help='of tpe, uniform, random, grid, evolutionary; default: tpe,uniform',
+    )
+    group.add_argument(
+        '--trials', type=int, default=DEFAULT_TRIALS, help='of each method, over all workers'
+    )
+    group.add_argument('--no-pruning', action='store_true', help='finish hopeless trials too')
+    group.add_argument('--seed', type=int, default=0)
+    group.add_argument(
+        '--storage',
+        help='sqlite:///FILE, postgresql://..., or a journal file; default: OUT/study.journal',
+    )
+    group.add_argument('--name', help='of the study; default: the model')
+    group.add_argument('--workers', type=int, default=1, help='processes on this machine')
+    group.add_argument('--cache', type=Path, help='of seen keyframes; default: OUT/cache')
+    group.add_argument(
+        '--lease',
+        type=float,
+        default=DEFAULT_LEASE_S,
+        help='seconds without a sign of life after which another machine counts as dead',
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, report, write; returns the exit code."""
+    options = _options(args)
+    from p2d_node.tuning.comparison import check_unseen
+    from p2d_node.tuning.local_workers import divide_threads, extra_workers
+    from p2d_node.tuning.results import best_of, collect_results
+    from p2d_node.tuning.session import read_tuning_set, TuningSession
+
+    options = divide_threads(options, args.workers)
+    question_set, held_out = read_tuning_set(options), _read_held_out(args, options)
+    if held_out is not None:
+        check_unseen(held_out, question_set)
+    session = TuningSession(options, question_set)
+    try:
+        with _progress() as bars:
+            with extra_workers(options, args.workers - 1):
+                _prepare(bars, session, session.question_set, 'keyframes seen')
+                _search(bars, session)
+            results = collect_results(session.ledgers)
+            best = best_of(results)
+            comparison = _compare(bars, session, held_out, best)
+        _write(args, session, results, best, comparison)
+    finally:
+        session.close()
+    return 0
+
+
+def _require_libraries() -> None:
+    for library, requirements in (('optuna', 'tuning'), ('pycocoevalcap', 'evaluation')):
+        if find_spec(library) is None:
+            raise BackendUnavailableError(
+                f'{library} is not installed; pip install -r requirements/{requirements}.txt'
+            )
+
+
+def _options(args: argparse.Namespace) -> TuningOptions:
+    _check_counts(args)
+    _require_libraries()
+    from p2d_node.tuning.methods import check_methods
+    from p2d_node.tuning.objective import Objective, PUBLISHED_RATIO_PENALTY
+    from p2d_node.tuning.search_space import PUBLISHED_BOUNDS
+    from p2d_node.tuning.session import TuningOptions
+
+    config = _config(args)
+    mean, least, penalty = args.mean_retention, args.min_retention, args.ratio_penalty
+    if least is None:
+        least = PUBLISHED_BOUNDS[0] if mean is None else mean * MEAN_TO_LEAST
+    if penalty is None:
+        penalty = PUBLISHED_RATIO_PENALTY if mean is None else 0.0
+    return TuningOptions(
+        data=args.data,
+        images=args.images,
+        config=config,
+        objective=Objective(
+            language_weight=args.language_weight,
+            accuracy_weight=args.accuracy_weight,
+            ratio_penalty=penalty,
+            tokenizer=_tokenizer(args.tokenizer),
+        ),
+        min_retention=least,
+        max_retention=args.max_retention,
+        mean_retention=mean,
+        methods=check_methods(args.methods),
+        num_trials=args.trials,
+        seed=args.seed,
+        pruning=not args.no_pruning,
+        storage=args.storage or str(args.out / 'study.journal'),
+        name=args.name or Path(config.model).name,
+        cache=args.cache or args.out / 'cache',
+        lease_s=args.lease,
+        limit=args.limit,
+    )
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    for name in ('trials', 'workers', 'limit'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f'--{name}: got {value}, allowed: 1 or more')
+    if args.lease < LEAST_LEASE_S:
+        raise ConfigError(f'--lease: got {args.lease:g}, allowed: {LEAST_LEASE_S:g} or more')
+    if args.seed < 0:
+        raise ConfigError(f'--seed: got {args.seed}, allowed: 0 or more')
+
+
+def _tokenizer(name: str) -> str:
+    from p2d_node.evaluation.language_metrics import choose_tokenizer
+
+    if name == 'auto':
+        raise ConfigError('--tokenizer: got auto, allowed: treebank, ptb; all workers need one')
+    return choose_tokenizer(name)
+
+
+def _config(args: argparse.Namespace) -> DriveConfig:
+    from p2d_node.cli.parameter_file import read_drive_config
+
+    return read_drive_config(args.params_file, model=args.model)
+
+
+def _read_held_out(args: argparse.Namespace, options: TuningOptions) -> QuestionSet | None:
+    from p2d_node.tuning.session import read_question_set
+
+    if args.held_out is None:
+        return None
+    return read_question_set(
+        args.held_out,
+        args.held_out_images or args.images,
+        objective=options.objective,
+        cameras=tuple(options.config.cameras),
+    )
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _prepare(
+    bars: Progress, session: TuningSession, question_set: QuestionSet, title: str
+) -> None:
+    task = bars.add_task(title, total=len(question_set.keyframes))
+    seen = session.seen(question_set)
+    for count in seen.prepare(question_set.keyframes, question_set.digests):
+        bars.update(task, completed=count)
+
+
+def _search(bars: Progress, session: TuningSession) -> None:
+    from p2d_node.tuning.stop_request import StopRequest
+
+    tasks = {
+        method: bars.add_task(f'{method} trials', total=ledger.num_trials)
+        for method, ledger in session.ledgers.items()
+    }
+    update = _make_updater(bars, session, tasks)
+    with StopRequest() as stop:
+
+        def on_progress() -> None:
+            stop.check()
+            update()
+
+        session.work(on_progress, stop.is_noted)
+    for method, ledger in session.ledgers.items():
+        bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
+
+
+def _make_updater(
+    bars: Progress, session: TuningSession, tasks: dict[str, Any]
+) -> Callable[[], None]:
+    """Return what moves the bars, but asks the storage at most every two seconds."""
+    import time
+
+    next_s = 0.0
+
+    def update() -> None:
+        nonlocal next_s
+        if time.monotonic() < next_s:
+            return
+        for method, ledger in session.ledgers.items():
+            bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
+        next_s = time.monotonic() + 2.0
+
+    return update
+
+
+def _compare(
+    bars: Progress, session: TuningSession, held_out: QuestionSet | None, best: TrialResult
+) -> Comparison | None:
+    from p2d_node.tuning.comparison import compare_with_uniform
+
+    if held_out is None:
+        return None
+    _prepare(bars, session, held_out, 'held-out keyframes seen')
+    task = bars.add_task('held-out answers', total=2 * len(held_out.keyframes))
+    return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
+
+
+def _write(
+    args: argparse.Namespace,
+    session: TuningSession,
+    results: Sequence[MethodResult],
+    best: TrialResult,
+    comparison: Comparison | None,
+) -> None:
+    """Write parameter file and picture, print the report."""
+    from p2d_node.tuning.picture import plot_study
+    from p2d_node.tuning.retention_file import write_retention_file
+
+    model = Path(session.options.config.model).name
+    params_out = args.params_out or Path('config') / 'retention' / f'{model}.yaml'
+    picture = args.out / 'study.png'
+    args.out.mkdir(parents=True, exist_ok=True)
+    plot_study(picture, results, f'{session.options.name}: {args.data.name}')
+    write_retention_file(
+        params_out,
+        best.ratios,
+        space=session.space,
+        config=session.pipeline.config,
+        header=_header(args, session, results, best, comparison),
+    )
+    report = _report(session, results, best, comparison)
+    report['files'] = {'params': str(params_out), 'picture': str(picture)}
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print(session, results, best, comparison, report['files'])
+
+
+def _header(
+    args: argparse.Namespace,
+    session: TuningSession,
+    results: Sequence[MethodResult],
+    best: TrialResult,
+    comparison: Comparison | None,
+) -> list[str]:
+    from p2d_node.tuning.retention_file import utc_now
+
+    questions, objective = session.question_set, session.options.objective
+    trials = ', '.join(f'{r.method} {r.num_trials} ({r.num_pruned} pruned)' for r in results)
+    total = sum(session.space.num_tokens.values())
+    lines = [
+        f'Retention ratios for {session.pipeline.model_name}, found by p2d tune-ratios.',
+        f'date:   {utc_now()}',
+        f'data:   {args.data.name}, {len(questions.keyframes)} keyframes, '
+        f'{len(questions.questions)} questions, sha256 {questions.digest[:16]}',
+        f'model:  sha256 {session.model_digest[:16]}',
+        f'trials: {trials}',
+        f'score:  {best.score:.4f} ({best.method}, trial {best.number}) = '
+        f'{objective.language_weight:g} x language {_text(best.language)} + '
+        f'{objective.accuracy_weight:g} x accuracy {_text(best.accuracy)} - '
+        f'{objective.ratio_penalty:g} x sum of ratios {sum(best.ratios.values()):.4f}',
+        f'tokens: {best.tokens_kept} of {total} per sweep',
+    ]
+    if comparison is not None:
+        lines.append(f'held out ({args.held_out.name}): {_verdict(comparison)}')
+    return [*lines, 'Start with: ros2 launch p2d_node drive.launch.py params_file:=THIS_FILE']
+
+
+def _verdict(comparison: Comparison) -> str:
+    score = comparison.figures['score']
+    return (
+        f'{comparison.verdict} against the same number of tokens split evenly: score '
+        f'{score.searched:.4f} against {score.uniform:.4f}, difference {score.difference:+.4f}, '
+        f'95 % interval {score.low:+.4f} to {score.high:+.4f} over {comparison.resampled}, '
+        f'{comparison.num_questions} questions'
+    )
+
+
+def _report(
+    session: TuningSession,
+    results: Sequence[MethodResult],
+    best: TrialResult,
+    comparison: Comparison | None,
+) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        'study': session.options.name,
+        'model': session.pipeline.model_name,
+        'num_keyframes': len(session.question_set.keyframes),
+        'num_questions': len(session.question_set.questions),
+        'tokens_total': sum(session.space.num_tokens.values()),
+        'methods': {r.method: _method_json(r) for r in results},
+        'best': asdict(best),
+        'held_out': None,
+    }
+    if comparison is not None:
+        report['held_out'] = {
+            **asdict(comparison),
+            'verdict': comparison.verdict,
+            'figures': {
+                name: {**asdict(d), 'difference': d.difference, 'verdict': d.verdict}
+                for name, d in comparison.figures.items()
+            },
+        }
+    return report
+
+
+def _method_json(result: MethodResult) -> dict[str, Any]:
+    return {
+        'num_trials': result.num_trials,
+        'num_pruned': result.num_pruned,
+        'seconds': round(result.seconds, 1),
+        'best': None if result.best is None else asdict(result.best),
+        'history': result.history,
+    }
+
+
+def _print(
+    session: TuningSession,
+    results: Sequence[MethodResult],
+    best: TrialResult,
+    comparison: Comparison | None,
+    files: dict[str, str],
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    scores = Table(title=f"{session.options.name}: each method's best trial")
+    for heading in ('method', 'trials', 'pruned', 'score', 'language', 'accuracy', 'tokens'):
+        scores.add_column(heading, justify='left' if heading == 'method' else 'right')
+    ratios = Table(title='its retention ratios')
+    ratios.add_column('method')
+    for camera in best.ratios:
+        ratios.add_column(camera.removeprefix('CAM_').replace('_', ' ').lower(), justify='right')
+    for result in results:
+        found = result.best
+        cells = [result.method, str(result.num_trials), str(result.num_pruned)]
+        if found is not None:
+            parts = (found.score, found.language, found.accuracy)
+            cells += [*map(_text, parts), str(found.tokens_kept)]
+            ratios.add_row(result.method, *(f'{ratio:.3f}' for ratio in found.ratios.values()))
+        scores.add_row(*cells)
+    console.print(scores, ratios)
+    if comparison is not None:
+        console.print(_comparison_table(comparison))
+        console.print(f'Held-out questions, searched split: {_verdict(comparison)}.')
+    for path in files.values():
+        console.print(path, soft_wrap=True)
+
+
+def _comparison_table(comparison: Comparison) -> Any:
+    from p2d_node.tuning.comparison import UNDECIDED
+    from rich.table import Table
+
+    kept = comparison.tokens_kept
+    table = Table(
+        title=f'{comparison.num_questions} held-out questions about {comparison.num_keyframes} '
+        f'keyframes; {kept[0]} and {kept[1]} tokens per sweep'
+    )
+    for heading in ('', 'searched', 'uniform', 'difference', '95 % interval', ''):
+        table.add_column(heading, justify='right')
+    for name, figure in comparison.figures.items():
+        table.add_row(
+            name,
+            f'{figure.searched:.4f}',
+            f'{figure.uniform:.4f}',
+            f'{figure.difference:+.4f}',
+            f'{figure.low:+.4f} to {figure.high:+.4f}',
+            '' if figure.verdict == UNDECIDED else figure.verdict,
+        )
+    return table
+
+
+def _text(value: float | None) -> str:
+    return 'absent' if value is None else f'{value:.4f}'

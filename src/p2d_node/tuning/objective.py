@@ -1,0 +1,104 @@
+"""Answers come in; the score that the search maximises goes out.
+
+Prune2Drive's objective: a weight for language, one for accuracy, and a penalty on the sum of the
+ratios. Language is the mean of BLEU-1..4, ROUGE_L and CIDEr/10 over free texts; accuracy is the
+share of one-letter answers that are right. The published script filters predictions and references
+each on its own, which can pair an answer with another question's reference; here they are paired
+by question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+import math
+
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.drivelm_questions import DriveLmQuestion
+from p2d_node.tuning.answers import Answered, is_multiple_choice
+from p2d_node.tuning.score_table import make_table, score_together
+
+PUBLISHED_LANGUAGE_WEIGHT = 0.5
+PUBLISHED_ACCURACY_WEIGHT = 0.5
+PUBLISHED_RATIO_PENALTY = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How good the answers of a trial are, and what they cost.
+
+    Attributes:
+        value: What is maximised.
+        language: 0 to about 1; None where no question has a free text as its reference.
+        accuracy: 0 to 1; None where no question has a letter as its reference.
+    """
+
+    value: float
+    language: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What the search maximises.
+
+    Attributes:
+        language_weight: Of the language score.
+        accuracy_weight: Of the accuracy.
+        ratio_penalty: Subtracted once per unit of the sum of all ratios.
+        tokenizer: `treebank` or `ptb`; every worker must use the same one.
+    """
+
+    language_weight: float = PUBLISHED_LANGUAGE_WEIGHT
+    accuracy_weight: float = PUBLISHED_ACCURACY_WEIGHT
+    ratio_penalty: float = PUBLISHED_RATIO_PENALTY
+    tokenizer: str = 'treebank'
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ('language_weight', 'accuracy_weight', 'ratio_penalty'):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0.0):
+                raise ConfigError(f'--{name.replace("_", "-")}: got {value:g}, allowed: 0 or more')
+        if self.language_weight + self.accuracy_weight == 0.0:
+            raise ConfigError('--language-weight, --accuracy-weight: got 0 for both')
+
+    def check_questions(self, questions: Sequence[DriveLmQuestion], source: str) -> None:
+        """Make sure before the first trial that the questions can be scored.
+
+        Raises:
+            ConfigError: A question without an answer, or a weighted score that no question gives.
+        """
+        bare = [q.id for q in questions if not str(q.reference or '').strip()]
+        if bare:
+            raise ConfigError(
+                f'{source}: {len(bare)} of {len(questions)} questions have no answer, the first '
+                f'is {bare[0]}; remove them, or name a file with answers'
+            )
+        num_letters = sum(map(is_multiple_choice, questions))
+        if self.accuracy_weight and not num_letters:
+            raise ConfigError(
+                f'{source}: no question has a one-letter answer, so there is no accuracy; set '
+                '--accuracy-weight 0'
+            )
+        if self.language_weight and num_letters == len(questions):
+            raise ConfigError(
+                f'{source}: every question has a one-letter answer, so there is no language; set '
+                '--language-weight 0'
+            )
+
+    def score(self, answered: Iterable[Answered], ratios: Mapping[str, float]) -> Score:
+        """Score the answers of a trial with these ratios."""
+        parts = score_together(make_table([list(answered)], self.tokenizer))
+        return self.combine(parts.language, parts.accuracy, ratios)
+
+    def combine(
+        self, language: float | None, accuracy: float | None, ratios: Mapping[str, float]
+    ) -> Score:
+        """Weigh the parts; one that the questions do not give counts nothing."""
+        value = (
+            self.language_weight * (language or 0.0)
+            + self.accuracy_weight * (accuracy or 0.0)
+            - self.ratio_penalty * sum(ratios.values())
+        )
+        return Score(value, language, accuracy)

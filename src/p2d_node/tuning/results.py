@@ -1,0 +1,110 @@
+"""A study comes in; what it found goes out: per method, and the best of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+from p2d_node.errors import ConfigError
+from p2d_node.tuning.ledger import finished, Ledger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialResult:
+    """A trial that answered every question.
+
+    Attributes:
+        method: Who chose it.
+        number: Its number in the method's study.
+        score: What was maximised.
+        language: Part of the score; None where no question gives it.
+        accuracy: Part of the score; None where no question gives it.
+        ratios: Camera to retention ratio.
+        tokens_kept: Visual tokens of a sweep.
+    """
+
+    method: str
+    number: int
+    score: float
+    language: float | None
+    accuracy: float | None
+    ratios: Mapping[str, float]
+    tokens_kept: int
+
+    @classmethod
+    def of(cls, method: str, trial: FrozenTrial) -> TrialResult:
+        """Read a complete trial."""
+        facts = trial.user_attrs
+        return cls(
+            method=method,
+            number=trial.number,
+            score=float(trial.values[0]),
+            language=facts['language'],
+            accuracy=facts['accuracy'],
+            ratios=facts['ratios'],
+            tokens_kept=facts['tokens_kept'],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodResult:
+    """What one method found.
+
+    Attributes:
+        method: Its name.
+        num_trials: Finished trials.
+        num_pruned: Those of them that were ended early.
+        seconds: Time of all trials, added up over workers.
+        complete: The others, in the order of their numbers.
+        history: After each finished trial the best score so far; None before the first.
+    """
+
+    method: str
+    num_trials: int
+    num_pruned: int
+    seconds: float
+    complete: tuple[TrialResult, ...]
+    history: tuple[float | None, ...]
+
+    @property
+    def best(self) -> TrialResult | None:
+        """The best complete trial; of equals the first."""
+        return max(self.complete, key=lambda result: result.score, default=None)
+
+
+def collect_results(ledgers: Mapping[str, Ledger]) -> list[MethodResult]:
+    """Read every method's study."""
+    return [_collect(method, ledger.trials) for method, ledger in ledgers.items()]
+
+
+def _collect(method: str, trials: Sequence[FrozenTrial]) -> MethodResult:
+    done = finished(trials)
+    complete = [t for t in done if t.state == TrialState.COMPLETE]
+    best: float | None = None
+    history: list[float | None] = []
+    for trial in done:
+        if trial.state == TrialState.COMPLETE:
+            value = float(trial.values[0])
+            best = value if best is None else max(best, value)
+        history.append(best)
+    return MethodResult(
+        method=method,
+        num_trials=len(done),
+        num_pruned=len(done) - len(complete),
+        seconds=sum(float(t.user_attrs.get('seconds', 0.0)) for t in done),
+        complete=tuple(TrialResult.of(method, t) for t in complete),
+        history=tuple(history),
+    )
+
+
+def best_of(results: Sequence[MethodResult]) -> TrialResult:
+    """Return the best complete trial of all methods; of equals the one with fewer tokens.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    complete = [result for method in results for result in method.complete]
+    if not complete:
+        raise ConfigError('--trials: no trial is complete yet, so there is nothing to report')
+    return max(complete, key=lambda result: (result.score, -result.tokens_kept))

@@ -1,0 +1,64 @@
+"""The best ratios as a parameter file of the drive node, with a header that says where from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from p2d_node.config import DriveConfig
+from p2d_node.durable_files import write_bytes
+from p2d_node.errors import ConfigError
+from p2d_node.tuning.search_space import ratio_of, SearchSpace
+import yaml
+
+SELECTION_FIELDS = ('selector', 'allocation', 'prune_layer')
+"""What else decides which tokens are kept: written where it is not the default."""
+
+
+def write_retention_file(
+    path: Path,
+    ratios: Mapping[str, float],
+    *,
+    space: SearchSpace,
+    config: DriveConfig,
+    header: Sequence[str],
+) -> None:
+    """Write the file in one step.
+
+    Args:
+        path: What `drive.launch.py params_file:=` will name; its folder is made.
+        ratios: Camera to ratio; written as the shortest number that keeps as many tokens.
+        space: Knows how many tokens a camera has.
+        config: The pipeline that the ratios were searched for.
+        header: Lines that say where they come from.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    kept = space.tokens_kept(ratios)
+    defaults = DriveConfig()
+    parameters: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in SELECTION_FIELDS
+        if getattr(config, name) != getattr(defaults, name)
+    }
+    parameters['retention_ratio'] = {
+        camera: ratio_of(kept[camera], total) for camera, total in space.num_tokens.items()
+    }
+    body = yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False)
+    comments = ''.join(f'# {line}\n' for line in header)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, f'{comments}{body}'.encode())
+    except OSError as err:
+        raise ConfigError(
+            f'--params-out: {path} cannot be written: {err.strerror}; name another, the study is '
+            'kept'
+        ) from err
+
+
+def utc_now() -> str:
+    """Return the date and time for a header."""
+    return datetime.now(tz=timezone.utc).strftime('%Y-%m-%d %H:%M UTC')

@@ -1,0 +1,239 @@
+"""Keyframes as the vision encoder saw them, kept on disk: a trial costs only prefill and decode.
+
+One safetensors file per keyframe holds its visual tokens, the order in which T-FPS picks them
+and the distance of each pick to the earlier ones. T-FPS is greedy, so the first k of that order
+are its picks for any k: no trial computes a distance. Files appear whole or not at all, and are
+shared by all workers that see the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+import fcntl
+import hashlib
+import json
+from pathlib import Path
+import time
+
+from p2d_node.durable_files import write_bytes
+from p2d_node.errors import ConfigError, P2dError
+from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import CameraFrame, FrameSet
+from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
+from safetensors import safe_open, SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+LAYOUT = 1
+"""Raised where what the files hold changes."""
+
+POLL_S = 0.2
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenKeyframe:
+    """What a trial needs of a keyframe.
+
+    Attributes:
+        keyframe: Its questions.
+        frame_set: The sweep, without pictures.
+        visual_tokens: Float [views, tokens, features], on the CPU; may be memory-mapped.
+        order: The picks of T-FPS, all tokens of every view; None where selection depends on more
+            than the visual tokens.
+    """
+
+    keyframe: Keyframe
+    frame_set: FrameSet
+    visual_tokens: Tensor
+    order: TokenOrder | None
+
+    def keep_indices(
+        self, num_keep: Sequence[int], weights: Sequence[float], *, adaptive: bool
+    ) -> list[Tensor] | None:
+        """Return what the pipeline would keep of each view, or None where there is no order.
+
+        Args:
+            num_keep: Per view the number of kept tokens.
+            weights: Per view its retention ratio, by which an adaptive split weighs it.
+            adaptive: Whether the sweep's views share one budget; see `keep_by_coverage`.
+        """
+        if self.order is None:
+            return None
+        indices = self.order.indices
+        if adaptive:
+            budget = sum(num_keep)
+            return keep_by_coverage(list(indices), list(self.order.distances), budget, weights)
+        return [view[:n].sort().values for view, n in zip(indices, num_keep, strict=True)]
+
+
+def selects_by_order(pipeline: DrivingPipeline) -> bool:
+    """Tell whether one order of each view's tokens holds the picks for every ratio."""
+    config = pipeline.config
+    return config.selector == 'tfps' and config.prune_layer == 0 and pipeline.mosaic is None
+
+
+def digest_pictures(
+    keyframes: Sequence[Keyframe], image_root: Path, cameras: Sequence[str]
+) -> dict[str, str]:
+    """Return keyframe name to a fingerprint of its pictures' bytes.
+
+    Raises:
+        ConfigError: A picture that is missing, empty or cannot be read.
+    """
+    check_images(keyframes, image_root, cameras)
+    digests = {}
+    for keyframe in keyframes:
+        digest = hashlib.sha256()
+        for camera, frame in load_sweep(keyframe, image_root, cameras).frames.items():
+            if not frame.payload.data:
+                name = keyframe.questions[0].images[camera]
+                raise ConfigError(f'{name}: the file is empty; copy the picture again')
+            digest.update(f'{camera} {len(frame.payload.data)} '.encode())
+            digest.update(frame.payload.data)
+        digests[keyframe.name] = digest.hexdigest()
+    return digests
+
+
+def digest_model(folder: Path) -> str:
+    """Return a fingerprint of a checkpoint: its weights, its settings and its tokenizer.
+
+    Raises:
+        ConfigError: A file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    names = ('*.safetensors', '*.json', '*.jinja')
+    for path in sorted(path for name in names for path in folder.glob(name)):
+        digest.update(f'{path.name} {path.stat().st_size} '.encode())
+        try:
+            with path.open('rb') as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError as err:
+            raise ConfigError(f'model: {path}: cannot be read: {err.strerror}') from err
+    return digest.hexdigest()
+
+
+class SeenKeyframes:
+    """A folder of seen keyframes. Use it from one thread; several processes may share a folder."""
+
+    def __init__(
+        self, folder: Path, pipeline: DrivingPipeline, image_root: Path, *, model_digest: str
+    ) -> None:
+        """Keep files in `folder`, which is made.
+
+        Args:
+            folder: Where the files lie; those of other models or settings are left alone.
+            pipeline: Sees what is not there yet.
+            image_root: Where the pictures of the keyframes lie.
+            model_digest: Fingerprint of the model's files.
+        """
+        self._folder = folder
+        self._pipeline = pipeline
+        self._image_root = image_root
+        self._has_order = selects_by_order(pipeline)
+        self._made_by = json.dumps(
+            [
+                LAYOUT,
+                model_digest,
+                pipeline.encoder_identity,
+                pipeline.picture_settings,
+                list(pipeline.config.cameras),
+                self._has_order,
+            ]
+        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConfigError(
+                f'--cache: {folder} cannot be made: {err.strerror}; name another'
+            ) from err
+
+    def prepare(self, keyframes: Sequence[Keyframe], digests: dict[str, str]) -> Iterator[int]:
+        """See every keyframe that no worker has seen yet; yields how many are there so far.
+
+        A keyframe that another worker of this machine is just looking at is left to it.
+        """
+        left = list(keyframes)
+        yield 0
+        while left:
+            waiting = [keyframe for keyframe in left if not self._ensure(keyframe, digests)]
+            if len(waiting) == len(left):
+                time.sleep(POLL_S)
+            left = waiting
+            yield len(keyframes) - len(left)
+
+    def _ensure(self, keyframe: Keyframe, digests: dict[str, str]) -> bool:
+        """Make the file of a keyframe unless it is there; False where another worker does."""
+        path = self._path(digests[keyframe.name])
+        if path.is_file():
+            return True
+        with _try_lock(path.with_suffix('.lock')) as locked:
+            if not locked:
+                return False
+            if not path.is_file():
+                write_bytes(path, self._see(keyframe))
+        path.with_suffix('.lock').unlink(missing_ok=True)
+        return True
+
+    def _path(self, picture_digest: str) -> Path:
+        key = hashlib.sha256(f'{self._made_by} {picture_digest}'.encode()).hexdigest()
+        return self._folder / f'{key[:32]}.safetensors'
+
+    def _see(self, keyframe: Keyframe) -> bytes:
+        sweep = load_sweep(keyframe, self._image_root, tuple(self._pipeline.config.cameras))
+        try:
+            visual_tokens = self._pipeline.see(sweep)
+        except P2dError as err:
+            images = keyframe.questions[0].images
+            named = next((images[c] for c in images if str(err).startswith(f'{c}:')), '')
+            raise ConfigError(f'keyframe {keyframe.name}: {named}: {err}') from err
+        tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
+        if self._has_order:
+            states = self._pipeline.states_of(visual_tokens)
+            order = order_tokens(states, states.shape[1])
+            tensors['order'] = order.indices.cpu().contiguous()
+            tensors['distances'] = order.distances.cpu().contiguous()
+        return bytes(save(tensors))
+
+    def load(self, keyframe: Keyframe, picture_digest: str) -> SeenKeyframe:
+        """Return a keyframe that `prepare` has seen.
+
+        Raises:
+            ConfigError: Its file was removed or damaged.
+        """
+        path = self._path(picture_digest)
+        try:
+            with safe_open(path, framework='pt') as file:
+                names = ('visual_tokens', *(('order', 'distances') if self._has_order else ()))
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (OSError, KeyError, SafetensorError) as err:
+            raise ConfigError(
+                f'--cache: {path}: not a whole file of a seen keyframe: {err}; remove it, and '
+                'start the same command again'
+            ) from err
+        has_order = self._has_order
+        order = TokenOrder(tensors['order'], tensors['distances']) if has_order else None
+        cameras = tuple(self._pipeline.config.cameras)
+        frames = {camera: CameraFrame(camera, 0, None) for camera in cameras}
+        return SeenKeyframe(
+            keyframe=keyframe,
+            frame_set=FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=0, closed_ns=0),
+            visual_tokens=tensors['visual_tokens'],
+            order=order,
+        )
+
+
+@contextmanager
+def _try_lock(path: Path) -> Iterator[bool]:
+    """Hold a lock file; False where another process holds it, or has just removed it."""
+    with path.open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,314 @@
+"""A worker's whole way: check everything, load the model, join the study, do trials.
+
+Every worker, on whatever machine, runs this file with the same options on the same storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+import hashlib
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+import optuna
+from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.answering import group_keyframes, Keyframe
+from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
+from p2d_node.language_model.checkpoint import choose_device, choose_dtype
+from p2d_node.language_model.model_folder import model_folder
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.tuning.ledger import ClaimedTrial, Ledger, TrialTakenError
+from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
+from p2d_node.tuning.objective import Objective
+from p2d_node.tuning.search_space import SearchSpace
+from p2d_node.tuning.seen_keyframes import digest_model, digest_pictures, SeenKeyframes
+from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
+from p2d_node.tuning.trial_evaluation import TrialEvaluator
+from p2d_node.tuning.worker_identity import WorkerIdentity
+
+SETTINGS = 'settings'
+"""Name under which a study keeps what its trials must have in common."""
+
+POLL_S = 1.0
+"""How often a worker without work looks whether others have left some."""
+
+OnProgress = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningOptions:
+    """What makes a study, and where it lives.
+
+    Attributes:
+        data: DriveLM JSON with answers.
+        images: Folder that holds `samples/<CAMERA>/*.jpg`.
+        config: The pipeline; its retention ratios are what is searched.
+        objective: What is maximised.
+        min_retention: Smallest ratio of a camera.
+        max_retention: Largest ratio of a camera.
+        mean_retention: Fixes the total of kept tokens; None: it is free, and penalised.
+        methods: Names from `METHODS`.
+        num_trials: Trials of each method, over all workers.
+        seed: Of everything random.
+        pruning: Whether hopeless trials end early.
+        storage: URL or path; see `open_storage`.
+        name: Name of the study in it.
+        cache: Folder of seen keyframes.
+        lease_s: After so long without a sign of life another machine's trial is taken over.
+        limit: Only the first so many keyframes; None: all.
+    """
+
+    data: Path
+    images: Path
+    config: DriveConfig
+    objective: Objective
+    min_retention: float
+    max_retention: float
+    mean_retention: float | None
+    methods: tuple[str, ...]
+    num_trials: int
+    seed: int
+    pruning: bool
+    storage: str
+    name: str
+    cache: Path
+    lease_s: float
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionSet:
+    """Questions that can be scored, and pictures that are there.
+
+    Attributes:
+        keyframes: The questions, by keyframe.
+        digests: Keyframe name to the fingerprint of its pictures.
+        image_root: Where the pictures lie.
+    """
+
+    keyframes: tuple[Keyframe, ...]
+    digests: dict[str, str]
+    image_root: Path
+
+    @property
+    def questions(self) -> list[DriveLmQuestion]:
+        """All questions."""
+        return [question for keyframe in self.keyframes for question in keyframe.questions]
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of questions, references and pictures."""
+        content = [[q.id, q.question, q.reference] for q in self.questions]
+        text = json.dumps([content, sorted(self.digests.items())])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_question_set(
+    data: Path,
+    image_root: Path,
+    *,
+    objective: Objective,
+    cameras: Sequence[str],
+    limit: int | None = None,
+) -> QuestionSet:
+    """Read a DriveLM file and make sure that everything in it can be used.
+
+    Raises:
+        ConfigError: Names the first thing that cannot.
+    """
+    keyframes = group_keyframes(read_questions(data))
+    if limit is not None:
+        keyframes = keyframes[:limit]
+    questions = [question for keyframe in keyframes for question in keyframe.questions]
+    objective.check_questions(questions, str(data))
+    digests = digest_pictures(keyframes, image_root, cameras)
+    return QuestionSet(tuple(keyframes), digests, image_root)
+
+
+def read_tuning_set(options: TuningOptions) -> QuestionSet:
+    """Read the questions of a study; raises as `read_question_set` does."""
+    return read_question_set(
+        options.data,
+        options.images,
+        objective=options.objective,
+        cameras=tuple(options.config.cameras),
+        limit=options.limit,
+    )
+
+
+class TuningSession:
+    """One worker of a study. Use it from one thread; `close` frees the model."""
+
+    def __init__(self, options: TuningOptions, question_set: QuestionSet) -> None:
+        """Reach the storage, load the model, join the study; in this order.
+
+        Args:
+            options: What makes the study.
+            question_set: Its questions, from `read_tuning_set`.
+
+        Raises:
+            ConfigError: A model or options that cannot be used, or a study under this name that
+                was made otherwise.
+            BackendUnavailableError: The storage cannot be reached.
+        """
+        self.options = options
+        self.question_set = question_set
+        storage = open_storage(options.storage)
+        with model_folder(options.config.model) as folder:
+            self.model_digest = digest_model(folder)
+        # What the node may do for the sake of time would make scores depend on the machine.
+        config = replace(options.config, deadline_ms=0.0, stream_partial_answers=False)
+        self.pipeline = DrivingPipeline.from_config(config)
+        self.space = SearchSpace(
+            num_tokens=self.pipeline.num_tokens,
+            min_retention=options.min_retention,
+            max_retention=options.max_retention,
+            mean_retention=options.mean_retention,
+        )
+        worker = WorkerIdentity.of_this_process()
+        self.ledgers = {
+            method: Ledger(
+                self._join(storage, method),
+                storage=options.storage,
+                num_trials=trials_of(method, self.space, options.num_trials, options.seed),
+                worker=worker,
+                lease_s=options.lease_s,
+            )
+            for method in options.methods
+        }
+
+    def _join(self, storage: optuna.storages.BaseStorage, method: str) -> optuna.Study:
+        options = self.options
+        name = f'{options.name}/{method}'
+        with storage_errors(options.storage):
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage,
+                direction='maximize',
+                load_if_exists=True,
+                sampler=make_sampler(method, self.space, options.num_trials, options.seed),
+                pruner=make_pruner(method, options.pruning),
+            )
+            settings = self._settings()
+            if SETTINGS not in study.user_attrs:
+                study.set_user_attr(SETTINGS, settings)
+            stored: Mapping[str, Any] = study.user_attrs[SETTINGS]
+        for key, value in settings.items():
+            if stored.get(key) != value:
+                raise ConfigError(
+                    f'--name: the study {options.name} in {mask_password(options.storage)} was '
+                    f'made with {key} {_short(stored.get(key))}, now it is {_short(value)}; '
+                    'choose another --name'
+                )
+        return study
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what all trials of a study must have in common, as JSON data."""
+        options, config = self.options, self.options.config
+        device = choose_device(config.device)
+        settings = {
+            'model': self.model_digest,
+            'data': self.question_set.digest,
+            **{f'objective {name}': value for name, value in asdict(options.objective).items()},
+            'min_retention': options.min_retention,
+            'max_retention': options.max_retention,
+            'mean_retention': options.mean_retention,
+            'seed': options.seed,
+            'pruning': options.pruning,
+            'num_tokens': dict(self.space.num_tokens),
+            'selector': config.selector,
+            'allocation': config.allocation,
+            'prune_layer': config.prune_layer,
+            'max_new_tokens': config.max_new_tokens,
+            'stop': config.stop,
+            'dtype': str(choose_dtype(config.dtype, device)).removeprefix('torch.'),
+        }
+        as_json: dict[str, Any] = json.loads(json.dumps(settings))
+        return as_json
+
+    def seen(self, question_set: QuestionSet) -> SeenKeyframes:
+        """Return the store of seen keyframes for a set of questions."""
+        return SeenKeyframes(
+            self.options.cache,
+            self.pipeline,
+            question_set.image_root,
+            model_digest=self.model_digest,
+        )
+
+    def evaluator(
+        self, question_set: QuestionSet, must_stop: Callable[[], bool] = lambda: False
+    ) -> TrialEvaluator:
+        """Return what answers a set of questions, all of whose keyframes were seen."""
+        return TrialEvaluator(
+            self.pipeline,
+            self.seen(question_set),
+            self.options.objective,
+            self.space,
+            keyframes=question_set.keyframes,
+            digests=question_set.digests,
+            must_stop=must_stop,
+        )
+
+    def work(
+        self,
+        on_progress: OnProgress = lambda: None,
+        must_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Do trials until all of the study have finished, here or elsewhere.
+
+        Args:
+            on_progress: Called after every keyframe, and while waiting; what it raises ends the
+                work, and the trial is given back.
+            must_stop: Asked between tokens; where it is true, so that `on_progress` comes sooner,
+                answers are cut: `on_progress` must raise then.
+        """
+        evaluator = self.evaluator(self.question_set, must_stop)
+        while not all(ledger.is_done for ledger in self.ledgers.values()):
+            on_progress()
+            for ledger in self.ledgers.values():
+                ledger.recover()
+            trial = self._start_any()
+            if trial is None:
+                time.sleep(POLL_S)
+                continue
+            try:
+                with trial.beating():
+                    self._run(trial, evaluator, on_progress)
+            except TrialTakenError:
+                continue
+
+    def _start_any(self) -> ClaimedTrial | None:
+        """Begin a trial of the first method that has one left."""
+        started = (ledger.start(self.space) for ledger in self.ledgers.values())
+        return next((trial for trial in started if trial is not None), None)
+
+    def _run(
+        self, trial: ClaimedTrial, evaluator: TrialEvaluator, on_progress: OnProgress
+    ) -> None:
+        ratios = self.space.ratios(trial.params)
+        kept = self.space.tokens_kept(ratios)
+        facts = {'ratios': ratios, 'tokens_kept': sum(kept.values())}
+        start_s = time.monotonic()
+        for running in evaluator.run(ratios, on_progress):
+            facts |= {
+                'num_keyframes': running.num_keyframes,
+                'seconds': round(time.monotonic() - start_s, 3),
+            }
+            if running.is_last:
+                trial.complete(running.score, facts)
+            elif trial.report(running.num_keyframes, running.score.value):
+                trial.prune(running.score, facts)
+                return
+
+    def close(self) -> None:
+        """Free the model's threads."""
+        self.pipeline.close()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f'{text[:12]}...'

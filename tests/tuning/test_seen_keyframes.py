@@ -1,0 +1,97 @@
+"""Answers from seen keyframes are the pipeline's own, and nothing is seen twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.answering import group_keyframes, load_sweep
+from p2d_node.evaluation.drivelm_questions import read_questions
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.tuning.objective import Objective
+from p2d_node.tuning.search_space import SearchSpace
+from p2d_node.tuning.seen_keyframes import digest_pictures, SeenKeyframes
+from p2d_node.tuning.trial_evaluation import TrialEvaluator
+import pytest
+
+RATIOS = dict(zip(NUSCENES_CAMERAS, (0.3, 0.05, 0.12, 0.01, 1.0, 0.2), strict=True))
+
+
+@pytest.fixture(scope='module')
+def pipeline():
+    pipeline = DrivingPipeline.from_config(DriveConfig())
+    yield pipeline
+    pipeline.close()
+
+
+@pytest.fixture(scope='module')
+def keyframes(searched_folder):
+    return group_keyframes(read_questions(searched_folder / 'drivelm.json'))[:2]
+
+
+def see_all(pipeline, keyframes, image_root, folder, model_digest='a model'):
+    digests = digest_pictures(keyframes, image_root, NUSCENES_CAMERAS)
+    seen = SeenKeyframes(folder, pipeline, image_root, model_digest=model_digest)
+    assert list(seen.prepare(keyframes, digests))[-1] == len(keyframes)
+    return seen, digests
+
+
+@pytest.mark.parametrize(
+    'selection',
+    [{}, {'prune_layer': 1}, {'allocation': 'adaptive'}, {'selector': 'grid'}],
+    ids=['tfps', 'prune_layer', 'adaptive', 'grid'],
+)
+def test_answers_from_seen_tokens_are_those_from_the_pictures(
+    pipeline, keyframes, searched_folder, tmp_path, selection
+):
+    config = replace(DriveConfig(), retention_ratio=RATIOS, **selection)
+    pipeline.reconfigure(config)
+    seen, digests = see_all(pipeline, keyframes, searched_folder, tmp_path)
+    evaluator = TrialEvaluator(
+        pipeline,
+        seen,
+        Objective(),
+        SearchSpace(num_tokens=pipeline.num_tokens),
+        keyframes=keyframes,
+        digests=digests,
+    )
+    for keyframe in keyframes:
+        sweep = load_sweep(keyframe, searched_folder, NUSCENES_CAMERAS)
+        direct = pipeline.answer(sweep, [q.question for q in keyframe.questions])
+        answered = evaluator.answer(keyframe, RATIOS)
+        assert [text for _, text in answered] == [answer.answer for answer in direct]
+        has_order = selection in ({}, {'allocation': 'adaptive'})
+        loaded = seen.load(keyframe, digests[keyframe.name])
+        assert (loaded.order is not None) == has_order
+        if has_order:
+            kept = loaded.keep_indices(
+                [len(indices) for indices in direct[0].keep_indices.values()],
+                list(RATIOS.values()),
+                adaptive='allocation' in selection,
+            )
+            expected = [indices.tolist() for indices in direct[0].keep_indices.values()]
+            assert [indices.tolist() for indices in kept] == expected
+
+
+def test_what_is_seen_is_not_seen_again(pipeline, keyframes, searched_folder, tmp_path):
+    pipeline.reconfigure(DriveConfig())
+    see_all(pipeline, keyframes, searched_folder, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == 2
+    see_all(pipeline, keyframes, searched_folder, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    see_all(pipeline, keyframes[:1], searched_folder, tmp_path, model_digest='another model')
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_file_that_was_cut_is_refused_with_its_name(
+    pipeline, keyframes, searched_folder, tmp_path
+):
+    pipeline.reconfigure(DriveConfig())
+    seen, digests = see_all(pipeline, keyframes, searched_folder, tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match=r'safetensors: not a whole file .* remove it'):
+        seen.load(keyframes[0], digests[keyframes[0].name])

@@ -1,0 +1,231 @@
+"""`p2d tune-ratios` with the model that ships: whole, killed and gone on with, and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+from optuna.trial import TrialState
+from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
+from p2d_node.cli.parameter_file import read_drive_config
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.token_selection import num_keep_from_retention
+from p2d_node.tuning.ledger import finished, RETRY_OF, slot_of
+from p2d_node.tuning.storage import open_storage
+from PIL import Image
+import pytest
+
+PATCHES = 196
+
+
+def words(folder: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *('tune-ratios', '--data', str(folder / 'drivelm.json'), '--images', str(folder)),
+        *('--out', str(out), '--params-out', str(out / 'mini.yaml'), '--json'),
+        *('--cache', str(folder.parent / 'cache'), *more),
+    ]
+
+
+def run_json(capsys, arguments):
+    assert main(arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def trials_of(storage: str, method: str = 'tpe') -> list[optuna.trial.FrozenTrial]:
+    study = optuna.load_study(study_name=f'p2d-mini/{method}', storage=open_storage(storage))
+    return study.get_trials()
+
+
+def assert_each_slot_finished_once(trials, count):
+    slots = [slot_of(trial, trials) for trial in finished(trials)]
+    assert len(slots) == len(set(slots)) == count
+
+
+def test_a_search_leaves_a_parameter_file_a_picture_and_a_report(
+    searched_folder, held_out_folder, tmp_path, capsys
+):
+    arguments = words(
+        searched_folder,
+        tmp_path,
+        *('--mean-retention', '0.1', '--trials', '3', '--methods', 'tpe,uniform'),
+        *('--held-out', str(held_out_folder / 'drivelm.json')),
+        *('--held-out-images', str(held_out_folder)),
+    )
+    report = run_json(capsys, arguments)
+    assert {m: r['num_trials'] for m, r in report['methods'].items()} == {'tpe': 3, 'uniform': 1}
+    best = report['best']
+    assert best['score'] == max(r['best']['score'] for r in report['methods'].values())
+    assert best['tokens_kept'] == report['methods']['uniform']['best']['tokens_kept'] == 6 * 19
+
+    path = tmp_path / 'mini.yaml'
+    config = read_drive_config(path)
+    kept = [num_keep_from_retention(PATCHES, config.retention_ratio[c]) for c in NUSCENES_CAMERAS]
+    searched = [num_keep_from_retention(PATCHES, r) for r in best['ratios'].values()]
+    assert kept == searched
+    assert sum(kept) == 6 * 19
+    header = [line for line in path.read_text().splitlines() if line.startswith('# ')]
+    assert [line for line in header if 'drivelm.json, 4 keyframes' in line]
+    assert [line for line in header if 'trials: tpe 3' in line]
+    assert [line for line in header if f'score:  {best["score"]:.4f}' in line]
+    assert [line for line in header if 'date:   20' in line]
+
+    held_out = report['held_out']
+    assert held_out['num_keyframes'] == 2
+    assert held_out['tokens_kept'] == [114, 114]
+    score = held_out['figures']['score']
+    assert score['low'] <= score['difference'] <= score['high']
+    assert held_out['verdict'] in ('better', 'worse', 'no difference shown')
+    with Image.open(tmp_path / 'study.png') as picture:
+        assert picture.size[0] > 1000
+        assert len(picture.convert('RGB').getcolors(1 << 20)) > 20
+
+    again = run_json(capsys, arguments)
+    assert again['methods'] == report['methods']
+    more = run_json(capsys, [*arguments, '--trials', '4'])
+    assert more['methods']['tpe']['num_trials'] == 4
+    assert more['methods']['tpe']['history'][:3] == report['methods']['tpe']['history']
+
+    assert main([*arguments, '--accuracy-weight', '1']) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'was made with objective accuracy_weight 0.5, now it is 1.0; choose another' in error
+
+
+def start_process(arguments: list[str], log: Path) -> subprocess.Popen:
+    with log.open('w') as file:
+        command = [sys.executable, '-m', 'p2d_node.cli.main', *arguments]
+        return subprocess.Popen(command, stdout=file, stderr=file)
+
+
+def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) -> None:
+    """Wait until a trial runs after `num_finished` others."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, 'it ended too early'
+        if storage.exists():
+            lines = storage.read_text().splitlines()
+            # Journal operations: a parameter is set (5), a trial ends (6).
+            begun = sum('"param_name":"CAM_BACK_RIGHT"' in line for line in lines)
+            ended = sum(line.startswith('{"op_code":6') for line in lines)
+            if ended >= num_finished and begun > ended:
+                return
+        time.sleep(0.02)
+    raise AssertionError('no trial began')
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ('end', 'code'), [(signal.SIGKILL, -9), (signal.SIGINT, EXIT_INTERRUPTED)]
+)
+def test_a_search_that_is_cut_goes_on_where_it_was(searched_folder, tmp_path, capsys, end, code):
+    arguments = words(
+        searched_folder, tmp_path, '--trials', '4', '--methods', 'tpe', '--limit', '2'
+    )
+    storage = tmp_path / 'study.journal'
+    process = start_process(arguments, tmp_path / 'log')
+    wait_for_trial(process, storage, 1)
+    process.send_signal(end)
+    assert process.wait(60) == code
+    left = trials_of(str(storage))
+    before = {t.number: t.params for t in left if t.state in (TrialState.COMPLETE,)}
+    assert before
+    assert len(before) < 4
+
+    report = run_json(capsys, arguments)
+    assert report['methods']['tpe']['num_trials'] == 4
+    trials = trials_of(str(storage))
+    assert_each_slot_finished_once(trials, 4)
+    assert {number: trials[number].params for number in before} == before
+    (lost,) = [t for t in trials if t.state == TrialState.FAIL]
+    (again,) = [t for t in trials if t.user_attrs.get(RETRY_OF) == lost.number]
+    assert again.params == lost.params
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_workers_share_a_database(searched_folder, tmp_path, capsys):
+    storage = f'sqlite:///{tmp_path}/study.db'
+    arguments = words(searched_folder, tmp_path, '--trials', '6', '--workers', '2', '--limit', '1')
+    report = run_json(capsys, [*arguments, '--storage', storage, '--methods', 'tpe,random'])
+    for method in ('tpe', 'random'):
+        assert report['methods'][method]['num_trials'] == 6
+        trials = trials_of(storage, method)
+        assert_each_slot_finished_once(trials, 6)
+        assert len({tuple(trial.params.values()) for trial in finished(trials)}) == 6
+
+
+def break_nothing(folder):
+    """Leave the copy as it is."""
+
+
+def remove_image(folder):
+    next((folder / 'samples' / 'CAM_BACK').glob('*.jpg')).unlink()
+
+
+def empty_image(folder):
+    next((folder / 'samples' / 'CAM_BACK').glob('*.jpg')).write_bytes(b'')
+
+
+def damage_image(folder):
+    for path in (folder / 'samples' / 'CAM_BACK').glob('*.jpg'):
+        path.write_bytes(b'this is no picture')
+
+
+def empty_data(folder):
+    (folder / 'drivelm.json').write_text('')
+
+
+def remove_answer(folder):
+    path = folder / 'drivelm.json'
+    data = json.loads(path.read_text())
+    scene = next(iter(data.values()))
+    next(iter(scene['key_frames'].values()))['QA']['perception'][1]['A'] = ''
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ('break_', 'more', 'reason'),
+    [
+        (remove_image, (), 'there is no such image; check --images'),
+        (empty_image, (), 'the file is empty; copy the picture again'),
+        (damage_image, (), r'samples/CAM_BACK/.*jpg: CAM_BACK: .*allowed: JPEG or PNG'),
+        (empty_data, (), 'drivelm.json: not valid JSON'),
+        (remove_answer, (), 'questions have no answer, the first is'),
+        (break_nothing, ('--storage', 'sqlite:////no/such/folder/s.db'), 'unable to open'),
+        (break_nothing, ('--storage', '/proc/no/s.journal'), 'No such file or directory'),
+        (
+            break_nothing,
+            ('--storage', 'nonsense://user:secret@host/x'),
+            r'nonsense://user:\*\*\*@',
+        ),
+        (break_nothing, ('--methods', 'tpe,magic'), "--methods: got 'magic', allowed: tpe"),
+        (break_nothing, ('--trials', '0'), '--trials: got 0, allowed: 1 or more'),
+        (break_nothing, ('--min-retention', '0.5', '--max-retention', '0.2'), 'not above'),
+        (break_nothing, ('--tokenizer', 'auto'), '--tokenizer: got auto'),
+    ],
+)
+def test_bad_input_is_one_clear_line(searched_folder, tmp_path, capsys, break_, more, reason):
+    folder = tmp_path / 'data'
+    shutil.copytree(searched_folder, folder)
+    break_(folder)
+    arguments = words(folder, tmp_path / 'out', '--trials', '1', *more)
+    assert main(arguments) == EXIT_BAD_INPUT
+    (line,) = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith('p2d tune-ratios:')
+    ]
+    assert 'secret' not in line
+    assert re.search(reason, line)
+
+
+def test_keyframes_that_the_search_has_seen_are_not_held_out(searched_folder, tmp_path, capsys):
+    data = str(searched_folder / 'drivelm.json')
+    assert main(words(searched_folder, tmp_path, '--held-out', data)) == EXIT_BAD_INPUT
+    assert 'has the same pictures as one that the search uses' in capsys.readouterr().err
