@@ -250,7 +250,7 @@ class DrivingPipeline:
             sweep = self._see(frame_set, config, must_stop)
             return self._answer_all(sweep, questions, on_partial)
 
-        return _guarded(frame_set, answer_all, self._family.decoder.release)
+        return self._guarded(frame_set, answer_all)
 
     def choose(self, frame_set: FrameSet, question: str, choices: Sequence[str]) -> DrivingChoice:
         """Say how likely each of `choices` is as the whole answer to `question`.
@@ -269,12 +269,11 @@ class DrivingPipeline:
         if not answers or not all(answers) or len(set(choices)) < len(choices):
             raise ConfigError(f'choices: got {list(choices)!r}, allowed: different, not empty')
         config = self._config
-        return _guarded(
+        return self._guarded(
             frame_set,
             lambda: self._choose(
                 self._see(frame_set, config, lambda: False), question, choices, answers
             ),
-            self._family.decoder.release,
         )
 
     def see(self, frame_set: FrameSet) -> Tensor:
@@ -285,7 +284,7 @@ class DrivingPipeline:
             InferenceError: The vision encoder failed.
         """
         config = self._config
-        return _guarded(
+        return self._guarded(
             frame_set, lambda: self._see(frame_set, config, lambda: False).visual_tokens
         )
 
@@ -330,7 +329,24 @@ class DrivingPipeline:
             must_stop=must_stop,
             keep_indices=keep_indices,
         )
-        return _guarded(frame_set, lambda: self._answer_all(sweep, questions, None))
+        return self._guarded(frame_set, lambda: self._answer_all(sweep, questions, None))
+
+    def _guarded(self, frame_set: FrameSet, work: Callable[[], T]) -> T:
+        """Return what `work` returns, its faults translated.
+
+        Memory that it took is free after a fault, and so are the buffers of the decoder.
+        """
+        try:
+            return work()
+        except (RuntimeError, ValueError, IndexError) as err:
+            # torch reports out of memory, bad shapes and device faults as these. A traceback would
+            # hold everything that was computed so far for as long as somebody keeps the error.
+            traceback.clear_frames(err.__traceback__)
+            self._family.decoder.release()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'
+            raise InferenceError(f'sweep {frame_set.stamp_ns}: {reason}{_remedy(err)}') from err
 
     def _choose(
         self,
@@ -546,24 +562,6 @@ class DrivingPipeline:
             cut=generation.cut,
             times=times,
         )
-
-
-def _guarded(frame_set: FrameSet, work: Callable[[], T], release: Callable[[], None]) -> T:
-    """Return what `work` returns, its faults translated.
-
-    Memory that it took is free after a fault, and so is what `release` frees.
-    """
-    try:
-        return work()
-    except (RuntimeError, ValueError, IndexError) as err:
-        # torch reports out of memory, bad shapes and device faults as these. A traceback would
-        # hold everything that was computed so far for as long as somebody keeps the error.
-        traceback.clear_frames(err.__traceback__)
-        release()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'
-        raise InferenceError(f'sweep {frame_set.stamp_ns}: {reason}{_remedy(err)}') from err
 
 
 def _remedy(err: Exception) -> str:
