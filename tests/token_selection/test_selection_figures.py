@@ -16,6 +16,7 @@ from p2d_node.cli import bench
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation import selection_benchmark
 from p2d_node.evaluation.coverage import (
+    ADAPTIVE,
     compare_coverage,
     coverage_of,
     kept_mask,
@@ -226,7 +227,8 @@ def test_bench_coverage_compares_the_methods_on_stored_tokens(
     arguments = ['coverage', str(tmp_path / 'tokens.npy'), '--plot', str(plot)]
     assert run_bench(*arguments, '--retention-ratio', '0.2', '--json') == 0
     figures = json.loads(capsys.readouterr().out)
-    assert list(figures) == list(SELECTORS)
+    assert list(figures) == [*SELECTORS, ADAPTIVE]
+    assert sum(figures[ADAPTIVE]['num_kept']) == 24
     assert figures['grid']['num_kept'] == [12, 12]
     assert sum(figures['divprune']['num_kept']) == 24
     assert plot.stat().st_size > 1000
