@@ -25,9 +25,9 @@ def prefill_table(report: dict[str, Any]) -> str:
         f'{report["tokens_per_view"]} visual tokens, {report["newline_tokens"]} newlines, {text} '
         f'text tokens; a sweep has {answer} answer tokens; the encoder takes '
         f'{report["encode_ms"]:.0f} ms. {machine_of(report)}\n',
-        '| kept per view | k | prefill | p95 | CPU | faster | per token | sweep | with encoder '
-        '| faster | KV MiB | FLOPs | DriveMM FLOPs |',
-        '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|',
+        '| kept per view | k | prefill | p95 | CPU | faster | per token | growing | sweep '
+        '| with encoder | faster | KV MiB | FLOPs | DriveMM FLOPs |',
+        '|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|',
     ]
     for row in report['rows']:
         layer = row['prune_layer'] if row['retention_ratio'] < 1 else '-'
@@ -35,7 +35,7 @@ def prefill_table(report: dict[str, Any]) -> str:
             f'| {row["num_keep"]} ({row["retention_ratio"]:.0%}) | {layer} '
             f'| {row["prefill_ms"]:.0f} | {row["prefill_p95_ms"]:.0f} '
             f'| {row["prefill_cpu_ms"]:.0f} | {row["prefill_speedup"]:.1f}x '
-            f'| {row["decode_ms"]:.0f} | {row["sweep_ms"]:.0f} '
+            f'| {row["decode_ms"]:.1f} | {row["growing_decode_ms"]:.1f} | {row["sweep_ms"]:.0f} '
             f'| {row["sweep_with_encoder_ms"]:.0f} | {row["sweep_speedup"]:.1f}x '
             f'| {row["kv_cache_mib"]:.1f} | {row["flops_percent"]:.1f} % '
             f'| {row["drivemm_flops_percent"]:.1f} % |'
