@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -27,22 +27,6 @@ EXAMPLE = """examples:
 """
 
 API_KEY_VARIABLE = 'P2D_JUDGE_API_KEY'
-
-NO_MATTER = frozenset(
-    {
-        'cameras',
-        'device',
-        'encoder',
-        'missing_camera_policy',
-        'num_threads',
-        'question_batch',
-        'questions',
-        'stream_partial_answers',
-        'sync',
-    }
-)
-"""Settings that do not change answers, or no more than rounding does; what is new in the
-configuration counts until it is named here."""
 
 AUTO_FORMAT = 'auto'
 FORMAT_NAMES = ('drivelm', 'drivelmm-o1')
@@ -241,10 +225,14 @@ def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
 
 def _made_by(args: argparse.Namespace, job: AnswerJob) -> dict[str, Any]:
     """Return what two runs must share for one to go on with the other's answers."""
-    config = job.config
-    settings = {name: value for name, value in asdict(config).items() if name not in NO_MATTER}
-    settings['retention_ratio'] = {name: config.retention_ratio_of(name) for name in job.cameras}
-    return {'data': args.data.name, 'instruction': job.instruction, **settings}
+    from p2d_node.evaluation.answer_settings import answer_settings
+
+    return {
+        'data': args.data.name,
+        'instruction': job.instruction,
+        'retention_ratio': {name: job.config.retention_ratio_of(name) for name in job.cameras},
+        **answer_settings(job.config),
+    }
 
 
 def _costs(

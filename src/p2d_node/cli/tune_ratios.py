@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 import json
 from pathlib import Path
+import time
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
+    from p2d_node.cli.tuning_report import SearchOutcome
     from p2d_node.config import DriveConfig
     from p2d_node.tuning.comparison import Comparison
-    from p2d_node.tuning.results import MethodResult, TrialResult
+    from p2d_node.tuning.results import TrialResult
     from p2d_node.tuning.session import QuestionSet, TuningOptions, TuningSession
     from rich.progress import Progress
 
@@ -32,6 +32,7 @@ A study goes on where it was when the same command is started again, after whate
 DEFAULT_TRIALS = 100
 DEFAULT_LEASE_S = 120.0
 LEAST_LEASE_S = 1.0
+SHOW_PERIOD_S = 2.0
 MEAN_TO_LEAST = 0.25
 """With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
 
@@ -126,6 +127,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, report, write; returns the exit code."""
     options = _options(args)
+    from p2d_node.cli.tuning_report import SearchOutcome
     from p2d_node.tuning.comparison import check_unseen
     from p2d_node.tuning.local_workers import divide_threads, extra_workers
     from p2d_node.tuning.results import best_of, collect_results
@@ -144,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
             results = collect_results(session.ledgers)
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
-        _write(args, session, results, best, comparison)
+        _write(args, SearchOutcome(session, results, best, comparison))
     finally:
         session.close()
     return 0
@@ -265,35 +267,23 @@ def _search(bars: Progress, session: TuningSession) -> None:
         method: bars.add_task(f'{method} trials', total=ledger.num_trials)
         for method, ledger in session.ledgers.items()
     }
-    update = _make_updater(bars, session, tasks)
+    next_s = 0.0
+
+    def show(*, always: bool = False) -> None:
+        nonlocal next_s
+        if always or time.monotonic() >= next_s:  # counting asks the storage
+            for method, ledger in session.ledgers.items():
+                bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
+            next_s = time.monotonic() + SHOW_PERIOD_S
+
     with StopRequest() as stop:
 
         def on_progress() -> None:
             stop.check()
-            update()
+            show()
 
         session.work(on_progress, stop.is_noted)
-    for method, ledger in session.ledgers.items():
-        bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
-
-
-def _make_updater(
-    bars: Progress, session: TuningSession, tasks: dict[str, Any]
-) -> Callable[[], None]:
-    """Return what moves the bars, but asks the storage at most every two seconds."""
-    import time
-
-    next_s = 0.0
-
-    def update() -> None:
-        nonlocal next_s
-        if time.monotonic() < next_s:
-            return
-        for method, ledger in session.ledgers.items():
-            bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
-        next_s = time.monotonic() + 2.0
-
-    return update
+    show(always=True)
 
 
 def _compare(
@@ -308,171 +298,27 @@ def _compare(
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 
 
-def _write(
-    args: argparse.Namespace,
-    session: TuningSession,
-    results: Sequence[MethodResult],
-    best: TrialResult,
-    comparison: Comparison | None,
-) -> None:
+def _write(args: argparse.Namespace, found: SearchOutcome) -> None:
     """Write parameter file and picture, print the report."""
+    from p2d_node.cli.tuning_report import header_lines, print_report, report_json
     from p2d_node.tuning.picture import plot_study
     from p2d_node.tuning.retention_file import write_retention_file
 
-    model = Path(session.options.config.model).name
+    options, session = found.session.options, found.session
+    model = Path(options.config.model).name
     params_out = args.params_out or Path('config') / 'retention' / f'{model}.yaml'
     picture = args.out / 'study.png'
     args.out.mkdir(parents=True, exist_ok=True)
-    plot_study(picture, results, f'{session.options.name}: {args.data.name}')
+    plot_study(picture, found.results, f'{options.name}: {args.data.name}')
     write_retention_file(
         params_out,
-        best.ratios,
+        found.best.ratios,
         space=session.space,
         config=session.pipeline.config,
-        header=_header(args, session, results, best, comparison),
+        header=header_lines(found, data=args.data, held_out=args.held_out),
     )
-    report = _report(session, results, best, comparison)
-    report['files'] = {'params': str(params_out), 'picture': str(picture)}
+    files = {'params': str(params_out), 'picture': str(picture)}
     if args.json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report_json(found, files), indent=2))
     else:
-        _print(session, results, best, comparison, report['files'])
-
-
-def _header(
-    args: argparse.Namespace,
-    session: TuningSession,
-    results: Sequence[MethodResult],
-    best: TrialResult,
-    comparison: Comparison | None,
-) -> list[str]:
-    from p2d_node.tuning.retention_file import utc_now
-
-    questions, objective = session.question_set, session.options.objective
-    trials = ', '.join(f'{r.method} {r.num_trials} ({r.num_pruned} pruned)' for r in results)
-    total = sum(session.space.num_tokens.values())
-    lines = [
-        f'Retention ratios for {session.pipeline.model_name}, found by p2d tune-ratios.',
-        f'date:   {utc_now()}',
-        f'data:   {args.data.name}, {len(questions.keyframes)} keyframes, '
-        f'{len(questions.questions)} questions, sha256 {questions.digest[:16]}',
-        f'model:  sha256 {session.model_digest[:16]}',
-        f'trials: {trials}',
-        f'score:  {best.score:.4f} ({best.method}, trial {best.number}) = '
-        f'{objective.language_weight:g} x language {_text(best.language)} + '
-        f'{objective.accuracy_weight:g} x accuracy {_text(best.accuracy)} - '
-        f'{objective.ratio_penalty:g} x sum of ratios {sum(best.ratios.values()):.4f}',
-        f'tokens: {best.tokens_kept} of {total} per sweep',
-    ]
-    if comparison is not None:
-        lines.append(f'held out ({args.held_out.name}): {_verdict(comparison)}')
-    return [*lines, 'Start with: ros2 launch p2d_node drive.launch.py params_file:=THIS_FILE']
-
-
-def _verdict(comparison: Comparison) -> str:
-    score = comparison.figures['score']
-    return (
-        f'{comparison.verdict} against the same number of tokens split evenly: score '
-        f'{score.searched:.4f} against {score.uniform:.4f}, difference {score.difference:+.4f}, '
-        f'95 % interval {score.low:+.4f} to {score.high:+.4f} over {comparison.resampled}, '
-        f'{comparison.num_questions} questions'
-    )
-
-
-def _report(
-    session: TuningSession,
-    results: Sequence[MethodResult],
-    best: TrialResult,
-    comparison: Comparison | None,
-) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        'study': session.options.name,
-        'model': session.pipeline.model_name,
-        'num_keyframes': len(session.question_set.keyframes),
-        'num_questions': len(session.question_set.questions),
-        'tokens_total': sum(session.space.num_tokens.values()),
-        'methods': {r.method: _method_json(r) for r in results},
-        'best': asdict(best),
-        'held_out': None,
-    }
-    if comparison is not None:
-        report['held_out'] = {
-            **asdict(comparison),
-            'verdict': comparison.verdict,
-            'figures': {
-                name: {**asdict(d), 'difference': d.difference, 'verdict': d.verdict}
-                for name, d in comparison.figures.items()
-            },
-        }
-    return report
-
-
-def _method_json(result: MethodResult) -> dict[str, Any]:
-    return {
-        'num_trials': result.num_trials,
-        'num_pruned': result.num_pruned,
-        'seconds': round(result.seconds, 1),
-        'best': None if result.best is None else asdict(result.best),
-        'history': result.history,
-    }
-
-
-def _print(
-    session: TuningSession,
-    results: Sequence[MethodResult],
-    best: TrialResult,
-    comparison: Comparison | None,
-    files: dict[str, str],
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    scores = Table(title=f"{session.options.name}: each method's best trial")
-    for heading in ('method', 'trials', 'pruned', 'score', 'language', 'accuracy', 'tokens'):
-        scores.add_column(heading, justify='left' if heading == 'method' else 'right')
-    ratios = Table(title='its retention ratios')
-    ratios.add_column('method')
-    for camera in best.ratios:
-        ratios.add_column(camera.removeprefix('CAM_').replace('_', ' ').lower(), justify='right')
-    for result in results:
-        found = result.best
-        cells = [result.method, str(result.num_trials), str(result.num_pruned)]
-        if found is not None:
-            parts = (found.score, found.language, found.accuracy)
-            cells += [*map(_text, parts), str(found.tokens_kept)]
-            ratios.add_row(result.method, *(f'{ratio:.3f}' for ratio in found.ratios.values()))
-        scores.add_row(*cells)
-    console.print(scores, ratios)
-    if comparison is not None:
-        console.print(_comparison_table(comparison))
-        console.print(f'Held-out questions, searched split: {_verdict(comparison)}.')
-    for path in files.values():
-        console.print(path, soft_wrap=True)
-
-
-def _comparison_table(comparison: Comparison) -> Any:
-    from p2d_node.tuning.comparison import UNDECIDED
-    from rich.table import Table
-
-    kept = comparison.tokens_kept
-    table = Table(
-        title=f'{comparison.num_questions} held-out questions about {comparison.num_keyframes} '
-        f'keyframes; {kept[0]} and {kept[1]} tokens per sweep'
-    )
-    for heading in ('', 'searched', 'uniform', 'difference', '95 % interval', ''):
-        table.add_column(heading, justify='right')
-    for name, figure in comparison.figures.items():
-        table.add_row(
-            name,
-            f'{figure.searched:.4f}',
-            f'{figure.uniform:.4f}',
-            f'{figure.difference:+.4f}',
-            f'{figure.low:+.4f} to {figure.high:+.4f}',
-            '' if figure.verdict == UNDECIDED else figure.verdict,
-        )
-    return table
-
-
-def _text(value: float | None) -> str:
-    return 'absent' if value is None else f'{value:.4f}'
+        print_report(found, files)

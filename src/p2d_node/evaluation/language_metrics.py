@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-import io
 import re
 import shutil
 import statistics
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from p2d_node.errors import BackendUnavailableError, ConfigError
+
+NUM_GRAMS = 4
+"""BLEU-1 to BLEU-4."""
 
 TOKENIZERS = ('auto', 'ptb', 'treebank')
 
@@ -48,6 +51,21 @@ class LanguageScores:
         return (statistics.fmean(self.bleu) + self.rouge_l + self.cider / 10.0) / 3.0
 
 
+@dataclass(frozen=True, slots=True)
+class ComparedTexts:
+    """Answers beside their references.
+
+    Attributes:
+        bleu: pycocoevalcap's BLEU scorer, which has counted all of them.
+        rouge_l: ROUGE_L of each answer, float [answers].
+        cider: CIDEr of each answer, float [answers].
+    """
+
+    bleu: Any
+    rouge_l: npt.NDArray[np.float64]
+    cider: npt.NDArray[np.float64]
+
+
 def score_language(
     answers: Sequence[str], references: Sequence[str], *, tokenizer: str = 'auto'
 ) -> LanguageScores:
@@ -63,15 +81,35 @@ def score_language(
     """
     chosen = choose_tokenizer(tokenizer)
     tokenize = TOKENIZE[chosen]
-    predicted = {i: [text] for i, text in enumerate(tokenize(answers))}
-    expected = {i: [text] for i, text in enumerate(tokenize(references))}
-    bleu, rouge, cider = _make_scorers()
-    with redirect_stdout(io.StringIO()):  # BLEU prints its lengths
-        bleu_scores, _ = bleu.compute_score(expected, predicted)
-    rouge_l, _ = rouge.compute_score(expected, predicted)
-    cider_score, _ = cider.compute_score(expected, predicted)
+    compared = compare_texts(tokenize(answers), tokenize(references))
+    bleu_scores, _ = compared.bleu.compute_score(option='closest', verbose=0)
     one, two, three, four = (float(score) for score in bleu_scores)
-    return LanguageScores((one, two, three, four), float(rouge_l), float(cider_score), chosen)
+    rouge_l, cider = float(np.mean(compared.rouge_l)), float(np.mean(compared.cider))
+    return LanguageScores((one, two, three, four), rouge_l, cider, chosen)
+
+
+def compare_texts(answers: Sequence[str], references: Sequence[str]) -> ComparedTexts:
+    """Compare tokenised answers with one tokenised reference each.
+
+    Raises:
+        BackendUnavailableError: The metrics are not installed.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as err:
+        raise BackendUnavailableError(
+            f'language metrics: {err}; pip install -r requirements/evaluation.txt'
+        ) from err
+    bleu = BleuScorer(n=NUM_GRAMS)
+    for answer, reference in zip(answers, references, strict=True):
+        bleu += (answer, [reference])
+    predicted = {i: [text] for i, text in enumerate(answers)}
+    expected = {i: [text] for i, text in enumerate(references)}
+    _, rouge_l = Rouge().compute_score(expected, predicted)
+    _, cider = Cider().compute_score(expected, predicted)
+    return ComparedTexts(bleu, rouge_l, cider)
 
 
 def choose_tokenizer(name: str) -> str:
@@ -84,18 +122,6 @@ def choose_tokenizer(name: str) -> str:
             '--tokenizer: ptb needs Java, which is not installed; install a JRE, or take treebank'
         )
     return 'ptb' if has_java and name == 'auto' else name.replace('auto', 'treebank')
-
-
-def _make_scorers() -> tuple[Any, Any, Any]:
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as err:
-        raise BackendUnavailableError(
-            f'language metrics: {err}; pip install pycocoevalcap nltk'
-        ) from err
-    return Bleu(4), Rouge(), Cider()
 
 
 def _tokenize_ptb(texts: Sequence[str]) -> list[str]:

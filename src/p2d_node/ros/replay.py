@@ -13,7 +13,6 @@ from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_time
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 
 CLOCK_PERIOD_S = 0.02
@@ -25,6 +24,7 @@ SETTLE_S = 1.0
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 PUBLISHER_DEPTH = 10
+"""A depth alone means reliable, which both reliable and best-effort readers match."""
 ACKNOWLEDGE_TIMEOUT_S = 1.0
 NS_PER_S = 1_000_000_000
 
@@ -68,7 +68,9 @@ class Replayer:
             if message_type is None:
                 node.get_logger().warning(f'{topic}: {type_name} is not installed, left out')
             else:
-                self._publishers[topic] = node.create_publisher(message_type, topic, _qos())
+                self._publishers[topic] = node.create_publisher(
+                    message_type, topic, PUBLISHER_DEPTH
+                )
         self._clock = node.create_publisher(Clock, '/clock', 10) if options.clock else None
 
     def wait_for_subscribers(self, must_stop: Callable[[], bool]) -> bool:
@@ -142,11 +144,3 @@ def find_message_type(type_name: str) -> Any:
         return getattr(importlib.import_module(f'{package}.msg'), name)
     except (ImportError, AttributeError):
         return None
-
-
-def _qos() -> QoSProfile:
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=PUBLISHER_DEPTH,
-        reliability=ReliabilityPolicy.RELIABLE,
-    )

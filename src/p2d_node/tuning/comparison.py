@@ -192,9 +192,8 @@ def _resample(tables: Sequence[Floats], objective: Objective, seed: int) -> dict
 
 
 def _figures(parts: Parts, objective: Objective) -> dict[str, Floats]:
-    score = objective.language_weight * parts.language + objective.accuracy_weight * parts.accuracy
     return {
-        'score': score,
+        'score': objective.weigh(parts.language, parts.accuracy),
         'accuracy': parts.accuracy,
         'language': parts.language,
         'exact': parts.exact,

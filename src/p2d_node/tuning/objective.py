@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import math
+from typing import TypeVar
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion
 from p2d_node.tuning.answers import Answered, is_multiple_choice
-from p2d_node.tuning.score_table import make_table, score_together
+from p2d_node.tuning.score_table import Floats, make_table, score_together
 
 PUBLISHED_LANGUAGE_WEIGHT = 0.5
 PUBLISHED_ACCURACY_WEIGHT = 0.5
 PUBLISHED_RATIO_PENALTY = 0.03
+
+T = TypeVar('T', float, Floats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +93,10 @@ class Objective:
     def score(self, answered: Iterable[Answered], ratios: Mapping[str, float]) -> Score:
         """Score the answers of a trial with these ratios."""
         parts = score_together(make_table([list(answered)], self.tokenizer))
-        return self.combine(parts.language, parts.accuracy, ratios)
+        value = self.weigh(parts.language or 0.0, parts.accuracy or 0.0)
+        penalty = self.ratio_penalty * sum(ratios.values())
+        return Score(value - penalty, parts.language, parts.accuracy)
 
-    def combine(
-        self, language: float | None, accuracy: float | None, ratios: Mapping[str, float]
-    ) -> Score:
-        """Weigh the parts; one that the questions do not give counts nothing."""
-        value = (
-            self.language_weight * (language or 0.0)
-            + self.accuracy_weight * (accuracy or 0.0)
-            - self.ratio_penalty * sum(ratios.values())
-        )
-        return Score(value, language, accuracy)
+    def weigh(self, language: T, accuracy: T) -> T:
+        """Return the score before the penalty; a part that the questions do not give is 0."""
+        return self.language_weight * language + self.accuracy_weight * accuracy

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from p2d_node.errors import BackendUnavailableError
-from p2d_node.evaluation.language_metrics import TOKENIZE
+from p2d_node.evaluation.language_metrics import compare_texts, NUM_GRAMS, TOKENIZE
 from p2d_node.tuning.answers import Answered, is_multiple_choice, is_right
 
 Floats = npt.NDArray[np.float64]
 
-NUM_GRAMS = 4
 TINY, SMALL = 1e-15, 1e-9
 """The constants with which the COCO evaluation's BLEU avoids division by zero."""
 
@@ -113,31 +111,17 @@ def make_table(answers: Sequence[Sequence[Answered]], tokenizer: str) -> Floats:
 def _add_language(table: Floats, free: Sequence[tuple[int, Answered]], tokenizer: str) -> None:
     if not free:
         return
-    try:
-        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as err:
-        raise BackendUnavailableError(
-            f'language metrics: {err}; pip install -r requirements/evaluation.txt'
-        ) from err
     tokens = tokens_of(tokenizer)
     predicted = tokens([answer for _, (_, answer) in free])
     expected = tokens([str(question.reference) for _, (question, _) in free])
-    bleu = BleuScorer(n=NUM_GRAMS)
-    for answer, reference in zip(predicted, expected, strict=True):
-        bleu += (answer, [reference])
-    as_answers = {i: [text] for i, text in enumerate(predicted)}
-    as_references = {i: [text] for i, text in enumerate(expected)}
-    _, rouge = Rouge().compute_score(as_references, as_answers)
-    _, cider = Cider().compute_score(as_references, as_answers)
+    compared = compare_texts(predicted, expected)
     for index, (row, _) in enumerate(free):
-        counts: Any = bleu.ctest[index]
+        counts: Any = compared.bleu.ctest[index]
         table[row, LENGTHS] += (counts['testlen'], counts['reflen'][0])
         table[row, GUESSES] += counts['guess']
         table[row, CORRECT] += counts['correct']
-        table[row, ROUGE] += rouge[index]
-        table[row, CIDER] += cider[index]
+        table[row, ROUGE] += compared.rouge_l[index]
+        table[row, CIDER] += compared.cider[index]
         table[row, NUM_FREE] += 1
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import optuna
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation.answer_settings import answer_settings
 from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
-from p2d_node.language_model.checkpoint import choose_device, choose_dtype
 from p2d_node.language_model.model_folder import model_folder
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.ledger import ClaimedTrial, Ledger, TrialTakenError
@@ -208,9 +208,9 @@ class TuningSession:
 
     def _settings(self) -> dict[str, Any]:
         """Return what all trials of a study must have in common, as JSON data."""
-        options, config = self.options, self.options.config
-        device = choose_device(config.device)
+        options = self.options
         settings = {
+            **answer_settings(self.pipeline.config),
             'model': self.model_digest,
             'data': self.question_set.digest,
             **{f'objective {name}': value for name, value in asdict(options.objective).items()},
@@ -220,12 +220,6 @@ class TuningSession:
             'seed': options.seed,
             'pruning': options.pruning,
             'num_tokens': dict(self.space.num_tokens),
-            'selector': config.selector,
-            'allocation': config.allocation,
-            'prune_layer': config.prune_layer,
-            'max_new_tokens': config.max_new_tokens,
-            'stop': config.stop,
-            'dtype': str(choose_dtype(config.dtype, device)).removeprefix('torch.'),
         }
         as_json: dict[str, Any] = json.loads(json.dumps(settings))
         return as_json

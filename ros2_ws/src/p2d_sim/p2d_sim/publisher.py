@@ -17,9 +17,9 @@ import numpy as np
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import use_shipped_profiles
+from p2d_node.ros.replay import PUBLISHER_DEPTH
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -28,7 +28,6 @@ from p2d_sim.scenarios import SCENARIOS
 from p2d_sim.sweeps import Exposure, to_jpeg, World
 
 NS_PER_S = 1_000_000_000
-PUBLISHER_DEPTH = 10
 SWEEPS_AHEAD = 2
 REPORT_PERIOD_S = 5.0
 TRANSPORTS = ('compressed', 'raw')
@@ -116,11 +115,13 @@ class CameraPublisher(Node):  # type: ignore[misc]
         )
         message = CompressedImage if options.transport == 'compressed' else Image
         self._images = {
-            name: self.create_publisher(message, topic_of(name, options.transport), _qos())
+            name: self.create_publisher(
+                message, topic_of(name, options.transport), PUBLISHER_DEPTH
+            )
             for name in NUSCENES_CAMERAS
         }
         self._infos = {
-            name: self.create_publisher(CameraInfo, f'/{name}/camera_info', _qos())
+            name: self.create_publisher(CameraInfo, f'/{name}/camera_info', PUBLISHER_DEPTH)
             for name in NUSCENES_CAMERAS
         }
 
@@ -220,15 +221,6 @@ def _sleep_until(end_s: float, must_stop: Callable[[], bool]) -> bool:
             return True
         time.sleep(min(left_s, 0.05))
     return False
-
-
-def _qos() -> QoSProfile:
-    """Reliable, which both reliable and best-effort readers match."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=PUBLISHER_DEPTH,
-        reliability=ReliabilityPolicy.RELIABLE,
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,162 @@
+"""What a search of retention ratios reports: lines for the parameter file, JSON, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from p2d_node.tuning.comparison import Comparison, UNDECIDED
+from p2d_node.tuning.results import MethodResult, TrialResult
+from p2d_node.tuning.retention_file import utc_now
+from p2d_node.tuning.session import TuningSession
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """What was searched, and what came out.
+
+    Attributes:
+        session: The study's worker, which knows the model and the questions.
+        results: Per method.
+        best: The best trial of all.
+        comparison: With an even split on held-out questions; None where there are none.
+    """
+
+    session: TuningSession
+    results: Sequence[MethodResult]
+    best: TrialResult
+    comparison: Comparison | None
+
+
+def header_lines(found: SearchOutcome, data: Path, held_out: Path | None) -> list[str]:
+    """Return what a reader of the parameter file must know.
+
+    Args:
+        found: The outcome.
+        data: The file with the questions.
+        held_out: The file with the held-out questions.
+    """
+    session, best, comparison = found.session, found.best, found.comparison
+    questions, objective = session.question_set, session.options.objective
+    trials = ', '.join(f'{r.method} {r.num_trials} ({r.num_pruned} pruned)' for r in found.results)
+    total = sum(session.space.num_tokens.values())
+    lines = [
+        f'Retention ratios for {session.pipeline.model_name}, found by p2d tune-ratios.',
+        f'date:   {utc_now()}',
+        f'data:   {data.name}, {len(questions.keyframes)} keyframes, '
+        f'{len(questions.questions)} questions, sha256 {questions.digest[:16]}',
+        f'model:  sha256 {session.model_digest[:16]}',
+        f'trials: {trials}',
+        f'score:  {best.score:.4f} ({best.method}, trial {best.number}) = '
+        f'{objective.language_weight:g} x language {_text(best.language)} + '
+        f'{objective.accuracy_weight:g} x accuracy {_text(best.accuracy)} - '
+        f'{objective.ratio_penalty:g} x sum of ratios {sum(best.ratios.values()):.4f}',
+        f'tokens: {best.tokens_kept} of {total} per sweep',
+    ]
+    if comparison is not None and held_out is not None:
+        lines.append(f'held out ({held_out.name}): {_verdict(comparison)}')
+    return [*lines, 'Start with: ros2 launch p2d_node drive.launch.py params_file:=THIS_FILE']
+
+
+def _verdict(comparison: Comparison) -> str:
+    score = comparison.figures['score']
+    return (
+        f'{comparison.verdict} against the same number of tokens split evenly: score '
+        f'{score.searched:.4f} against {score.uniform:.4f}, difference {score.difference:+.4f}, '
+        f'95 % interval {score.low:+.4f} to {score.high:+.4f} over {comparison.resampled}, '
+        f'{comparison.num_questions} questions'
+    )
+
+
+def report_json(found: SearchOutcome, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the report, ready for JSON; `files` is what was written."""
+    session, comparison = found.session, found.comparison
+    report: dict[str, Any] = {
+        'study': session.options.name,
+        'model': session.pipeline.model_name,
+        'num_keyframes': len(session.question_set.keyframes),
+        'num_questions': len(session.question_set.questions),
+        'tokens_total': sum(session.space.num_tokens.values()),
+        'methods': {r.method: _method_json(r) for r in found.results},
+        'best': asdict(found.best),
+        'held_out': None,
+        'files': dict(files),
+    }
+    if comparison is not None:
+        report['held_out'] = {
+            **asdict(comparison),
+            'verdict': comparison.verdict,
+            'figures': {
+                name: {**asdict(d), 'difference': d.difference, 'verdict': d.verdict}
+                for name, d in comparison.figures.items()
+            },
+        }
+    return report
+
+
+def _method_json(result: MethodResult) -> dict[str, Any]:
+    return {
+        'num_trials': result.num_trials,
+        'num_pruned': result.num_pruned,
+        'seconds': round(result.seconds, 1),
+        'best': None if result.best is None else asdict(result.best),
+        'history': result.history,
+    }
+
+
+def print_report(found: SearchOutcome, files: Mapping[str, str]) -> None:
+    """Print tables of each method's best trial and of the comparison."""
+    console = Console()
+    console.print(*_method_tables(found))
+    if found.comparison is not None:
+        console.print(_comparison_table(found.comparison))
+        console.print(f'Held-out questions, searched split: {_verdict(found.comparison)}.')
+    for path in files.values():
+        console.print(path, soft_wrap=True)
+
+
+def _method_tables(found: SearchOutcome) -> tuple[Table, Table]:
+    scores = Table(title=f"{found.session.options.name}: each method's best trial")
+    for heading in ('method', 'trials', 'pruned', 'score', 'language', 'accuracy', 'tokens'):
+        scores.add_column(heading, justify='left' if heading == 'method' else 'right')
+    ratios = Table(title='its retention ratios')
+    ratios.add_column('method')
+    for camera in found.best.ratios:
+        ratios.add_column(camera.removeprefix('CAM_').replace('_', ' ').lower(), justify='right')
+    for result in found.results:
+        best = result.best
+        cells = [result.method, str(result.num_trials), str(result.num_pruned)]
+        if best is not None:
+            parts = (best.score, best.language, best.accuracy)
+            cells += [*map(_text, parts), str(best.tokens_kept)]
+            ratios.add_row(result.method, *(f'{ratio:.3f}' for ratio in best.ratios.values()))
+        scores.add_row(*cells)
+    return scores, ratios
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    kept = comparison.tokens_kept
+    table = Table(
+        title=f'{comparison.num_questions} held-out questions about {comparison.num_keyframes} '
+        f'keyframes; {kept[0]} and {kept[1]} tokens per sweep'
+    )
+    for heading in ('', 'searched', 'uniform', 'difference', '95 % interval', ''):
+        table.add_column(heading, justify='right')
+    for name, figure in comparison.figures.items():
+        table.add_row(
+            name,
+            f'{figure.searched:.4f}',
+            f'{figure.uniform:.4f}',
+            f'{figure.difference:+.4f}',
+            f'{figure.low:+.4f} to {figure.high:+.4f}',
+            '' if figure.verdict == UNDECIDED else figure.verdict,
+        )
+    return table
+
+
+def _text(value: float | None) -> str:
+    return 'absent' if value is None else f'{value:.4f}'
