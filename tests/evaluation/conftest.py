@@ -1,10 +1,16 @@
-"""Keyframes on disk for `p2d evaluate`."""
+"""Keyframes on disk for `p2d evaluate`, and judges of answers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+import sys
 
 import cv2
+from p2d_node.evaluation.command_judge import CommandJudge
+from p2d_node.evaluation.judge import Judge, Jury
+from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
 from sweeps import picture
@@ -25,3 +31,29 @@ def image_names(tmp_path: Path) -> list[dict[str, str]]:
             names[camera] = f'../nuscenes/{name}'
         sweeps.append(names)
     return sweeps
+
+
+@pytest.fixture
+def judge_command(tmp_path: Path) -> Callable[[str], CommandJudge]:
+    """Make a judge of Python code that runs for every `item`."""
+
+    def make(code: str) -> CommandJudge:
+        script = tmp_path / 'judge.py'
+        head = 'import json, os, sys, time\nfor line in sys.stdin:\n    item = json.loads(line)\n'
+        script.write_text(head + code)
+        return CommandJudge(f'{sys.executable} {script}')
+
+    return make
+
+
+@pytest.fixture
+def make_jury(tmp_path: Path) -> Iterator[Callable[[Judge], Jury]]:
+    """Make juries, one after another, that keep what is judged in one file."""
+    with ExitStack() as stack:
+
+        def make(judge: Judge) -> Jury:
+            stack.close()
+            kept = RecordFile(tmp_path / 'judgements.jsonl', {})
+            return Jury(judge, stack.enter_context(kept))
+
+        yield make

@@ -1,13 +1,10 @@
 """DriveLMM-o1's format, its rule for final answers, and the judge's ratings."""
 
-from http.server import BaseHTTPRequestHandler, HTTPServer
 import json
 import shutil
-import sys
-import threading
 
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
-from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.errors import ConfigError
 from p2d_node.evaluation.data_formats import recognize_format
 from p2d_node.evaluation.drivelmm_o1_questions import read_o1_questions
 from p2d_node.evaluation.drivelmm_o1_scores import (
@@ -16,7 +13,6 @@ from p2d_node.evaluation.drivelmm_o1_scores import (
     find_letter,
     score_o1_predictions,
 )
-from p2d_node.evaluation.judge import ChatJudge, CommandJudge
 import pytest
 from tiny_checkpoints import write_internvl
 
@@ -137,14 +133,6 @@ def test_without_multiple_choices_their_accuracy_is_absent(data, items):
     assert (scores.num_choices, scores.final_answer_accuracy) == (0, None)
 
 
-def judge_command(tmp_path, code):
-    script = tmp_path / 'judge.py'
-    script.write_text(
-        f'import json, sys\nfor line in sys.stdin:\n    item = json.loads(line)\n{code}'
-    )
-    return f'{sys.executable} {script}'
-
-
 RATES_BY_LENGTH = (
     "    ratings = dict.fromkeys(item['criteria'], 6)\n"
     "    ratings['Relevance'] = 9 if 'lorry' in item['answer'] else 3\n"
@@ -152,10 +140,9 @@ RATES_BY_LENGTH = (
 )
 
 
-def test_a_judge_gives_each_criterion_and_their_mean(one_keyframe, tmp_path):
-    code = RATES_BY_LENGTH + '    print(json.dumps(ratings))\n'
-    judge = CommandJudge(judge_command(tmp_path, code))
-    scores = score_o1_predictions(one_keyframe, PREDICTIONS, rate=judge.rate)
+def test_a_judge_gives_each_criterion_and_their_mean(one_keyframe, judge_command, make_jury):
+    jury = make_jury(judge_command(RATES_BY_LENGTH + '    print(json.dumps(ratings))\n'))
+    scores = score_o1_predictions(one_keyframe, PREDICTIONS, jury=jury)
     # One of four answers names the lorry.
     assert scores.reasoning['Relevance'] == pytest.approx(10 * (9 + 3 * 3) / 4)
     assert scores.reasoning['Hallucination'] == pytest.approx(60.0)
@@ -163,62 +150,21 @@ def test_a_judge_gives_each_criterion_and_their_mean(one_keyframe, tmp_path):
     assert scores.overall_reasoning_stated is None
 
 
-def test_means_that_the_judge_states_are_kept_apart(one_keyframe, tmp_path):
+def test_means_that_the_judge_states_are_kept_apart(one_keyframe, judge_command, make_jury):
     code = RATES_BY_LENGTH + "    print(json.dumps(ratings | {'Overall Score': 7.5}))\n"
-    judge = CommandJudge(judge_command(tmp_path, code))
-    scores = score_o1_predictions(one_keyframe, PREDICTIONS, rate=judge.rate)
+    scores = score_o1_predictions(one_keyframe, PREDICTIONS, jury=make_jury(judge_command(code)))
     assert scores.overall_reasoning_stated == pytest.approx(75.0)
     assert scores.overall_reasoning == pytest.approx((11 * 60 + 45) / 12)
 
 
-@pytest.mark.parametrize(
-    ('code', 'reason'),
-    [
-        ('    print(7)\n', "got '7', allowed: a JSON object with a number per criterion"),
-        ('    print("{}")\n', 'judge: Faithfulness-Step: got None, allowed: a number from 1'),
-        (
-            "    print(json.dumps(dict.fromkeys(item['criteria'], 0)))\n",
-            'judge: Faithfulness-Step: got 0, allowed: a number from 1 to 10',
-        ),
-        (
-            "    print(json.dumps(dict.fromkeys(item['criteria'], True)))\n",
-            'judge: Faithfulness-Step: got True',
-        ),
-        ("print(json.dumps(dict.fromkeys(item['criteria'], 5)))\n", 'got 1 lines for 4 answers'),
-    ],
-)
-def test_a_judge_that_does_not_rate_is_named(one_keyframe, tmp_path, code, reason):
-    judge = CommandJudge(judge_command(tmp_path, code))
-    with pytest.raises(BackendUnavailableError, match=reason):
-        score_o1_predictions(one_keyframe, PREDICTIONS, rate=judge.rate)
-
-
-class _Chat(BaseHTTPRequestHandler):
-    """An OpenAI-like service that finds every criterion worth 8, in a code block."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-        system, user = (message['content'] for message in body['messages'])
-        assert all(name in system for name in CRITERIA)
-        answer = json.loads(user)['answer']
-        rating = dict.fromkeys(CRITERIA, 8 if 'lorry' in answer else 4)
-        content = f'```json\n{json.dumps(rating)}\n```'
-        reply = json.dumps({'choices': [{'message': {'content': content}}]}).encode()
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-def test_a_chat_model_rates_the_criteria(one_keyframe):
-    with HTTPServer(('127.0.0.1', 0), _Chat) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        judge = ChatJudge(f'http://127.0.0.1:{server.server_port}/v1', 'some-model')
-        scores = score_o1_predictions(one_keyframe, PREDICTIONS, rate=judge.rate)
-        server.shutdown()
-    assert scores.overall_reasoning == pytest.approx(10 * (8 + 3 * 4) / 4)
+def test_answers_without_a_rating_are_left_out(one_keyframe, judge_command, make_jury):
+    code = RATES_BY_LENGTH + (
+        "    print('null' if ratings['Relevance'] == 9 else json.dumps(ratings))\n"
+    )
+    jury = make_jury(judge_command(code))
+    scores = score_o1_predictions(one_keyframe, PREDICTIONS, jury=jury)
+    assert scores.reasoning['Relevance'] == pytest.approx(30.0)
+    assert jury.num_unjudged == 1
 
 
 @pytest.mark.parametrize(

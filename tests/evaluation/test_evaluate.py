@@ -6,7 +6,7 @@ import resource
 
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation.answer_file import AnswerFile
+from p2d_node.evaluation.record_file import RecordFile
 import pytest
 
 QUESTIONS = (('What is ahead?', 'A car.'), ('Is it red?', 'No.'), ('Choose.', 'A'))
@@ -88,9 +88,9 @@ def test_a_finished_run_is_scored_again_without_a_model(words, capsys, monkeypat
 
 
 def test_only_one_run_at_a_time_writes_answers(drivelm_folder, words, capsys):
-    with AnswerFile(drivelm_folder / 'out' / 'answers.jsonl', {}):
+    with RecordFile(drivelm_folder / 'out' / 'answers.jsonl', {}):
         assert main(words) == EXIT_BAD_INPUT
-    assert 'another run writes its answers there' in capsys.readouterr().err
+    assert 'another run writes there' in capsys.readouterr().err
 
 
 def test_an_answers_file_that_cannot_be_written_is_named(drivelm_folder, words, capsys):
@@ -112,14 +112,14 @@ def files_up_to(size_bytes):
 
 def test_a_disk_that_is_full_is_named_and_costs_only_the_keyframe(tmp_path):
     path = tmp_path / 'answers.jsonl'
-    with AnswerFile(path, {}) as answers:
+    with RecordFile(path, {}) as answers:
         answers.append([{'id': 'first'}])
         with (
             files_up_to(path.stat().st_size + 5),
             pytest.raises(ConfigError, match='cannot be written'),
         ):
             answers.append([{'id': 'second'}])
-    with AnswerFile(path, {}) as answers:
+    with RecordFile(path, {}) as answers:
         assert list(answers.done) == ['first']
 
 
@@ -135,13 +135,13 @@ def test_an_instruction_and_a_length_change_the_answers(drivelm_folder, words, c
     )
     assert all(not a.startswith(b) for a, b in zip(plain, short, strict=True))
     assert main([*told, '--instruction', 'Stop?']) == EXIT_BAD_INPUT
-    assert "its answers were made with instruction 'Is it red?'" in capsys.readouterr().err
+    assert "it was made with instruction 'Is it red?'" in capsys.readouterr().err
 
 
 def test_answers_of_other_settings_are_not_mixed_in(words, capsys):
     run_json(capsys, [*words, '--limit', '1'])
     assert main([*words, '--retention-ratio', '0.5']) == EXIT_BAD_INPUT
-    assert 'its answers were made with retention_ratio' in capsys.readouterr().err
+    assert 'it was made with retention_ratio' in capsys.readouterr().err
 
 
 def test_other_threads_may_go_on_and_other_stop_texts_may_not(drivelm_folder, words, capsys):
@@ -155,7 +155,7 @@ def test_other_threads_may_go_on_and_other_stop_texts_may_not(drivelm_folder, wo
     assert run_with('num_threads: 1') == 0
     assert run_with('question_batch: 2') == 0
     assert run_with('stop: ["."]') == EXIT_BAD_INPUT
-    assert "its answers were made with stop [], now it is ['.']" in capsys.readouterr().err
+    assert "it was made with stop [], now it is ['.']" in capsys.readouterr().err
 
 
 def test_a_limit_counts_keyframes(words, capsys):
@@ -167,6 +167,19 @@ def test_a_missing_picture_is_named_before_the_first_answer(drivelm_folder, word
     assert main(words) == EXIT_BAD_INPUT
     assert 'there is no such image; check --images' in capsys.readouterr().err
     assert not (drivelm_folder / 'out').exists()
+
+
+def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_command, capsys):
+    run_json(capsys, words)
+    data = drivelm_folder / 'data.json'
+    data.write_text(data.read_text().replace('"tag": [2]', '"tag": [1]'))
+    command = judge_command('    print(50)\n').identity['command']
+    scored = [*words, '--predictions', str(drivelm_folder / 'out' / 'submission.json')]
+    scored += ['--judge-command', ' '.join(command)]
+    first, second = run_json(capsys, scored), run_json(capsys, scored)
+    assert first['judge'] == second['judge'] == 50.0
+    assert first['judgements'] == {'from_earlier_runs': 0, 'none': 0}
+    assert second['judgements'] == {'from_earlier_runs': 4, 'none': 0}
 
 
 @pytest.mark.parametrize(

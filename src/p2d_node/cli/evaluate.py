@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 import json
 import os
@@ -15,10 +15,10 @@ from p2d_node.errors import ConfigError
 
 if TYPE_CHECKING:
     from p2d_node.config import DriveConfig
-    from p2d_node.evaluation.answer_file import AnswerFile
     from p2d_node.evaluation.answering import AnswerJob, Keyframe
     from p2d_node.evaluation.data_formats import DataFormat
     from p2d_node.evaluation.judge import Judge
+    from p2d_node.evaluation.record_file import RecordFile
 
 EXAMPLE = """examples:
   p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
@@ -89,7 +89,8 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
         '--out',
         type=Path,
         default=Path('evaluation'),
-        help='folder of answers.jsonl and submission.json; a run that was cut goes on there',
+        help='folder of answers.jsonl, submission.json and judgements.jsonl; a run that was cut '
+        'goes on there',
     )
 
 
@@ -103,6 +104,9 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         '--judge-url', help=f'OpenAI-compatible service; its key in {API_KEY_VARIABLE}'
     )
     parser.add_argument('--judge-model', default='gpt-4o-mini', help='model of --judge-url')
+    parser.add_argument(
+        '--judge-parallel', type=int, default=4, help='requests to --judge-url at a time'
+    )
     parser.add_argument('--tokenizer', default='auto', help='ptb (Java), treebank or auto')
     parser.add_argument('--json', action='store_true', help='print figures as JSON')
 
@@ -124,9 +128,38 @@ def run(args: argparse.Namespace) -> int:
     if any(question.reference is None for question in questions) and args.predictions is None:
         _print(args, {'num_questions': len(questions), 'scores': None, **costs})
         return 0
-    scores = data_format.score(questions, predictions, judge, args.tokenizer)
-    _print(args, {**scores, **costs})
+    _print(args, {**_score(args, data_format, questions, predictions, judge), **costs})
     return 0
+
+
+def _score(
+    args: argparse.Namespace,
+    data_format: DataFormat,
+    questions: Sequence[Any],
+    predictions: Mapping[str, str],
+    judge: Judge | None,
+) -> dict[str, Any]:
+    from p2d_node.evaluation.judge import Jury
+    from p2d_node.evaluation.record_file import RecordFile
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if judge is None:
+        scores = data_format.score(questions, predictions, None, args.tokenizer)
+        return {**scores, 'judgements': None}
+    with (
+        RecordFile(args.out / 'judgements.jsonl', {'holds': 'judgements'}) as kept,
+        Progress(console=Console(stderr=True)) as bars,
+    ):
+        task = bars.add_task('judgements', total=None)
+
+        def show(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        jury = Jury(judge, kept, show)
+        scores = data_format.score(questions, predictions, jury, args.tokenizer)
+    counts = {'from_earlier_runs': jury.num_kept, 'none': jury.num_unjudged}
+    return {**scores, 'judgements': counts}
 
 
 def _limited(questions: Sequence[Any], limit: int | None) -> Sequence[Any]:
@@ -140,7 +173,8 @@ def _limited(questions: Sequence[Any], limit: int | None) -> Sequence[Any]:
 
 
 def _make_judge(args: argparse.Namespace) -> Judge | None:
-    from p2d_node.evaluation.judge import ChatJudge, CommandJudge
+    from p2d_node.evaluation.chat_judge import ChatJudge
+    from p2d_node.evaluation.command_judge import CommandJudge
 
     if args.judge_command and args.judge_url:
         raise ConfigError('--judge-command, --judge-url: got both, allowed: one')
@@ -148,7 +182,7 @@ def _make_judge(args: argparse.Namespace) -> Judge | None:
         return CommandJudge(args.judge_command)
     if args.judge_url:
         api_key = os.environ.get(API_KEY_VARIABLE, '')
-        return ChatJudge(args.judge_url, args.judge_model, api_key)
+        return ChatJudge(args.judge_url, args.judge_model, api_key, args.judge_parallel)
     return None
 
 
@@ -157,13 +191,13 @@ def _answer(
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Answer what is still open; returns the predictions, and what they cost."""
     from p2d_node.durable_files import write_json
-    from p2d_node.evaluation.answer_file import AnswerFile
     from p2d_node.evaluation.answering import check_images, group_keyframes, still_open
+    from p2d_node.evaluation.record_file import RecordFile
 
     job = _make_job(args, data_format)
     keyframes = group_keyframes(questions)
     check_images(keyframes, job.image_root, job.cameras)
-    with AnswerFile(args.out / 'answers.jsonl', _made_by(args, job)) as answers:
+    with RecordFile(args.out / 'answers.jsonl', _made_by(args, job)) as answers:
         left = still_open(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))
@@ -177,7 +211,7 @@ def _answer(
 
 
 def _answer_the_rest(
-    job: AnswerJob, left: Sequence[Keyframe], answers: AnswerFile, num_questions: int
+    job: AnswerJob, left: Sequence[Keyframe], answers: RecordFile, num_questions: int
 ) -> None:
     from p2d_node.evaluation.answer_workers import answer_with_workers
     from p2d_node.evaluation.answering import answer_all

@@ -20,8 +20,8 @@ import threading
 from typing import Any
 
 from p2d_node.errors import InferenceError, P2dError
-from p2d_node.evaluation.answer_file import AnswerFile
 from p2d_node.evaluation.answering import answer_keyframe, AnswerJob, Keyframe
+from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
 import torch
 
@@ -34,7 +34,7 @@ END_TIMEOUT_S = 10.0
 
 
 def answer_with_workers(
-    job: AnswerJob, keyframes: Iterable[Keyframe], answers: AnswerFile
+    job: AnswerJob, keyframes: Iterable[Keyframe], answers: RecordFile
 ) -> Iterator[int]:
     """Answer keyframes in up to `job.workers` processes, in no fixed order.
 
@@ -82,7 +82,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _hand_out(
-    workers: list[_Worker], waiting: deque[Keyframe], answers: AnswerFile
+    workers: list[_Worker], waiting: deque[Keyframe], answers: RecordFile
 ) -> Iterator[int]:
     failure: P2dError | None = None
     for worker in workers[: len(waiting)]:

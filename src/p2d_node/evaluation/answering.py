@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from p2d_node.bags.drivelm import resolve_image, stamp_ns_of
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
-from p2d_node.evaluation.answer_file import AnswerFile
+from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, DrivingAnswer, FrameSet
 
@@ -156,7 +156,7 @@ def _to_record(question: SweepQuestion, answer: DrivingAnswer, job: AnswerJob) -
     }
 
 
-def still_open(keyframes: Sequence[Keyframe], answers: AnswerFile) -> list[Keyframe]:
+def still_open(keyframes: Sequence[Keyframe], answers: RecordFile) -> list[Keyframe]:
     """Return what `answers` lacks; of keyframes that were cut, the questions that are left."""
     left = [
         Keyframe(keyframe.name, tuple(q for q in keyframe.questions if q.id not in answers.done))
@@ -166,7 +166,7 @@ def still_open(keyframes: Sequence[Keyframe], answers: AnswerFile) -> list[Keyfr
 
 
 def answer_all(
-    job: AnswerJob, keyframes: Sequence[Keyframe], answers: AnswerFile
+    job: AnswerJob, keyframes: Sequence[Keyframe], answers: RecordFile
 ) -> Iterator[int]:
     """Answer keyframe after keyframe in this process; yields the number of answers of each."""
     pipeline = DrivingPipeline.from_config(job.config)

@@ -13,7 +13,7 @@ from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_question
 from p2d_node.evaluation.drivelm_scores import score_predictions
 from p2d_node.evaluation.drivelmm_o1_questions import DriveLmmO1Question, read_o1_questions
 from p2d_node.evaluation.drivelmm_o1_scores import score_o1_predictions
-from p2d_node.evaluation.judge import Judge
+from p2d_node.evaluation.judge import Jury
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +22,13 @@ class DataFormat:
 
     Attributes:
         read_questions: From a file to its questions.
-        score: From questions, predictions, judge and tokenizer to scores, ready for JSON.
+        score: From questions, predictions, jury and tokenizer to scores, ready for JSON.
         submission: Names of the fields of a submitted prediction, and of ours that go there.
         max_new_tokens: Longest answer where the user names none; None: the pipeline's default.
     """
 
     read_questions: Callable[[Path], Sequence[Any]]
-    score: Callable[[Sequence[Any], Mapping[str, str], Judge | None, str], dict[str, Any]]
+    score: Callable[[Sequence[Any], Mapping[str, str], Jury | None, str], dict[str, Any]]
     submission: Mapping[str, str]
     max_new_tokens: int | None = None
 
@@ -36,10 +36,10 @@ class DataFormat:
 def _score_drivelm(
     questions: Sequence[DriveLmQuestion],
     predictions: Mapping[str, str],
-    judge: Judge | None,
+    jury: Jury | None,
     tokenizer: str,
 ) -> dict[str, Any]:
-    scores = score_predictions(questions, predictions, judge=judge, tokenizer=tokenizer)
+    scores = score_predictions(questions, predictions, jury=jury, tokenizer=tokenizer)
     content = asdict(scores)
     if scores.language is not None:
         content['language']['score'] = scores.language.score
@@ -49,12 +49,11 @@ def _score_drivelm(
 def _score_drivelmm_o1(
     questions: Sequence[DriveLmmO1Question],
     predictions: Mapping[str, str],
-    judge: Judge | None,
+    jury: Jury | None,
     tokenizer: str,
 ) -> dict[str, Any]:
     del tokenizer  # no score here counts words
-    rate = None if judge is None else judge.rate
-    return asdict(score_o1_predictions(questions, predictions, rate=rate))
+    return asdict(score_o1_predictions(questions, predictions, jury=jury))
 
 
 FORMATS = {

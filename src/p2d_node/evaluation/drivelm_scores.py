@@ -16,6 +16,7 @@ import statistics
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, Tag
+from p2d_node.evaluation.judge import Jury, SCORE
 from p2d_node.evaluation.language_metrics import LanguageScores, score_language
 
 NUMBER = re.compile(r'\d+\.\d+')
@@ -59,7 +60,7 @@ def score_predictions(
     questions: Sequence[DriveLmQuestion],
     predictions: Mapping[str, str],
     *,
-    judge: Judge | None = None,
+    jury: Jury | None = None,
     tokenizer: str = 'auto',
 ) -> DriveLmScores:
     """Score predictions against references.
@@ -67,7 +68,7 @@ def score_predictions(
     Args:
         questions: All of them, those of a keyframe together and in order.
         predictions: Question id to answer.
-        judge: Scores free answers; None: the judge's scores are absent.
+        jury: Scores free answers; None: the judge's scores are absent.
         tokenizer: See `score_language`.
 
     Raises:
@@ -85,10 +86,10 @@ def score_predictions(
         return [(predictions[q.id], str(q.reference)) for q in by_tag[tag]]
 
     def judged(tag: Tag) -> float | None:
-        if judge is None or not by_tag[tag]:
+        if jury is None:
             return None
         triples = [(q.question, predictions[q.id], str(q.reference)) for q in by_tag[tag]]
-        return statistics.fmean(judge(triples))
+        return _mean([score for score in jury.judge(SCORE, triples) if score is not None])
 
     texts = list(zip(*pairs(Tag.LANGUAGE), strict=True))
     language = score_language(texts[0], texts[1], tokenizer=tokenizer) if texts else None

@@ -4,20 +4,20 @@ The rules are those of the authors' evaluation script (ayesha-ishaq/DriveLMM-o1,
 evaluation_script.py). It asks a judge for twelve scores from 1 to 10 and for their mean, and
 reports the mean of those means; it compares letters where a question is multiple choice, and
 prints that as MCQ accuracy. We take that for the column "final answer accuracy" of published
-tables, which the script does not name. It leaves out answers that the judge failed on; here a
-judge that fails ends the run, and without a judge its scores are absent.
+tables, which the script does not name. Answers without a judgement are left out, as it does;
+without a judge its scores are absent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import re
 import statistics
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelmm_o1_questions import DriveLmmO1Question
-from p2d_node.evaluation.judge import MAX_RATING, STATED_MEAN
+from p2d_node.evaluation.judge import Jury, MAX_RATING, rating_task, STATED_MEAN
 
 FINAL_ANSWER_MARKS = (
     'The final answer is:',
@@ -52,12 +52,6 @@ CRITERIA = {
 """The official criteria, under the names that the script's reply has, and what each asks, in our
 words. (The script's text for the judge calls the ninth `Commonsense Reasoning`.)"""
 
-Rate = Callable[
-    [Sequence[tuple[str, str, str]], Mapping[str, str]],
-    list[dict[str, float]],
-]
-"""Maps (question, answer, reference) triples and criteria to ratings, 1 to 10, by criterion."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveLmmO1Scores:
@@ -91,14 +85,14 @@ def score_o1_predictions(
     questions: Sequence[DriveLmmO1Question],
     predictions: Mapping[str, str],
     *,
-    rate: Rate | None = None,
+    jury: Jury | None = None,
 ) -> DriveLmmO1Scores:
     """Score predictions against final answers and, with a judge, against reasoning.
 
     Args:
         questions: All of them.
         predictions: Question id to the model's whole text.
-        rate: The judge; None: the scores of the reasoning are absent.
+        jury: Rates the reasoning; None: the scores of the reasoning are absent.
 
     Raises:
         ConfigError: A question without prediction.
@@ -113,7 +107,7 @@ def score_o1_predictions(
     given = [find_final_answer(predictions[question.id]) for question in choices]
     expected = [find_letter(question.final_answer) for question in choices]
     right = [find_letter(a or '') == b for a, b in zip(given, expected, strict=True)]
-    ratings = _rate_all(questions, predictions, rate)
+    ratings = _rate_all(questions, predictions, jury)
     reasoning = {name: _percent(ratings, name) for name in CRITERIA}
     means = [score for score in reasoning.values() if score is not None]
     return DriveLmmO1Scores(
@@ -131,11 +125,12 @@ def score_o1_predictions(
 def _rate_all(
     questions: Sequence[DriveLmmO1Question],
     predictions: Mapping[str, str],
-    rate: Rate | None,
+    jury: Jury | None,
 ) -> list[dict[str, float]]:
-    if rate is None:
+    if jury is None:
         return []
-    return rate([(q.question, predictions[q.id], q.reference) for q in questions], CRITERIA)
+    triples = [(q.question, predictions[q.id], q.reference) for q in questions]
+    return [r for r in jury.judge(rating_task(CRITERIA), triples) if r is not None]
 
 
 def _percent(ratings: Sequence[Mapping[str, float]], name: str) -> float | None:

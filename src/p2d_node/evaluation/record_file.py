@@ -1,9 +1,10 @@
-"""Answers on disk: JSON lines that grow keyframe by keyframe, whatever ends the run."""
+"""Answers and judgements on disk: JSON lines that grow as they come, whatever ends the run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import fcntl
+import itertools
 import json
 import os
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 from p2d_node.errors import ConfigError
 
 
-class AnswerFile:
-    """One JSON object per line, after a line that says what made them.
+class RecordFile:
+    """One JSON object with an `id` per line, after a line that says what made them.
 
-    `done` holds the answers by question id. Use it from one thread, as a context manager: while
+    `done` holds them by id. Use it from one thread, as a context manager: while
     it is open no other process can open it.
     """
 
@@ -42,7 +43,7 @@ class AnswerFile:
             self._file.close()
             raise
 
-    def __enter__(self) -> AnswerFile:
+    def __enter__(self) -> RecordFile:
         """Return itself."""
         return self
 
@@ -56,7 +57,7 @@ class AnswerFile:
         self._file.close()
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add the answers of a keyframe; they are on disk when this returns.
+        """Add records of new ids; they are on disk when this returns.
 
         Raises:
             ConfigError: The disk does not take them.
@@ -64,12 +65,22 @@ class AnswerFile:
         self._write(records)
         self.done |= {record['id']: record for record in records}
 
+    def mark(self) -> tuple[int, int]:
+        """Return the place after what is there now, for `go_back`."""
+        return self._file.seek(0, os.SEEK_END), len(self.done)
+
+    def go_back(self, mark: tuple[int, int]) -> None:
+        """Forget what was appended after `mark`."""
+        size, count = mark
+        self._file.truncate(size)
+        self.done = dict(itertools.islice(self.done.items(), count))
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise ConfigError(
-                f'{self._path}: another run writes its answers there; wait for its end, or name '
+                f'{self._path}: another run writes there; wait for its end, or name '
                 'another folder with --out'
             ) from err
 
@@ -89,14 +100,14 @@ class AnswerFile:
             self.done = {record['id']: record for record in records}
         except (ValueError, KeyError, TypeError) as err:
             raise ConfigError(
-                f'{self._path}: not a file of answers: {err}; name another with --out'
+                f'{self._path}: not a file of p2d evaluate: {err}; name another with --out'
             ) from err
         made_now = json.loads(json.dumps(made_by))  # as the file has it: tuples are lists
         for name in sorted(made_now.keys() | made_before.keys()):
             before, now = made_before.get(name), made_now.get(name)
             if before != now:
                 raise ConfigError(
-                    f'{self._path}: its answers were made with {name} {before!r}, now it is '
+                    f'{self._path}: it was made with {name} {before!r}, now it is '
                     f'{now!r}; name another file with --out'
                 )
 

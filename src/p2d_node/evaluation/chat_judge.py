@@ -1,0 +1,83 @@
+"""A judge that is a chat model behind an OpenAI-compatible URL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed, ThreadPoolExecutor
+import json
+from typing import Any
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.evaluation.judge import (
+    as_item,
+    Judgement,
+    JudgeTask,
+    Triple,
+    UnreadableReplyError,
+)
+
+TIMEOUT_S = 120.0
+MAX_RETRIES = 5
+"""Of a request that the service refuses for now, each after a longer pause."""
+
+NO_KEY = 'none'
+"""The client insists on a key; services on one's own machine want none."""
+
+
+class ChatJudge:
+    """Asks a chat model for each answer, a few at a time."""
+
+    def __init__(self, url: str, model: str, api_key: str = '', num_parallel: int = 1) -> None:
+        """Take the base URL of an OpenAI-compatible service, up to `/v1`.
+
+        Raises:
+            ConfigError: No URL, or no number of requests.
+            BackendUnavailableError: The client is not installed.
+        """
+        if not url.startswith(('http://', 'https://')):
+            raise ConfigError(f'--judge-url: got {url!r}, allowed: http://... or https://...')
+        if num_parallel < 1:
+            raise ConfigError(f'--judge-parallel: got {num_parallel}, allowed: 1 or more')
+        try:
+            import openai
+        except ImportError as err:
+            raise BackendUnavailableError(
+                f'--judge-url: {err}; pip install -r requirements/evaluation.txt'
+            ) from err
+        self._url, self._model, self._num_parallel = url, model, num_parallel
+        self._error: type[Exception] = openai.OpenAIError
+        self._client = openai.OpenAI(
+            base_url=url, api_key=api_key or NO_KEY, timeout=TIMEOUT_S, max_retries=MAX_RETRIES
+        )
+        self.identity: Mapping[str, Any] = {'url': url, 'model': model}
+
+    def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
+        """Yield judgements as they come; None where the model's reply cannot be read.
+
+        Raises:
+            BackendUnavailableError: The service refuses, or does not answer.
+        """
+        with ThreadPoolExecutor(self._num_parallel) as pool:
+            asked = {pool.submit(self._ask, task, t): index for index, t in enumerate(triples)}
+            try:
+                for reply in as_completed(asked):
+                    yield asked[reply], reply.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, task: JudgeTask, triple: Triple) -> Judgement:
+        try:
+            reply = self._client.chat.completions.create(
+                model=self._model,
+                temperature=0,
+                messages=[
+                    {'role': 'system', 'content': task.instruction},
+                    {'role': 'user', 'content': json.dumps(as_item(triple))},
+                ],
+            )
+        except self._error as err:
+            raise BackendUnavailableError(f'--judge-url: {self._url}: {err}') from err
+        try:
+            return task.read(reply.choices[0].message.content or '')
+        except (UnreadableReplyError, LookupError, TypeError, AttributeError):
+            return None

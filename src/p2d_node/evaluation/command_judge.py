@@ -1,0 +1,117 @@
+"""A judge that is a command of the user's: JSON lines in, one line per answer out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from pathlib import Path
+import shlex
+import subprocess
+import tempfile
+from typing import Any, IO
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.evaluation.judge import (
+    as_item,
+    Judgement,
+    JudgeTask,
+    MisalignedRepliesError,
+    Triple,
+    UnreadableReplyError,
+)
+
+NO_JUDGEMENT = 'null'
+
+
+class CommandJudge:
+    """Runs a command once per task, and reads its lines as they come."""
+
+    def __init__(self, command: str) -> None:
+        """Take a command as typed into a shell; it gets question, answer and reference."""
+        self._words = shlex.split(command)
+        if not self._words:
+            raise ConfigError('--judge-command: got an empty text, allowed: a command')
+        # A script that was changed is another judge.
+        files = {word: _digest(word) for word in self._words if Path(word).is_file()}
+        self.identity: Mapping[str, Any] = {'command': self._words, 'files': files}
+
+    def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
+        """Yield the judgements in the order of `triples`; a line `null` is none.
+
+        Raises:
+            UnreadableReplyError: A line is no judgement.
+            MisalignedRepliesError: There are too many lines.
+            BackendUnavailableError: The command fails, or there are too few lines.
+        """
+        with _temporary_file() as items, _temporary_file() as said:
+            items.writelines(
+                f'{json.dumps({**as_item(triple), **task.more})}\n' for triple in triples
+            )
+            items.seek(0)
+            with self._start(items, said) as process:
+                try:
+                    yield from self._read(process, task, len(triples))
+                except BaseException:
+                    process.kill()
+                    raise
+            if process.returncode:
+                raise BackendUnavailableError(
+                    f'--judge-command: exit status {process.returncode}, it said: {_last(said)}'
+                )
+
+    def _start(self, items: IO[str], said: IO[str]) -> subprocess.Popen[str]:
+        try:
+            return subprocess.Popen(
+                self._words,
+                stdin=items,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                encoding='utf-8',
+                errors='replace',
+            )
+        except OSError as err:
+            raise BackendUnavailableError(f'--judge-command: {self._words[0]}: {err}') from err
+
+    def _read(
+        self, process: subprocess.Popen[str], task: JudgeTask, num_answers: int
+    ) -> Iterator[tuple[int, Judgement]]:
+        assert process.stdout is not None
+        lines = (line.strip() for line in process.stdout)
+        count = 0
+        for line in filter(None, lines):
+            if count == num_answers:
+                raise MisalignedRepliesError(
+                    f'--judge-command: got more than {num_answers} lines for {num_answers} '
+                    f'answers, needed: {task.needed}; none of them counts'
+                )
+            yield count, self._judgement(task, line, count)
+            count += 1
+        if count < num_answers and process.wait() == 0:
+            raise BackendUnavailableError(
+                f'--judge-command: got {count} lines for {num_answers} answers, needed: '
+                f'{task.needed}'
+            )
+
+    def _judgement(self, task: JudgeTask, line: str, index: int) -> Judgement:
+        if line == NO_JUDGEMENT:
+            return None
+        try:
+            return task.read(line)
+        except UnreadableReplyError as err:
+            raise UnreadableReplyError(
+                f'--judge-command: line {index + 1}: {err}, or {NO_JUDGEMENT} for none'
+            ) from err
+
+
+def _temporary_file() -> IO[str]:
+    return tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _last(said: IO[str]) -> str:
+    said.seek(0)
+    return (said.read().strip().splitlines() or ['nothing'])[-1]

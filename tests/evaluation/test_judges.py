@@ -1,0 +1,191 @@
+"""Judges: commands and chat services, and that nothing they said is lost or asked for twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+import threading
+from typing import ClassVar
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.evaluation.chat_judge import ChatJudge
+from p2d_node.evaluation.drivelmm_o1_scores import CRITERIA
+from p2d_node.evaluation.judge import rating_task, SCORE
+import pytest
+
+ANSWERS = [('What?', name, 'a bus') for name in ('bus', 'car', 'van', 'tram')]
+BY_LENGTH = [3.0, 3.0, 3.0, 4.0]
+RATING = rating_task(CRITERIA)
+
+
+def test_a_command_is_asked_once_about_every_answer(judge_command, make_jury):
+    count = "    open(sys.argv[0] + '.asked', 'a').write('x')\n    print(len(item['answer']))\n"
+    judge = judge_command(count)
+    jury = make_jury(judge)
+    assert jury.judge(SCORE, ANSWERS) == BY_LENGTH
+    again = make_jury(judge)
+    assert again.judge(SCORE, [*ANSWERS, ('What?', 'lorry', 'a bus')]) == [*BY_LENGTH, 5.0]
+    assert (jury.num_kept, again.num_kept) == (0, 4)
+    asked = judge.identity['command'][1] + '.asked'
+    with open(asked) as file:
+        assert file.read() == 'x' * 5
+
+
+def test_a_command_that_was_changed_judges_anew(judge_command, make_jury):
+    make_jury(judge_command('    print(1)\n')).judge(SCORE, ANSWERS)
+    jury = make_jury(judge_command('    print(2)\n'))
+    assert jury.judge(SCORE, ANSWERS) == [2.0] * 4
+    assert jury.num_kept == 0
+
+
+def test_another_task_is_another_question(judge_command, make_jury):
+    code = "    print(json.dumps(dict.fromkeys(item.get('criteria', []), 5)) + ' 7')\n"
+    judge = judge_command(code)
+    jury = make_jury(judge)
+    assert jury.judge(SCORE, ANSWERS[:1]) == [7.0]
+    assert jury.judge(RATING, ANSWERS[:1]) == [dict.fromkeys(CRITERIA, 5.0)]
+
+
+@pytest.mark.parametrize(
+    'end', ['sys.exit("no money")', 'print("who knows")', 'os.kill(os.getpid(), 9)']
+)
+def test_what_was_judged_before_the_failure_is_kept(judge_command, make_jury, end):
+    judge = judge_command(
+        f"    if item['answer'] == 'van': {end}\n    print(len(item['answer']), flush=True)\n"
+    )
+    with pytest.raises(BackendUnavailableError, match=r'goes on after the judgements.*\(2\)'):
+        make_jury(judge).judge(SCORE, ANSWERS)
+    jury = make_jury(judge)
+    assert jury.judge(SCORE, ANSWERS[:2]) == BY_LENGTH[:2]
+    assert jury.num_kept == 2
+
+
+def test_more_lines_than_answers_make_all_of_them_doubtful(judge_command, make_jury):
+    make_jury(judge_command('    print(1)\n')).judge(SCORE, ANSWERS[:1])
+    doubled = judge_command('    print(1)\n    print(2, flush=True)\n')
+    with pytest.raises(BackendUnavailableError, match='more than 4 lines for 4 answers'):
+        make_jury(doubled).judge(SCORE, ANSWERS)
+    mended = make_jury(judge_command('    print(1)\n'))
+    assert mended.judge(SCORE, ANSWERS) == [1.0] * 4
+    assert mended.num_kept == 1
+
+
+def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_jury):
+    judge = judge_command("    print(9 if os.path.exists('/nowhere') else 'null')\n")
+    for _ in range(2):
+        jury = make_jury(judge)
+        assert jury.judge(SCORE, ANSWERS) == [None] * 4
+        assert (jury.num_kept, jury.num_unjudged) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ('code', 'reason'),
+    [
+        ('    print("very good")\n', "line 1: judge: got 'very good', allowed: a number from 0"),
+        ('    print(101)\n', "line 1: judge: got '101'"),
+        ('    print(1)\n    break\n', 'got 1 lines for 4 answers, needed: one number per line'),
+        ('    raise SystemExit("no key")\n', 'exit status 1, it said: no key'),
+    ],
+)
+def test_a_command_that_does_not_score_is_named(judge_command, make_jury, code, reason):
+    with pytest.raises(BackendUnavailableError, match=reason):
+        make_jury(judge_command(code)).judge(SCORE, ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ('reply', 'reason'),
+    [
+        ('7', "got '7', allowed: a JSON object with a number per criterion"),
+        ('{}', 'judge: Faithfulness-Step: got None, allowed: a number from 1'),
+        (json.dumps(dict.fromkeys(CRITERIA, 0)), 'Faithfulness-Step: got 0, allowed: a number'),
+        (json.dumps(dict.fromkeys(CRITERIA, True)), 'Faithfulness-Step: got True'),
+    ],
+)
+def test_a_command_that_does_not_rate_is_named(judge_command, make_jury, reply, reason):
+    with pytest.raises(BackendUnavailableError, match=reason):
+        make_jury(judge_command(f'    print({reply!r})\n')).judge(RATING, ANSWERS)
+
+
+def test_a_command_that_is_not_there_is_named(judge_command, make_jury):
+    judge = judge_command('')
+    judge._words = ['no-such-judge']
+    with pytest.raises(BackendUnavailableError, match='--judge-command: no-such-judge'):
+        make_jury(judge).judge(SCORE, ANSWERS)
+
+
+class _Chat(BaseHTTPRequestHandler):
+    """An OpenAI-like service: busy at first, talkative, and at a loss about trams."""
+
+    asked: ClassVar[list[str]] = []
+    refuse: ClassVar[dict[str, list[int]]] = {}
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        system, user = (message['content'] for message in body['messages'])
+        answer = json.loads(user)['answer']
+        self.asked.append(answer)
+        refusals = self.refuse.get(answer, [])
+        if refusals:
+            self._reply(refusals.pop(0), {'error': {'message': 'not now'}})
+            return
+        content = f'```json\n{json.dumps(dict.fromkeys(CRITERIA, len(answer)))}\n```'
+        if 'Reply with one number' in system:
+            content = f'I say {len(answer)}.' if answer != 'tram' else 'I cannot tell.'
+        self._reply(200, {'choices': [{'message': {'role': 'assistant', 'content': content}}]})
+
+    def _reply(self, status, content):
+        self.send_response(status)
+        self.send_header('Content-Type', 'application/json')
+        self.send_header('retry-after-ms', '10')
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def chat_url() -> Iterator[str]:
+    _Chat.asked.clear()
+    _Chat.refuse.clear()
+    with ThreadingHTTPServer(('127.0.0.1', 0), _Chat) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/v1'
+        server.shutdown()
+
+
+@pytest.mark.parametrize('num_parallel', [1, 3])
+def test_a_chat_model_judges(chat_url, make_jury, num_parallel):
+    judge = ChatJudge(chat_url, 'some-model', num_parallel=num_parallel)
+    jury = make_jury(judge)
+    assert jury.judge(SCORE, ANSWERS) == [3.0, 3.0, 3.0, None]
+    assert jury.judge(RATING, ANSWERS)[3] == dict.fromkeys(CRITERIA, 4.0)
+    assert jury.num_unjudged == 1
+    again = make_jury(judge)
+    again.judge(SCORE, ANSWERS)
+    assert again.num_kept == 3
+    assert _Chat.asked[8:] == ['tram']
+
+
+def test_a_busy_service_is_asked_again(chat_url, make_jury):
+    _Chat.refuse['car'] = [429, 503]
+    jury = make_jury(ChatJudge(chat_url, 'some-model'))
+    assert jury.judge(SCORE, ANSWERS[:2]) == [3.0, 3.0]
+    assert _Chat.asked == ['bus', 'car', 'car', 'car']
+
+
+def test_a_service_that_refuses_ends_the_run_and_what_it_said_is_kept(chat_url, make_jury):
+    _Chat.refuse['van'] = [401]
+    judge = ChatJudge(chat_url, 'some-model')
+    with pytest.raises(BackendUnavailableError, match=r'--judge-url: .*not now.*\(2\)'):
+        make_jury(judge).judge(SCORE, ANSWERS)
+    assert make_jury(judge).judge(SCORE, ANSWERS[:3]) == BY_LENGTH[:3]
+    assert [_Chat.asked.count(answer) for answer in ('bus', 'car', 'van')] == [1, 1, 2]
+
+
+def test_a_url_or_a_number_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="--judge-url: got 'x', allowed: http"):
+        ChatJudge('x', 'some-model')
+    with pytest.raises(ConfigError, match='--judge-parallel: got 0, allowed: 1 or more'):
+        ChatJudge('http://localhost/v1', 'some-model', num_parallel=0)
