@@ -55,7 +55,8 @@ def do_all(ledger: Ledger, sleep_s: float = 0.0) -> None:
             with trial.beating():
                 print('begin', trial.number, flush=True)
                 time.sleep(sleep_s)
-                trial.complete(score_of(trial.params), {'seconds': sleep_s})
+                facts = {'seconds': sleep_s, 'ratios': trial.params, 'tokens_kept': 0}
+                trial.complete(score_of(trial.params), facts)
                 print('end', trial.number, flush=True)
         except TrialTakenError:
             print('taken', trial.number, flush=True)

@@ -12,7 +12,17 @@ import sys
 
 from ledger_worker import do_all, make_ledger, score_of, SPACE
 from optuna.trial import TrialState
-from p2d_node.tuning.ledger import finished, Ledger, RETRY_OF, slot_of, TrialTakenError, VOID
+from p2d_node.tuning.ledger import (
+    finished,
+    given_up,
+    Ledger,
+    MAX_FAILURES,
+    RETRY_OF,
+    slot_of,
+    TrialTakenError,
+    VOID,
+)
+from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.worker_identity import WorkerIdentity
 import pytest
 
@@ -191,6 +201,36 @@ def test_a_trial_that_ends_in_an_error_is_given_back_at_once(storage, name):
     assert [t.state for t in ledger.trials] == [TrialState.FAIL, TrialState.WAITING]
     again = make_ledger(storage, name, 1).start(SPACE)
     assert again.params == trial.params
+
+
+def test_a_trial_that_ends_every_worker_is_given_up_and_the_others_are_done(storage, name):
+    ledger = make_ledger(storage, name, 3)
+    bad = ledger.start(SPACE).params
+    ledger = make_ledger(storage, name, 3, worker=ELSEWHERE)
+    ledger.end(0, TrialState.FAIL)
+    ledger.recover()
+    for _ in range(MAX_FAILURES - 1):
+        trial = ledger.start(SPACE)
+        assert trial.params == bad
+        with pytest.raises(MemoryError), trial.beating():
+            raise MemoryError
+    assert ledger.recover() == 0
+    do_all(ledger)
+    trials = ledger.trials
+    assert len(finished(trials)) == 2
+    assert [slot_of(trial, trials) for trial in given_up(trials, 3)] == [0]
+    assert ledger.start(SPACE) is None
+    (result,) = collect_results({'tpe': ledger})
+    assert (result.num_trials, result.num_failed) == (2, 1)
+
+
+def test_a_trial_may_be_interrupted_any_number_of_times(storage, name):
+    ledger = make_ledger(storage, name, 1)
+    for _ in range(2 * MAX_FAILURES):
+        with pytest.raises(KeyboardInterrupt), ledger.start(SPACE).beating():
+            raise KeyboardInterrupt
+    do_all(ledger)
+    assert_each_slot_finished_once(ledger, 1)
 
 
 def test_a_trial_that_died_before_it_had_parameters_gets_some(storage, name):

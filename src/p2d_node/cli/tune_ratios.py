@@ -273,7 +273,7 @@ def _search(bars: Progress, session: TuningSession) -> None:
         nonlocal next_s
         if always or time.monotonic() >= next_s:  # counting asks the storage
             for method, ledger in session.ledgers.items():
-                bars.update(tasks[method], completed=min(ledger.num_finished, ledger.num_trials))
+                bars.update(tasks[method], completed=min(ledger.num_ended, ledger.num_trials))
             next_s = time.monotonic() + SHOW_PERIOD_S
 
     with StopRequest() as stop:

@@ -42,7 +42,7 @@ def header_lines(found: SearchOutcome, data: Path, held_out: Path | None) -> lis
     """
     session, best, comparison = found.session, found.best, found.comparison
     questions, objective = session.question_set, session.options.objective
-    trials = ', '.join(f'{r.method} {r.num_trials} ({r.num_pruned} pruned)' for r in found.results)
+    trials = ', '.join(_trials_text(result) for result in found.results)
     total = sum(session.space.num_tokens.values())
     lines = [
         f'Retention ratios for {session.pipeline.model_name}, found by p2d tune-ratios.',
@@ -60,6 +60,11 @@ def header_lines(found: SearchOutcome, data: Path, held_out: Path | None) -> lis
     if comparison is not None and held_out is not None:
         lines.append(f'held out ({held_out.name}): {_verdict(comparison)}')
     return [*lines, 'Start with: ros2 launch p2d_node drive.launch.py params_file:=THIS_FILE']
+
+
+def _trials_text(result: MethodResult) -> str:
+    failed = f', {result.num_failed} more failed' if result.num_failed else ''
+    return f'{result.method} {result.num_trials} ({result.num_pruned} pruned{failed})'
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -102,6 +107,7 @@ def _method_json(result: MethodResult) -> dict[str, Any]:
     return {
         'num_trials': result.num_trials,
         'num_pruned': result.num_pruned,
+        'num_failed': result.num_failed,
         'seconds': round(result.seconds, 1),
         'best': None if result.best is None else asdict(result.best),
         'history': result.history,
@@ -121,7 +127,16 @@ def print_report(found: SearchOutcome, files: Mapping[str, str]) -> None:
 
 def _method_tables(found: SearchOutcome) -> tuple[Table, Table]:
     scores = Table(title=f"{found.session.options.name}: each method's best trial")
-    for heading in ('method', 'trials', 'pruned', 'score', 'language', 'accuracy', 'tokens'):
+    for heading in (
+        'method',
+        'trials',
+        'pruned',
+        'failed',
+        'score',
+        'language',
+        'accuracy',
+        'tokens',
+    ):
         scores.add_column(heading, justify='left' if heading == 'method' else 'right')
     ratios = Table(title='its retention ratios')
     ratios.add_column('method')
@@ -129,7 +144,8 @@ def _method_tables(found: SearchOutcome) -> tuple[Table, Table]:
         ratios.add_column(camera.removeprefix('CAM_').replace('_', ' ').lower(), justify='right')
     for result in found.results:
         best = result.best
-        cells = [result.method, str(result.num_trials), str(result.num_pruned)]
+        counts = (result.num_trials, result.num_pruned, result.num_failed)
+        cells = [result.method, *map(str, counts)]
         if best is not None:
             parts = (best.score, best.language, best.accuracy)
             cells += [*map(_text, parts), str(best.tokens_kept)]

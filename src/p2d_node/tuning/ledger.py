@@ -7,7 +7,8 @@ ending a trial that has not ended yet.
 A trial that was not made again for another counts as one slot; a study is its first N slots in the
 order of their numbers, so whoever starts one too many sees that from its number alone. A trial
 whose worker died, or gave it back, is ended as failed and enqueued again with the same parameters;
-where two workers enqueue it, the one with the smaller number counts.
+where two workers enqueue it, the one with the smaller number counts. One that has ended several
+workers, as for want of memory, is given up: it would end the next one too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from p2d_node.tuning.storage import storage_errors
 from p2d_node.tuning.worker_identity import WorkerIdentity
 
 WORKER, BEAT, RETRY_OF, VOID = 'worker', 'beat', 'retry_of', 'void'
-"""Names of what is stored with a trial; `void` says why a trial does not count."""
+INTERRUPTED = 'interrupted'
+"""Names of what is stored with a trial; `void` says why a trial does not count, `interrupted` that
+its worker was asked to stop."""
+
+MAX_FAILURES = 3
+"""A trial that failed so often, or whose workers died so often, is not made again."""
 
 BEATS_PER_LEASE = 4
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -73,6 +79,28 @@ def retry_numbers(number: int, trials: Sequence[FrozenTrial]) -> list[int]:
 
 def trials_to_retry(trials: Sequence[FrozenTrial], num_trials: int) -> list[FrozenTrial]:
     """Return failed trials of the first `num_trials` slots that nobody has enqueued again."""
+    left = _last_failures(trials, num_trials)
+    return [trial for trial in left if num_failures(trial, trials) < MAX_FAILURES]
+
+
+def given_up(trials: Sequence[FrozenTrial], num_trials: int) -> list[FrozenTrial]:
+    """Return the last tries of the slots that have failed too often."""
+    left = _last_failures(trials, num_trials)
+    return [trial for trial in left if num_failures(trial, trials) >= MAX_FAILURES]
+
+
+def num_failures(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
+    """Return how often a failed trial, or one that it repeats, failed without being stopped."""
+    by_number = {other.number: other for other in trials}
+    count = 0
+    while True:
+        count += INTERRUPTED not in trial.user_attrs
+        if RETRY_OF not in trial.user_attrs:
+            return count
+        trial = by_number[trial.user_attrs[RETRY_OF]]
+
+
+def _last_failures(trials: Sequence[FrozenTrial], num_trials: int) -> list[FrozenTrial]:
     retried = {t.user_attrs[RETRY_OF] for t in trials if _is_valid_retry(t)}
     return [
         trial
@@ -126,14 +154,17 @@ class Ledger:
             return self.study.get_trials(deepcopy=False)
 
     @property
-    def num_finished(self) -> int:
-        """Trials that count so far."""
-        return len(finished(self.trials))
+    def num_ended(self) -> int:
+        """Trials so far that need not be done again: finished, or given up."""
+        return self._num_ended(self.trials)
+
+    def _num_ended(self, trials: Sequence[FrozenTrial]) -> int:
+        return len(finished(trials)) + len(given_up(trials, self.num_trials))
 
     @property
     def is_done(self) -> bool:
-        """Whether all trials have finished."""
-        return self.num_finished >= self.num_trials
+        """Whether no trial is left to do, by whomever."""
+        return self.num_ended >= self.num_trials
 
     def recover(self) -> int:
         """End the trials of dead workers and enqueue what failed again; returns how many."""
@@ -176,7 +207,7 @@ class Ledger:
 
     def _has_open_slot(self) -> bool:
         trials = self.study.get_trials(deepcopy=False)
-        if len(finished(trials)) >= self.num_trials:
+        if self._num_ended(trials) >= self.num_trials:
             return False
         waits = any(trial.state == TrialState.WAITING for trial in trials)
         return waits or len(slots(trials)) < self.num_trials
@@ -226,8 +257,8 @@ class ClaimedTrial:
             yield
         except TrialTakenError:
             raise
-        except BaseException:
-            self._give_back()
+        except BaseException as err:
+            self._give_back(interrupted=isinstance(err, KeyboardInterrupt))
             raise
         finally:
             stop.set()
@@ -269,10 +300,12 @@ class ClaimedTrial:
             if not self._ledger.end(self.number, state, values):
                 raise TrialTakenError(f'trial {self.number}: another worker has taken it')
 
-    def _give_back(self) -> None:
+    def _give_back(self, *, interrupted: bool) -> None:
         """End the trial as failed and enqueue it again; what fails here is mended at a resume."""
         try:
             with storage_errors(self._ledger.storage):
+                if interrupted:
+                    self._trial.set_user_attr(INTERRUPTED, True)
                 self._ledger.end(self.number, TrialState.FAIL)
             self._ledger.recover()
         except P2dError:

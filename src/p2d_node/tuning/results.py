@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.ledger import finished, Ledger
+from p2d_node.tuning.ledger import finished, given_up, Ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,7 @@ class MethodResult:
         method: Its name.
         num_trials: Finished trials.
         num_pruned: Those of them that were ended early.
+        num_failed: Trials beside them that failed too often.
         seconds: Time of all trials, added up over workers.
         complete: The others, in the order of their numbers.
         history: After each finished trial the best score so far; None before the first.
@@ -63,6 +64,7 @@ class MethodResult:
     method: str
     num_trials: int
     num_pruned: int
+    num_failed: int
     seconds: float
     complete: tuple[TrialResult, ...]
     history: tuple[float | None, ...]
@@ -75,10 +77,11 @@ class MethodResult:
 
 def collect_results(ledgers: Mapping[str, Ledger]) -> list[MethodResult]:
     """Read every method's study."""
-    return [_collect(method, ledger.trials) for method, ledger in ledgers.items()]
+    return [_collect(method, ledger) for method, ledger in ledgers.items()]
 
 
-def _collect(method: str, trials: Sequence[FrozenTrial]) -> MethodResult:
+def _collect(method: str, ledger: Ledger) -> MethodResult:
+    trials = ledger.trials
     done = finished(trials)
     complete = [t for t in done if t.state == TrialState.COMPLETE]
     best: float | None = None
@@ -92,6 +95,7 @@ def _collect(method: str, trials: Sequence[FrozenTrial]) -> MethodResult:
         method=method,
         num_trials=len(done),
         num_pruned=len(done) - len(complete),
+        num_failed=len(given_up(trials, ledger.num_trials)),
         seconds=sum(float(t.user_attrs.get('seconds', 0.0)) for t in done),
         complete=tuple(TrialResult.of(method, t) for t in complete),
         history=tuple(history),
