@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+import gc
 import os
 import signal
 import sys
@@ -467,6 +468,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        # Else the interpreter's end would spend a second in looking for garbage among all objects.
+        gc.freeze()
     if not ended:
         # A kernel that runs for seconds cannot be interrupted; the process must still end now.
         sys.stdout.flush()
