@@ -3,6 +3,7 @@ import json
 import shutil
 import weakref
 
+from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.checkpoint import (
     choose_device,
@@ -11,6 +12,7 @@ from p2d_node.language_model.checkpoint import (
     open_checkpoint,
 )
 from p2d_node.language_model.prompt import describe_views, split_at_images
+from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
@@ -155,6 +157,49 @@ def test_a_tokenizer_without_a_chat_template_is_refused(broken):
         load(broken)
 
 
+@pytest.mark.parametrize(
+    ('template', 'reason'),
+    [
+        ('{% for m in messages %}', 'its chat template fails: Unexpected end of template'),
+        ("{{ raise_exception('no user') }}", 'its chat template fails: no user'),
+        ('hello', 'its chat template gives 0 image placeholders for 6 views'),
+    ],
+)
+def test_a_chat_template_that_does_not_work_is_found_at_start(broken, template, reason):
+    (broken / 'chat_template.jinja').write_text(template)
+    with pytest.raises(ConfigError, match=reason):
+        DrivingPipeline.from_config(DriveConfig(model=str(broken), questions=()))
+
+
+@pytest.mark.parametrize(
+    ('name', 'key', 'value'),
+    [
+        ('config.json', 'model_type', ['llava_onevision']),
+        ('config.json', 'text_config', {'hidden_size': '256'}),
+        ('config.json', 'vision_config', 'siglip'),
+        ('preprocessor_config.json', 'image_mean', None),
+        ('preprocessor_config.json', 'size', {'height': 'tall', 'width': 126}),
+        ('preprocessor_config.json', None, []),
+        ('tokenizer_config.json', None, []),
+        ('generation_config.json', None, []),
+        ('generation_config.json', 'eos_token_id', 'two'),
+    ],
+)
+def test_settings_of_a_wrong_kind_name_the_checkpoint(broken, name, key, value):
+    path = broken / name
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(value if key is None else settings | {key: value}))
+    with pytest.raises(ConfigError, match=str(broken)) as caught:
+        DrivingPipeline.from_config(DriveConfig(model=str(broken)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_cut_generation_config_is_refused_as_answers_would_not_end(broken):
+    (broken / 'generation_config.json').write_text('{"eos_token_id": [1, ')
+    with pytest.raises(ConfigError, match=r'generation_config\.json: not a JSON object'):
+        load(broken)
+
+
 def test_a_missing_tokenizer_is_refused(broken):
     (broken / 'tokenizer.json').unlink()
     with pytest.raises(ConfigError, match='tokenizer'):
@@ -169,8 +214,14 @@ def test_devices_and_dtypes_are_checked():
     for name in ('gpu', 'meta', 'cuda:x'):
         with pytest.raises(ConfigError, match=f"device: got '{name}'"):
             choose_device(name)
-    with pytest.raises(BackendUnavailableError, match=r'torch sees \d+ GPUs'):
-        choose_device('cuda:63')
+    with pytest.raises(ConfigError, match=r"device: got 'cuda:1'.*CUDA_VISIBLE_DEVICES=1"):
+        choose_device('cuda:1')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(BackendUnavailableError, match='torch sees no GPU; set device to cpu'):
+        choose_device('cuda')
 
 
 def test_views_are_described_in_the_order_they_are_shown():

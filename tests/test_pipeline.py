@@ -1,4 +1,5 @@
 from dataclasses import replace
+import math
 
 import numpy as np
 from p2d_node.config import DriveConfig, EncoderConfig, SyncConfig
@@ -147,6 +148,38 @@ def test_a_deadline_cuts_answers_and_marks_them(pipeline, config):
     pipeline.reconfigure(config)
     (stopped,) = pipeline.answer(make_frame_set(), QUESTIONS[:1], must_stop=lambda: True)
     assert stopped.cut is Cut.DEADLINE
+
+
+def test_after_the_deadline_no_further_batch_is_begun(pipeline, config):
+    pipeline.reconfigure(replace(config, deadline_ms=0.001, question_batch=1))
+    first, second = pipeline.answer(make_frame_set(), QUESTIONS)
+    assert (first.num_generated_tokens, second.num_generated_tokens) == (1, 0)
+    assert (second.answer, second.cut) == ('', Cut.DEADLINE)
+    assert math.isnan(second.mean_log_probability)
+    assert second.times.generate_ms == second.times.ttft_ms == 0.0
+    assert second.times.total_ms == first.times.total_ms
+
+
+@pytest.mark.parametrize(
+    ('question', 'reason'),
+    [
+        ('What <image> is this?', 'got a text with <image>, which only the chat template'),
+        ('car ' * 1001, 'got a text of 4004 characters, allowed: up to 4000'),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(pipeline, config, question, reason):
+    with pytest.raises(ConfigError, match=reason):
+        pipeline.check_questions(['Is there a car?', question])
+    with pytest.raises(ConfigError, match=reason):
+        DrivingPipeline.from_config(replace(config, questions=(question,)))
+
+
+def test_questions_that_leave_no_room_for_the_pictures_are_refused(pipeline, monkeypatch):
+    pipeline.check_questions(['car ' * 50])
+    monkeypatch.setattr(pipeline._family, 'max_positions', 6 * 81 + 100)
+    pipeline.check_questions(['Is there a car?'])
+    with pytest.raises(ConfigError, match=r'makes 5\d\d|makes 6\d\d tokens'):
+        pipeline.check_questions(['car ' * 100])
 
 
 def test_a_broken_frame_names_its_camera(pipeline):

@@ -208,7 +208,8 @@ class DriveConfig:
     )
     device: str = option(
         'auto',
-        'torch device: auto, cpu, cuda or cuda:<index>; auto takes a GPU where there is one.',
+        'torch device: auto, cpu or cuda; auto takes a GPU where there is one, the first that '
+        'CUDA_VISIBLE_DEVICES leaves.',
     )
     dtype: str = option(
         'auto',

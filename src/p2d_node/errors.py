@@ -1,5 +1,11 @@
 """The errors of p2d_node: a message says what, the value got, what is allowed, the next step."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class P2dError(Exception):
     """Base of every error that p2d_node raises on purpose."""
@@ -23,3 +29,24 @@ class ImageDecodeError(P2dError):
 
 class InferenceError(P2dError):
     """A model stage failed on one sweep."""
+
+
+@contextmanager
+def checkpoint_faults(folder: Path) -> Iterator[None]:
+    """Name the checkpoint in `folder` as the cause of whatever a library makes of its files.
+
+    Settings with values of a wrong kind end in faults without a common class.
+
+    Raises:
+        ConfigError: In place of anything that is not raised on purpose.
+    """
+    try:
+        yield
+    except P2dError:
+        raise
+    except Exception as err:
+        reason = (str(err).strip().splitlines() or ['no reason given'])[0]
+        raise ConfigError(
+            f'model: {folder}: does not load: {type(err).__name__}: {reason}; copy the '
+            'checkpoint again'
+        ) from err

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+import math
 from pathlib import Path
+import threading
 import time
 import traceback
 from typing import Any, TypeVar
@@ -23,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, InferenceError
+from p2d_node.errors import checkpoint_faults, ConfigError, InferenceError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.checkpoint import (
     Checkpoint,
@@ -42,7 +44,14 @@ from p2d_node.language_model.quantize import AS_IS
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
-from p2d_node.records import DecodedFrame, DrivingAnswer, DrivingChoice, FrameSet, StageTimes
+from p2d_node.records import (
+    Cut,
+    DecodedFrame,
+    DrivingAnswer,
+    DrivingChoice,
+    FrameSet,
+    StageTimes,
+)
 from p2d_node.token_selection import (
     num_keep_from_retention,
     select_adaptively,
@@ -57,6 +66,9 @@ from torch import Tensor
 
 OnPartial = Callable[[str, str], None]
 """Gets a question and its answer so far."""
+
+MAX_QUESTION_CHARACTERS = 4000
+"""Longer ones would hold up all others: a question is read in one go, whatever the deadline."""
 
 INCOMPLETE_CHARACTER = '\ufffd'
 
@@ -98,7 +110,8 @@ class _Reading:
 class DrivingPipeline:
     """Answers questions about sweeps.
 
-    Use it from one thread at a time; only `reconfigure` may be called from another. Model, buffers
+    Use it from one thread at a time; only `reconfigure` and `check_questions` may be called from
+    another. Model, buffers
     and thread pool are made once; `close` frees them.
     """
 
@@ -118,6 +131,7 @@ class DrivingPipeline:
         self._encoder = chosen.encoder
         self._processing = processing
         self._device = device
+        self._tokenizing = threading.Lock()  # tokenizers are not made for several threads
         self._pool = ThreadPoolExecutor(max_workers=len(config.cameras), thread_name_prefix='view')
         self.mosaic = checkpoint.mosaic
         self._regions = _find_regions(checkpoint.mosaic, family.grid, device)
@@ -146,15 +160,16 @@ class DrivingPipeline:
     def _load(
         cls, config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
     ) -> DrivingPipeline:
-        checkpoint = open_checkpoint(folder)
-        _check_cameras(config, checkpoint)
-        processing = ImageProcessing.from_folder(
-            checkpoint.folder, max_pixels=config.view_max_pixels
-        )
-        view_size = (processing.height_px, processing.width_px)
-        family = load_family(
-            checkpoint, view_size=view_size, dtype=dtype, device=device, weights=config.weights
-        )
+        with checkpoint_faults(folder):
+            checkpoint = open_checkpoint(folder)
+            _check_cameras(config, checkpoint)
+            processing = ImageProcessing.from_folder(
+                checkpoint.folder, max_pixels=config.view_max_pixels
+            )
+            view_size = (processing.height_px, processing.width_px)
+            family = load_family(
+                checkpoint, view_size=view_size, dtype=dtype, device=device, weights=config.weights
+            )
         if config.prune_layer >= family.decoder.num_layers:
             raise ConfigError(
                 f'prune_layer: got {config.prune_layer}, allowed: 0 to '
@@ -169,7 +184,7 @@ class DrivingPipeline:
         )
         if not isinstance(chosen.encoder, TorchVisionEncoder):
             family.release_vision_module()
-        return cls(
+        pipeline = cls(
             config,
             checkpoint=checkpoint,
             family=family,
@@ -177,6 +192,9 @@ class DrivingPipeline:
             processing=processing,
             device=device,
         )
+        # Without any question too: a chat template that does not work is found here.
+        pipeline.check_questions(config.questions or ('',))
+        return pipeline
 
     @property
     def config(self) -> DriveConfig:
@@ -214,6 +232,43 @@ class DrivingPipeline:
     def reconfigure(self, config: DriveConfig) -> None:
         """Use `config` from the next sweep on; only run-time fields may differ from before."""
         self._config = config
+
+    def check_questions(self, questions: Sequence[str]) -> None:
+        """Make sure that questions can be asked; may be called from any thread.
+
+        Raises:
+            ConfigError: A question that is too long, or that holds what only the chat template
+                may write; or a chat template that does not work.
+        """
+        for question in questions:
+            self._check_question(question)
+
+    def _check_question(self, question: str) -> None:
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise ConfigError(
+                f'question: got a text of {len(question)} characters, allowed: up to '
+                f'{MAX_QUESTION_CHARACTERS}'
+            )
+        special = self._family.special_tokens_in(question)
+        if special:
+            raise ConfigError(
+                f'question: got a text with {special[0]}, which only the chat template of '
+                f'{self.model_name} may write; leave it out'
+            )
+        prompt = self._build_prompt(question, tuple(self._config.cameras))
+        num_words = sum(map(len, prompt.segments)) + len(prompt.suffix)
+        length = num_words + sum(self.num_tokens.values())
+        if length >= self._family.max_positions:
+            raise ConfigError(
+                f'question: got a text of {len(question)} characters, which with the pictures '
+                f'makes {length} tokens; allowed with {self.model_name}: fewer than '
+                f'{self._family.max_positions}; shorten it, or view_max_pixels where views have '
+                'no fixed size'
+            )
+
+    def _build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+        with self._tokenizing:
+            return self._family.build_prompt(question, cameras)
 
     def close(self) -> None:
         """Stop the thread pool."""
@@ -279,14 +334,17 @@ class DrivingPipeline:
     def see(self, frame_set: FrameSet) -> Tensor:
         """Return the visual tokens of a sweep, for `answer_seen`: [pictures, tokens, features].
 
+        They are the caller's own: the next sweep leaves them as they are.
+
         Raises:
             ImageDecodeError: A frame that cannot be used.
             InferenceError: The vision encoder failed.
         """
         config = self._config
-        return self._guarded(
+        seen = self._guarded(
             frame_set, lambda: self._see(frame_set, config, lambda: False).visual_tokens
         )
+        return seen.clone()  # an engine writes the next sweep's over its own
 
     @torch.inference_mode()
     def states_of(self, visual_tokens: Tensor) -> Tensor:
@@ -295,7 +353,7 @@ class DrivingPipeline:
         Args:
             visual_tokens: Of one sweep, from `see`.
         """
-        prompt = self._family.build_prompt('', tuple(self._config.cameras))
+        prompt = self._build_prompt('', tuple(self._config.cameras))
         inputs = self._family.embed_prefix(prompt, visual_tokens)
         return torch.stack([inputs.embeddings[0, view] for view in inputs.views])
 
@@ -356,7 +414,7 @@ class DrivingPipeline:
         answers: Sequence[Sequence[int]],
     ) -> DrivingChoice:
         family = self._family
-        prompt = family.build_prompt(question, tuple(sweep.frame_set.frames))
+        prompt = self._build_prompt(question, tuple(sweep.frame_set.frames))
         reading = self._read(sweep, prompt, (), 1)
         text = family.embed_text(prompt.suffix, reading.end_position)
         asked, logits = family.decoder.extend(reading.prefix, [text])
@@ -412,13 +470,16 @@ class DrivingPipeline:
         self, sweep: _Sweep, questions: Sequence[str], on_partial: OnPartial | None
     ) -> list[DrivingAnswer]:
         cameras = tuple(sweep.frame_set.frames)
-        prompts = [self._family.build_prompt(question, cameras) for question in questions]
+        prompts = [self._build_prompt(question, cameras) for question in questions]
         opening, endings = split_opening([prompt.suffix for prompt in prompts])
         reading = self._read(sweep, prompts[0], opening, len(questions))
         answers: list[DrivingAnswer] = []
         size = sweep.config.question_batch
         for start in range(0, len(questions), size):
             batch = slice(start, start + size)
+            if start and sweep.must_stop():
+                answers += self._leave_unanswered(sweep, reading, questions[start:])
+                break
             answers += self._answer_batch(
                 sweep, reading, questions[batch], endings[batch], on_partial
             )
@@ -516,6 +577,15 @@ class DrivingPipeline:
         return [
             self._to_answer(sweep, reading, question, generation, times)
             for question, generation in zip(questions, generations, strict=True)
+        ]
+
+    def _leave_unanswered(
+        self, sweep: _Sweep, reading: _Reading, questions: Sequence[str]
+    ) -> list[DrivingAnswer]:
+        times = replace(_shared_times(sweep), prefill_ms=reading.prefill_share_ms)
+        nothing = Generation((), math.nan, Cut.DEADLINE)
+        return [
+            self._to_answer(sweep, reading, question, nothing, times) for question in questions
         ]
 
     def _watch(

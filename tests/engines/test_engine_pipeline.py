@@ -40,6 +40,17 @@ def kept(answers):
     return [{c: i.tolist() for c, i in a.keep_indices.items()} for a in answers]
 
 
+def test_what_a_sweep_was_seen_as_is_left_alone_by_the_next(config, built_engines):
+    pipeline = on_engine(config, built_engines)
+    try:
+        first = pipeline.see(make_frame_set(seed=1))
+        before = first.clone()
+        assert not pipeline.see(make_frame_set(seed=2)).equal(before)
+        assert first.equal(before)
+    finally:
+        pipeline.close()
+
+
 @pytest.mark.parametrize('kind', ['built_engines', 'frame_engines'])
 def test_an_engine_keeps_the_same_tokens_and_gives_the_same_answers(
     config, on_torch, request, kind

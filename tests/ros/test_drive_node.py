@@ -14,6 +14,7 @@ import pytest
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
+import torch
 
 KEPT_AT_TENTH = 8  # of 9 x 9 tokens
 
@@ -262,6 +263,8 @@ def test_questions_asked_by_topic_and_service_are_answered_on_the_next_sweep(
     ('question', 'timeout_s', 'reason'),
     [
         ('', 1.0, 'question: got an empty text'),
+        ('What <image> is this?', 1.0, 'question: got a text with <image>'),
+        ('car ' * 2000, 1.0, 'question: got a text of 8000 characters'),
         ('Is there a car?', -1.0, 'timeout_s: got -1'),
         ('Is there a car?', 0.3, 'no answer within 0.3 s: no frames from CAM_FRONT'),
     ],
@@ -272,6 +275,42 @@ def test_a_question_without_an_answer_says_why(drive, node, question, timeout_s,
     response = call(node, Ask, '/p2d/ask', request)
     assert not response.success
     assert reason in response.message
+
+
+def test_a_question_that_cannot_be_asked_costs_no_sweep(drive, node, rig, watcher):
+    drive()
+    wait_until(lambda: rig.heard)
+    publisher = node.create_publisher(String, '/p2d/question', 10)
+    wait_until(publisher.get_subscription_count)
+    publisher.publish(String(data='What <image> is this?'))
+    result = set_parameter(node, 'questions', ['Is there a car?', 'What <image> is this?'])
+    assert not result.successful
+    assert 'got a text with <image>' in result.reason
+    assert next_answer(watcher, rig).answer
+    assert len(watcher.answers) == 1
+
+
+def test_a_question_that_a_sweep_fails_with_is_given_up_with_the_reason(
+    drive, node, rig, watcher, monkeypatch
+):
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    client = node.create_client(Ask, '/p2d/ask')
+    assert client.wait_for_service(timeout_sec=10.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive_node._pipeline._encoder, 'encode', no_memory)
+        future = client.call_async(Ask.Request(question='Is there a bus?', timeout_s=20.0))
+        wait_until(lambda: drive_node._active.worker._pending)
+        rig.publish_sweep()
+        response = wait_until(lambda: future.result() if future.done() else None)
+    assert not response.success
+    assert 'OutOfMemoryError: no memory' in response.message
+    assert next_answer(watcher, rig).answer
+    assert len(watcher.answers) == 1
+
+
+def no_memory(frames):
+    raise torch.OutOfMemoryError('no memory')
 
 
 def test_a_dead_camera_is_named_and_drop_view_goes_on_without_it(drive, node, rig, watcher):

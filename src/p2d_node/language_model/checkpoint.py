@@ -26,6 +26,8 @@ FAMILIES: dict[str, Any] = {
 }
 """`model_type` of a checkpoint's config.json to the class that runs it."""
 
+DEVICES = 'auto, cpu, cuda'
+
 UNTRAINED_KEY = 'p2d_untrained'
 """Set in the config.json of models whose weights are random."""
 
@@ -161,13 +163,19 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as err:
-        raise ConfigError(f'device: got {name!r}, allowed: auto, cpu, cuda, cuda:<index>') from err
+        raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}') from err
     if device.type not in ('cpu', 'cuda'):
-        raise ConfigError(f'device: got {name!r}, allowed: auto, cpu, cuda, cuda:<index>')
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}')
+    if device.index:
+        # Kernels, graphs and engines run on the thread's current GPU, which is the first.
+        raise ConfigError(
+            f'device: got {name!r}, allowed: {DEVICES}; choose another GPU by the environment: '
+            f'CUDA_VISIBLE_DEVICES={device.index}'
+        )
+    if device.type == 'cuda' and not torch.cuda.device_count():
         raise BackendUnavailableError(
-            f'device: got {name!r}, but torch sees {torch.cuda.device_count()} GPUs; set device '
-            'to cpu, or install the torch build of your GPU'
+            f'device: got {name!r}, but torch sees no GPU; set device to cpu, or install the '
+            'torch build of your GPU'
         )
     return device
 

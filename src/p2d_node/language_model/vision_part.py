@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.checkpoint import Checkpoint, FAMILIES
 import torch
 from torch import nn
@@ -43,7 +43,8 @@ def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
     # It would list every weight of the language model as not expected.
     transformers_logging.set_verbosity_error()
     try:
-        module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
+        with checkpoint_faults(checkpoint.folder):
+            module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
         return module.eval()
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -35,7 +35,7 @@ from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, 
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.parameters import declare_parameters, updated_config
 from p2d_node.ros.spinning import spin_until_shutdown
-from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.ros.sweep_worker import Outcome, SweepWorker
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -58,6 +58,7 @@ MAX_POLL_GAP_NS = 100_000_000
 DIAGNOSTICS_PERIOD_S = 1.0
 DEFAULT_ASK_TIMEOUT_S = 10.0
 MAX_ASK_TIMEOUT_S = 120.0
+TOO_MANY_WAIT = 'too many questions wait for a sweep; ask again later'
 WARN_EVERY_S = 5.0
 WORKER_STOP_TIMEOUT_S = 1.0
 
@@ -330,27 +331,41 @@ class DriveNode(LifecycleNode):
 
     # Requests
 
+    def _reason_against(self, question: str) -> str:
+        """Return why a text cannot be asked; empty where it can."""
+        pipeline = self._pipeline
+        if not question.strip():
+            return 'question: got an empty text, allowed: a question'
+        if self._active is None or pipeline is None:
+            return 'the node is not active; activate it, then ask again'
+        try:
+            pipeline.check_questions([question])
+        except ConfigError as err:
+            return str(err)
+        return ''
+
     def _on_question(self, message: String) -> None:
-        if not message.data.strip():
-            self.get_logger().warning('~/question: got an empty text; send a question')
-        elif self._active is None or not self._active.worker.ask(
-            message.data, DEFAULT_ASK_TIMEOUT_S, lambda _answered: None
+        reason, active = self._reason_against(message.data), self._active
+        if (
+            not reason
+            and active is not None
+            and not active.worker.ask(message.data, DEFAULT_ASK_TIMEOUT_S, lambda _answered: None)
         ):
-            self.get_logger().warning('~/question: not active, or too many questions wait')
+            reason = TOO_MANY_WAIT
+        if reason:
+            self.get_logger().warning(f'~/question: {reason}')
 
     def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
-        response.success, response.message = False, ''
+        response.success, response.message = False, self._reason_against(request.question)
         timeout_s = request.timeout_s or DEFAULT_ASK_TIMEOUT_S
         active = self._active
-        if not request.question.strip():
-            response.message = 'question: got an empty text, allowed: a question'
-        elif not 0.0 < timeout_s <= MAX_ASK_TIMEOUT_S:
+        if response.message or active is None:
+            return response
+        if not 0.0 < timeout_s <= MAX_ASK_TIMEOUT_S:
             response.message = (
                 f'timeout_s: got {request.timeout_s:g}, allowed: 0 (the default, '
                 f'{DEFAULT_ASK_TIMEOUT_S:g}) to {MAX_ASK_TIMEOUT_S:g}'
             )
-        elif active is None:
-            response.message = 'the node is not active; activate it, then ask again'
         else:
             self._wait_for_answer(active, request.question, timeout_s, response)
         return response
@@ -358,12 +373,14 @@ class DriveNode(LifecycleNode):
     def _wait_for_answer(
         self, active: _Active, question: str, timeout_s: float, response: Ask.Response
     ) -> None:
-        outcome: Future[tuple[FrameSet, DrivingAnswer] | None] = Future()
+        outcome: Future[Outcome] = Future()
         if not active.worker.ask(question, timeout_s, outcome.set_result):
-            response.message = 'too many questions wait for a sweep; ask again later'
+            response.message = TOO_MANY_WAIT
             return
         answered = outcome.result()
-        if answered is not None:
+        if isinstance(answered, P2dError):
+            response.message = str(answered)
+        elif answered is not None:
             frame_set, answer = answered
             frame_id = self._frame_id_of(frame_set)
             response.success = True
@@ -384,6 +401,8 @@ class DriveNode(LifecycleNode):
             return SetParametersResult(successful=True)
         try:
             config = updated_config(self._config, changes)
+            if self._pipeline is not None:
+                self._pipeline.check_questions(config.questions)
         except ConfigError as err:
             return SetParametersResult(successful=False, reason=str(err))
         self._config = config
@@ -398,7 +417,12 @@ class DriveNode(LifecycleNode):
 
     def _report(self) -> None:
         while not self._ending.wait(DIAGNOSTICS_PERIOD_S):
-            self._publish_diagnostics()
+            try:
+                self._publish_diagnostics()
+            except RuntimeError:  # rclpy's errors are
+                if self.context.ok():
+                    raise
+                return  # a signal has ended the context, and the node is about to follow
 
     def destroy_node(self) -> None:
         """Stop everything and destroy the node."""

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 
-from p2d_node.errors import InferenceError, P2dError
+from p2d_node.errors import ImageDecodeError, InferenceError, P2dError
 from p2d_node.pipeline import DrivingPipeline, OnPartial
 from p2d_node.records import DrivingAnswer, FrameSet
 
@@ -28,7 +28,11 @@ LATENCY_WINDOW = 120
 """Sweeps over which latency is summarised: ten seconds at 12 Hz."""
 
 Deliver = Callable[[FrameSet, Sequence[DrivingAnswer]], None]
-Settle = Callable[[tuple[FrameSet, DrivingAnswer] | None], None]
+Outcome = tuple[FrameSet, DrivingAnswer] | P2dError | None
+"""Of a question that was asked: the sweep and the answer, what went wrong, or None where the time
+ran out or the worker was stopped."""
+
+Settle = Callable[[Outcome], None]
 
 
 @dataclass(slots=True)
@@ -133,8 +137,9 @@ class SweepWorker:
         Args:
             question: Non-empty text.
             timeout_s: Longest wait, on the steady clock.
-            settle: Called once, from any thread: with the sweep and the answer, or with None where
-                the time ran out (see `expire_questions`) or the worker was stopped.
+            settle: Called once, from any thread, with the outcome; see `expire_questions` for when
+                the time runs out. A frame that cannot be used is no outcome: the next sweep may
+                be better.
 
         Returns:
             False if too many questions wait; then `settle` is not called.
@@ -178,12 +183,21 @@ class SweepWorker:
     def _work(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
         try:
             self._answer(frame_set, asked)
+        except ImageDecodeError as err:
+            self._fail(err)
         except P2dError as err:
             self._fail(err)
+            self._settle_all(asked, err)
         except Exception as err:  # whatever it is, the next sweep deserves its turn
             trace = traceback.format_exc()
             self._fail(InferenceError(f'a fault nobody thought of, please report it: {trace}'))
             self.state.last_error = f'{type(err).__name__}: {err}'
+            self._settle_all(asked, InferenceError(self.state.last_error))
+
+    def _settle_all(self, asked: list[_PendingQuestion], err: P2dError) -> None:
+        """Give up on questions that a sweep failed with: they may be why, and fail others too."""
+        for question in self._take(asked):
+            question.settle(err)
 
     def _fail(self, err: P2dError) -> None:
         self.state.failed += 1

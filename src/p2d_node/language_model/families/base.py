@@ -20,12 +20,14 @@ class Family(Protocol):
         decoder: The language model.
         grid: Rows and columns of the visual tokens of one view; they stand row by row.
         end_token_ids: Ids that end an answer.
+        max_positions: Longest text, pictures included, that the language model was made for.
     """
 
     vision_module: nn.Module
     decoder: Decoder
     grid: tuple[int, int]
     end_token_ids: tuple[int, ...]
+    max_positions: int
 
     def release_vision_module(self) -> None:
         """Free the vision weights, where an engine takes their place."""
@@ -37,8 +39,12 @@ class Family(Protocol):
         There is one picture per camera, or one of all of them, as the checkpoint says.
 
         Raises:
-            ConfigError: A chat template that drops or repeats pictures.
+            ConfigError: A chat template that fails, or drops or repeats pictures.
         """
+        ...
+
+    def special_tokens_in(self, text: str) -> list[str]:
+        """Return the tokens in `text` that steer the model, as placeholders and ends of turns."""
         ...
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from jinja2 import TemplateError
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.layout import Embedded, text_positions
 from p2d_node.language_model.mosaic import MOSAIC_KEY
@@ -14,7 +15,8 @@ from p2d_node.language_model.quantize import quantize_layers
 from safetensors import SafetensorError
 import torch
 from torch import nn, Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11; Humble has 3.10
@@ -31,6 +33,7 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     Raises:
         ConfigError: Weights that are missing or do not fit the config.
     """
+    _check_generation_config(folder)
     model, report = _load_with_report(model_class, folder, options)
     missing = sorted(report['missing_keys'])
     if missing:
@@ -39,6 +42,19 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
             'copy the checkpoint again, with all its shards'
         )
     return model.eval()
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Raise `ConfigError` where it is broken: transformers does without, and the ends are lost."""
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError as err:
+        path = folder / GENERATION_CONFIG_NAME
+        if path.exists():
+            raise ConfigError(
+                f'model: {path}: not a JSON object; without it answers would not end; copy it '
+                'again'
+            ) from err
 
 
 def place_model(model: Any, weights: str, device: torch.device) -> Any:
@@ -127,6 +143,7 @@ class ChatModel:
     Attributes:
         vision_module: Maps pixel_values to visual_tokens.
         end_token_ids: Ids that end an answer.
+        max_positions: Longest text, pictures included, that the language model was made for.
     """
 
     VISION_KEYS: tuple[str, ...]
@@ -142,6 +159,8 @@ class ChatModel:
         self._takes_mosaic = hasattr(model.config, MOSAIC_KEY)
         self._embed_tokens = model.get_input_embeddings()
         self.end_token_ids = _end_token_ids(model, tokenizer)
+        self.max_positions = int(model.config.get_text_config().max_position_embeddings)
+        self._special_ids = _special_token_ids(tokenizer) | {self._image_token_id}
 
     def release_vision_module(self) -> None:
         """Free the vision weights, where an engine takes their place."""
@@ -156,21 +175,31 @@ class ChatModel:
         else:
             num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
         content = [{'type': 'image'}] * num_pictures + [{'type': 'text', 'text': text}]
-        token_ids = self._tokenizer.apply_chat_template(
-            [{'role': 'user', 'content': content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
         try:
+            token_ids = self._tokenizer.apply_chat_template(
+                [{'role': 'user', 'content': content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
             return split_at_images(
                 self._frame_images(token_ids), self._image_token_id, num_pictures
             )
+        except TemplateError as err:
+            raise ConfigError(
+                f'model: its chat template fails: {err}; copy chat_template.jinja from the '
+                'checkpoint'
+            ) from err
         except ValueError as err:
             raise ConfigError(
                 f'model: its chat template gives {err}; use the template that came with the '
                 'checkpoint, and no image placeholder in questions'
             ) from err
+
+    def special_tokens_in(self, text: str) -> list[str]:
+        """Return the tokens in `text` that steer the model, as placeholders and ends of turns."""
+        found = [i for i in self.tokenize(text) if i in self._special_ids]
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(found)]
 
     def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Add what the family's processor puts around each image placeholder; here nothing."""
@@ -239,7 +268,13 @@ class FixedSizeModel(ChatModel):
         raise NotImplementedError
 
 
+def _special_token_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of special tokens, but of the one that stands for unknown words."""
+    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return what ends an answer: the ids of generation_config.json, and the tokenizer's own."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))
