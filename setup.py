@@ -36,7 +36,7 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            'drive = p2d_node.ros.drive_node:main',
+            'drive = p2d_node.ros.drive:main',
             'p2d = p2d_node.cli.main:main',
         ],
     },

@@ -6,7 +6,7 @@ so they cannot disagree. Values are checked on construction; what is wrong raise
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 import difflib
 import math
@@ -387,6 +387,12 @@ def list_parameters(
     return parameters
 
 
+def closest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the parameter that a misspelt one may stand for; None where none is like it."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
 def config_from_parameters(
     camera_names: Sequence[str],
     values: Mapping[str, Any],
@@ -405,8 +411,8 @@ def config_from_parameters(
     known = {parameter.name: parameter for parameter in list_parameters(camera_names, tuned)}
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f'did you mean {close[0]}?' if close else f'allowed: {", ".join(sorted(known))}'
+            close = closest_name(name, known)
+            hint = f'did you mean {close}?' if close else f'allowed: {", ".join(sorted(known))}'
             raise ConfigError(f'{name}: there is no such parameter; {hint}')
     typed = {
         name: _to_type_of(parameter.default, values.get(name, parameter.default), name)

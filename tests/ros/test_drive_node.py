@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+import threading
 import time
 
 from camera_rig import CameraRig, wait_until
@@ -8,8 +9,10 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from p2d_msgs.srv import Ask
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.ros import diagnostics
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS
 import pytest
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from rclpy.parameter import Parameter
@@ -330,6 +333,65 @@ def test_a_dead_camera_is_named_and_drop_view_goes_on_without_it(drive, node, ri
     assert set_parameter(node, 'missing_camera_policy', 'drop_view').successful
     answer = next_answer(watcher, rig, without=['CAM_BACK'])
     assert tuple(answer.cameras) == tuple(n for n in NUSCENES_CAMERAS if n != 'CAM_BACK')
+
+
+def test_one_frame_without_a_stamp_does_not_hide_a_dead_camera(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+
+    def unstamp(name, message):
+        if name == 'CAM_FRONT':
+            message.header.stamp.sec = message.header.stamp.nanosec = 0
+        return message
+
+    rig.publish_sweep(change=unstamp)
+    health.wait_for('synchroniser', DiagnosticStatus.WARN, 'stamps are 0')
+    assert next_answer(watcher, rig).answer
+    rig.publish_sweep(without=['CAM_BACK'])
+    health.wait_for('synchroniser', DiagnosticStatus.ERROR, 'no complete sweep; most often')
+
+
+def test_a_sweep_that_takes_very_long_is_reported(drive, node, rig, watcher, monkeypatch):
+    health = Health(node)
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    monkeypatch.setattr(diagnostics, 'STALLED_S', 0.2)
+    go_on = threading.Event()
+    with monkeypatch.context() as patch:
+        encode = drive_node._pipeline._encoder.encode
+        patch.setattr(
+            drive_node._pipeline._encoder,
+            'encode',
+            lambda frames: go_on.wait(30.0) and encode(frames),
+        )
+        rig.publish_sweep()
+        health.wait_for('pipeline', DiagnosticStatus.WARN, 'a sweep has been in work for')
+        go_on.set()
+        wait_until(lambda: watcher.answers)
+    health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
+
+
+def test_of_many_callers_those_who_cannot_wait_are_told_at_once(drive, node):
+    drive()
+    client = node.create_client(Ask, '/p2d/ask')
+    assert client.wait_for_service(timeout_sec=10.0)
+    request = Ask.Request(question='Is there a bus?', timeout_s=8.0)
+    futures = []
+    for _ in range(MAX_PENDING_QUESTIONS + 4):
+        futures.append(client.call_async(request))
+        time.sleep(0.05)  # DDS keeps ten requests of a client that has not been read
+    wait_until(lambda: sum(future.done() for future in futures) == 4, timeout_s=6.0)
+    replies = {future.result().message for future in futures if future.done()}
+    assert replies == {'too many questions wait for a sweep; ask again later'}
+    wait_until(lambda: all(future.done() for future in futures))
+
+
+def test_a_misspelt_parameter_is_warned_of(drive, capfd):
+    drive(autostart=False, qestions=['Is there a car?'], something_else=1)
+    errors = capfd.readouterr().err
+    assert 'qestions: not a parameter; did you mean questions?' in errors
+    assert 'something_else' not in errors
 
 
 def test_a_broken_frame_costs_its_sweep_only(drive, node, rig, watcher):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 import json
 import os
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_ctrl_c_ends_the_node_within_two_seconds(node, parameters, tmp_path, bus
         assert process.wait(10) == 0
         assert time.monotonic() - start_s < 2.0
     assert 'Traceback' not in (tmp_path / 'log').read_text()
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_the_node_without_a_word():
+    command = [sys.executable, '-v', '-c', 'from p2d_node.ros.drive import main; main()']
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        imported = list(takewhile(lambda line: "import 'torch._C'" not in line, process.stderr))
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(10) == -signal.SIGINT
+    assert imported
+    assert 'KeyboardInterrupt' not in rest
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import statistics
 import time
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from p2d_node.camera_sync import SweepSynchronizer
+from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.sweep_worker import SweepWorker
@@ -20,6 +20,9 @@ SILENT_S = 2.0
 
 FAILURES_UNTIL_ERROR = 5
 """Sweeps that may fail in a row before a warning becomes an error."""
+
+STALLED_S = 10.0
+"""A sweep that is in work for longer is reported."""
 
 FRAGMENT_REMEDY = (
     'large best-effort images lose fragments: start the publisher with '
@@ -91,14 +94,13 @@ def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
 
 
 def sync_status(
-    sync: SweepSynchronizer, previous_complete: int, previous_dropped: int
+    sync: SweepSynchronizer, previous: SyncCounters
 ) -> tuple[bytes, str, dict[str, object]]:
     """Return level, message and values of the synchroniser.
 
     Args:
         sync: The synchroniser.
-        previous_complete: Its complete sets at the last report.
-        previous_dropped: Its dropped sets at the last report.
+        previous: Its counters at the last report.
     """
     counters = sync.counters
     values: dict[str, object] = {
@@ -110,16 +112,16 @@ def sync_status(
     values['policy'] = sync.missing_camera_policy
     if sync.learning:
         return DiagnosticStatus.WARN, 'learning the exposure offsets', values
-    if counters.unstamped:
-        message = 'stamps are 0: arrival times take their place; stamp the images at capture'
-        return DiagnosticStatus.WARN, message, values
-    if counters.dropped > previous_dropped and counters.complete == previous_complete:
+    if counters.dropped > previous.dropped and counters.complete == previous.complete:
         worst = max(counters.missing, key=lambda name: counters.missing[name])
         message = (
             f'no complete sweep; most often missing: {worst}; check this camera and '
             'cameras.*.exposure_offset_ms, or set missing_camera_policy to drop_view'
         )
         return DiagnosticStatus.ERROR, message, values
+    if counters.unstamped > previous.unstamped:
+        message = 'stamps are 0: arrival times take their place; stamp the images at capture'
+        return DiagnosticStatus.WARN, message, values
     return DiagnosticStatus.OK, f'{counters.complete} complete sweeps', values
 
 
@@ -148,6 +150,13 @@ def pipeline_status(
         return DiagnosticStatus.ERROR, message, values
     if state.failed_in_a_row:
         return DiagnosticStatus.WARN, state.last_error, values
+    working_s = _seconds_since(state.begun_ns)
+    if working_s is not None and working_s > STALLED_S:
+        message = (
+            f'a sweep has been in work for {working_s:.0f} s; lower retention_ratio or '
+            'max_new_tokens, or set deadline_ms'
+        )
+        return DiagnosticStatus.WARN, message, values
     if pipeline.untrained:
         message = 'the model is untrained: its answers are random words; set model to a checkpoint'
         return DiagnosticStatus.WARN, message, values

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import gc
 import os
 import signal
@@ -24,7 +24,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
 from p2d_msgs.srv import Ask
-from p2d_node.camera_sync import SweepSynchronizer
+from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.config import list_parameters
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
@@ -35,7 +35,7 @@ from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, 
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.parameters import declare_parameters, updated_config
 from p2d_node.ros.spinning import spin_until_shutdown
-from p2d_node.ros.sweep_worker import Outcome, SweepWorker
+from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS, Outcome, SweepWorker
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -49,8 +49,8 @@ from std_msgs.msg import Header, String
 POLL_PERIOD_S = 0.02
 """How often sweeps and waiting questions are checked against their deadlines."""
 
-NUM_WAITING_REQUESTS = 4
-"""Callers of ~/ask that are served at the same time."""
+NUM_REQUEST_THREADS = MAX_PENDING_QUESTIONS + 1
+"""Each caller of ~/ask that waits holds one; the last is left to tell others that too many do."""
 
 MAX_POLL_GAP_NS = 100_000_000
 """A longer gap between two polls means that this process was held up."""
@@ -87,7 +87,7 @@ class _RequestNode:
             use_global_arguments=False,
             start_parameter_services=False,
         )
-        self._executor = MultiThreadedExecutor(NUM_WAITING_REQUESTS, context=owner.context)
+        self._executor = MultiThreadedExecutor(NUM_REQUEST_THREADS, context=owner.context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(
             target=spin_until_shutdown,
@@ -131,7 +131,7 @@ class DriveNode(LifecycleNode):
         self._config = declare_parameters(self)
         self._pipeline: DrivingPipeline | None = None
         self._sync: SweepSynchronizer | None = None
-        self._reported = (0, 0)
+        self._reported = SyncCounters()
         self._lag_ns = 0
         self._polled_ns = 0
         self._interfaces: list[Any] = []
@@ -168,7 +168,7 @@ class DriveNode(LifecycleNode):
         pipeline = self._pipeline
         if pipeline is None:
             return TransitionCallbackReturn.FAILURE
-        self._sync = self._make_synchronizer()
+        self._sync, self._reported = self._make_synchronizer(), SyncCounters()
         worker = SweepWorker(pipeline, self._deliver, self._report_failure, self._publish_partial)
         worker.start()
         cameras = tuple(
@@ -450,12 +450,12 @@ class DriveNode(LifecycleNode):
             expected = diagnostics.expected_rates(active.cameras)
             parts = {
                 'p2d: pipeline': diagnostics.pipeline_status(active.worker, pipeline),
-                'p2d: synchroniser': diagnostics.sync_status(sync, *self._reported),
+                'p2d: synchroniser': diagnostics.sync_status(sync, self._reported),
             }
             for camera in active.cameras:
                 status = diagnostics.camera_status(camera, expected[camera.name])
                 parts[f'p2d: {camera.name}'] = status
-            self._reported = (sync.counters.complete, sync.counters.dropped)
+            self._reported = replace(sync.counters)
             statuses += [
                 diagnostics.make_status(name, *part, hardware_id) for name, part in parts.items()
             ]

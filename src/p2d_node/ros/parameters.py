@@ -6,6 +6,7 @@ from typing import Any
 
 from p2d_node.config import (
     CAMERA_NAMES,
+    closest_name,
     config_from_parameters,
     DriveConfig,
     list_parameters,
@@ -66,8 +67,11 @@ def declare_parameters(node: Node) -> DriveConfig:
     tuned = tuned_ratios(str(given.get('model', SHIPPED_MODEL)))
     parameters = list_parameters(camera_names, tuned)
     known = {parameter.name for parameter in parameters}
-    # Files for many nodes may hold parameters of others, but a ratio of a misspelt camera would be
-    # ignored without a word.
+    # Files for many nodes may hold parameters of others, but a ratio of a misspelt camera is an
+    # error.
+    for name in given.keys() - known:
+        if close := closest_name(name, known):
+            node.get_logger().warning(f'{name}: not a parameter; did you mean {close}?')
     ours = {n: v for n, v in given.items() if n in known or n.startswith(RATIO_PREFIX)}
     config = config_from_parameters(camera_names, ours, tuned)
     _declare(node, CAMERA_NAMES, camera_names)

@@ -46,6 +46,7 @@ class WorkerState:
         failed_in_a_row: The last of these without an answer between them.
         last_error: What the last failure said; empty after a success.
         last_answer_ns: Steady clock at the last answer; None before the first.
+        begun_ns: Steady clock when work on the present sweep began; None between sweeps.
         totals_ms: First frame to last answer of recent sweeps.
     """
 
@@ -55,6 +56,7 @@ class WorkerState:
     failed_in_a_row: int = 0
     last_error: str = ''
     last_answer_ns: int | None = None
+    begun_ns: int | None = None
     totals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
 
 
@@ -178,7 +180,9 @@ class SweepWorker:
                 frame_set, self._slot = self._slot, None
                 asked = list(self._pending)
             if frame_set is not None:
+                self.state.begun_ns = time.monotonic_ns()
                 self._work(frame_set, asked)
+                self.state.begun_ns = None
 
     def _work(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
         try:

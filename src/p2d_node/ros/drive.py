@@ -1,0 +1,14 @@
+"""Starts the drive node. Ctrl-C while its libraries are imported ends it without a word."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> int:
+    """Run the node; returns the exit status."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from p2d_node.ros import drive_node
+
+    signal.signal(signal.SIGINT, previous)
+    return drive_node.main()
