@@ -81,9 +81,17 @@ def _given_parameters(context):
     if value('encoder_backend'):
         parameters['encoder.backend'] = value('encoder_backend')
     if value('retention_ratio'):
+        ratio = _parse_ratio(value('retention_ratio'))
         for camera in DriveConfig().cameras:
-            parameters[f'retention_ratio.{camera}'] = float(value('retention_ratio'))
+            parameters[f'retention_ratio.{camera}'] = ratio
     return parameters
+
+
+def _parse_ratio(text):
+    try:
+        return float(text)
+    except ValueError:
+        raise RuntimeError(f'retention_ratio: got {text!r}, allowed: above 0 to 1') from None
 
 
 def _build_engine(context):

@@ -200,6 +200,13 @@ def test_a_bag_that_fails_half_way_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('name', ['file/bag', 'x' * 300])
+def test_a_bag_that_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match=r'--out: .* cannot be written: (Not a d|File (n|ex))'):
+        write_bag(generate_images(1, height=90, width=160), tmp_path / name)
+
+
 def test_an_existing_bag_is_not_overwritten(tmp_path):
     (tmp_path / 'bag').mkdir()
     with pytest.raises(ConfigError, match='exists already'):
@@ -242,3 +249,11 @@ def test_bags_that_are_missing_or_damaged_are_named(tmp_path):
         BagReader(tmp_path / 'cut') as bag,
     ):
         list(bag.messages())
+
+
+def test_broken_metadata_is_named_in_one_line(tmp_path):
+    write_bag(generate_images(1, height=90, width=160), tmp_path / 'bag')
+    (tmp_path / 'bag' / 'metadata.yaml').write_text('a: [b')
+    with pytest.raises(ConfigError, match=r'^--bag: .*metadata\.yaml: while parsing .*$') as error:
+        BagReader(tmp_path / 'bag')
+    assert '\n' not in str(error.value)

@@ -37,6 +37,13 @@ def test_make_bag_says_what_it_made(drivelm, tmp_path, capsys):  # noqa: F811
         (['make-bag', '--nuscenes', 'nowhere', '--out', 'x'], 'got 0 versions'),
         (['replay', '--bag', 'nowhere'], "--bag: got 'nowhere', which does not exist"),
         (['replay', '--bag', 'nowhere', '--rate', '0'], '--rate: got 0, allowed: above 0'),
+        (['replay', '--bag', 'x', '--wait', 'nan'], '--wait: got nan, allowed: 0 or more'),
+        (['replay', '--bag', 'x', '--duration', '-1'], '--duration: got -1, allowed: above 0'),
+        (['replay', '--bag', 'x', '--duration', 'nan'], '--duration: got nan, allowed: above 0'),
+        (
+            ['make-bag', '--synthetic', 'cruise', '--out', 'x', '--seed', '-1'],
+            '--seed: got -1, allowed: 0 or more',
+        ),
         (
             ['demo', '--retention', '1.5'],
             'retention_ratio.CAM_FRONT: got 1.5, allowed',

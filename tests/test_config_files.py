@@ -108,3 +108,20 @@ def test_launch_files_load_and_describe_their_arguments():
         arguments = [a for a in description.entities if isinstance(a, DeclareLaunchArgument)]
         assert len(arguments) >= 3
         assert all(argument.description for argument in arguments)
+
+
+def test_a_launch_argument_that_is_no_number_is_named():
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
+    from launch import LaunchContext
+    from launch.actions import OpaqueFunction
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+    path = ROOT / 'launch' / 'drive.launch.py'
+    description = get_launch_description_from_python_launch_file(str(path))
+    context = LaunchContext()
+    context.launch_configurations['retention_ratio'] = 'abc'
+    for entity in description.entities:
+        if not isinstance(entity, OpaqueFunction):
+            entity.visit(context)
+    with pytest.raises(RuntimeError, match="retention_ratio: got 'abc', allowed: above 0 to 1"):
+        description.entities[-1].visit(context)

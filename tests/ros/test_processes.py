@@ -121,6 +121,22 @@ def test_replay_brings_every_sweep_of_a_looping_bag_to_the_node(node, parameters
     assert answered == [stamps[i % len(stamps)] for i in range(len(answered))]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('phase', ['waiting', 'playing'])
+def test_sigterm_ends_the_replay_without_a_traceback(node, tmp_path, phase):
+    write_bag(generate_images(4, height=90, width=160), tmp_path / 'bag')
+    command = [*P2D, 'replay', '--bag', str(tmp_path / 'bag'), '--clock', '--loop']
+    command += ['--wait', '60' if phase == 'waiting' else '0']
+    with running(*command, log=tmp_path / 'log') as process:
+        wait_until(lambda: node.count_publishers('/clock'), 30.0)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    said = (tmp_path / 'log').read_text()
+    assert 'Traceback' not in said
+    assert (': 0 messages' in said) == (phase == 'waiting')
+
+
 def processes_of(command: str) -> list[str]:
     found = []
     for folder in Path('/proc').glob('[0-9]*'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+import math
 import threading
 import time
 from typing import Any
@@ -131,6 +132,19 @@ def test_publishing_ends_after_the_duration(play) -> None:
     assert publisher.num_sent == sent <= 6 * (RATE_HZ + 1)
 
 
+def test_a_shutdown_between_a_look_and_a_frame_ends_the_publishing(make_context) -> None:
+    context = make_context()
+    publisher = CameraPublisher(PublisherOptions(**SMALL), context=context)
+
+    def must_stop() -> bool:
+        if publisher.num_sent >= 3:
+            context.try_shutdown()
+        return False
+
+    publisher.play(must_stop)
+    assert publisher.num_sent == 3
+
+
 def test_the_drive_node_answers_about_the_simulated_sweeps(drive, node, play) -> None:
     from p2d_msgs.msg import DrivingAnswer
 
@@ -144,7 +158,16 @@ def test_the_drive_node_answers_about_the_simulated_sweeps(drive, node, play) ->
 
 @pytest.mark.parametrize(
     ('option', 'value'),
-    [('rate_hz', 0.0), ('transport', 'film'), ('loss', 1.0), ('jitter_ms', -1.0)],
+    [
+        ('rate_hz', 0.0),
+        ('transport', 'film'),
+        ('loss', 1.0),
+        ('jitter_ms', -1.0),
+        ('seed', -1),
+        ('height', 10),
+        ('duration_s', 0.0),
+        ('duration_s', math.nan),
+    ],
 )
 def test_options_that_cannot_be_are_refused_with_what_is_allowed(option: str, value) -> None:
     with pytest.raises(ConfigError, match='allowed'):

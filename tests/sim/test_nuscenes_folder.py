@@ -166,6 +166,20 @@ def test_a_data_set_is_never_written_over(folder: Path) -> None:
         next(write_nuscenes_folder(folder, OPTIONS))
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / 'bag.mcap').touch()
+    with pytest.raises(ConfigError, match='exists already'):
+        next(write_nuscenes_folder(tmp_path, OPTIONS))
+    assert [path.name for path in tmp_path.iterdir()] == ['bag.mcap']
+
+
+@pytest.mark.parametrize('name', ['file', 'file/x', 'x' * 300])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match=r'--out: .* cannot be written: [A-Z]'):
+        next(write_nuscenes_folder(tmp_path / name, OPTIONS))
+
+
 def test_the_command_says_in_one_line_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +187,18 @@ def test_the_command_says_in_one_line_what_is_wrong(
     assert main(arguments) == 2
     assert 'got 99' in capsys.readouterr().out
     assert main(['--out', str(tmp_path / 'x'), '--size', 'big']) == 2
+    for name, value, reason in (
+        ('--seed', '-1', '--seed: got -1, allowed: 0 or more'),
+        ('--size', '10x10', '--size: got 10x10, allowed: 32 to 4096'),
+        ('--duration', 'nan', '--duration: got nan'),
+    ):
+        capsys.readouterr()
+        arguments = ['--out', str(tmp_path / 'x'), '--random-scenes', '1', name, value]
+        assert main(arguments) == 2
+        assert reason in capsys.readouterr().out
+    assert main(['--out', str(tmp_path.parent)]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith('exists already; remove it or choose another --out')
     assert not (tmp_path / 'x').exists()
 
 

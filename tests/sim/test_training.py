@@ -20,7 +20,7 @@ from p2d_sim.training.batches import (
     collate_samples,
     pack_sample,
 )
-from p2d_sim.training.cli import main
+from p2d_sim.training.cli import _report_smoke, main
 from p2d_sim.training.evaluation import Evaluator, wilson
 from p2d_sim.training.model import export, TINY
 from p2d_sim.training.model_card import END, fill_model_card, START
@@ -180,6 +180,20 @@ def test_the_smoke_run_shows_that_training_works_and_writes_a_model(
     assert open_checkpoint(out).model_type == 'llava_onevision'
     assert main(arguments) == 2
     assert '--resume' in capsys.readouterr().out
+
+
+def test_a_resumed_smoke_run_judges_only_the_stages_that_it_has_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = short_run(tmp_path, (2, 3))
+    Run(plan, show_progress=False)._train_stage(0)
+    resumed = Run(plan, show_progress=False)
+    assert _report_smoke(resumed) == 0
+    assert capsys.readouterr().out == ''
+    resumed.train()
+    _report_smoke(resumed)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith('joint: loss')
 
 
 @pytest.mark.parametrize('method', ['tfps', 'divprune', 'random', 'grid'])

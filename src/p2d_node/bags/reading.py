@@ -44,7 +44,7 @@ class BagReader:
             self._reader = Reader(bag)
             self._reader.open()
         except (ReaderError, OSError, ValueError) as err:
-            raise ConfigError(f'--bag: {bag}: not a readable rosbag2: {err}') from err
+            raise ConfigError(f'--bag: {bag}: not a readable rosbag2: {_one_line(err)}') from err
         self.topics = {c.topic: c.msgtype for c in self._reader.connections}
         self.start_ns = self._reader.start_time
         self.duration_ns = self._reader.duration
@@ -70,4 +70,9 @@ class BagReader:
             for connection, log_time_ns, data in self._reader.messages():
                 yield SerializedMessage(connection.topic, log_time_ns, data)
         except (ReaderError, OSError, ValueError) as err:
-            raise ConfigError(f'--bag: {self._bag} is damaged: {err}') from err
+            raise ConfigError(f'--bag: {self._bag} is damaged: {_one_line(err)}') from err
+
+
+def _one_line(err: Exception) -> str:
+    """Return the message of `err`; YAML's show the spot on lines of their own."""
+    return ' '.join(str(err).split())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 import shutil
 import tempfile
@@ -30,6 +31,22 @@ def image_topic(camera: str, encoding: str) -> str:
     return f'/{camera}/image_rect_compressed' if encoding == 'jpeg' else f'/{camera}/image_rect'
 
 
+@contextmanager
+def output_faults(out: Path) -> Iterator[None]:
+    """Name `out` as the cause where the system refuses to write a file.
+
+    Raises:
+        ConfigError: In place of OSError.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise ConfigError(
+            f'--out: {out} cannot be written: {err.strerror or err}; free disk space or name '
+            'another folder'
+        ) from err
+
+
 def write_bag(
     images: Iterable[BagImage], bag: Path, *, storage: str = 'mcap', encoding: str = 'jpeg'
 ) -> int:
@@ -47,12 +64,18 @@ def write_bag(
         The number of images.
 
     Raises:
-        ConfigError: The bag exists, an argument is not allowed, or there is no image.
+        ConfigError: The bag exists or cannot be written, an argument is not allowed, or there
+            is no image.
     """
     if storage not in STORAGES:
         raise ConfigError(f'--storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
     if encoding not in ENCODINGS:
         raise ConfigError(f'--encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
+    with output_faults(bag):
+        return _write_whole(images, bag, storage, encoding)
+
+
+def _write_whole(images: Iterable[BagImage], bag: Path, storage: str, encoding: str) -> int:
     if bag.exists():
         raise ConfigError(f'{bag}: exists already; remove it or choose another --out')
     bag.parent.mkdir(parents=True, exist_ok=True)

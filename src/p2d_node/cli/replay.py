@@ -40,8 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Play until the end, Ctrl-C, or `--duration`."""
     from p2d_node.ros.playback import play_bag
-    from p2d_node.ros.replay import ReplayOptions
+    from p2d_node.ros.replay import check_duration, ReplayOptions
 
+    check_duration(args.duration)
     options = ReplayOptions(rate=args.rate, loop=args.loop, clock=args.clock, wait_s=args.wait)
     result = play_bag(args.bag, options, duration_s=args.duration)
     if not result.all_subscribed:

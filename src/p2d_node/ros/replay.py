@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 import importlib
 import time
@@ -11,6 +12,7 @@ from typing import Any
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_time
+from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
@@ -49,8 +51,28 @@ class ReplayOptions:
         """Check the values."""
         if not 0.0 < self.rate <= 1000.0:
             raise ConfigError(f'--rate: got {self.rate:g}, allowed: above 0 to 1000')
-        if self.wait_s < 0.0:
+        if not self.wait_s >= 0.0:  # as nan, too, is not
             raise ConfigError(f'--wait: got {self.wait_s:g}, allowed: 0 or more seconds')
+
+
+def check_duration(duration_s: float | None) -> None:
+    """Check a time after which publishing stops; None: never.
+
+    Raises:
+        ConfigError: Nothing could be published in it.
+    """
+    if duration_s is not None and not duration_s > 0.0:  # as nan, too, is not
+        raise ConfigError(f'--duration: got {duration_s:g}, allowed: above 0 seconds')
+
+
+@contextmanager
+def ended_by_shutdown(context: Context) -> Iterator[None]:
+    """Leave the block when `context` is shut down, as SIGTERM does, whatever call that strikes."""
+    try:
+        yield
+    except RuntimeError:  # rclpy's RCLError is one
+        if context.ok():
+            raise
 
 
 class Replayer:
@@ -74,7 +96,15 @@ class Replayer:
         self._clock = node.create_publisher(Clock, '/clock', 10) if options.clock else None
 
     def wait_for_subscribers(self, must_stop: Callable[[], bool]) -> bool:
-        """Wait until every image topic is listened to; False if that did not happen in time."""
+        """Wait until every image topic is listened to; False where time or context ends first."""
+        is_heard = False
+        with ended_by_shutdown(self._node.context):
+            is_heard = self._poll_subscribers(must_stop)
+            if is_heard:
+                self._settle(must_stop)
+        return is_heard
+
+    def _poll_subscribers(self, must_stop: Callable[[], bool]) -> bool:
         images = [
             publisher
             for topic, publisher in self._publishers.items()
@@ -86,7 +116,6 @@ class Replayer:
                 return False
             self._publish_clock(self._bag.start_ns)
             time.sleep(DISCOVERY_POLL_S)
-        self._settle(must_stop)
         return True
 
     def _settle(self, must_stop: Callable[[], bool]) -> None:
@@ -97,18 +126,19 @@ class Replayer:
             time.sleep(DISCOVERY_POLL_S)
 
     def play(self, must_stop: Callable[[], bool]) -> None:
-        """Play the bag once, or until `must_stop` with `loop`.
+        """Play the bag once, or until `must_stop` with `loop`; a shutdown ends it, too.
 
         Raises:
             ConfigError: The bag is damaged.
         """
-        while True:
-            self._play_once(must_stop)
-            if not self._options.loop or must_stop():
-                break
-        for publisher in self._publishers.values():
-            # The end of the process would take along what a reader has yet to fetch.
-            publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_TIMEOUT_S))
+        with ended_by_shutdown(self._node.context):
+            while True:
+                self._play_once(must_stop)
+                if not self._options.loop or must_stop():
+                    break
+            for publisher in self._publishers.values():
+                # The end of the process would take along what a reader has yet to fetch.
+                publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_TIMEOUT_S))
 
     def _play_once(self, must_stop: Callable[[], bool]) -> None:
         start_s = time.monotonic()

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
+import sys
 
 from p2d_node.errors import P2dError
 from rich.progress import Progress
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             height=int(height),
             width=int(width),
         )
-        with Progress(transient=True, disable=args.json) as bar:
+        silent = args.json or not sys.stdout.isatty()
+        with Progress(transient=True, disable=silent) as bar:
             task = bar.add_task('draw', total=None)
             for count in write_nuscenes_folder(args.out, options):
                 bar.update(task, completed=count)

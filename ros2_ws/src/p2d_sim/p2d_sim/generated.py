@@ -26,7 +26,7 @@ def generate_images(
     """Yield the images of `num_sweeps` sweeps, by capture time.
 
     Raises:
-        ConfigError: No such scenario, or a size that cannot be.
+        ConfigError: No such scenario, or a seed or size that cannot be.
     """
     world = World(scenario, seed, height=height, width=width)
     for sweep in islice(world.sweeps(period_ms), num_sweeps):

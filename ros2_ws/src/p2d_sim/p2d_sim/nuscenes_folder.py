@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from p2d_node.bags.writing import output_faults
 from p2d_node.errors import ConfigError
 
 from p2d_sim.cameras import Camera, CAMERAS, FULL_HEIGHT_PX, FULL_WIDTH_PX
@@ -19,7 +20,7 @@ from p2d_sim.drawing import Renderer, View
 from p2d_sim.drivelm_json import ask_snapshot, describe_scene, key_frame, write_drivelm
 from p2d_sim.scenarios import DURATION_S, make_scenario
 from p2d_sim.scenes import make_scene
-from p2d_sim.sweeps import exposures, METRES_PER_PX, to_jpeg
+from p2d_sim.sweeps import check_seed, check_size, exposures, METRES_PER_PX, to_jpeg
 from p2d_sim.traffic import snapshot_at
 from p2d_sim.world import (
     ActorState,
@@ -94,6 +95,8 @@ class FolderOptions:
                 f'--duration: got {self.duration_s:g}, allowed: {KEYFRAME_PERIOD_S:g} to '
                 f'{DURATION_S:g} seconds'
             )
+        check_seed(self.seed)
+        check_size(self.height, self.width)
 
     def make_scenes(self) -> Iterator[tuple[str, Scene]]:
         """Yield every scene with the name of its kind."""
@@ -135,14 +138,19 @@ def write_nuscenes_folder(root: Path, options: FolderOptions) -> Iterator[int]:
     """Write tables, pictures and `drivelm.json`; yields the pictures written so far.
 
     Args:
-        root: Folder to create; must not hold such a data set yet.
+        root: Folder to create; an existing one must be empty.
         options: What goes in.
 
     Raises:
-        ConfigError: The data set exists already.
+        ConfigError: The folder holds something, or cannot be written.
     """
-    if (root / VERSION).exists():
-        raise ConfigError(f'{root / VERSION}: exists already; remove it or choose another --out')
+    with output_faults(root):
+        if root.exists() and any(root.iterdir()):
+            raise ConfigError(f'{root}: exists already; remove it or choose another --out')
+        yield from _write_folder(root, options)
+
+
+def _write_folder(root: Path, options: FolderOptions) -> Iterator[int]:
     tables, drivelm = _Tables(), {}
     sensors = _add_fixed_rows(tables, options)
     count = 0

@@ -17,7 +17,7 @@ import numpy as np
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import use_shipped_profiles
-from p2d_node.ros.replay import PUBLISHER_DEPTH
+from p2d_node.ros.replay import check_duration, ended_by_shutdown, PUBLISHER_DEPTH
 import rclpy
 from rclpy.node import Node
 from rclpy.time import Time
@@ -25,7 +25,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from p2d_sim.cameras import FULL_HEIGHT_PX, FULL_WIDTH_PX
 from p2d_sim.scenarios import SCENARIOS
-from p2d_sim.sweeps import Exposure, to_jpeg, World
+from p2d_sim.sweeps import check_seed, check_size, Exposure, to_jpeg, World
 
 NS_PER_S = 1_000_000_000
 SWEEPS_AHEAD = 2
@@ -67,6 +67,9 @@ class PublisherOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_seed(self.seed)
+        check_size(self.height, self.width)
+        check_duration(self.duration_s)
         if not 0.1 <= self.rate_hz <= 60.0:
             raise ConfigError(f'--rate: got {self.rate_hz:g}, allowed: 0.1 to 60 Hz')
         if self.transport not in TRANSPORTS:
@@ -126,7 +129,7 @@ class CameraPublisher(Node):  # type: ignore[misc]
         }
 
     def play(self, must_stop: Callable[[], bool]) -> None:
-        """Publish until `must_stop`, or until the duration is over."""
+        """Publish until `must_stop`, a shutdown, or the end of the duration."""
         options = self._options
         start_s, start_ns = time.monotonic() + 0.5, self.get_clock().now().nanoseconds
         start_ns += NS_PER_S // 2
@@ -134,7 +137,10 @@ class CameraPublisher(Node):  # type: ignore[misc]
         end_s = np.inf if options.duration_s is None else start_s + options.duration_s
         waiting: list[_Due] = []
         report_s = start_s + REPORT_PERIOD_S
-        with ThreadPoolExecutor(max_workers=len(NUSCENES_CAMERAS)) as pool:
+        with (
+            ended_by_shutdown(self.context),
+            ThreadPoolExecutor(max_workers=len(NUSCENES_CAMERAS)) as pool,
+        ):
             for sweep in self._world.sweeps(1000.0 / options.rate_hz):
                 if start_s + sweep[0][1] + period_s < time.monotonic():
                     self.num_skipped += 1
@@ -255,7 +261,12 @@ def _parse(arguments: Sequence[str]) -> PublisherOptions:
     )
     parser.add_argument('--scenario', default=default.scenario, choices=tuple(SCENARIOS))
     parser.add_argument('--seed', type=int, default=default.seed)
-    parser.add_argument('--rate', type=float, default=default.rate_hz, help='sweeps per second')
+    parser.add_argument(
+        '--rate',
+        type=float,
+        default=default.rate_hz,
+        help='sweeps per second; the preset nuscenes expects 12 (cameras.<CAMERA>.rate_hz)',
+    )
     parser.add_argument('--transport', default=default.transport, choices=TRANSPORTS)
     parser.add_argument(
         '--size', default=f'{default.width}x{default.height}', help='WIDTHxHEIGHT in pixels'

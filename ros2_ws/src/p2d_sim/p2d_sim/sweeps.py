@@ -20,6 +20,8 @@ from p2d_sim.world import Scene, Snapshot
 JPEG_QUALITY = 90
 METRES_PER_PX = 0.08
 MS_PER_S = 1000.0
+SIDES_PX = (32, 4096)
+"""Shortest and longest side of a picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,27 @@ def exposures(offsets_ms: Mapping[str, float] = NUSCENES_EXPOSURE_OFFSETS_MS) ->
     return [Exposure(camera=name, offset_ms=offset) for name, offset in ordered]
 
 
+def check_seed(seed: int) -> None:
+    """Check the seed of scenes, noise and losses.
+
+    Raises:
+        ConfigError: No generator of random numbers can start from it.
+    """
+    if seed < 0:
+        raise ConfigError(f'--seed: got {seed}, allowed: 0 or more')
+
+
+def check_size(height: int, width: int) -> None:
+    """Check the size of pictures.
+
+    Raises:
+        ConfigError: Too small to show anything, or larger than any camera.
+    """
+    low, high = SIDES_PX
+    if min(height, width) < low or max(height, width) > high:
+        raise ConfigError(f'--size: got {width}x{height}, allowed: {low} to {high} pixels a side')
+
+
 class World:
     """A scenario that begins anew, with the next seed, whenever it is over.
 
@@ -58,12 +81,12 @@ class World:
         """Choose scenario, first seed and picture size.
 
         Raises:
-            ConfigError: No such scenario, or a size that cannot be.
+            ConfigError: No such scenario, or a seed or size that cannot be.
         """
         if scenario not in SCENARIOS:
             raise ConfigError(f'--scenario: got {scenario!r}, allowed: {", ".join(SCENARIOS)}')
-        if min(height, width) < 32 or max(height, width) > 4096:
-            raise ConfigError(f'size: got {width}x{height}, allowed: 32 to 4096 pixels a side')
+        check_seed(seed)
+        check_size(height, width)
         self.height, self.width = height, width
         self._scenario, self._seed = scenario, seed
 

@@ -67,7 +67,9 @@ def _plan(args: argparse.Namespace) -> RunPlan:
 
 def _report_smoke(run: Run) -> int:
     falls = True
-    for stage, losses in run.losses.items():
+    for (stage, losses), steps in zip(run.losses.items(), run.plan.steps, strict=True):
+        if len(losses) < steps:
+            continue  # an earlier run has trained it, or its beginning
         first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
         falls &= last < first
         print(f'{stage}: loss {first:.3f} -> {last:.3f}')
