@@ -170,6 +170,7 @@ def test_a_checkpoint_within_a_stage_brings_back_the_optimizers_too(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_smoke_run_shows_that_training_works_and_writes_a_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, to_timing
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.parameters import declare_parameters, updated_config
-from p2d_node.ros.spinning import spin_until_shutdown
+from p2d_node.ros.spinning import ended_by_shutdown, spin_until_shutdown
 from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS, Outcome, SweepWorker
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 import rclpy
@@ -417,12 +417,9 @@ class DriveNode(LifecycleNode):
 
     def _report(self) -> None:
         while not self._ending.wait(DIAGNOSTICS_PERIOD_S):
-            try:
+            # A signal ends the context before the node.
+            with ended_by_shutdown(self.context):
                 self._publish_diagnostics()
-            except RuntimeError:  # rclpy's errors are
-                if self.context.ok():
-                    raise
-                return  # a signal has ended the context, and the node is about to follow
 
     def destroy_node(self) -> None:
         """Stop everything and destroy the node."""

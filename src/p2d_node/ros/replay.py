@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 import importlib
 import time
@@ -12,7 +11,7 @@ from typing import Any
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_time
-from rclpy.context import Context
+from p2d_node.ros.spinning import ended_by_shutdown
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
@@ -63,16 +62,6 @@ def check_duration(duration_s: float | None) -> None:
     """
     if duration_s is not None and not duration_s > 0.0:  # as nan, too, is not
         raise ConfigError(f'--duration: got {duration_s:g}, allowed: above 0 seconds')
-
-
-@contextmanager
-def ended_by_shutdown(context: Context) -> Iterator[None]:
-    """Leave the block when `context` is shut down, as SIGTERM does, whatever call that strikes."""
-    try:
-        yield
-    except RuntimeError:  # rclpy's RCLError is one
-        if context.ok():
-            raise
 
 
 class Replayer:

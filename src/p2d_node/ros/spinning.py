@@ -13,18 +13,22 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 
-def spin_until_shutdown(executor: Executor, context: Context) -> None:
-    """Spin until the executor or its context is shut down.
-
-    A shutdown between two steps of rclpy's loop surfaces as whatever the next step ran into.
-    """
+@contextmanager
+def ended_by_shutdown(context: Context) -> Iterator[None]:
+    """Leave the block when `context` is shut down, as SIGTERM does, whatever call that strikes."""
     try:
-        executor.spin()
+        yield
     except ExternalShutdownException:
         pass
     except RuntimeError:  # rclpy's RCLError is one
         if context.ok():
             raise
+
+
+def spin_until_shutdown(executor: Executor, context: Context) -> None:
+    """Spin until the executor or its context is shut down."""
+    with ended_by_shutdown(context):
+        executor.spin()
 
 
 @contextmanager

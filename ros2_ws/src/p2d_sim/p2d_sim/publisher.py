@@ -17,7 +17,8 @@ import numpy as np
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import use_shipped_profiles
-from p2d_node.ros.replay import check_duration, ended_by_shutdown, PUBLISHER_DEPTH
+from p2d_node.ros.replay import check_duration, PUBLISHER_DEPTH
+from p2d_node.ros.spinning import ended_by_shutdown
 import rclpy
 from rclpy.node import Node
 from rclpy.time import Time
