@@ -75,6 +75,15 @@ def test_more_lines_than_answers_make_all_of_them_doubtful(judge_command, make_j
     assert mended.num_kept == 1
 
 
+def test_too_many_lines_at_the_first_run_leave_a_file_to_begin_anew(judge_command, make_jury):
+    with pytest.raises(BackendUnavailableError, match='more than 4 lines'):
+        make_jury(judge_command('    print(1)\n    print(2, flush=True)\n')).judge(SCORE, ANSWERS)
+    for num_kept in (0, 4):
+        mended = make_jury(judge_command('    print(1)\n'))
+        assert mended.judge(SCORE, ANSWERS) == [1.0] * 4
+        assert mended.num_kept == num_kept
+
+
 def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_jury):
     judge = judge_command("    print(9 if os.path.exists('/nowhere') else 'null')\n")
     for _ in range(2):
