@@ -225,6 +225,12 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
     (tmp_path / 'bad.json').write_text(json.dumps([{'image': ['samples/../../etc/x.jpg']}]))
     with pytest.raises(ConfigError, match='not a nuScenes image name'):
         list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
+    (tmp_path / 'bad.json').write_text(json.dumps([{'image': [5]}]))
+    with pytest.raises(ConfigError, match='5: not a nuScenes image name'):
+        list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
+    (tmp_path / 'bad.json').write_text('[' * 100_000)
+    with pytest.raises(ConfigError, match='not valid JSON: maximum recursion depth'):
+        list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
     with pytest.raises(ConfigError, match=r"got 'scene-9', allowed: scene-0000, scene-0001"):
         list(read_nuscenes_images(nuscenes, NuscenesSelection(scene='scene-9')))
     with pytest.raises(ConfigError, match='got 0 versions'):

@@ -58,6 +58,44 @@ def test_ratios_tuned_for_a_model_are_its_defaults(monkeypatch, tmp_path):
             read_drive_config(None, model='my-model')
 
 
+def test_a_model_is_known_by_its_folder_however_it_is_named(monkeypatch, tmp_path):
+    presets = tmp_path / 'config' / 'retention'
+    monkeypatch.setattr(retention_presets, '__file__', str(tmp_path / 'src' / 'x.py'))
+    model = tmp_path / 'my-model'
+    model.mkdir()
+    monkeypatch.chdir(model)
+    names = ('.', '..//my-model/', './', str(model), '../my-model/../my-model')
+    for name in names:
+        assert retention_presets.preset_name(name) == 'my-model'
+        assert retention_presets.writable_preset(name) is None
+    presets.mkdir(parents=True)
+    for name in names:
+        assert retention_presets.writable_preset(name) == presets / 'my-model.yaml'
+        assert retention_presets.find_preset(name) is None
+    (presets / 'my-model.yaml').touch()
+    for name in names:
+        assert retention_presets.find_preset(name) == presets / 'my-model.yaml'
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ('p2d:\n  ros__parameters: {model: [a\n', r"line 3: expected ',' or ']'"),
+        ('p2d:\n\tmodel: a\n', 'line 2: found character'),
+        ('p2d: "a\n', 'line 2: found unexpected end of stream'),
+        ('p2d: \x07\n', 'unacceptable character'),
+        ('[' * 100_000, 'maximum recursion depth'),
+        ('p2d: 5\n', 'holds no ros__parameters'),
+    ],
+)
+def test_a_parameter_file_that_is_none_is_one_line(tmp_path, content, reason):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=rf'drive\.yaml: .*{reason}') as caught:
+        read_drive_config(path)
+    assert '\n' not in str(caught.value)
+
+
 @pytest.mark.parametrize('path', sorted((CONFIG / 'cameras').glob('*.yaml')), ids=lambda p: p.stem)
 def test_every_camera_preset_is_a_configuration_of_six_cameras(path):
     given = read_parameters(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
 import secrets
+import tempfile
 from typing import Any
 
 
@@ -26,6 +28,23 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     finally:
         unfinished.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder of a file, and make sure that the file could be written there now.
+
+    Raises:
+        OSError: It could not.
+    """
+    for number, in_the_way in (
+        (errno.ENOTDIR, path.parent.is_file()),
+        (errno.EISDIR, path.is_dir()),
+    ):
+        if in_the_way:
+            raise OSError(number, os.strerror(number), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.'):
+        pass
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import os
 from pathlib import Path
+from typing import Any
 
 from p2d_node.errors import ConfigError
 import yaml
@@ -12,14 +14,51 @@ FOLDERS = (Path('config/retention'), Path('share/p2d_node/config/retention'))
 """In the source tree, and in an installed workspace."""
 
 
+def preset_name(model: str) -> str:
+    """Return the name under which ratios of `model`, a name or a folder, are kept."""
+    # Links are not followed: one has the name that its user chose.
+    return os.path.basename(os.path.abspath(Path(model).expanduser()))
+
+
 def find_preset(model: str) -> Path | None:
     """Return the file with the ratios of `model`, a name or a folder; None where there is none."""
-    name = f'{Path(model).name}.yaml'
+    paths = (folder / f'{preset_name(model)}.yaml' for folder in _folders())
+    return next((path for path in paths if path.is_file()), None)
+
+
+def writable_preset(model: str) -> Path | None:
+    """Return the file that makes ratios the defaults of `model`; None where it may not be written.
+
+    Args:
+        model: A name or a folder.
+    """
+    folder = next(_folders(), None)
+    if folder is None or not os.access(folder, os.W_OK):
+        return None
+    return folder / f'{preset_name(model)}.yaml'
+
+
+def _folders() -> Iterator[Path]:
+    """Yield the folders that are there, the first to look at first."""
     for parent in Path(__file__).resolve().parents:
-        for folder in FOLDERS:
-            if (parent / folder / name).is_file():
-                return parent / folder / name
-    return None
+        yield from (parent / folder for folder in FOLDERS if (parent / folder).is_dir())
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not YAML; one line says what is wrong, and where.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8'))
+    except yaml.MarkedYAMLError as err:
+        mark = err.problem_mark or err.context_mark
+        where = f'line {mark.line + 1}: ' if mark else ''
+        raise ValueError(f'{where}{err.problem or err.context}') from err
+    except (yaml.YAMLError, RecursionError) as err:
+        raise ValueError(str(err).splitlines()[0]) from err
 
 
 def tuned_ratios(model: str) -> dict[str, float]:
@@ -32,10 +71,10 @@ def tuned_ratios(model: str) -> dict[str, float]:
     if path is None:
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        content = read_yaml(path)
         ratios: Mapping[str, float] = content['/**']['ros__parameters']['retention_ratio']
         return {str(camera): float(ratio) for camera, ratio in ratios.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as err:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
         raise ConfigError(
             f'{path}: not a file of retention ratios: {type(err).__name__}: {err}; write it anew '
             'with p2d tune-ratios, or remove it'

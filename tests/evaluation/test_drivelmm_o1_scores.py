@@ -263,6 +263,9 @@ def test_reasoning_has_room_unless_settings_say_otherwise(data, tmp_path, tiny_c
     settings = tmp_path / 'drive.yaml'
     settings.write_text('p2d:\n  ros__parameters:\n    max_new_tokens: 7\n')
     assert longest('--params-file', str(settings)) == 7
+    ratios = tmp_path / 'ratios.yaml'
+    ratios.write_text('p2d:\n  ros__parameters:\n    retention_ratio: {CAM_BACK: 0.2}\n')
+    assert longest('--params-file', str(ratios)) == 2000
     assert longest('--params-file', str(settings), '--max-new-tokens', '9') == 9
     assert main(words) == EXIT_BAD_INPUT
     assert 'made with max_new_tokens 9, now it is 2000' in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """`p2d evaluate` with a tiny model: whole, cut and gone on with, and refused."""
 
-from contextlib import contextmanager
 import json
-import resource
+import shutil
 
+from disk_limits import files_up_to
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation.answering import RECORD_FIELDS
 from p2d_node.evaluation.record_file import RecordFile
+from p2d_node.records import NUSCENES_CAMERAS
 import pytest
 
 QUESTIONS = (('What is ahead?', 'A car.'), ('Is it red?', 'No.'), ('Choose.', 'A'))
@@ -70,15 +72,142 @@ def test_a_run_that_was_cut_goes_on_where_it_was(drivelm_folder, words, capsys):
     assert len(path.read_bytes().splitlines()) == 7
 
 
-@pytest.mark.parametrize('content', ['', '{"data": "da'])
+@pytest.mark.parametrize('size', [0, 20])
 def test_a_run_that_was_cut_before_its_first_answer_begins_anew(
-    drivelm_folder, words, content, capsys
+    drivelm_folder, words, size, capsys
 ):
+    run_json(capsys, words)
     path = drivelm_folder / 'out' / 'answers.jsonl'
-    path.parent.mkdir()
-    path.write_text(content)
+    path.write_bytes(path.read_bytes()[:size])
     assert run_json(capsys, words)['num_questions'] == 6
     assert len(path.read_text().splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        'my notes without newline',
+        '{"data": "da',
+        '[{"id": 1}]\n{"precious": "line"}',
+        '{"data": "other"}\n{"precious": "line"}',
+        '{"data": "other"}\n5\n{"precious": "line"}',
+        '[' * 100_000 + '\n',
+        b'\xff\xfe\n',
+    ],
+)
+def test_a_file_that_is_not_ours_stays_as_it_is(drivelm_folder, words, content, capsys):
+    path = drivelm_folder / 'out' / 'answers.jsonl'
+    path.parent.mkdir()
+    content = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(content)
+    assert main(words) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'answers.jsonl: ' in line
+    assert 'name another folder with --out' in line
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize('field', ['id', *RECORD_FIELDS])
+def test_an_answer_that_lacks_something_is_named(drivelm_folder, words, field, capsys):
+    run_json(capsys, words)
+    path = drivelm_folder / 'out' / 'answers.jsonl'
+    head, first, *others = path.read_text().splitlines()
+    for damaged in ({k: v for k, v in json.loads(first).items() if k != field}, {field: [3]}):
+        answer = damaged if len(damaged) > 1 else json.loads(first) | damaged
+        content = '\n'.join([head, json.dumps(answer), *others, ''])
+        path.write_text(content)
+        assert main(words) == EXIT_BAD_INPUT
+        assert f' has no {field} of type ' in capsys.readouterr().err
+        assert path.read_text() == content
+
+
+def test_what_is_stored_of_an_answer_is_what_is_looked_for(drivelm_folder, words, capsys):
+    run_json(capsys, words)
+    _, *lines = (drivelm_folder / 'out' / 'answers.jsonl').read_text().splitlines()
+    assert all(json.loads(line).keys() == {'id', *RECORD_FIELDS} for line in lines)
+
+
+def change_question(folder):
+    data = folder / 'data.json'
+    data.write_text(data.read_text().replace('Is it red?', 'Is it green?'))
+
+
+def change_picture_name(folder):
+    data = folder / 'data.json'
+    path = next((folder / 'samples' / 'CAM_BACK').glob('*.jpg'))
+    other = path.with_name('b' + path.name)
+    path.rename(other)
+    data.write_text(data.read_text().replace(path.name, other.name))
+
+
+@pytest.mark.parametrize('change', [change_question, change_picture_name])
+def test_answers_to_other_data_of_the_same_name_are_not_taken(
+    drivelm_folder, words, change, capsys
+):
+    run_json(capsys, words)
+    change(drivelm_folder)
+    assert main(words) == EXIT_BAD_INPUT
+    assert "answers.jsonl: it was made with data 'sha256" in capsys.readouterr().err
+
+
+def test_answers_of_other_weights_in_the_same_folder_are_not_taken(
+    drivelm_folder, words, tiny_checkpoint, capsys
+):
+    model = drivelm_folder / 'model'
+    shutil.copytree(tiny_checkpoint, model)
+    words = [*words, '--model', str(model)]
+    run_json(capsys, words)
+    weights = next(model.glob('*.safetensors'))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(words) == EXIT_BAD_INPUT
+    assert "answers.jsonl: it was made with model 'sha256" in capsys.readouterr().err
+
+
+def test_a_model_and_its_data_may_be_named_in_another_way(
+    drivelm_folder, words, tiny_checkpoint, capsys, monkeypatch
+):
+    run_json(capsys, [*words, '--limit', '1'])
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    (drivelm_folder / 'data.json').rename(drivelm_folder / 'other.json')
+    words = [*words, '--model', tiny_checkpoint.name, '--data', str(drivelm_folder / 'other.json')]
+    answers = drivelm_folder / 'out' / 'answers.jsonl'
+    before = answers.read_bytes()
+    assert run_json(capsys, words)['num_questions'] == 6
+    assert answers.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize('content', [None, '{}', 'no JSON'])
+def test_a_model_that_does_not_load_costs_the_folder_nothing(
+    drivelm_folder, words, content, capsys
+):
+    broken = drivelm_folder / 'broken'
+    if content is not None:
+        broken.mkdir()
+        (broken / 'config.json').write_text(content)
+    assert main([*words, '--model', str(broken)]) == EXIT_BAD_INPUT
+    assert 'p2d evaluate: model: ' in capsys.readouterr().err
+    assert run_json(capsys, words)['num_questions'] == 6
+
+
+def test_weights_that_do_not_load_cost_the_folder_nothing(
+    drivelm_folder, words, tiny_checkpoint, capsys
+):
+    broken = drivelm_folder / 'broken'
+    shutil.copytree(tiny_checkpoint, broken)
+    next(broken.glob('*.safetensors')).write_bytes(b'no weights')
+    assert main([*words, '--model', str(broken)]) == EXIT_BAD_INPUT
+    assert run_json(capsys, words)['num_questions'] == 6
+
+
+def test_a_submission_that_cannot_be_replaced_is_named(drivelm_folder, words, capsys):
+    submission = drivelm_folder / 'out' / 'submission.json'
+    submission.mkdir(parents=True)
+    assert main(words) == EXIT_BAD_INPUT
+    assert 'submission.json: cannot be written: Is a directory' in capsys.readouterr().err
+    submission.rmdir()
+    assert run_json(capsys, words)['num_questions'] == 6
 
 
 def test_a_finished_run_is_scored_again_without_a_model(words, capsys, monkeypatch):
@@ -97,17 +226,6 @@ def test_an_answers_file_that_cannot_be_written_is_named(drivelm_folder, words, 
     (drivelm_folder / 'out').write_text('a file, no folder')
     assert main(words) == EXIT_BAD_INPUT
     assert 'answers.jsonl: cannot be written' in capsys.readouterr().err
-
-
-@contextmanager
-def files_up_to(size_bytes):
-    """Let no file of this process grow beyond `size_bytes`, as a full disk would not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_is_full_is_named_and_costs_only_the_keyframe(tmp_path):
@@ -169,6 +287,40 @@ def test_a_missing_picture_is_named_before_the_first_answer(drivelm_folder, word
     assert not (drivelm_folder / 'out').exists()
 
 
+def test_questions_of_one_keyframe_have_one_set_of_pictures(drivelm_folder, words, capsys):
+    items = []
+    for number, camera in enumerate(('CAM_FRONT', 'CAM_BACK')):
+        names = json.loads((drivelm_folder / 'data.json').read_text())['s']['key_frames']
+        images = dict(names[f'f{0}']['image_paths'])
+        images['CAM_FRONT'] = names[f'f{number}']['image_paths']['CAM_FRONT']
+        turns = [{'from': 'human', 'value': camera}, {'from': 'gpt', 'value': 'A car.'}]
+        item = {'id': f's_f_{number}', 'image': list(images.values()), 'conversations': turns}
+        items.append(item)
+    (drivelm_folder / 'data.json').write_text(json.dumps(items))
+    assert main(words) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert 'question s_f_1: its images are not those of s_f_0; needed: the same' in error
+
+
+def test_a_broken_picture_is_named_with_its_file(drivelm_folder, words, capsys):
+    path = next((drivelm_folder / 'samples' / 'CAM_BACK').glob('*.jpg'))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert main(words) == EXIT_BAD_INPUT
+    assert f'samples/CAM_BACK/{path.name}: CAM_BACK: got a truncated' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('key', ['sk-SECRET\x00', 'sk\nSECRET', 'sk-SECRET\u00e4', 'SECRET\u200b'])
+def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
+    drivelm_folder, key, capsys, monkeypatch
+):
+    monkeypatch.setattr('os.environ', {'P2D_JUDGE_API_KEY': key})
+    words = ['evaluate', '--data', 'data.json', '--predictions', 'none.json']
+    assert main([*words, '--judge-url', 'http://127.0.0.1:9/v1']) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert 'P2D_JUDGE_API_KEY: got a character that no key has' in error
+    assert 'SECRET' not in error
+
+
 def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_command, capsys):
     run_json(capsys, words)
     data = drivelm_folder / 'data.json'
@@ -201,13 +353,31 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
             'other.json: not predictions: item 0 has no id or idx',
         ),
         (['--data', 'data.json', '--judge-url', 'x'], "--judge-url: got 'x', allowed: http"),
+        (['--data', 'data.json', '--judge-url', ''], "--judge-url: got '', allowed: http"),
         (['--data', 'data.json', '--judge-url', 'x', '--judge-command', 'y'], 'got both'),
+        (['--data', 'data.json', '--judge-command', ''], '--judge-command: got an empty text'),
+        (['--data', 'data.json', '--judge-command', "echo 'x"], 'No closing quotation'),
+        (['--data', 'data.json', '--judge-command', '/nope'], '/nope: there is no such command'),
+        (['--data', 'data.json', '--tokenizer', 'foo'], "--tokenizer: got 'foo', allowed: auto"),
+        (['--data', 'deep.json'], 'deep.json: not valid JSON: maximum recursion depth'),
+        (
+            ['--data', 'nameless.json', '--images', '.'],
+            'nameless.json: not DriveLM data: ValueError: the image name foo/bar.jpg holds no',
+        ),
+        (['--data', 'number.json', '--images', '.'], '5: not a nuScenes image name'),
     ],
 )
 def test_bad_input_is_one_clear_line(drivelm_folder, words, reason, capsys, monkeypatch):
     monkeypatch.chdir(drivelm_folder)
     (drivelm_folder / 'other.json').write_text('[{"q": "Stop?"}]')
     (drivelm_folder / 'empty.json').write_text('[]')
+    (drivelm_folder / 'deep.json').write_text('[' * 100_000)
+    turns = [{'from': 'human', 'value': 'What?'}]
+    nameless = [{'id': 'a_b_0', 'image': ['foo/bar.jpg'], 'conversations': turns}]
+    (drivelm_folder / 'nameless.json').write_text(json.dumps(nameless))
+    images = dict.fromkeys(NUSCENES_CAMERAS, 5)
+    frame = {'QA': {'planning': [{'Q': 'What?'}]}, 'image_paths': images}
+    (drivelm_folder / 'number.json').write_text(json.dumps({'s': {'key_frames': {'f': frame}}}))
     (drivelm_folder / 'open.json').write_text('[{"id": "s_f0_0", "answer": null}]')
     assert main(['evaluate', *words]) == EXIT_BAD_INPUT
     error = capsys.readouterr().err.strip().splitlines()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
+import re
+import shlex
+import sys
 import threading
 from typing import ClassVar
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.evaluation.chat_judge import ChatJudge
+from p2d_node.evaluation.command_judge import CommandJudge
 from p2d_node.evaluation.drivelmm_o1_scores import CRITERIA
-from p2d_node.evaluation.judge import rating_task, SCORE
+from p2d_node.evaluation.judge import rating_task, SCORE, UnreadableReplyError
 import pytest
 
 ANSWERS = [('What?', name, 'a bus') for name in ('bus', 'car', 'van', 'tram')]
@@ -71,6 +75,15 @@ def test_more_lines_than_answers_make_all_of_them_doubtful(judge_command, make_j
     assert mended.num_kept == 1
 
 
+def test_too_many_lines_at_the_first_run_leave_a_file_to_begin_anew(judge_command, make_jury):
+    with pytest.raises(BackendUnavailableError, match='more than 4 lines'):
+        make_jury(judge_command('    print(1)\n    print(2, flush=True)\n')).judge(SCORE, ANSWERS)
+    for num_kept in (0, 4):
+        mended = make_jury(judge_command('    print(1)\n'))
+        assert mended.judge(SCORE, ANSWERS) == [1.0] * 4
+        assert mended.num_kept == num_kept
+
+
 def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_jury):
     judge = judge_command("    print(9 if os.path.exists('/nowhere') else 'null')\n")
     for _ in range(2):
@@ -82,7 +95,7 @@ def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_ju
 @pytest.mark.parametrize(
     ('code', 'reason'),
     [
-        ('    print("very good")\n', "line 1: judge: got 'very good', allowed: a number from 0"),
+        ('    print("very good")\n', "line 1: judge: got 'very good', allowed: one number"),
         ('    print(101)\n', "line 1: judge: got '101'"),
         ('    print(1)\n    break\n', 'got 1 lines for 4 answers, needed: one number per line'),
         ('    raise SystemExit("no key")\n', 'exit status 1, it said: no key'),
@@ -107,11 +120,64 @@ def test_a_command_that_does_not_rate_is_named(judge_command, make_jury, reply, 
         make_jury(judge_command(f'    print({reply!r})\n')).judge(RATING, ANSWERS)
 
 
-def test_a_command_that_is_not_there_is_named(judge_command, make_jury):
-    judge = judge_command('')
-    judge._words = ['no-such-judge']
-    with pytest.raises(BackendUnavailableError, match='--judge-command: no-such-judge'):
-        make_jury(judge).judge(SCORE, ANSWERS)
+@pytest.mark.parametrize(
+    ('command', 'reason'),
+    [
+        ('no-such-judge --fast', 'no-such-judge: there is no such command'),
+        ("echo 'x", 'which no shell would understand: No closing quotation'),
+        ('  ', 'got an empty text, allowed: a command'),
+    ],
+)
+def test_a_command_that_cannot_run_is_refused_at_the_start(command, reason):
+    with pytest.raises(ConfigError, match=f'--judge-command: .*{reason}'):
+        CommandJudge(command)
+
+
+def test_a_long_script_on_the_command_line_is_no_file():
+    script = f'# {"long " * 1000}\nprint(1)'
+    command = shlex.join([sys.executable, '-c', script])
+    (judgement,) = CommandJudge(command).judge(SCORE, ANSWERS[:1])
+    assert judgement == (0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ('text', 'score'),
+    [
+        ('80', 80.0),
+        ('I say 80.', 80.0),
+        ('**Score:** 80!', 80.0),
+        ('{"score":90}', 90.0),
+        ('-0', 0.0),
+        ('1e2', 100.0),
+        ('.5', 0.5),
+        ('80.5%', 80.5),
+    ],
+)
+def test_the_one_number_of_a_text_is_its_score(text, score):
+    assert SCORE.read(text) == score
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '82,5',
+        'Both answers name 2 cars; I give 90.',
+        '[1] 95',
+        '{"answer 1": 90}',
+        '80/100',
+        '50-60',
+        '...80',
+        '1.2.3',
+        '-5',
+        '1e3',
+        '101',
+        '',
+        '-.,',
+    ],
+)
+def test_a_text_without_one_clear_number_is_no_score(text):
+    with pytest.raises(UnreadableReplyError, match='allowed: one number from 0 to 100'):
+        SCORE.read(text)
 
 
 class _Chat(BaseHTTPRequestHandler):
@@ -184,8 +250,23 @@ def test_a_service_that_refuses_ends_the_run_and_what_it_said_is_kept(chat_url, 
     assert [_Chat.asked.count(answer) for answer in ('bus', 'car', 'van')] == [1, 1, 2]
 
 
-def test_a_url_or_a_number_that_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="--judge-url: got 'x', allowed: http"):
-        ChatJudge('x', 'some-model')
+@pytest.mark.parametrize(
+    'url',
+    ['x', '', 'ftp://host/v1', 'http://[::1', 'http://bad host/v1', 'http:///v1', 'http://a:b/'],
+)
+def test_a_text_that_is_no_url_is_refused_at_the_start(url):
+    with pytest.raises(ConfigError, match=rf"--judge-url: got '{re.escape(url)}', allowed: http"):
+        ChatJudge(url, 'some-model')
+
+
+def test_a_password_in_the_url_is_not_shown(chat_url, make_jury):
+    _Chat.refuse['bus'] = [401]
+    judge = ChatJudge(chat_url.replace('//', '//me:SECRET@'), 'some-model')
+    with pytest.raises(BackendUnavailableError, match=r'--judge-url: http://127') as caught:
+        make_jury(judge).judge(SCORE, ANSWERS[:1])
+    assert 'SECRET' not in str(caught.value)
+
+
+def test_a_number_of_requests_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match='--judge-parallel: got 0, allowed: 1 or more'):
         ChatJudge('http://localhost/v1', 'some-model', num_parallel=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from disk_limits import files_up_to
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import group_keyframes, load_sweep
@@ -84,6 +85,26 @@ def test_what_is_seen_is_not_seen_again(pipeline, keyframes, searched_folder, tm
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
     see_all(pipeline, keyframes[:1], searched_folder, tmp_path, model_digest='another model')
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_disk_that_takes_no_more_is_named(pipeline, keyframes, searched_folder, tmp_path):
+    pipeline.reconfigure(DriveConfig())
+    with (
+        files_up_to(1000),
+        pytest.raises(ConfigError, match=r'--cache: .*safetensors cannot be written: File too'),
+    ):
+        see_all(pipeline, keyframes, searched_folder, tmp_path)
+    assert not list(tmp_path.glob('*.safetensors'))
+    see_all(pipeline, keyframes, searched_folder, tmp_path)
+
+
+def test_a_folder_that_takes_no_lock_is_named(pipeline, keyframes, searched_folder, tmp_path):
+    seen, digests = see_all(pipeline, keyframes, searched_folder, tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.unlink()
+        path.with_suffix('.lock').mkdir()
+    with pytest.raises(ConfigError, match=r'--cache: .* cannot be written: Is a directory'):
+        list(seen.prepare(keyframes, digests))
 
 
 def test_a_file_that_was_cut_is_refused_with_its_name(

@@ -35,13 +35,40 @@ def test_a_database_that_many_create_at_once_is_created(tmp_path):
         assert len(set(pool.map(join, range(8)))) == 1
 
 
-@pytest.mark.parametrize('content', [b'a note\n', b'two\nnotes\n', b'{"a": 1}\n'])
+@pytest.mark.parametrize('content', [b'', b'{"op_c', b'{"op_code":0,"worker_id":"x","stu'])
+def test_a_journal_that_was_cut_in_its_first_line_is_begun_anew(tmp_path, content):
+    path = tmp_path / 'study.journal'
+    path.write_bytes(content)
+    assert open_storage(str(path)).get_all_studies() == []
+    assert path.read_bytes() == b''
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'a note\n', b'two\nnotes\n', b'{"a": 1}\n', b'a note', b'{"a": 1}', b'{"op_code"=0', b'['],
+)
 def test_another_file_is_not_taken_for_a_journal(tmp_path, content):
     path = tmp_path / 'notes.txt'
     path.write_bytes(content)
     with pytest.raises(BackendUnavailableError, match=r'notes\.txt: .*: the file is not'):
         open_storage(str(path))
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    'line', ['{"op_code":99}', '{"op_code":0}', '{"op_code":99,"worker_id":"x"}', '5', 'no\nJSON']
+)
+def test_a_journal_with_a_line_that_means_nothing_is_one_line(tmp_path, line):
+    path = tmp_path / 'study.journal'
+    optuna.create_study(study_name='s', storage=open_storage(str(path)))
+    content = path.read_text() + f'{line}\n'
+    path.write_text(content)
+    with pytest.raises(
+        BackendUnavailableError, match=r'study\.journal: cannot be used: '
+    ) as caught:
+        open_storage(str(path))
+    assert '\n' not in str(caught.value)
+    assert path.read_text() == content
 
 
 def test_another_file_is_not_taken_for_a_database(tmp_path):
@@ -61,3 +88,31 @@ def test_a_storage_that_goes_away_is_one_line_without_its_password():
     assert 'secret' not in str(caught.value)
     assert '\n' not in str(caught.value)
     assert mask_password('sqlite:///a@b:c.db') == 'sqlite:///a@b:c.db'
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'postgresql://127.0.0.1:1/d?user=me&password=SECRET',
+        'postgresql://127.0.0.1:1/d?password=hid@SECRET&user=me',
+        'postgresql://me:hid@SECRET@127.0.0.1:1/d',
+        'postgresql://me:h@SECRET@SECRET2@127.0.0.1:1/d',
+        'postgresql://me:hid/SECRET@127.0.0.1:1/d',
+        'nonsense://me:SECRET@127.0.0.1:1/d',
+    ],
+)
+def test_no_part_of_a_password_is_shown(url):
+    with pytest.raises(BackendUnavailableError) as caught:
+        open_storage(url)
+    assert 'SECRET' not in str(caught.value)
+    assert '***' in str(caught.value)
+
+
+def test_what_a_database_took_for_its_host_is_not_shown():
+    url = 'postgresql://me:p@ss@127.0.0.1:1/d'
+    with pytest.raises(BackendUnavailableError) as caught, storage_errors(url):
+        raise OSError("failed to resolve host 'ss@127.0.0.1'")
+    assert str(caught.value).startswith(
+        '--storage postgresql://me:***@127.0.0.1:1/d: cannot be used: failed to resolve host '
+        "'***@127.0.0.1'"
+    )

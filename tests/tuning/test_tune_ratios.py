@@ -13,6 +13,7 @@ import time
 
 import optuna
 from optuna.trial import TrialState
+from p2d_node import retention_presets
 from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
 from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.records import NUSCENES_CAMERAS
@@ -181,6 +182,18 @@ def empty_data(folder):
     (folder / 'drivelm.json').write_text('')
 
 
+def name_no_camera(folder):
+    turns = [{'from': 'human', 'value': 'What?'}, {'from': 'gpt', 'value': 'A'}]
+    item = {'id': 'a_b_0', 'image': ['foo/bar.jpg'], 'conversations': turns}
+    (folder / 'drivelm.json').write_text(json.dumps([item]))
+
+
+def damage_journal(folder):
+    out = folder.parent / 'out'
+    out.mkdir()
+    (out / 'study.journal').write_text('{"op_code":99}\n')
+
+
 def remove_answer(folder):
     path = folder / 'drivelm.json'
     data = json.loads(path.read_text())
@@ -208,6 +221,13 @@ def remove_answer(folder):
         (break_nothing, ('--trials', '0'), '--trials: got 0, allowed: 1 or more'),
         (break_nothing, ('--min-retention', '0.5', '--max-retention', '0.2'), 'not above'),
         (break_nothing, ('--tokenizer', 'auto'), '--tokenizer: got auto'),
+        (break_nothing, ('--lease', 'nan'), '--lease: got nan, allowed: 1 to 1e'),
+        (break_nothing, ('--lease', 'inf'), '--lease: got inf, allowed: 1 to 1e'),
+        (break_nothing, ('--params-out', '/proc/x.yaml'), '--params-out: /proc/x.yaml cannot be'),
+        (break_nothing, ('--params-out', '/proc'), '/proc cannot be written: Is a directory'),
+        (break_nothing, ('--out', '/proc/version'), '--out: .*study.png cannot be written: Not a'),
+        (name_no_camera, (), 'drivelm.json: not DriveLM data: ValueError: the image name foo/bar'),
+        (damage_journal, (), 'study.journal: cannot be used: a line of it is no operation'),
     ],
 )
 def test_bad_input_is_one_clear_line(searched_folder, tmp_path, capsys, break_, more, reason):
@@ -223,6 +243,48 @@ def test_bad_input_is_one_clear_line(searched_folder, tmp_path, capsys, break_, 
     ]
     assert 'secret' not in line
     assert re.search(reason, line)
+
+
+def test_a_path_that_was_the_output_folder_costs_no_trial(searched_folder, tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.write_text('a file')
+    storage = f'sqlite:///{tmp_path}/study.db'
+    assert main(words(searched_folder, out, '--storage', storage)) == EXIT_BAD_INPUT
+    assert 'cannot be written: Not a directory' in capsys.readouterr().err
+    assert not (tmp_path / 'study.db').exists()
+    assert out.read_text() == 'a file'
+
+
+@pytest.mark.parametrize('installed', [True, False])
+def test_ratios_go_where_the_node_looks_for_them(
+    searched_folder, tmp_path, capsys, monkeypatch, installed
+):
+    package, elsewhere = tmp_path / 'package', tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    if installed:
+        (package / 'config' / 'retention').mkdir(parents=True)
+    monkeypatch.setattr(retention_presets, '__file__', str(package / 'src' / 'x.py'))
+    monkeypatch.chdir(elsewhere)
+    arguments = [
+        *('tune-ratios', '--data', str(searched_folder / 'drivelm.json'), '--limit', '1'),
+        *('--images', str(searched_folder), '--trials', '1', '--methods', 'random'),
+        *('--cache', str(searched_folder.parent / 'cache')),
+    ]
+    report = run_json(capsys, [*arguments, '--json'])
+    folder = (package if installed else elsewhere) / 'config' / 'retention'
+    assert report['files']['params'] == str(folder / 'p2d-mini.yaml')
+    assert report['is_default'] == installed
+    found = read_drive_config(None).retention_ratio
+    assert (found == read_drive_config(folder / 'p2d-mini.yaml').retention_ratio) == installed
+    assert main(arguments) == 0
+    assert (f'params_file:={folder}' in capsys.readouterr().out) == (not installed)
+
+
+def test_the_examples_in_the_help_can_be_copied(capsys):
+    with pytest.raises(SystemExit):
+        main(['tune-ratios', '--help'])
+    examples = capsys.readouterr().out.partition('examples:')[2]
+    assert '--images nuscenes \\\n      --storage' in examples
 
 
 def test_keyframes_that_the_search_has_seen_are_not_held_out(searched_folder, tmp_path, capsys):

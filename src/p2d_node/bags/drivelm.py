@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding='utf-8'))
     except OSError as err:
         raise ConfigError(f'{path}: cannot be read: {err.strerror}') from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ConfigError(f'{path}: not valid JSON: {err}') from err
 
 
@@ -74,12 +74,12 @@ def _image_names(json_path: Path) -> list[str]:
     try:
         if isinstance(data, dict):
             return [
-                name
+                str(name)
                 for scene in data.values()
                 for key_frame in scene['key_frames'].values()
                 for name in key_frame['image_paths'].values()
             ]
-        return [name for item in data for name in item['image']]
+        return [str(name) for item in data for name in item['image']]
     except (AttributeError, KeyError, TypeError) as err:
         raise ConfigError(
             f'{json_path}: not DriveLM data: {type(err).__name__}: {err}; needed: scenes with '

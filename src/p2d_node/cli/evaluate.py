@@ -69,7 +69,7 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--max-new-tokens',
         type=int,
-        help='longest answer; without it what --params-file says, and without both 64, or 2000 '
+        help='longest answer; without it what --params-file sets, and without both 64, or 2000 '
         'for DriveLMM-o1, whose answers reason first',
     )
     parser.add_argument(
@@ -114,17 +114,20 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer, score, print; returns the exit code."""
     from p2d_node.evaluation.data_formats import FORMATS, recognize_format
+    from p2d_node.evaluation.language_metrics import choose_tokenizer
     from p2d_node.evaluation.predictions import read_predictions
 
+    choose_tokenizer(args.tokenizer)
     judge = _make_judge(args)
     name = recognize_format(args.data) if args.format == AUTO_FORMAT else args.format
     data_format = FORMATS[name]
-    questions = _limited(data_format.read_questions(args.data), args.limit)
+    all_questions = data_format.read_questions(args.data)
+    questions = _limited(all_questions, args.limit)
     costs: dict[str, Any] = {}
     if args.predictions is not None:
         predictions = read_predictions(args.predictions)
     else:
-        predictions, costs = _answer(args, data_format, questions)
+        predictions, costs = _answer(args, data_format, questions, all_questions)
     if any(question.reference is None for question in questions) and args.predictions is None:
         _print(args, {'num_questions': len(questions), 'scores': None, **costs})
         return 0
@@ -139,7 +142,7 @@ def _score(
     predictions: Mapping[str, str],
     judge: Judge | None,
 ) -> dict[str, Any]:
-    from p2d_node.evaluation.judge import Jury
+    from p2d_node.evaluation.judge import Jury, KEPT_FIELDS
     from p2d_node.evaluation.record_file import RecordFile
     from rich.console import Console
     from rich.progress import Progress
@@ -148,7 +151,7 @@ def _score(
         scores = data_format.score(questions, predictions, None, args.tokenizer)
         return {**scores, 'judgements': None}
     with (
-        RecordFile(args.out / 'judgements.jsonl', {'holds': 'judgements'}) as kept,
+        RecordFile(args.out / 'judgements.jsonl', {'holds': 'judgements'}, KEPT_FIELDS) as kept,
         Progress(console=Console(stderr=True)) as bars,
     ):
         task = bars.add_task('judgements', total=None)
@@ -176,38 +179,69 @@ def _make_judge(args: argparse.Namespace) -> Judge | None:
     from p2d_node.evaluation.chat_judge import ChatJudge
     from p2d_node.evaluation.command_judge import CommandJudge
 
-    if args.judge_command and args.judge_url:
+    if args.judge_command is not None and args.judge_url is not None:
         raise ConfigError('--judge-command, --judge-url: got both, allowed: one')
-    if args.judge_command:
+    if args.judge_command is not None:
         return CommandJudge(args.judge_command)
-    if args.judge_url:
-        api_key = os.environ.get(API_KEY_VARIABLE, '')
-        return ChatJudge(args.judge_url, args.judge_model, api_key, args.judge_parallel)
+    if args.judge_url is not None:
+        return ChatJudge(args.judge_url, args.judge_model, _api_key(), args.judge_parallel)
     return None
 
 
+def _api_key() -> str:
+    """Return the key from the environment; one read from a file ends with its line."""
+    key = os.environ.get(API_KEY_VARIABLE, '').strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f'{API_KEY_VARIABLE}: got a character that no key has, allowed: printable ASCII; copy '
+            'the key again'
+        )
+    return key
+
+
 def _answer(
-    args: argparse.Namespace, data_format: DataFormat, questions: Sequence[Any]
+    args: argparse.Namespace,
+    data_format: DataFormat,
+    questions: Sequence[Any],
+    all_questions: Sequence[Any],
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Answer what is still open; returns the predictions, and what they cost."""
-    from p2d_node.durable_files import write_json
-    from p2d_node.evaluation.answering import check_images, group_keyframes, still_open
+    """Answer what is still open of `questions`; returns the predictions, and what they cost."""
+    from p2d_node.evaluation.answering import (
+        check_images,
+        group_keyframes,
+        RECORD_FIELDS,
+        still_open,
+    )
     from p2d_node.evaluation.record_file import RecordFile
 
     job = _make_job(args, data_format)
     keyframes = group_keyframes(questions)
     check_images(keyframes, job.image_root, job.cameras)
-    with RecordFile(args.out / 'answers.jsonl', _made_by(args, job)) as answers:
+    made_by = _made_by(job, all_questions)
+    with RecordFile(args.out / 'answers.jsonl', made_by, RECORD_FIELDS) as answers:
         left = still_open(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))
         done = answers.done
     records = [done[question.id] for question in questions]
-    fields = data_format.submission
-    submission = [{theirs: r[ours] for theirs, ours in fields.items()} for r in records]
-    write_json(args.out / 'submission.json', submission)
+    _write_submission(args.out / 'submission.json', data_format, records)
     costs = _costs(job, records, [done[keyframe.questions[0].id] for keyframe in keyframes])
     return {r['id']: r['answer'] for r in records}, costs
+
+
+def _write_submission(
+    path: Path, data_format: DataFormat, records: Sequence[Mapping[str, Any]]
+) -> None:
+    from p2d_node.durable_files import write_json
+
+    fields = data_format.submission
+    try:
+        write_json(path, [{theirs: r[ours] for theirs, ours in fields.items()} for r in records])
+    except OSError as err:
+        raise ConfigError(
+            f'{path}: cannot be written: {err.strerror}; remove it, or make room: the answers are '
+            'kept, and the same command goes on with them'
+        ) from err
 
 
 def _answer_the_rest(
@@ -247,25 +281,32 @@ def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
 def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
-    config = read_drive_config(args.params_file, model=args.model)
+    longest = data_format.max_new_tokens
+    defaults = {} if longest is None else {'max_new_tokens': longest}
+    config = read_drive_config(args.params_file, model=args.model, defaults=defaults)
     if args.retention_ratio is not None:
         ratios = dict.fromkeys(config.cameras, args.retention_ratio)
         config = replace(config, retention_ratio=ratios)
-    longest = args.max_new_tokens
-    if longest is None and args.params_file is None:
-        longest = data_format.max_new_tokens
-    return config if longest is None else replace(config, max_new_tokens=longest)
+    if args.max_new_tokens is not None:
+        config = replace(config, max_new_tokens=args.max_new_tokens)
+    return config
 
 
-def _made_by(args: argparse.Namespace, job: AnswerJob) -> dict[str, Any]:
+def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
     """Return what two runs must share for one to go on with the other's answers."""
     from p2d_node.evaluation.answer_settings import answer_settings
+    from p2d_node.evaluation.fingerprints import digest_model, digest_questions
+    from p2d_node.language_model.checkpoint import open_checkpoint
+    from p2d_node.language_model.model_folder import model_folder
 
+    with model_folder(job.config.model) as folder:
+        model = digest_model(open_checkpoint(folder).folder)
     return {
-        'data': args.data.name,
+        **answer_settings(job.config),
+        'data': f'sha256 {digest_questions(all_questions)[:16]}',
+        'model': f'sha256 {model[:16]}',
         'instruction': job.instruction,
         'retention_ratio': {name: job.config.retention_ratio_of(name) for name in job.cameras},
-        **answer_settings(job.config),
     }
 
 

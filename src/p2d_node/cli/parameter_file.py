@@ -8,21 +8,26 @@ from typing import Any
 
 from p2d_node.config import CAMERA_NAMES, config_from_parameters, DriveConfig, SHIPPED_MODEL
 from p2d_node.errors import ConfigError
-from p2d_node.retention_presets import tuned_ratios
-import yaml
+from p2d_node.retention_presets import read_yaml, tuned_ratios
 
 
-def read_drive_config(path: Path | None, *, model: str | None = None) -> DriveConfig:
+def read_drive_config(
+    path: Path | None,
+    *,
+    model: str | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> DriveConfig:
     """Return the configuration in a parameter file of the drive node.
 
     Args:
         path: The file; None: the defaults.
         model: Takes the place of the file's `model`.
+        defaults: Values of parameters that the file does not set.
 
     Raises:
         ConfigError: Not a parameter file, or a value that is not allowed.
     """
-    values = {} if path is None else _read_values(path)
+    values = {**(defaults or {}), **({} if path is None else _read_values(path))}
     if model is not None:
         values['model'] = model
     names = values.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
@@ -34,8 +39,8 @@ def read_drive_config(path: Path | None, *, model: str | None = None) -> DriveCo
 
 def _read_values(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, yaml.YAMLError) as err:
+        content = read_yaml(path)
+    except (OSError, ValueError) as err:
         raise ConfigError(f'{path}: not a readable parameter file: {err}') from err
     values: dict[str, Any] = {}
     for node in content.values() if isinstance(content, dict) else ():

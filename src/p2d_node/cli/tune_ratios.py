@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 import json
 from pathlib import Path
@@ -23,7 +24,7 @@ EXAMPLE = """examples:
   p2d tune-ratios --data train.json --images nuscenes --model models/drivemm
   p2d tune-ratios --data train.json --images nuscenes --mean-retention 0.1 --workers 4 \\
       --methods tpe,uniform,random --held-out val.json
-  p2d tune-ratios --data train.json --images nuscenes \
+  p2d tune-ratios --data train.json --images nuscenes \\
       --storage postgresql://user:password@host/optuna          # the same on each machine
 
 A study goes on where it was when the same command is started again, after whatever end.
@@ -31,7 +32,7 @@ A study goes on where it was when the same command is started again, after whate
 
 DEFAULT_TRIALS = 100
 DEFAULT_LEASE_S = 120.0
-LEAST_LEASE_S = 1.0
+LEAST_LEASE_S, MOST_LEASE_S = 1.0, 1e6
 SHOW_PERIOD_S = 2.0
 MEAN_TO_LEAST = 0.25
 """With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
@@ -55,7 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         '--params-out',
         type=Path,
-        help='parameter file to write; default: config/retention/<model>.yaml',
+        help='parameter file to write; default: config/retention/<model>.yaml of this package, '
+        'where the node looks for it, or of the current folder where the package may not be '
+        'written',
     )
     parser.add_argument('--json', action='store_true', help='print figures as JSON')
     parser.set_defaults(run=run)
@@ -137,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     question_set, held_out = read_tuning_set(options), _read_held_out(args, options)
     if held_out is not None:
         check_unseen(held_out, question_set)
+    files = _prepare_files(args, options.config.model)
     session = TuningSession(options, question_set)
     try:
         with _progress() as bars:
@@ -146,10 +150,26 @@ def run(args: argparse.Namespace) -> int:
             results = collect_results(session.ledgers)
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
-        _write(args, SearchOutcome(session, results, best, comparison))
+        _write(args, SearchOutcome(session, results, best, comparison), files)
     finally:
         session.close()
     return 0
+
+
+def _prepare_files(args: argparse.Namespace, model: str) -> dict[str, Path]:
+    """Return which files the search will leave; those that cannot be written cost no trial."""
+    from p2d_node.durable_files import require_writable
+    from p2d_node.retention_presets import preset_name, writable_preset
+    from p2d_node.tuning.retention_file import writing
+
+    params = args.params_out or writable_preset(model)
+    if params is None:
+        params = Path('config') / 'retention' / f'{preset_name(model)}.yaml'
+    files = {'params': params.absolute(), 'picture': args.out / 'study.png'}
+    for option, path in zip(('--params-out', '--out'), files.values(), strict=True):
+        with writing(option, path):
+            require_writable(path)
+    return files
 
 
 def _require_libraries() -> None:
@@ -163,6 +183,7 @@ def _require_libraries() -> None:
 def _options(args: argparse.Namespace) -> TuningOptions:
     _check_counts(args)
     _require_libraries()
+    from p2d_node.retention_presets import preset_name
     from p2d_node.tuning.methods import check_methods
     from p2d_node.tuning.objective import Objective, PUBLISHED_RATIO_PENALTY
     from p2d_node.tuning.search_space import PUBLISHED_BOUNDS
@@ -192,7 +213,7 @@ def _options(args: argparse.Namespace) -> TuningOptions:
         seed=args.seed,
         pruning=not args.no_pruning,
         storage=args.storage or str(args.out / 'study.journal'),
-        name=args.name or Path(config.model).name,
+        name=args.name or preset_name(config.model),
         cache=args.cache or args.out / 'cache',
         lease_s=args.lease,
         limit=args.limit,
@@ -204,8 +225,10 @@ def _check_counts(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f'--{name}: got {value}, allowed: 1 or more')
-    if args.lease < LEAST_LEASE_S:
-        raise ConfigError(f'--lease: got {args.lease:g}, allowed: {LEAST_LEASE_S:g} or more')
+    if not LEAST_LEASE_S <= args.lease <= MOST_LEASE_S:
+        raise ConfigError(
+            f'--lease: got {args.lease:g}, allowed: {LEAST_LEASE_S:g} to {MOST_LEASE_S:g}'
+        )
     if args.seed < 0:
         raise ConfigError(f'--seed: got {args.seed}, allowed: 0 or more')
 
@@ -298,26 +321,22 @@ def _compare(
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 
 
-def _write(args: argparse.Namespace, found: SearchOutcome) -> None:
+def _write(args: argparse.Namespace, found: SearchOutcome, files: Mapping[str, Path]) -> None:
     """Write parameter file and picture, print the report."""
     from p2d_node.cli.tuning_report import header_lines, print_report, report_json
     from p2d_node.tuning.picture import plot_study
-    from p2d_node.tuning.retention_file import write_retention_file
+    from p2d_node.tuning.retention_file import write_retention_file, writing
 
     options, session = found.session.options, found.session
-    model = Path(options.config.model).name
-    params_out = args.params_out or Path('config') / 'retention' / f'{model}.yaml'
-    picture = args.out / 'study.png'
-    args.out.mkdir(parents=True, exist_ok=True)
-    plot_study(picture, found.results, f'{options.name}: {args.data.name}')
     write_retention_file(
-        params_out,
+        files['params'],
         found.best.ratios,
         space=session.space,
         config=session.pipeline.config,
         header=header_lines(found, data=args.data, held_out=args.held_out),
     )
-    files = {'params': str(params_out), 'picture': str(picture)}
+    with writing('--out', files['picture']):
+        plot_study(files['picture'], found.results, f'{options.name}: {args.data.name}')
     if args.json:
         print(json.dumps(report_json(found, files), indent=2))
     else:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from p2d_node.retention_presets import find_preset
 from p2d_node.tuning.comparison import Comparison, UNDECIDED
 from p2d_node.tuning.results import MethodResult, TrialResult
 from p2d_node.tuning.retention_file import utc_now
@@ -77,7 +78,7 @@ def _verdict(comparison: Comparison) -> str:
     )
 
 
-def report_json(found: SearchOutcome, files: Mapping[str, str]) -> dict[str, Any]:
+def report_json(found: SearchOutcome, files: Mapping[str, Path]) -> dict[str, Any]:
     """Return the report, ready for JSON; `files` is what was written."""
     session, comparison = found.session, found.comparison
     report: dict[str, Any] = {
@@ -89,7 +90,8 @@ def report_json(found: SearchOutcome, files: Mapping[str, str]) -> dict[str, Any
         'methods': {r.method: _method_json(r) for r in found.results},
         'best': asdict(found.best),
         'held_out': None,
-        'files': dict(files),
+        'files': {name: str(path) for name, path in files.items()},
+        'is_default': _is_default(found, files),
     }
     if comparison is not None:
         report['held_out'] = {
@@ -114,7 +116,13 @@ def _method_json(result: MethodResult) -> dict[str, Any]:
     }
 
 
-def print_report(found: SearchOutcome, files: Mapping[str, str]) -> None:
+def _is_default(found: SearchOutcome, files: Mapping[str, Path]) -> bool:
+    """Tell whether the node takes the parameter file by itself."""
+    preset = find_preset(found.session.options.config.model)
+    return preset is not None and preset.samefile(files['params'])
+
+
+def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
     """Print tables of each method's best trial and of the comparison."""
     console = Console()
     console.print(*_method_tables(found))
@@ -122,7 +130,9 @@ def print_report(found: SearchOutcome, files: Mapping[str, str]) -> None:
         console.print(_comparison_table(found.comparison))
         console.print(f'Held-out questions, searched split: {_verdict(found.comparison)}.')
     for path in files.values():
-        console.print(path, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
+    if not _is_default(found, files):
+        console.print(f'The node needs params_file:={files["params"]}', soft_wrap=True)
 
 
 def _method_tables(found: SearchOutcome) -> tuple[Table, Table]:

@@ -13,10 +13,24 @@ from typing import Any, Protocol
 
 from p2d_node.bags.drivelm import resolve_image, stamp_ns_of
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
+from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, DrivingAnswer, FrameSet
+
+RECORD_FIELDS: Mapping[str, Any] = {
+    'question': str,
+    'answer': str,
+    'cut': str,
+    'tokens_kept': int,
+    'tokens_total': int,
+    'prefill_ms': int | float,
+    'generate_ms': int | float,
+    'encode_ms': int | float,
+    'select_ms': int | float,
+    'workers': int,
+}
+"""What the record of an answer has beside its `id`: name to type."""
 
 
 class SweepQuestion(Protocol):
@@ -85,20 +99,36 @@ def check_images(keyframes: Sequence[Keyframe], image_root: Path, cameras: Seque
     """Make sure before the first answer that every picture is there.
 
     Raises:
-        ConfigError: A camera without picture, or a picture that is not there.
+        ConfigError: A camera without picture, a picture that is not there, or questions of one
+            keyframe about different pictures.
     """
     for keyframe in keyframes:
-        for path in _image_paths(keyframe, image_root, cameras).values():
+        paths = _image_paths(keyframe.questions[0], image_root, cameras)
+        for path in paths.values():
             if not path.is_file():
                 raise ConfigError(f'{path}: there is no such image; check --images')
+        for question in keyframe.questions[1:]:
+            if _image_paths(question, image_root, cameras) != paths:
+                raise ConfigError(
+                    f'question {question.id}: its images are not those of '
+                    f'{keyframe.questions[0].id}; needed: the same for all questions of a keyframe'
+                )
 
 
-def _image_paths(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> dict[str, Path]:
-    images = keyframe.questions[0].images
-    missing = [camera for camera in cameras if camera not in images]
+def _image_paths(
+    question: SweepQuestion, image_root: Path, cameras: Sequence[str]
+) -> dict[str, Path]:
+    missing = [camera for camera in cameras if camera not in question.images]
     if missing:
-        raise ConfigError(f'keyframe {keyframe.name}: has no image of {missing[0]}')
-    return {camera: resolve_image(images[camera], image_root) for camera in cameras}
+        raise ConfigError(f'question {question.id}: has no image of {missing[0]}')
+    return {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
+
+
+def name_picture(keyframe: Keyframe, err: P2dError) -> str:
+    """Return what went wrong with a keyframe, with the file where it is about one camera."""
+    images = keyframe.questions[0].images
+    named = [f'{name}: ' for camera, name in images.items() if str(err).startswith(f'{camera}:')]
+    return f'keyframe {keyframe.name}: {"".join(named)}{err}'
 
 
 def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> FrameSet:
@@ -108,7 +138,7 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
         ConfigError: A picture that cannot be read.
     """
     frames = {}
-    for camera, path in _image_paths(keyframe, image_root, cameras).items():
+    for camera, path in _image_paths(keyframe.questions[0], image_root, cameras).items():
         try:
             image = CompressedImage(format='jpeg', data=path.read_bytes())
         except OSError as err:
@@ -132,7 +162,7 @@ def answer_keyframe(
     try:
         answers = pipeline.answer(sweep, questions)
     except (ImageDecodeError, InferenceError) as err:
-        raise InferenceError(f'keyframe {keyframe.name}: {err}') from err
+        raise InferenceError(name_picture(keyframe, err)) from err
     return [
         _to_record(question, answer, job)
         for question, answer in zip(keyframe.questions, answers, strict=True)

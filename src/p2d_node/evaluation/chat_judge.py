@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, ThreadPoolExecutor
 import json
+import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.evaluation.judge import (
@@ -23,6 +25,10 @@ MAX_RETRIES = 5
 NO_KEY = 'none'
 """The client insists on a key; services on one's own machine want none."""
 
+WHITESPACE = re.compile(r'\s')
+USER = re.compile(r'(//)[^/]*@')
+"""Name and password before a host: not for messages."""
+
 
 class ChatJudge:
     """Asks a chat model for each answer, a few at a time."""
@@ -34,8 +40,10 @@ class ChatJudge:
             ConfigError: No URL, or no number of requests.
             BackendUnavailableError: The client is not installed.
         """
-        if not url.startswith(('http://', 'https://')):
-            raise ConfigError(f'--judge-url: got {url!r}, allowed: http://... or https://...')
+        if not _is_web_address(url):
+            raise ConfigError(
+                f'--judge-url: got {url!r}, allowed: http://HOST/... or https://HOST/...'
+            )
         if num_parallel < 1:
             raise ConfigError(f'--judge-parallel: got {num_parallel}, allowed: 1 or more')
         try:
@@ -44,7 +52,8 @@ class ChatJudge:
             raise BackendUnavailableError(
                 f'--judge-url: {err}; pip install -r requirements/evaluation.txt'
             ) from err
-        self._url, self._model, self._num_parallel = url, model, num_parallel
+        self._shown_url = USER.sub(r'\1', url)
+        self._model, self._num_parallel = model, num_parallel
         self._error: type[Exception] = openai.OpenAIError
         self._client = openai.OpenAI(
             base_url=url, api_key=api_key or NO_KEY, timeout=TIMEOUT_S, max_retries=MAX_RETRIES
@@ -76,8 +85,18 @@ class ChatJudge:
                 ],
             )
         except self._error as err:
-            raise BackendUnavailableError(f'--judge-url: {self._url}: {err}') from err
+            raise BackendUnavailableError(f'--judge-url: {self._shown_url}: {err}') from err
         try:
             return task.read(reply.choices[0].message.content or '')
         except (UnreadableReplyError, LookupError, TypeError, AttributeError):
             return None
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname)
+        _ = parts.port  # raises where it is no port
+    except ValueError:
+        return False
+    return has_host and parts.scheme in ('http', 'https') and WHITESPACE.search(url) is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import json
+import os
 from pathlib import Path
 import shlex
+import shutil
 import subprocess
 import tempfile
 from typing import Any, IO
@@ -28,12 +30,19 @@ class CommandJudge:
     """Runs a command once per task, and reads its lines as they come."""
 
     def __init__(self, command: str) -> None:
-        """Take a command as typed into a shell; it gets question, answer and reference."""
-        self._words = shlex.split(command)
-        if not self._words:
-            raise ConfigError('--judge-command: got an empty text, allowed: a command')
+        """Take a command as typed into a shell; it gets question, answer and reference.
+
+        Raises:
+            ConfigError: Not a command, or one that is not there.
+        """
+        self._words = _split(command)
+        if shutil.which(self._words[0]) is None:
+            raise ConfigError(
+                f'--judge-command: {self._words[0]}: there is no such command; check its path '
+                'and its permissions'
+            )
         # A script that was changed is another judge.
-        files = {word: _digest(word) for word in self._words if Path(word).is_file()}
+        files = {word: _digest(word) for word in self._words if os.path.isfile(word)}
         self.identity: Mapping[str, Any] = {'command': self._words, 'files': files}
 
     def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
@@ -104,12 +113,27 @@ class CommandJudge:
             ) from err
 
 
+def _split(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as err:
+        raise ConfigError(
+            f'--judge-command: got {command!r}, which no shell would understand: {err}'
+        ) from err
+    if not words:
+        raise ConfigError('--judge-command: got an empty text, allowed: a command')
+    return words
+
+
 def _temporary_file() -> IO[str]:
     return tempfile.TemporaryFile('w+', encoding='utf-8', errors='replace')
 
 
 def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as err:
+        raise ConfigError(f'--judge-command: {path}: cannot be read: {err.strerror}') from err
 
 
 def _last(said: IO[str]) -> str:

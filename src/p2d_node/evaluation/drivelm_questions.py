@@ -88,7 +88,7 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
                     question=str(item['Q']),
                     reference=reference,
                     tags=_tags_of(item.get('tag'), reference),
-                    images=dict(key_frame.get('image_paths', {})),
+                    images={c: str(name) for c, name in key_frame.get('image_paths', {}).items()},
                 )
 
 
@@ -111,9 +111,12 @@ def camera_of(name: str) -> str:
     """Return the camera in the name of a nuScenes image.
 
     Raises:
-        StopIteration: There is none.
+        ValueError: There is none.
     """
-    return next(part for part in re.split(r'__|/', name) if part.startswith('CAM_'))
+    for part in re.split(r'__|/', name):
+        if part.startswith('CAM_'):
+            return part
+    raise ValueError(f'the image name {name} holds no camera (CAM_...)')
 
 
 def _tags_of(tags: Any, reference: str | None) -> tuple[Tag, ...]:

@@ -103,7 +103,7 @@ def _read_images(where: str, names: Any) -> dict[str, str]:
     try:
         if isinstance(names, list):
             return {camera_of(name): name for name in names}
-    except (StopIteration, TypeError):
+    except (ValueError, TypeError):
         pass
     raise ConfigError(
         f'{where}: image: got {str(names)[:80]!r}, needed: a list of names of nuScenes pictures, '

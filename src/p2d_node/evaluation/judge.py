@@ -19,6 +19,9 @@ from p2d_node.evaluation.record_file import RecordFile
 MAX_SCORE = 100.0
 MIN_RATING, MAX_RATING = 1.0, 10.0
 
+NUMBER = re.compile(r'[-+.,\d]+(?:[eE][-+]?\d+)?')
+"""Whatever may be meant as one number, also what is none, as 82,5 or 50-60."""
+
 STATED_MEAN = 'Overall Score'
 """Where a judge that rates criteria may state their mean, by its own arithmetic."""
 
@@ -27,6 +30,10 @@ Triple = tuple[str, str, str]
 
 Judgement = Any
 """What `JudgeTask.read` makes of a reply, JSON data; None where the judge has none."""
+
+
+KEPT_FIELDS: Mapping[str, Any] = {'judgement': object}
+"""What the record of a judgement has beside its `id`: name to type."""
 
 
 class UnreadableReplyError(BackendUnavailableError):
@@ -142,10 +149,15 @@ def as_item(triple: Triple) -> dict[str, str]:
 
 
 def _read_score(text: str) -> float:
-    number = re.search(r'-?\d+(\.\d+)?', text)
-    score = float(number.group()) if number else -1.0
+    """Read the one number of a text; words around it are allowed, a second number is not."""
+    numbers = [word for word in NUMBER.findall(text) if any(map(str.isdigit, word))]
+    try:
+        (number,) = numbers
+        score = float(number.rstrip('.,'))
+    except ValueError:
+        score = -1.0
     if not 0.0 <= score <= MAX_SCORE:
-        raise UnreadableReplyError(f'judge: got {text[:80]!r}, allowed: a number from 0 to 100')
+        raise UnreadableReplyError(f'judge: got {text[:80]!r}, allowed: one number from 0 to 100')
     return score
 
 
@@ -185,7 +197,7 @@ def _read_ratings(text: str, criteria: Mapping[str, str]) -> dict[str, float]:
     """Read a JSON object, also one with words around it, as chat models like to reply."""
     try:
         reply = json.loads(text[text.find('{') : text.rfind('}') + 1])
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise UnreadableReplyError(
             f'judge: got {text[:80]!r}, allowed: a JSON object with a number per criterion'
         ) from err

@@ -21,8 +21,15 @@ class RecordFile:
     it is open no other process can open it.
     """
 
-    def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, made_by: Mapping[str, Any], fields: Mapping[str, Any] | None = None
+    ) -> None:
         """Open the file, or begin it; a last line that was cut short is dropped.
+
+        Args:
+            path: The file; its folder is made.
+            made_by: What made the records, JSON data; it is written with the first of them.
+            fields: What a record has beside its `id`: name to type.
 
         Raises:
             ConfigError: Not such a file, one of another model, data or settings, one that cannot
@@ -30,6 +37,8 @@ class RecordFile:
         """
         self.done: dict[str, dict[str, Any]] = {}
         self._path = path
+        self._head = json.dumps(made_by)
+        self._fields = {'id': str, **(fields or {})}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what the disk refused must not be tried again on close.
@@ -38,7 +47,7 @@ class RecordFile:
             raise self._cannot_be_written(err) from err
         try:
             self._lock()
-            self._read(made_by)
+            self._read()
         except BaseException:
             self._file.close()
             raise
@@ -62,7 +71,9 @@ class RecordFile:
         Raises:
             ConfigError: The disk does not take them.
         """
-        self._write(records)
+        lines = [json.dumps(record) for record in records]
+        is_new = self._file.seek(0, os.SEEK_END) == 0
+        self._write([self._head, *lines] if is_new else lines)
         self.done |= {record['id']: record for record in records}
 
     def mark(self) -> tuple[int, int]:
@@ -84,35 +95,49 @@ class RecordFile:
                 'another folder with --out'
             ) from err
 
-    def _read(self, made_by: Mapping[str, Any]) -> None:
+    def _read(self) -> None:
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b'\n') + 1]
+        # Without a whole line it is new, or its run was ended while it wrote the first.
+        if whole or not self._head.encode().startswith(content):
+            self._take(whole.splitlines())
         if len(whole) < len(content):
             self._file.truncate(len(whole))
-        if not whole:
-            # New, or its run was ended before the first line was whole.
-            self._write([made_by])
-            return
+
+    def _take(self, lines: Sequence[bytes]) -> None:
+        """Check what an earlier run has written, and keep its records."""
         try:
-            head, *records = [json.loads(line) for line in whole.splitlines()]
-            made_before = dict(head)
-            self.done = {record['id']: record for record in records}
-        except (ValueError, KeyError, TypeError) as err:
+            made_before, *records = [json.loads(line) for line in lines] or [None]
+            if not isinstance(made_before, dict):
+                raise TypeError('its first line does not say what made it')
+            for record in records:
+                self._check(record)
+        except (ValueError, TypeError, RecursionError) as err:
             raise ConfigError(
-                f'{self._path}: not a file of p2d evaluate: {err}; name another with --out'
+                f'{self._path}: not a file of p2d evaluate: {err}; name another folder with --out'
             ) from err
-        made_now = json.loads(json.dumps(made_by))  # as the file has it: tuples are lists
+        made_now = json.loads(self._head)  # as the file has it: tuples are lists
         for name in sorted(made_now.keys() | made_before.keys()):
             before, now = made_before.get(name), made_now.get(name)
             if before != now:
                 raise ConfigError(
                     f'{self._path}: it was made with {name} {before!r}, now it is '
-                    f'{now!r}; name another file with --out'
+                    f'{now!r}; name another folder with --out'
+                )
+        self.done = {record['id']: record for record in records}
+
+    def _check(self, record: Any) -> None:
+        fields = record if isinstance(record, dict) else {}
+        for name, kind in self._fields.items():
+            if name not in fields or not isinstance(fields[name], kind):
+                needed = getattr(kind, '__name__', kind)
+                raise TypeError(
+                    f'the record {str(fields.get("id"))[:80]} has no {name} of type {needed}'
                 )
 
-    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        content = ''.join(f'{json.dumps(record)}\n' for record in records).encode()
+    def _write(self, lines: Sequence[str]) -> None:
+        content = ''.join(f'{line}\n' for line in lines).encode()
         try:
             while content:
                 content = content[self._file.write(content) :]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,23 @@ def write_retention_file(
     }
     body = yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False)
     comments = ''.join(f'# {line}\n' for line in header)
-    try:
+    with writing('--params-out', path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, f'{comments}{body}'.encode())
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Translate what goes wrong while a result is written.
+
+    Raises:
+        ConfigError: Names the option that says where.
+    """
+    try:
+        yield
     except OSError as err:
         raise ConfigError(
-            f'--params-out: {path} cannot be written: {err.strerror}; name another, the study is '
-            'kept'
+            f'{option}: {path} cannot be written: {err.strerror}; name another, the study is kept'
         ) from err
 
 

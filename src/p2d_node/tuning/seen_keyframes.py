@@ -19,7 +19,7 @@ import time
 
 from p2d_node.durable_files import write_bytes
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep
+from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep, name_picture
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, FrameSet
 from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
@@ -31,7 +31,6 @@ LAYOUT = 1
 """Raised where what the files hold changes."""
 
 POLL_S = 0.2
-CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,25 +97,6 @@ def digest_pictures(
     return digests
 
 
-def digest_model(folder: Path) -> str:
-    """Return a fingerprint of a checkpoint: its weights, its settings and its tokenizer.
-
-    Raises:
-        ConfigError: A file that cannot be read.
-    """
-    digest = hashlib.sha256()
-    names = ('*.safetensors', '*.json', '*.jinja')
-    for path in sorted(path for name in names for path in folder.glob(name)):
-        digest.update(f'{path.name} {path.stat().st_size} '.encode())
-        try:
-            with path.open('rb') as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
-        except OSError as err:
-            raise ConfigError(f'model: {path}: cannot be read: {err.strerror}') from err
-    return digest.hexdigest()
-
-
 class SeenKeyframes:
     """A folder of seen keyframes. Use it from one thread; several processes may share a folder."""
 
@@ -169,8 +149,15 @@ class SeenKeyframes:
     def _ensure(self, keyframe: Keyframe, digests: dict[str, str]) -> bool:
         """Make the file of a keyframe unless it is there; False where another worker does."""
         path = self._path(digests[keyframe.name])
-        if path.is_file():
-            return True
+        try:
+            return path.is_file() or self._make(path, keyframe)
+        except OSError as err:
+            raise ConfigError(
+                f'--cache: {path} cannot be written: {err.strerror}; make room, or name another '
+                'folder'
+            ) from err
+
+    def _make(self, path: Path, keyframe: Keyframe) -> bool:
         with _try_lock(path.with_suffix('.lock')) as locked:
             if not locked:
                 return False
@@ -188,9 +175,7 @@ class SeenKeyframes:
         try:
             visual_tokens = self._pipeline.see(sweep)
         except P2dError as err:
-            images = keyframe.questions[0].images
-            named = next((images[c] for c in images if str(err).startswith(f'{c}:')), '')
-            raise ConfigError(f'keyframe {keyframe.name}: {named}: {err}') from err
+            raise ConfigError(name_picture(keyframe, err)) from err
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
             states = self._pipeline.states_of(visual_tokens)

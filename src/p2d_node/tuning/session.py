@@ -19,13 +19,14 @@ from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answer_settings import answer_settings
 from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
+from p2d_node.evaluation.fingerprints import digest_model
 from p2d_node.language_model.model_folder import model_folder
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.ledger import ClaimedTrial, Ledger, TrialTakenError
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
 from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.search_space import SearchSpace
-from p2d_node.tuning.seen_keyframes import digest_model, digest_pictures, SeenKeyframes
+from p2d_node.tuning.seen_keyframes import digest_pictures, SeenKeyframes
 from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
 from p2d_node.tuning.trial_evaluation import TrialEvaluator
 from p2d_node.tuning.worker_identity import WorkerIdentity

@@ -32,12 +32,21 @@ NUM_ATTEMPTS = 10
 RACED = ('already exists', 'locked', 'duplicate', 'unique constraint')
 """What databases say to the one who comes second."""
 
-PASSWORD = re.compile(r'(://[^:/@]*:)[^@]*(@)')
+PASSWORDS = (
+    re.compile(r'(?P<before>(?:password|passwd|pwd)=)(?P<password>[^&\s]+)', re.IGNORECASE),
+    re.compile(r'(?P<before>://[^:/@]*:)(?P<password>.+)(?=@)'),
+)
+"""One among the options of a URL, and one before its host; that may hold an @ itself."""
+
+JOURNAL_START = b'{"op_code":'
+"""What every line of Optuna's journals begins with."""
 
 
-def mask_password(storage: str) -> str:
-    """Return the name of a storage as it may be shown."""
-    return PASSWORD.sub(r'\1***\2', storage)
+def mask_password(text: str) -> str:
+    """Return the name of a storage, or a text with such names, as it may be shown."""
+    for pattern in PASSWORDS:
+        text = pattern.sub(r'\g<before>***', text)
+    return text
 
 
 def open_storage(storage: str) -> BaseStorage:
@@ -101,15 +110,20 @@ def _open_journal(path: Path) -> JournalStorage:
     if path.exists():
         _check_journal(path)
         _drop_cut_line(path)
-    return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (AssertionError, LookupError, TypeError) as err:
+        raise ValueError(
+            f'a line of it is no operation on trials ({type(err).__name__}); name another'
+        ) from err
 
 
 def _check_journal(path: Path) -> None:
     """Raise `ValueError` where the file is something else: it would be written to."""
     with path.open('rb') as file:
-        first = file.readline()
-    is_operation = first.startswith(b'{') and b'"op_code"' in first
-    if first.endswith(b'\n') and not is_operation:
+        start = file.read(len(JOURNAL_START))
+    # An empty file, or one whose first line a power cut left unfinished, may become a journal.
+    if not JOURNAL_START.startswith(start):
         raise ValueError('the file is not a journal of trials; name another')
 
 
@@ -146,10 +160,20 @@ def storage_errors(storage: str) -> Iterator[None]:
         ) from err
     except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as err:
         reason = _first_line(getattr(err.__cause__ or err, 'orig', None) or err)
+        reason = _without_secrets(reason, storage)
         raise BackendUnavailableError(
-            f'--storage {mask_password(storage)}: cannot be used: {mask_password(reason)}; what '
-            'it holds is kept, and the same command goes on with it'
+            f'--storage {mask_password(storage)}: cannot be used: {reason}; what it holds is '
+            'kept, and the same command goes on with it'
         ) from err
+
+
+def _without_secrets(reason: str, storage: str) -> str:
+    """Return what a database says, without passwords and parts that it took for a host."""
+    for match in (match for pattern in PASSWORDS for match in pattern.finditer(storage)):
+        parts = match['password'].split('@')
+        for secret in filter(None, ('@'.join(parts[n:]) for n in range(len(parts)))):
+            reason = re.sub(rf'(?<!\w){re.escape(secret)}(?!\w)', '***', reason)
+    return mask_password(reason)
 
 
 def _first_line(err: BaseException) -> str:
