@@ -28,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     width, _, height = args.size.partition('x')
     if not (width.isdigit() and height.isdigit()):
-        print(f'world: --size: got {args.size!r}, allowed: WIDTHxHEIGHT, e.g. 800x450')
+        print(
+            f'world: --size: got {args.size!r}, allowed: WIDTHxHEIGHT, e.g. 800x450',
+            file=sys.stderr,
+        )
         return 2
     count = 0
     try:
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for count in write_nuscenes_folder(args.out, options):
                 bar.update(task, completed=count)
     except P2dError as err:
-        print(f'world: {err}')
+        print(f'world: {err}', file=sys.stderr)
         return 2
     result = {'folder': str(args.out), 'version': VERSION, 'images': count}
     print(json.dumps(result) if args.json else f'{args.out}: {count} images ({VERSION})')

@@ -88,7 +88,9 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not self.scenarios and self.random_scenes < 1:
+        if self.random_scenes < 0:
+            raise ConfigError(f'--random-scenes: got {self.random_scenes}, allowed: 0 or more')
+        if not self.scenarios and not self.random_scenes:
             raise ConfigError('--scenario: got none, allowed: one or more, or --random-scenes')
         if not KEYFRAME_PERIOD_S <= self.duration_s <= DURATION_S:
             raise ConfigError(

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+import sys
 
 from p2d_node.errors import P2dError
 import torch
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code."""
     args = _parser().parse_args(argv)
     if read_progress(args.run) is not None and not args.resume:
-        print(f'--run: {args.run} holds a run already; add --resume, or choose another folder')
+        print(
+            f'--run: {args.run} holds a run already; add --resume, or choose another folder',
+            file=sys.stderr,
+        )
         return 2
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -37,10 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Run(_plan(args))
         run.train()
     except P2dError as err:
-        print(f'train: {err}')
+        print(f'train: {err}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f'{args.run}: interrupted; --resume goes on from the last checkpoint')
+        print(
+            f'{args.run}: interrupted; --resume goes on from the last checkpoint', file=sys.stderr
+        )
         return 130
     if args.out is not None:
         export(run.parts.model.cpu(), make_tokenizer(), args.out, dtype=torch.bfloat16)

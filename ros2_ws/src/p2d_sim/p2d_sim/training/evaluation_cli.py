@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
+import sys
 import time
 from typing import Any
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         results = _measure(args)
     except P2dError as err:
-        print(f'evaluate: {err}')
+        print(f'evaluate: {err}', file=sys.stderr)
         return 2
     text = json.dumps(results, indent=1)
     if args.out is not None:
