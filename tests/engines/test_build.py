@@ -103,14 +103,16 @@ def test_without_a_gpu_the_target_must_be_named(tiny_checkpoint, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_gpu_generation_that_cannot_be_built_for_is_named(
-    built_engines, tiny_checkpoint, tmp_path
+@pytest.mark.parametrize('capability', ['8.7', '86', '8..6'])
+def test_a_gpu_generation_that_cannot_be_built_for_is_refused_before_the_export(
+    tiny_checkpoint, tmp_path, capability
 ):
     plan = plan_of(tiny_checkpoint, 'tensorrt_rtx')
-    plan = replace(plan, options=replace(plan.options, compute_capabilities=('8.7',)))
-    with pytest.raises(ConfigError, match=r"got '8.7', allowed with tensorrt_rtx .*: 7\.5, 8\.0"):
-        build_engine(plan, tmp_path, CPU, ignore_progress)
-    assert [f.name.split('-')[0] for f in list_all_engines(tmp_path)] == ['onnx']
+    options = replace(plan.options, compute_capabilities=('8.6', capability))
+    reason = rf"got '{capability}', allowed with tensorrt_rtx .*: 7\.5, 8\.0"
+    with pytest.raises(ConfigError, match=reason):
+        build_engine(replace(plan, options=options), tmp_path, CPU, ignore_progress)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_runtime_that_is_not_installed_is_named(tiny_checkpoint, tmp_path):
