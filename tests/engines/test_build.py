@@ -13,7 +13,7 @@ from p2d_node.language_model.checkpoint import open_checkpoint
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 from p2d_node.vision_encoder.engine_store import list_all_engines
-from p2d_node.vision_encoder.manifest import read_manifest
+from p2d_node.vision_encoder.manifest import MANIFEST_FILE, read_manifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 import pytest
 from safetensors.torch import load_file, save_file
@@ -173,6 +173,31 @@ def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
     assert newer.is_dir()
     with pytest.raises(ConfigError, match='--keep: got 0'):
         clean_engines(engine_dir, 0)
+
+
+def test_cleaning_keeps_the_newest_for_every_number_of_cameras(tiny_checkpoint, tmp_path):
+    six, two = (
+        export_model(
+            plan_of(tiny_checkpoint, 'onnxruntime', num_views=num_views).export,
+            tmp_path,
+            ignore_progress,
+        ).folder
+        for num_views in (6, 2)
+    )
+    assert clean_engines(tmp_path, 1) == []
+    # Without its manifest nothing loads it, and there is a newer one in its place.
+    (six / MANIFEST_FILE).unlink()
+    assert clean_engines(tmp_path, 1) == [six]
+    assert list_all_engines(tmp_path) == [two]
+
+
+def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint, tmp_path):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    sound = export_model(plan, tmp_path, ignore_progress).folder
+    newer = sound.with_name(sound.name.replace('-20', '-30'))
+    shutil.copytree(sound, newer)
+    (newer / MANIFEST_FILE).write_text('{')
+    assert clean_engines(tmp_path, 1) == []
 
 
 @pytest.mark.parametrize('input_kind', ['frames', 'pixel_values'])

@@ -156,7 +156,8 @@ def _add_clean(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = _add_verb(
         subparsers,
         'clean-engines',
-        text='remove old engines, the newest of each model, backend, precision and input kept',
+        text='remove old engines, the newest of each model, backend, precision, input and number '
+        'of cameras kept',
         example=CLEAN_EXAMPLE,
         run=run_clean,
     )
