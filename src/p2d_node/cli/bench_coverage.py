@@ -112,17 +112,22 @@ def _load_tokens(path: Path) -> Tensor:
 
 
 def _print_coverage(figures: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from p2d_node.cli.bench_table import print_figures
 
-    table = Table(title='Distance of dropped tokens to the nearest kept one (1 - cosine)')
-    for heading in ('method', 'mean', 'worst', 'kept per view'):
-        table.add_column(heading, justify='right')
-    for method, row in figures.items():
-        kept = ' '.join(str(count) for count in row['num_kept'])
-        mean, worst = f'{row["mean_distance"]:.4f}', f'{row["worst_distance"]:.4f}'
-        table.add_row(method, mean, worst, kept)
-    Console().print(table)
+    rows = [
+        (
+            method,
+            f'{row["mean_distance"]:.4f}',
+            f'{row["worst_distance"]:.4f}',
+            ' '.join(str(count) for count in row['num_kept']),
+        )
+        for method, row in figures.items()
+    ]
+    print_figures(
+        ('method', 'mean', 'worst', 'kept per view'),
+        rows,
+        title='Distance of dropped tokens to the nearest kept one (1 - cosine)',
+    )
 
 
 def _plot(
