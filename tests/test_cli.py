@@ -2,12 +2,22 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import cv2
+from p2d_node.cli import bench_node
 from p2d_node.cli.main import EXIT_BAD_INPUT, main, make_parser, VERBS
+from p2d_node.evaluation.selection_benchmark import processor_name
+from p2d_node.records import StageTimes
 import pytest
 from sweeps import picture
 from test_bags import drivelm  # noqa: F401 - a fixture
+import torch
+
+NEEDS_GPU = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='needs an NVIDIA GPU'),
+)
 
 
 def test_every_verb_has_help_with_an_example(capsys):
@@ -51,6 +61,21 @@ def test_make_bag_says_what_it_made(drivelm, tmp_path, capsys):  # noqa: F811
         (['bench', 'coverage'], 'needed: either a file of visual tokens, or --model'),
         (['bench', 'coverage', '--model', 'untrained'], '--images is missing'),
         (['bench', 'node', '--sweeps', '2'], '--sweeps: got 2 with --warm-up 3'),
+        (['bench', 'node', '--retention-ratio', '2'], 'retention_ratio.CAM_FRONT: got 2.0'),
+        (['bench', 'node', '--max-new-tokens', '0'], 'max_new_tokens: got 0, allowed: 1 to'),
+        (['bench', 'node', '--encoder-backend', 'x'], "encoder.backend: got 'x', allowed: auto"),
+        (['bench', 'node', '--device', 'bogus'], "device: got 'bogus', allowed: auto"),
+        (['bench', 'node', '--threads', '0'], '--threads: got 0, allowed: 1 or more'),
+        (
+            ['bench', 'coverage', 't.npy', '--plot', 'nodir/x.png'],
+            "plot: got 'nodir/x.png', but nodir is not a folder",
+        ),
+        (
+            ['bench', 'coverage', 't.npy', '--plot', 'x.xyz'],
+            "plot: got 'x.xyz', allowed: a name that ends in one of eps",
+        ),
+        (['demo', '--out', '/dev/null'], '--out: /dev/null cannot be written: File exists'),
+        (['demo', '--out', '/dev/null/x'], '--out: /dev/null/x cannot be written: Not a dir'),
         (['demo', '--model', 'nowhere'], "model: got 'nowhere', which is not a folder"),
         (['demo', '--sample', 'nowhere'], '--sample: nowhere has no drivelm_sample.json'),
     ],
@@ -87,3 +112,17 @@ def test_coverage_is_measured_on_the_tokens_of_a_model(tiny_checkpoint, tmp_path
     assert worst['tfps'] < min(worst['random'], worst['grid'])
     assert figures['tfps']['num_kept'] == [8] * 6
     assert cv2.imread(str(plot)).shape[0] > 100
+
+
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=NEEDS_GPU)])
+def test_the_figures_of_the_node_carry_the_device_and_the_threads_that_it_was_given(device):
+    args = make_parser().parse_args(['bench', 'node', '--device', device])
+    config = bench_node._config(args)
+    given = bench_node._parameters(config)
+    assert given['device'] == device
+    assert given['num_threads'] == max(1, torch.get_num_threads() - 1)
+    answer = SimpleNamespace(model='m', encoder='torch', tokens_kept=[1], tokens_total=[9])
+    report = bench_node._to_report(args, config, [StageTimes()], [answer])
+    name = processor_name() if device == 'cpu' else torch.cuda.get_device_name(device)
+    assert report['device'] == name
+    assert report['torch_threads'] == given['num_threads']

@@ -3,6 +3,7 @@ from pathlib import Path
 import subprocess
 import sys
 
+from p2d_node.cli.bench_table import print_figures
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.model_shape import DRIVEMM, FlopCount, ModelShape, SHAPES
@@ -113,11 +114,48 @@ def test_the_verbs_print_figures(verb, capsys):
 
 
 @pytest.mark.usefixtures('_tiny_shape')
+def test_the_tables_are_whole_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    arguments = ['bench', 'prefill', '--shape', 'tiny', '--repeats', '1', '--warm-up', '0']
+    assert main([*arguments, '--answer-tokens', '2', '--device', 'cpu']) == 0
+    printed = capsys.readouterr().out
+    assert '…' not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert printed.count('100.0 %') == 2
+    assert '81 (100%)' in printed
+    assert 'baseline: unpruned, in the same run' in ' '.join(printed.split())
+
+
+@pytest.mark.usefixtures('_tiny_shape')
+def test_without_the_unpruned_case_there_is_no_baseline(capsys):
+    arguments = ['bench', 'prefill', '--shape', 'tiny', '--layers', '1', '--repeats', '1']
+    arguments += ['--warm-up', '0', '--answer-tokens', '2', '--device', 'cpu']
+    arguments += ['--retention-ratio', '0.1']
+    assert main([*arguments, '--json']) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['baseline'] is None
+    # Nobody named a layer to prune before, and of the default ones this model has but one.
+    assert [row['prune_layer'] for row in report['rows']] == [0]
+    assert main(arguments) == 0
+    assert 'baseline: none, as the retention ratio 1 was' in ' '.join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_table_is_never_cut_to_the_width_of_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '20')
+    print_figures(('of a case', 'ms'), [('something long', '123456.78')], title='figures')
+    printed = capsys.readouterr().out
+    assert '│ something long │ 123456.78 │' in printed
+
+
+@pytest.mark.usefixtures('_tiny_shape')
 @pytest.mark.parametrize(
     ('arguments', 'reason'),
     [
         (['prefill', '--shape', 'huge'], "--shape: got 'huge', allowed: drivemm, scaled, tiny"),
-        (['prefill', '--shape', 'tiny', '--layers', '0'], 'layers: got 0, allowed: 1 or more'),
+        (['prefill', '--shape', 'tiny', '--layers', '0'], 'layers: got 0, allowed: 1 to 4'),
+        (['prefill', '--shape', 'tiny', '--layers', '99'], 'layers: got 99, allowed: 1 to 4'),
         (['prefill', '--shape', 'tiny', '--prune-layer', '4'], 'got [4], allowed: 0 to 3'),
         (['prefill', '--shape', 'tiny', '--retention-ratio', '2'], 'allowed: in (0, 1]'),
         (['prefill', '--shape', 'tiny', '--text-tokens', '3'], 'text tokens: got 3, allowed: '),
@@ -129,6 +167,13 @@ def test_bad_input_ends_in_one_line(arguments, reason, capsys):
     assert main(['bench', *arguments, '--device', 'cpu']) == EXIT_BAD_INPUT
     captured = capsys.readouterr()
     assert reason in captured.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize('verb', ['select', 'prefill', 'questions'])
+def test_a_device_that_is_none_is_refused_in_one_line(verb, capsys):
+    assert main(['bench', verb, '--device', 'bogus']) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "device: got 'bogus', allowed: auto, cpu, cuda" in line
 
 
 def test_a_layer_that_is_not_there_is_refused():

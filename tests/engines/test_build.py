@@ -13,7 +13,7 @@ from p2d_node.language_model.checkpoint import open_checkpoint
 from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 from p2d_node.vision_encoder.engine_store import list_all_engines
-from p2d_node.vision_encoder.manifest import read_manifest
+from p2d_node.vision_encoder.manifest import MANIFEST_FILE, read_manifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 import pytest
 from safetensors.torch import load_file, save_file
@@ -103,14 +103,16 @@ def test_without_a_gpu_the_target_must_be_named(tiny_checkpoint, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_gpu_generation_that_cannot_be_built_for_is_named(
-    built_engines, tiny_checkpoint, tmp_path
+@pytest.mark.parametrize('capability', ['8.7', '86', '8..6'])
+def test_a_gpu_generation_that_cannot_be_built_for_is_refused_before_the_export(
+    tiny_checkpoint, tmp_path, capability
 ):
     plan = plan_of(tiny_checkpoint, 'tensorrt_rtx')
-    plan = replace(plan, options=replace(plan.options, compute_capabilities=('8.7',)))
-    with pytest.raises(ConfigError, match=r"got '8.7', allowed with tensorrt_rtx .*: 7\.5, 8\.0"):
-        build_engine(plan, tmp_path, CPU, ignore_progress)
-    assert [f.name.split('-')[0] for f in list_all_engines(tmp_path)] == ['onnx']
+    options = replace(plan.options, compute_capabilities=('8.6', capability))
+    reason = rf"got '{capability}', allowed with tensorrt_rtx .*: 7\.5, 8\.0"
+    with pytest.raises(ConfigError, match=reason):
+        build_engine(replace(plan, options=options), tmp_path, CPU, ignore_progress)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_runtime_that_is_not_installed_is_named(tiny_checkpoint, tmp_path):
@@ -171,6 +173,31 @@ def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
     assert newer.is_dir()
     with pytest.raises(ConfigError, match='--keep: got 0'):
         clean_engines(engine_dir, 0)
+
+
+def test_cleaning_keeps_the_newest_for_every_number_of_cameras(tiny_checkpoint, tmp_path):
+    six, two = (
+        export_model(
+            plan_of(tiny_checkpoint, 'onnxruntime', num_views=num_views).export,
+            tmp_path,
+            ignore_progress,
+        ).folder
+        for num_views in (6, 2)
+    )
+    assert clean_engines(tmp_path, 1) == []
+    # Without its manifest nothing loads it, and there is a newer one in its place.
+    (six / MANIFEST_FILE).unlink()
+    assert clean_engines(tmp_path, 1) == [six]
+    assert list_all_engines(tmp_path) == [two]
+
+
+def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint, tmp_path):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    sound = export_model(plan, tmp_path, ignore_progress).folder
+    newer = sound.with_name(sound.name.replace('-20', '-30'))
+    shutil.copytree(sound, newer)
+    (newer / MANIFEST_FILE).write_text('{')
+    assert clean_engines(tmp_path, 1) == []
 
 
 @pytest.mark.parametrize('input_kind', ['frames', 'pixel_values'])

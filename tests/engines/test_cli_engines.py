@@ -1,12 +1,17 @@
 """The engine verbs as a user types them."""
 
+from dataclasses import replace
 import json
+import shlex
 
-from engine_helpers import engine_folder
+from engine_helpers import CPU, engine_folder, request_of
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.cli.parameter_file import read_drive_config
-from p2d_node.errors import ConfigError
+from p2d_node.config import EncoderConfig
+from p2d_node.errors import ConfigError, EngineMismatchError
+from p2d_node.vision_encoder.factory import load_engine
 import pytest
+import torch
 
 
 def run_json(capsys, *words, status=0):
@@ -46,6 +51,35 @@ def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     assert table.count('NO') == 2
 
 
+def test_the_command_of_a_refusal_builds_for_the_cameras_of_the_node(
+    engine_dir, tiny_checkpoint, tmp_path
+):
+    request = replace(request_of(tiny_checkpoint), num_views=1)
+
+    def load(folder):
+        config = EncoderConfig(backend='onnxruntime', engine_dir=str(folder))
+        return load_engine(config, 'onnxruntime', request, dtype=torch.float32, device=CPU)
+
+    with pytest.raises(EngineMismatchError, match=r'build one: p2d build-engine .* --views 1$'):
+        load(tmp_path / 'empty')
+    with pytest.raises(EngineMismatchError, match='number of cameras: the engine has 6') as caught:
+        load(engine_dir)
+    program, *command = shlex.split(str(caught.value).partition('rebuild it: ')[2])
+    assert program == 'p2d'
+    assert main([*command, '--engine-dir', str(engine_dir)]) == 0
+    assert load(engine_dir).encode(torch.zeros(1, 3, 126, 126)).shape == (1, 81, 64)
+
+
+def test_the_command_of_an_inspection_keeps_the_number_of_cameras(
+    tiny_checkpoint, tmp_path, capsys
+):
+    words = ['--engine-dir', str(tmp_path), '--input', 'pixel_values', '--views', '2']
+    built = run_json(capsys, 'export', '--model', str(tiny_checkpoint), *words)
+    (tmp_path / 'tiny' / built['key'] / 'model.onnx').write_bytes(b'')
+    (entry,) = run_json(capsys, 'inspect-engine', *words[:2], status=1)
+    assert '--views 2 ' in entry['mend']
+
+
 def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
     folder = engine_folder(engine_dir)
     (folder / 'model.onnx').write_bytes(b'')
@@ -74,6 +108,8 @@ def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir
         (['export', '--camera-size', '900'], "--camera-size: got '900', allowed: HEIGHTxWIDTH"),
         (['export', '--camera-size', '0x9'], '--camera-size: got 0x9, allowed'),
         (['export', '--precision', 'int4'], "--precision: got 'int4', allowed: fp32, fp16, bf16"),
+        (['export', '--views', '0'], '--views: got 0, allowed: 1 or more'),
+        (['build-engine', '--views', '0'], '--views: got 0, allowed: 1 or more'),
         (['build-engine', '--backend', 'x'], "--backend: got 'x', allowed"),
         (['build-engine', '--optimization-level', '9'], '--optimization-level: got 9, allowed'),
         (['build-engine', '--params-file', 'no.yaml'], 'no.yaml: not a readable parameter file'),

@@ -270,6 +270,10 @@ def test_a_weight_that_is_there_twice_is_not_expected(weights, tmp_path):
             'by zero; copy the config',
         ),
         ({'llm_config': CONFIG['llm_config'] | {'num_key_value_heads': None}}, 'does not fit'),
+        (
+            {'llm_config': CONFIG['llm_config'] | {'rope_scaling': ['dynamic']}},
+            'rope_scaling: got a list, allowed: an object',
+        ),
         ({'vision_config': []}, 'vision_config: got a list, allowed: an object'),
         ({'vision_config': {'image_size': 112}}, 'config.json has no hidden_size'),
         ({'llm_config': CONFIG['llm_config'] | {'num_key_value_heads': 4}}, 'of another shape'),
@@ -293,6 +297,17 @@ def test_adapters_that_are_not_plain_lora_are_refused(weights, tmp_path):
         assert f'config.json: {field}: got' in refusal(adapter, base)
 
 
+@pytest.mark.parametrize('field', ['r', 'lora_alpha'])
+@pytest.mark.parametrize('value', [0, 'x', None, 1e30])
+def test_a_scale_that_no_adapter_has_is_refused(weights, tmp_path, field, value):
+    base = write_drivelmm_o1(tmp_path / 'base', unwrapped(weights), **NO_LORA)
+    adapter = write_adapter(
+        tmp_path / 'adapter', weights, prefix='base_model.model.', **{field: value}
+    )
+    message = refusal(adapter, base)
+    assert f'adapter_config.json: {field}: got {value!r}, allowed: above 0 to 1000000' in message
+
+
 def test_an_adapter_needs_its_base_and_nothing_else_has_one(weights, tmp_path):
     adapter = write_adapter(tmp_path / 'adapter', weights, prefix='base_model.model.')
     assert 'name the model it belongs to with --base' in refusal(adapter)
@@ -305,6 +320,36 @@ def test_a_tokenizer_of_another_kind_is_refused(weights, tmp_path):
     pieces = b'\n\x07\n\x05<unk>'  # one piece; the kind of the model left at its default, Unigram
     (published / 'tokenizer.model').write_bytes(pieces)
     assert 'tokenizer.model is of kind 1, allowed: 2, BPE' in refusal(published)
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"version": "1.0", "trunc'])
+def test_a_broken_tokenizer_json_is_refused(weights, tmp_path, content):
+    published = write_drivelmm_o1(tmp_path / 'in', weights)
+    (published / 'tokenizer.json').write_text(content)
+    assert 'in: the tokenizer does not load: ' in refusal(published)
+
+
+@pytest.mark.parametrize(
+    ('added', 'reason'),
+    [
+        (['<img>'], 'added_tokens_decoder: got a list, allowed: an object'),
+        ({'3': {'special': True}}, "got an added token '3': {'special': True}, allowed: a num"),
+        ({'3': '<img>'}, "got an added token '3': '<img>', allowed: a number"),
+        ({'three': {'content': '<img>'}}, "got an added token 'three': {'content': '<img>'}"),
+    ],
+)
+def test_added_tokens_that_are_none_are_refused(weights, tmp_path, added, reason):
+    published = write_drivelmm_o1(tmp_path / 'in', weights)
+    write_json(published / 'tokenizer_config.json', {'added_tokens_decoder': added})
+    assert f'tokenizer_config.json: {reason}' in refusal(published)
+
+
+def test_an_added_token_without_a_number_is_refused(weights, tmp_path):
+    published = write_drivelmm_o1(tmp_path / 'in', weights)
+    write_json(published / 'added_tokens.json', {'<img>': 'three'})
+    assert "added_tokens.json: got an added token 'three': {'content': '<img>'" in refusal(
+        published
+    )
 
 
 def test_a_broken_tokenizer_is_refused(weights, tmp_path):

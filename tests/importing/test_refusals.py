@@ -156,6 +156,7 @@ def test_the_way_to_convert_pickles_works(published, tmp_path):
         ('num_attention_heads', 7, 'not a multiple of the number of attention'),
         ('num_hidden_layers', 'two', "config.json: Validation error for field 'num_hidden_l"),
         ('num_hidden_layers', 3, '9 weights are missing'),
+        ('rope_scaling', {'type': 'bogus'}, "config.json: 'bogus' is missing or of no known kind"),
     ],
 )
 def test_a_config_of_another_kind_is_refused(published, out, capsys, field, value, message):
@@ -169,6 +170,22 @@ def test_a_config_that_lacks_a_field_is_refused(published, out, capsys):
     del config['rms_norm_eps']
     (published / 'config.json').write_text(json.dumps(config))
     assert 'config.json has no rms_norm_eps' in refuse(published, out, capsys)
+
+
+@pytest.mark.parametrize('ids', ['abc', [1, 'abc'], {'id': 1}])
+def test_ends_of_an_answer_that_are_no_ids_are_refused(published, out, capsys, ids):
+    (published / 'generation_config.json').write_text(json.dumps({'eos_token_id': ids}))
+    assert 'eos_token_id: got ' in refuse(published, out, capsys)
+
+
+def test_a_tokenizer_config_that_is_no_object_is_refused(published, out, capsys):
+    (published / 'tokenizer_config.json').write_text('[]')
+    assert 'the tokenizer does not load: ' in refuse(published, out, capsys)
+
+
+def test_a_config_that_is_nested_too_deep_is_refused(published, out, capsys):
+    (published / 'config.json').write_text('{"a":' * 100_000)
+    assert 'config.json is not valid JSON: ' in refuse(published, out, capsys)
 
 
 @pytest.mark.parametrize('name', ['config.json', 'tokenizer.json'])

@@ -192,10 +192,12 @@ def test_a_demo_that_is_broken_off_leaves_no_process(ros_domain, tmp_path, after
 def test_the_latency_of_the_whole_node_is_measured_through_ros(ros_domain, tiny_checkpoint):
     command = [*P2D, 'bench', 'node', '--model', str(tiny_checkpoint), '--json', '--hz', '2']
     command += ['--sweeps', '4', '--warm-up', '1', '--max-new-tokens', '2', '--questions', '3']
+    command += ['--device', 'cpu', '--threads', '3']
     result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert result.returncode == 0, result.stderr[-500:]
     report = json.loads(result.stdout)
     assert 1 <= report['sweeps_answered'] <= 3
     assert (report['tokens_kept'], report['tokens_total']) == (48, 486)
+    assert (report['device'], report['torch_threads']) == (report['cpu'], 3)
     stages = report['stages']
     assert 0 < stages['prefill_ms']['p50'] < stages['total_ms']['p50'] <= stages['total_ms']['p95']

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 import json
 from pathlib import Path
+import re
 import subprocess
 import sys
 import time
@@ -246,7 +247,15 @@ def test_bench_coverage_refuses_what_is_no_array(tmp_path: Path, content: bytes)
         run_bench('coverage', str(tmp_path / 'tokens.npy'))
 
 
-def test_bench_coverage_refuses_arrays_of_another_shape(tmp_path: Path):
-    np.save(tmp_path / 'tokens.npy', np.ones((3, 4), np.float32))
-    with pytest.raises(ConfigError, match=r'got torch.float32 \[3, 4\]'):
+@pytest.mark.parametrize('shape', [(3, 4), (6, 0, 8), (0, 9, 8), (6, 9, 0)])
+def test_bench_coverage_refuses_arrays_of_another_shape(tmp_path: Path, shape: tuple[int, ...]):
+    np.save(tmp_path / 'tokens.npy', np.ones(shape, np.float32))
+    sizes = re.escape(str(list(shape)))
+    with pytest.raises(ConfigError, match=f'got torch.float32 {sizes}, allowed: float'):
         run_bench('coverage', str(tmp_path / 'tokens.npy'))
+
+
+def test_a_plot_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / 'kept.png').mkdir()
+    with pytest.raises(ConfigError, match=r'kept\.png cannot be written: .*Is a directory'):
+        plot_kept_tokens(tmp_path / 'kept.png', {'a': [torch.arange(2)]}, 4, view_names=['left'])

@@ -48,7 +48,9 @@ def _add_select(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument('--tokens', type=int, nargs='+', help='tokens per view')
     parser.add_argument('--hidden', type=int, nargs='+', help='features per token')
     parser.add_argument('--retention-ratio', type=float, nargs='+', help='kept/total')
-    parser.add_argument('--device', help='cpu or cuda (default: a GPU where there is one)')
+    parser.add_argument(
+        '--device', default='auto', help='cpu or cuda (default: a GPU where there is one)'
+    )
     parser.add_argument('--dtype', help='float32, bfloat16 or float16 (default float32)')
     parser.add_argument('--warm-up', type=int, help='sweeps before the measured ones (default 2)')
     parser.add_argument('--repeats', type=int, help='measured sweeps per case (default 10)')
@@ -61,6 +63,7 @@ def run_select(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     from p2d_node.errors import ConfigError
     from p2d_node.evaluation import selection_benchmark as benchmark
+    from p2d_node.language_model.checkpoint import choose_device
     from rich.console import Console
     from rich.progress import track
     import torch
@@ -74,7 +77,7 @@ def run_select(args: argparse.Namespace) -> int:
         'num_tokens': args.tokens,
         'hidden': args.hidden,
         'retention_ratios': args.retention_ratio,
-        'device': args.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
+        'device': str(choose_device(args.device)),
         'dtype': args.dtype,
         'warm_up': args.warm_up,
         'repeats': args.repeats,
@@ -95,19 +98,10 @@ def run_select(args: argparse.Namespace) -> int:
 
 
 def _print_timings(report: dict[str, Any], timings: list[SelectionTiming]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from p2d_node.cli.bench_table import print_figures
 
-    table = Table(
-        title=f'Token selection, ms per sweep, on {report["device"]}',
-        caption=f'baseline: {report["baseline"]}, in the same run; torch {report["torch"]}, '
-        f'{report["torch_threads"]} threads, {report["dtype"]}, {report["repeats"]} sweeps after '
-        f'{report["warm_up"]}',
-    )
-    for heading in ('views x tokens x hidden', 'kept', 'T-FPS', 'p95', 'baseline', 'p95', 'ratio'):
-        table.add_column(heading, justify='right')
-    for row in timings:
-        table.add_row(
+    rows = [
+        (
             f'{row.num_views} x {row.num_tokens} x {row.hidden}',
             f'{row.num_keep} ({row.retention_ratio:.0%})',
             f'{row.tfps_median_ms:.2f}',
@@ -116,4 +110,13 @@ def _print_timings(report: dict[str, Any], timings: list[SelectionTiming]) -> No
             f'{row.baseline_p95_ms:.2f}',
             f'{row.speedup:.1f}x',
         )
-    Console().print(table)
+        for row in timings
+    ]
+    print_figures(
+        ('views x tokens\nx hidden', 'kept', 'T-FPS', 'p95', 'baseline', 'p95', 'ratio'),
+        rows,
+        title=f'Token selection, ms per sweep, on {report["device"]}',
+        caption=f'baseline: {report["baseline"]}, in the same run; torch {report["torch"]}, '
+        f'{report["torch_threads"]} threads, {report["dtype"]}, {report["repeats"]} sweeps after '
+        f'{report["warm_up"]}',
+    )

@@ -40,10 +40,12 @@ def add_coverage(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run_coverage(args: argparse.Namespace) -> int:
     """Compare the selection methods on one sweep; returns the exit code."""
-    from p2d_node.evaluation.coverage import ADAPTIVE, compare_coverage
+    from p2d_node.evaluation.coverage import ADAPTIVE, check_plot_path, compare_coverage
     from p2d_node.token_selection import num_keep_from_retention
     from p2d_node.token_selection.factory import SELECTORS
 
+    if args.plot:
+        check_plot_path(args.plot)
     tokens, pictures = _tokens_and_pictures(args)
     num_views, num_tokens, _ = tokens.shape
     num_keep = [num_keep_from_retention(num_tokens, args.retention_ratio)] * num_views
@@ -103,26 +105,31 @@ def _load_tokens(path: Path) -> Tensor:
         tokens = torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, EOFError, ValueError, TypeError) as err:
         raise ConfigError(f'{path}: not a readable .npy array of numbers: {err}') from err
-    if tokens.dim() != 3 or not torch.is_floating_point(tokens):
+    if tokens.dim() != 3 or not tokens.numel() or not torch.is_floating_point(tokens):
         raise ConfigError(
             f'{path}: got {tokens.dtype} {list(tokens.shape)}, '
-            'allowed: float [views, tokens, hidden]'
+            'allowed: float [views, tokens, hidden], 1 or more of each'
         )
     return tokens
 
 
 def _print_coverage(figures: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from p2d_node.cli.bench_table import print_figures
 
-    table = Table(title='Distance of dropped tokens to the nearest kept one (1 - cosine)')
-    for heading in ('method', 'mean', 'worst', 'kept per view'):
-        table.add_column(heading, justify='right')
-    for method, row in figures.items():
-        kept = ' '.join(str(count) for count in row['num_kept'])
-        mean, worst = f'{row["mean_distance"]:.4f}', f'{row["worst_distance"]:.4f}'
-        table.add_row(method, mean, worst, kept)
-    Console().print(table)
+    rows = [
+        (
+            method,
+            f'{row["mean_distance"]:.4f}',
+            f'{row["worst_distance"]:.4f}',
+            ' '.join(str(count) for count in row['num_kept']),
+        )
+        for method, row in figures.items()
+    ]
+    print_figures(
+        ('method', 'mean', 'worst', 'kept per view'),
+        rows,
+        title='Distance of dropped tokens to the nearest kept one (1 - cosine)',
+    )
 
 
 def _plot(

@@ -16,6 +16,10 @@ QUESTIONS_EXAMPLE = """example:
 """
 
 
+CASE = ('kept', 'before\nlayer')
+"""Columns that say which case a row is of."""
+
+
 def add_prefill(verbs: argparse._SubParsersAction[Any]) -> None:
     """Add the verb `prefill`."""
     parser = verbs.add_parser(
@@ -53,7 +57,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--shape', default='scaled', help='scaled (default) or drivemm, an 8B')
     parser.add_argument('--layers', type=int, help='fewer decoder layers than the shape has')
     parser.add_argument('--answer-tokens', type=int, help='tokens per answer (default 16)')
-    parser.add_argument('--device', help='cpu or cuda (default: a GPU where there is one)')
+    parser.add_argument(
+        '--device', default='auto', help='cpu or cuda (default: a GPU where there is one)'
+    )
     parser.add_argument('--dtype', help='float32, bfloat16 or float16 (default float32)')
     parser.add_argument('--warm-up', type=int, help='rounds before the measured ones (default 1)')
     parser.add_argument('--repeats', type=int, help='measured rounds (default 3)')
@@ -65,6 +71,7 @@ def _plan(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a plan that were given; sets the number of threads."""
     from p2d_node.errors import ConfigError
     from p2d_node.evaluation.model_shape import SHAPES
+    from p2d_node.language_model.checkpoint import choose_device
     import torch
 
     if args.threads is not None:
@@ -77,7 +84,7 @@ def _plan(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     given |= {
         'shape': shape if args.layers is None else shape.with_layers(args.layers),
         'answer_tokens': args.answer_tokens,
-        'device': args.device or ('cuda' if torch.cuda.is_available() else 'cpu'),
+        'device': str(choose_device(args.device)),
         'dtype': args.dtype,
         'warm_up': args.warm_up,
         'repeats': args.repeats,
@@ -89,10 +96,17 @@ def run_prefill(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
     from dataclasses import replace
 
-    from p2d_node.evaluation.prefill_benchmark import PrefillBenchmark, run_prefill_benchmark
+    from p2d_node.evaluation.prefill_benchmark import (
+        PrefillBenchmark,
+        PRUNE_LAYERS,
+        run_prefill_benchmark,
+    )
 
     given = {'retention_ratios': args.retention_ratio, 'prune_layers': args.prune_layer}
-    plan = PrefillBenchmark(**_plan(args, given))
+    arguments = _plan(args, given)
+    num_layers = arguments['shape'].text['num_hidden_layers']
+    arguments.setdefault('prune_layers', [k for k in PRUNE_LAYERS if k < num_layers])
+    plan = PrefillBenchmark(**arguments)
     if args.text_tokens is not None:
         plan = replace(plan, shape=replace(plan.shape, num_text_tokens=args.text_tokens))
     report = _follow(run_prefill_benchmark(plan), plan.num_steps)
@@ -120,55 +134,62 @@ def _follow(steps: Any, num_steps: int) -> dict[str, Any]:
 
 
 def _print_prefill(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from p2d_node.cli.bench_table import print_figures
 
-    table = Table(
-        title=f'Prefill and decoding, ms, on {report["device"]}: model {report["shape"]["name"]}',
+    model = f'on {report["device"]}: model {report["shape"]["name"]}'
+    print_figures(
+        (*CASE, 'prefill', 'p95', 'CPU', 'faster', 'FLOPs', 'DriveMM\nFLOPs'),
+        [_prefill_row(row) for row in report['rows']],
+        title=f'Prefill, ms, {model}',
+    )
+    print_figures(
+        (*CASE, 'per\ntoken', 'growing\ncache', 'sweep', 'with\nencoder', 'faster'),
+        [_sweep_row(row) for row in report['rows']],
+        title=f'Decoding and whole sweeps, ms, {model}',
+    )
+    print_figures(
+        (*CASE, 'KV', 'peak'),
+        [_memory_row(row) for row in report['rows']],
+        title=f'Memory, MiB, {model}',
         caption=f'{report["num_views"]} views x {report["tokens_per_view"]} tokens and '
         f'{report["newline_tokens"]} newlines, {report["text_tokens"]} text tokens, '
         f'{report["answer_tokens"]} answer tokens; {report["dtype"]}, '
         f'{report["torch_threads"]} threads; medians of {report["repeats"]} rounds after '
-        f'{report["warm_up"]}; encoder {report["encode_ms"]:.0f} ms; baseline: unpruned, '
-        'in the same run',
+        f'{report["warm_up"]}; encoder {report["encode_ms"]:.0f} ms; baseline: '
+        f'{report["baseline"] or "none, as the retention ratio 1 was not measured"}',
     )
-    for heading in (
-        'kept',
-        'before layer',
-        'prefill',
-        'p95',
-        'CPU',
-        'faster',
-        'per token',
-        'growing cache',
-        'sweep',
-        'with encoder',
-        'faster',
-        'KV MiB',
-        'peak MiB',
-        'FLOPs',
-        'DriveMM FLOPs',
-    ):
-        table.add_column(heading, justify='right')
-    for row in report['rows']:
-        table.add_row(
-            f'{row["num_keep"]} ({row["retention_ratio"]:.0%})',
-            str(row['prune_layer']) if row['retention_ratio'] < 1 else '-',
-            f'{row["prefill_ms"]:.0f}',
-            f'{row["prefill_p95_ms"]:.0f}',
-            _or_dash(row['prefill_cpu_ms']),
-            _times(row['prefill_speedup']),
-            f'{row["decode_ms"]:.1f}',
-            f'{row["growing_decode_ms"]:.1f}',
-            f'{row["sweep_ms"]:.0f}',
-            f'{row["sweep_with_encoder_ms"]:.0f}',
-            _times(row['sweep_speedup']),
-            f'{row["kv_cache_mib"]:.1f}',
-            _or_dash(row['peak_memory_mib']),
-            f'{row["flops_percent"]:.1f} %',
-            f'{row["drivemm_flops_percent"]:.1f} %',
-        )
-    Console().print(table)
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str]:
+    layer = str(row['prune_layer']) if row['retention_ratio'] < 1 else '-'
+    return f'{row["num_keep"]} ({row["retention_ratio"]:.0%})', layer
+
+
+def _prefill_row(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *_case(row),
+        f'{row["prefill_ms"]:.0f}',
+        f'{row["prefill_p95_ms"]:.0f}',
+        _or_dash(row['prefill_cpu_ms']),
+        _times(row['prefill_speedup']),
+        f'{row["flops_percent"]:.1f} %',
+        f'{row["drivemm_flops_percent"]:.1f} %',
+    )
+
+
+def _sweep_row(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *_case(row),
+        f'{row["decode_ms"]:.1f}',
+        f'{row["growing_decode_ms"]:.1f}',
+        f'{row["sweep_ms"]:.0f}',
+        f'{row["sweep_with_encoder_ms"]:.0f}',
+        _times(row['sweep_speedup']),
+    )
+
+
+def _memory_row(row: dict[str, Any]) -> tuple[str, ...]:
+    return (*_case(row), f'{row["kv_cache_mib"]:.1f}', _or_dash(row['peak_memory_mib']))
 
 
 def _or_dash(value: float | None) -> str:
@@ -198,11 +219,22 @@ def run_questions(args: argparse.Namespace) -> int:
 
 
 def _print_questions(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from p2d_node.cli.bench_table import print_figures
 
     same = 'the same answers' if report['same_answers'] else 'DIFFERENT ANSWERS'
-    table = Table(
+    separately_ms = report['median_ms']['separately']
+    rows = [
+        (
+            way.replace('_', ' '),
+            f'{median_ms:.0f}',
+            f'{report["median_cpu_ms"][way]:.0f}',
+            f'{median_ms / separately_ms:.0%}',
+        )
+        for way, median_ms in report['median_ms'].items()
+    ]
+    print_figures(
+        ('how', 'ms', 'CPU ms', 'of separately'),
+        rows,
         title=f'{report["num_questions"]} questions about one sweep, on {report["device"]}',
         caption=f'model {report["shape"]}, {report["retention_ratio"]:.0%} kept before layer '
         f'{report["prune_layer"]}, {report["answer_tokens"]} tokens per answer, without the '
@@ -210,10 +242,3 @@ def _print_questions(report: dict[str, Any]) -> None:
         f'{report["repeats"]} rounds after {report["warm_up"]}; {same}, '
         f'{report["different_answers"]} of them different from each other',
     )
-    for heading in ('how', 'ms', 'CPU ms', 'of separately'):
-        table.add_column(heading, justify='right')
-    for way, median_ms in report['median_ms'].items():
-        share = median_ms / report['median_ms']['separately']
-        cpu_ms = report['median_cpu_ms'][way]
-        table.add_row(way.replace('_', ' '), f'{median_ms:.0f}', f'{cpu_ms:.0f}', f'{share:.0%}')
-    Console().print(table)

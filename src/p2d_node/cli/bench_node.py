@@ -11,6 +11,7 @@ import sys
 import tempfile
 from typing import Any
 
+from p2d_node.config import DEFAULT_QUESTIONS, DriveConfig, EncoderConfig
 from p2d_node.errors import ConfigError, P2dError
 
 EXAMPLE = """example:
@@ -38,6 +39,12 @@ def add_node(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument('--questions', type=int, default=1, help='per sweep (default 1)')
     parser.add_argument('--max-new-tokens', type=int, default=16, help='per answer (default 16)')
     parser.add_argument('--encoder-backend', default='auto', help='see encoder.backend')
+    parser.add_argument(
+        '--device', default='auto', help='cpu or cuda (default: a GPU where there is one)'
+    )
+    parser.add_argument(
+        '--threads', type=int, help="CPU threads of the node (default: torch's own less one)"
+    )
     parser.add_argument('--json', action='store_true', help='print figures as JSON')
     parser.set_defaults(run=run_node)
 
@@ -47,19 +54,20 @@ def run_node(args: argparse.Namespace) -> int:
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch
 
     _check(args)
+    config = _config(args)
     # The live table is for people; standard output is for the figures.
     with tempfile.TemporaryDirectory(prefix='p2d-bench-') as name, redirect_stdout(sys.stderr):
         isolate()
         folder = Path(name)
         bag = args.bag or _write_bag(args, folder / 'bag')
         log = folder / 'node.log'
-        with drive_node(_parameters(args), folder, log) as process:
+        with drive_node(_parameters(config), folder, log) as process:
             watcher, _ = play_and_watch(bag, process, 1.0, pictures=False)
         timings, answers = watcher.timings[args.warm_up :], watcher.answers
         if not timings:
             said = log.read_text(encoding='utf-8', errors='replace').strip()[-600:]
             raise P2dError(f'no sweep was answered after {args.warm_up}; the node said: {said}')
-    report = _to_report(args, timings, answers)
+    report = _to_report(args, config, timings, answers)
     if args.json:
         print(json.dumps(report, indent=2))
     else:
@@ -77,6 +85,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f'--hz: got {args.hz:g}, allowed: above 0 to 100')
     if args.questions < 1:
         raise ConfigError(f'--questions: got {args.questions}, allowed: 1 or more')
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f'--threads: got {args.threads}, allowed: 1 or more')
     if args.bag is not None and not args.bag.exists():
         raise ConfigError(f'--bag: got {str(args.bag)!r}, which does not exist')
 
@@ -89,26 +99,39 @@ def _write_bag(args: argparse.Namespace, bag: Path) -> Path:
     return bag
 
 
-def _parameters(args: argparse.Namespace) -> dict[str, Any]:
-    from p2d_node.config import DEFAULT_QUESTIONS, DriveConfig
+def _config(args: argparse.Namespace) -> DriveConfig:
+    """Return the node's settings, with device and threads by name: the report says them."""
+    from p2d_node.language_model.checkpoint import choose_device
+    import torch
 
     questions = [DEFAULT_QUESTIONS[i % len(DEFAULT_QUESTIONS)] for i in range(args.questions)]
-    config = DriveConfig(
+    return DriveConfig(
         **({'model': args.model} if args.model else {}),
+        device=str(choose_device(args.device)),
+        # As many as the node would take by itself: one is left for its camera callbacks.
+        num_threads=max(1, torch.get_num_threads() - 1) if args.threads is None else args.threads,
         retention_ratio=dict.fromkeys(DriveConfig().cameras, args.retention_ratio),
         max_new_tokens=args.max_new_tokens,
         questions=tuple(questions),
+        encoder=EncoderConfig(backend=args.encoder_backend),
     )
+
+
+def _parameters(config: DriveConfig) -> dict[str, Any]:
     return {
         'model': config.model,
+        'device': config.device,
+        'num_threads': config.num_threads,
         'retention_ratio': dict(config.retention_ratio),
         'max_new_tokens': config.max_new_tokens,
         'questions': list(config.questions),
-        'encoder': {'backend': args.encoder_backend},
+        'encoder': {'backend': config.encoder.backend},
     }
 
 
-def _to_report(args: argparse.Namespace, timings: list[Any], answers: list[Any]) -> dict[str, Any]:
+def _to_report(
+    args: argparse.Namespace, config: DriveConfig, timings: list[Any], answers: list[Any]
+) -> dict[str, Any]:
     from p2d_node.evaluation.selection_benchmark import describe_machine, percentile
     from p2d_node.records import StageTimes
 
@@ -121,7 +144,8 @@ def _to_report(args: argparse.Namespace, timings: list[Any], answers: list[Any])
     }
     return {
         'benchmark': 'latency of the node, milliseconds per sweep, over DDS on one machine',
-        **describe_machine('cpu'),
+        **describe_machine(config.device),
+        'torch_threads': config.num_threads,
         'model': answers[-1].model,
         'encoder': answers[-1].encoder,
         'tokens_kept': sum(answers[-1].tokens_kept),
@@ -135,17 +159,17 @@ def _to_report(args: argparse.Namespace, timings: list[Any], answers: list[Any])
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from p2d_node.cli.bench_table import print_figures
 
-    table = Table(
+    rows = [
+        (stage.removesuffix('_ms'), *(f'{value:.1f}' for value in values.values()))
+        for stage, values in report['stages'].items()
+    ]
+    print_figures(
+        ('stage', *(f'p{round(100 * share)}' for share in SHARES)),
+        rows,
         title=f'{report["model"]} on {report["encoder"]}: ms per sweep',
         caption=f'{report["tokens_kept"]} of {report["tokens_total"]} tokens, '
         f'{report["questions"]} questions; {report["sweeps_answered"]} sweeps after '
-        f'{report["warm_up"]}; {report["device"]}',
+        f'{report["warm_up"]}; {report["device"]}, {report["torch_threads"]} CPU threads',
     )
-    for heading in ('stage', *(f'p{round(100 * share)}' for share in SHARES)):
-        table.add_column(heading, justify='right')
-    for stage, values in report['stages'].items():
-        table.add_row(stage.removesuffix('_ms'), *(f'{value:.1f}' for value in values.values()))
-    Console().print(table)

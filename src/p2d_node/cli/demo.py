@@ -97,10 +97,20 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _prepare_output(out: Path) -> None:
-    """Remove an earlier demo's files; anything else is not ours to touch."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in OUTPUT_FILES:
-        (out / name).unlink(missing_ok=True)
+    """Remove an earlier demo's files; anything else is not ours to touch.
+
+    Raises:
+        ConfigError: No files can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in OUTPUT_FILES:
+            (out / name).unlink(missing_ok=True)
+        (out / LOG_FILE).touch()
+    except OSError as err:
+        raise ConfigError(
+            f'--out: {out} cannot be written: {err.strerror}; name another folder'
+        ) from err
 
 
 def _demo_images(args: argparse.Namespace) -> list[BagImage]:

@@ -156,7 +156,8 @@ def _add_clean(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = _add_verb(
         subparsers,
         'clean-engines',
-        text='remove old engines, the newest of each model, backend, precision and input kept',
+        text='remove old engines, the newest of each model, backend, precision, input and number '
+        'of cameras kept',
         example=CLEAN_EXAMPLE,
         run=run_clean,
     )
@@ -167,9 +168,10 @@ def _add_clean(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run_export(args: argparse.Namespace) -> int:
     """Export and report."""
     from p2d_node.engine_build.build import export_model
-    from p2d_node.vision_encoder.engine_store import resolve_engine_dir
+    from p2d_node.vision_encoder.engine_store import DEFAULT_NUM_VIEWS, resolve_engine_dir
 
-    planned = _export_plan(args, args.model, args.precision, args.views or 6)
+    views = DEFAULT_NUM_VIEWS if args.views is None else args.views
+    planned = _export_plan(args, args.model, args.precision, views)
     with planned as plan, _progress_bar() as progress:
         built = export_model(plan, resolve_engine_dir(args.engine_dir), progress)
     _report_built(args, built, 'exported')
@@ -200,8 +202,8 @@ def run_build(args: argparse.Namespace) -> int:
         optimization_level=_in_range('--optimization-level', args.optimization_level, 0, 5),
         workspace_bytes=_in_range('--workspace-mib', args.workspace_mib, 0, 1 << 20) << 20,
     )
-    model, views = args.model or config.model, args.views or len(config.cameras)
-    with _export_plan(args, model, precision, views) as export:
+    views = len(config.cameras) if args.views is None else args.views
+    with _export_plan(args, args.model or config.model, precision, views) as export:
         plan = BuildPlan(export=export, backend=backend, options=options)
         with _progress_bar() as progress:
             built = build_engine(plan, engine_dir, device, progress)
@@ -315,8 +317,7 @@ def _request(model: str) -> Any:
     from p2d_node.language_model.model_folder import model_folder
     from p2d_node.language_model.vision_part import hash_vision_part
     from p2d_node.preprocessing import ImageProcessing
-    from p2d_node.records import NUSCENES_CAMERAS
-    from p2d_node.vision_encoder.engine_store import EngineRequest
+    from p2d_node.vision_encoder.engine_store import DEFAULT_NUM_VIEWS, EngineRequest
 
     with model_folder(model) as folder:
         checkpoint = open_checkpoint(folder)
@@ -326,7 +327,7 @@ def _request(model: str) -> Any:
             model_folder=model,
             vision_sha256=lambda: fingerprint,
             processing=ImageProcessing.from_folder(checkpoint.folder).to_json(),
-            num_views=len(NUSCENES_CAMERAS) if checkpoint.mosaic is None else 1,
+            num_views=DEFAULT_NUM_VIEWS if checkpoint.mosaic is None else 1,
         )
 
 

@@ -270,7 +270,10 @@ def _same_export(engine_dir: Path, folder: Path, fields: Mapping[str, Any]) -> B
 
 
 def _require_target(plan: BuildPlan, machine: Machine) -> None:
-    if plan.backend == 'tensorrt_rtx' and not plan.options.compute_capabilities:
+    """Refuse a target that cannot be built for, before the minutes that an export may take."""
+    if plan.options.compute_capabilities:
+        TensorrtApi(plan.backend).find_compute_capabilities(plan.options.compute_capabilities)
+    elif plan.backend == 'tensorrt_rtx':
         if not machine.compute_capability:
             raise ConfigError(
                 '--compute-capability: needed, as this machine has no GPU to build for; e.g. '

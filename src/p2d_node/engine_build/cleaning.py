@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections import Counter
 from pathlib import Path
 import shutil
 
 from p2d_node.engine_build.atomic import locked, remove_unfinished, UNFINISHED_PREFIX
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_store import list_all_engines
+from p2d_node.vision_encoder.manifest import read_manifest
 
 
 def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
     """Remove all but the newest `keep` engines of every kind, and what cut builds left.
 
-    Engines of one kind agree in model, backend, precision and input.
+    Engines of one kind agree in model, backend, precision, input and number of cameras.
 
     Args:
         engine_dir: The engine folder.
@@ -42,12 +43,23 @@ def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list
 
 
 def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
-    def kind(folder: Path) -> tuple[str, str]:
-        return folder.parent.name, folder.name.rsplit('-', 2)[0]
+    old: list[Path] = []
+    num_newer: Counter[tuple[str, str, int | None]] = Counter()
+    for folder in list_all_engines(engine_dir):
+        model, kind = folder.parent.name, folder.name.rsplit('-', 2)[0]
+        num_views = _num_views(folder)
+        if num_newer[model, kind, num_views] >= keep:
+            old.append(folder)
+        # One that does not say its number of cameras is replaced by newer ones for any number.
+        num_newer.update({(model, kind, num_views), (model, kind, None)})
+    return old
 
-    newest_first = list_all_engines(engine_dir)
-    groups = groupby(sorted(newest_first, key=kind), key=kind)
-    return [folder for _, engines in groups for folder in list(engines)[keep:]]
+
+def _num_views(folder: Path) -> int | None:
+    try:
+        return read_manifest(folder).num_views
+    except EngineMismatchError:
+        return None
 
 
 def _remove(folder: Path) -> None:

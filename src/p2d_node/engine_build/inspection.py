@@ -13,6 +13,7 @@ from p2d_node.vision_encoder.engine_store import (
     check_artefacts,
     check_place,
     compare,
+    DEFAULT_NUM_VIEWS,
     EngineRequest,
     EXPORT,
     list_all_engines,
@@ -112,4 +113,6 @@ def _installed_version(manifest: EngineManifest) -> str:
 
 def _rebuild(folder: Path, manifest: EngineManifest | None, request: EngineRequest | None) -> str:
     model = request.model_folder if request else folder.parent.name
-    return rebuild_command(folder.name.split('-', 1)[0], model, manifest)
+    asked = request or manifest
+    num_views = asked.num_views if asked else DEFAULT_NUM_VIEWS
+    return rebuild_command(folder.name.split('-', 1)[0], model, num_views, manifest)

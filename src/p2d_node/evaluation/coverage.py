@@ -118,6 +118,24 @@ def kept_mask(kept: Tensor, num_tokens: int) -> npt.NDArray[np.float32]:
     return mask.reshape(side, side)
 
 
+def check_plot_path(path: Path) -> None:
+    """Refuse a picture that could not be written, before the work that it would show.
+
+    Raises:
+        ConfigError: Its folder is missing, or its name ends as no known kind of picture does.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kinds = FigureCanvasAgg.get_supported_filetypes()
+    kind = path.suffix.removeprefix('.').lower()
+    if kind and kind not in kinds:
+        raise ConfigError(
+            f'plot: got {str(path)!r}, allowed: a name that ends in one of {", ".join(kinds)}'
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f'plot: got {str(path)!r}, but {path.parent} is not a folder; make it')
+
+
 def plot_kept_tokens(
     path: Path,
     keep_indices: Mapping[str, Sequence[Tensor]],
@@ -134,6 +152,9 @@ def plot_kept_tokens(
         num_tokens: Patches per view, a square number.
         view_names: Titles of the columns.
         images: Per view uint8 [height, width, 3]; None: plain patches.
+
+    Raises:
+        ConfigError: The patches form no square, or the picture cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -152,7 +173,10 @@ def plot_kept_tokens(
                 axis.set_title(name, fontsize=8)
             if column == 0:
                 axis.set_ylabel(method)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as err:
+        raise ConfigError(f'plot: {path} cannot be written: {err}; name another file') from err
 
 
 def _lit(

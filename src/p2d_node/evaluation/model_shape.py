@@ -52,10 +52,11 @@ class ModelShape:
         return int((self.vision['image_size'] // self.vision['patch_size']) ** 2)
 
     def with_layers(self, num_layers: int) -> ModelShape:
-        """Return the shape with another number of decoder layers."""
-        if num_layers < 1:
-            raise ConfigError(f'layers: got {num_layers}, allowed: 1 or more')
-        name = f'{self.name}, {num_layers} of {self.text["num_hidden_layers"]} layers'
+        """Return the shape with fewer decoder layers."""
+        most = self.text['num_hidden_layers']
+        if not 1 <= num_layers <= most:
+            raise ConfigError(f'layers: got {num_layers}, allowed: 1 to {most}')
+        name = f'{self.name}, {num_layers} of {most} layers'
         return replace(self, name=name, text={**self.text, 'num_hidden_layers': num_layers})
 
 

@@ -34,7 +34,9 @@ from torch import Tensor
 T = TypeVar('T')
 
 NUM_VIEWS = len(NUSCENES_CAMERAS)
+BASELINE = 'unpruned, in the same run, measured in turns'
 RETENTION_RATIOS = (1.0, 0.5, 0.25, 0.1, 0.05)
+PRUNE_LAYERS = (0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class PrefillBenchmark:
 
     shape: ModelShape = SCALED
     retention_ratios: Sequence[float] = RETENTION_RATIOS
-    prune_layers: Sequence[int] = (0, 1)
+    prune_layers: Sequence[int] = PRUNE_LAYERS
     answer_tokens: int = 16
     device: str = 'cpu'
     dtype: str = 'float32'
@@ -338,6 +340,6 @@ def _describe(plan: PrefillBenchmark) -> dict[str, Any]:
         'answer_tokens': plan.answer_tokens,
         'warm_up': plan.warm_up,
         'repeats': plan.repeats,
-        'baseline': 'unpruned, in the same run, measured in turns',
+        'baseline': BASELINE if 1 in plan.retention_ratios else None,
         'decode_baseline': 'a KV cache that grows by every token, in the same run',
     }

@@ -18,6 +18,7 @@ import stat
 from typing import Any
 
 from p2d_node.errors import EngineMismatchError
+from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.vision_encoder.machine import Machine
 from p2d_node.vision_encoder.manifest import (
     EngineManifest,
@@ -28,6 +29,9 @@ from p2d_node.vision_encoder.manifest import (
 )
 
 CHUNK_BYTES = 1 << 22
+
+DEFAULT_NUM_VIEWS = len(NUSCENES_CAMERAS)
+"""Cameras that an engine is built for where no number is given."""
 
 EXPORT = 'onnx'
 """Stands in the place of a backend for an export that no runtime was chosen for yet."""
@@ -102,10 +106,14 @@ def _built_at(folder: Path) -> str:
     return '-'.join(folder.name.rsplit('-', 2)[1:])
 
 
-def rebuild_command(backend: str, model_folder: str, manifest: EngineManifest | None) -> str:
-    """Return the command that builds the engine anew."""
+def rebuild_command(
+    backend: str, model_folder: str, num_views: int, manifest: EngineManifest | None
+) -> str:
+    """Return the command that builds the engine anew, for `num_views` cameras."""
     verb = ['export'] if backend == EXPORT else ['build-engine', '--backend', backend]
     words = ['p2d', *verb, '--model', model_folder]
+    if num_views != DEFAULT_NUM_VIEWS:
+        words += ['--views', str(num_views)]
     if manifest is not None:
         words += ['--precision', manifest.precision, '--input', manifest.input_kind]
         if manifest.input_kind == 'frames':
@@ -140,7 +148,9 @@ def open_engine(
                 )
         check_artefacts(folder, manifest)
     except (EngineMismatchError, OSError) as err:
-        command = rebuild_command(_backend_of(folder), request.model_folder, manifest)
+        command = rebuild_command(
+            _backend_of(folder), request.model_folder, request.num_views, manifest
+        )
         raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err
     if not allow_unverified:
         require_verification(folder, manifest, machine)

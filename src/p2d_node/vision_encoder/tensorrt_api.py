@@ -111,18 +111,26 @@ class TensorrtApi:
                 f'encoder.backend: {self.backend} {self.version} builds only for the GPU of this '
                 'machine; leave --compute-capability away, or use --backend tensorrt_rtx'
             )
-        known = self.trt.ComputeCapability
         config.num_compute_capabilities = len(capabilities)
-        for index, capability in enumerate(capabilities):
-            name = f'SM{capability.replace(".", "")}'
-            if not hasattr(known, name):
-                numbers = sorted(int(n[2:]) for n in known.__members__ if n.startswith('SM'))
-                allowed = ', '.join(f'{n // 10}.{n % 10}' for n in numbers)
+        for index, member in enumerate(self.find_compute_capabilities(capabilities)):
+            config.set_compute_capability(member, index)
+
+    def find_compute_capabilities(self, capabilities: Sequence[str]) -> list[Any]:
+        """Return what the runtime calls these GPU generations.
+
+        Raises:
+            ConfigError: One that this version does not build for.
+        """
+        members = self.trt.ComputeCapability.__members__
+        numbers = sorted(int(name[2:]) for name in members if name.startswith('SM'))
+        known = {f'{n // 10}.{n % 10}': members[f'SM{n}'] for n in numbers}
+        for capability in capabilities:
+            if capability not in known:
                 raise ConfigError(
                     f'--compute-capability: got {capability!r}, allowed with {self.backend} '
-                    f'{self.version}: {allowed}'
+                    f'{self.version}: {", ".join(known)}'
                 )
-            config.set_compute_capability(getattr(known, name), index)
+        return [known[capability] for capability in capabilities]
 
     def load(self, plan: bytes) -> LoadedEngine:
         """Deserialise a plan that was checked before; it runs native code.

@@ -104,6 +104,9 @@ code that reads their data has the views in this order, three per row."""
 INTERNVL_ALPHA_BY_RANK = 2
 """InternVL's LoRA: alpha is twice the rank."""
 
+LARGEST_LORA = 1_000_000
+"""Rank or alpha above which a number is no adapter's."""
+
 IMAGE_TOKEN = '<IMG_CONTEXT>'
 END_TOKEN = '<|im_end|>'
 SYSTEM_MESSAGE = (
@@ -172,7 +175,8 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     require(text, 'hidden_act', ('silu',), 'silu')
     require(text, 'tie_word_embeddings', (False,), False)
     require(text, 'rope_pos_id_version', ('default',), 'default')
-    require(text.get('rope_scaling') or {}, 'type', ('dynamic',), 'dynamic')
+    if text.get('rope_scaling'):
+        require(_take_part(text, 'rope_scaling'), 'type', ('dynamic',), 'dynamic')
     require(config, 'force_image_size', (None, vision.get('image_size')), None)
 
 
@@ -336,8 +340,14 @@ def _adapter_scale(folder: Path) -> float:
     require(settings, 'rank_pattern', ({}, None), None)
     require(settings, 'alpha_pattern', ({}, None), None)
     fields = take_fields(settings, ['lora_alpha', 'r'])
-    alpha, rank = float(fields['lora_alpha']), float(fields['r'])
-    return alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank)
+    for name, value in fields.items():
+        if not isinstance(value, int | float) or not 0 < value <= LARGEST_LORA:
+            raise ConfigError(
+                f'{ADAPTER_CONFIG}: {name}: got {value!r}, allowed: above 0 to {LARGEST_LORA}; '
+                'copy it again'
+            )
+    alpha, rank = fields['lora_alpha'], fields['r']
+    return float(alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank))
 
 
 def _make_config(config: Mapping[str, Any], image_token_id: int) -> InternVLConfig:

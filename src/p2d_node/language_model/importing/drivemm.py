@@ -17,6 +17,7 @@ from p2d_node.errors import ConfigError
 from p2d_node.language_model.checkpoint_files import siglip_settings
 from p2d_node.language_model.importing.plan import (
     checked_config,
+    checked_tokenizer,
     ImportPlan,
     require,
     rope_parameters,
@@ -189,14 +190,9 @@ def _image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_tokenizer(folder: Path) -> tuple[Any, int]:
     """Return the tokenizer with the template of training, and the picture's placeholder."""
-    try:
+    with checked_tokenizer(folder):
         # AutoTokenizer would look into config.json, whose model_type it does not know.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as err:
-        reason = str(err).splitlines()[0]
-        raise ConfigError(
-            f'{folder}: the tokenizer does not load: {reason}; copy its files again'
-        ) from err
     vocabulary = tokenizer.get_vocab()
     placeholder = next((token for token in PLACEHOLDERS if token in vocabulary), None)
     if placeholder is None:
@@ -272,4 +268,10 @@ def _end_token_ids(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> l
     for settings in (generation, config):
         ids = settings.get('eos_token_id')
         found += ids if isinstance(ids, list) else [ids]
-    return sorted({int(token_id) for token_id in found if token_id is not None})
+    wrong = [token_id for token_id in found if not isinstance(token_id, int | None)]
+    if wrong:
+        raise ConfigError(
+            f'{folder}: eos_token_id: got {wrong[0]!r}, allowed: a token id or a list of them; '
+            'copy config.json and generation_config.json again'
+        )
+    return sorted({token_id for token_id in found if token_id is not None})

@@ -13,6 +13,7 @@ import struct
 from typing import Any
 
 from p2d_node.errors import ConfigError
+from p2d_node.language_model.importing.plan import checked_tokenizer
 from p2d_node.language_model.importing.streaming import read_json
 from tokenizers import AddedToken, decoders, normalizers, Regex, Tokenizer
 from tokenizers.models import BPE
@@ -56,29 +57,44 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         ConfigError: Files that are missing, broken, or of another kind of tokenizer.
     """
-    try:
+    with checked_tokenizer(folder):
         if (folder / 'tokenizer.json').is_file():
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        data = (folder / 'tokenizer.model').read_bytes()
-        model = _parse_model(data)
-    except FileNotFoundError as err:
-        raise ConfigError(
-            f'{folder} has no tokenizer.model and no tokenizer.json; copy the tokenizer files'
-        ) from err
-    except (OSError, ValueError, IndexError, struct.error) as err:
-        raise ConfigError(f'{folder}: the tokenizer does not load: {err}; copy it again') from err
-    return _make_tokenizer(model, _read_added_tokens(folder))
+        path = folder / 'tokenizer.model'
+        if not path.is_file():
+            raise ConfigError(
+                f'{folder} has no tokenizer.model and no tokenizer.json; copy the tokenizer files'
+            )
+        return _make_tokenizer(_parse_model(path.read_bytes()), _read_added_tokens(folder))
 
 
 def _read_added_tokens(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the added tokens by id, as tokenizer_config.json has them."""
-    settings = read_json(folder / 'tokenizer_config.json')
-    added = {int(i): entry for i, entry in settings.get('added_tokens_decoder', {}).items()}
+    path = folder / 'tokenizer_config.json'
+    entries = read_json(path).get('added_tokens_decoder', {})
+    if not isinstance(entries, dict):
+        raise ConfigError(
+            f'{path}: added_tokens_decoder: got a {type(entries).__name__}, allowed: an object; '
+            'copy it again'
+        )
+    added = dict(_check_added_token(path, *item) for item in entries.items())
     path = folder / 'added_tokens.json'
     if path.is_file():
         for content, token_id in read_json(path).items():
-            added.setdefault(int(token_id), {'content': content, 'special': True})
+            entry = {'content': content, 'special': True}
+            added.setdefault(*_check_added_token(path, token_id, entry))
     return dict(sorted(added.items()))
+
+
+def _check_added_token(path: Path, token_id: Any, entry: Any) -> tuple[int, dict[str, Any]]:
+    """Return the id as a number, and the entry."""
+    content = entry.get('content') if isinstance(entry, dict) else None
+    if not str(token_id).isdecimal() or not isinstance(content, str):
+        raise ConfigError(
+            f'{path}: got an added token {token_id!r}: {entry!r}, allowed: a number and an object '
+            'with its content; copy it again'
+        )
+    return int(token_id), entry
 
 
 def _make_tokenizer(
@@ -92,7 +108,7 @@ def _make_tokenizer(
                 f'{token_id}; copy the tokenizer files again'
             )
         # An added token takes the place of a piece that the model does not use.
-        texts[token_id : token_id + 1] = [str(entry['content'])]
+        texts[token_id : token_id + 1] = [entry['content']]
     vocabulary = {text: token_id for token_id, text in enumerate(texts)}
     unknown = next(piece.text for piece in model.pieces if piece.kind == UNKNOWN)
     tokenizer = Tokenizer(
@@ -156,7 +172,7 @@ def _add_tokens(
     for entry in added.values():
         is_special = bool(entry.get('special', False))
         token = AddedToken(
-            str(entry['content']),
+            entry['content'],
             lstrip=bool(entry.get('lstrip', False)),
             rstrip=bool(entry.get('rstrip', False)),
             normalized=False,

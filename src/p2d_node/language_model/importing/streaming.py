@@ -173,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as err:
         raise ConfigError(f'{path} is missing; copy the whole checkpoint folder') from err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise ConfigError(f'{path} is not valid JSON: {err}; copy it again') from err
     if not isinstance(content, dict):
         raise ConfigError(f'{path} is not a JSON object; copy it again')
