@@ -152,7 +152,7 @@ class DrivingPipeline:
         """
         device = choose_device(config.device)
         dtype = choose_dtype(config.dtype, device)
-        torch.set_num_threads(config.num_threads or max(1, torch.get_num_threads() - 1))
+        torch.set_num_threads(config.num_threads or default_num_threads())
         with model_folder(config.model) as folder:
             return cls._load(config, folder, dtype, device)
 
@@ -632,6 +632,11 @@ class DrivingPipeline:
             cut=generation.cut,
             times=times,
         )
+
+
+def default_num_threads() -> int:
+    """Return torch's number of threads less one, which is left for the camera callbacks."""
+    return max(1, torch.get_num_threads() - 1)
 
 
 def _remedy(err: Exception) -> str:

@@ -185,7 +185,7 @@ def test_the_command_says_in_one_line_what_is_wrong(
 ) -> None:
     arguments = ['--out', str(tmp_path / 'x'), '--duration', '99']
     assert main(arguments) == 2
-    assert 'got 99' in capsys.readouterr().out
+    assert 'got 99' in capsys.readouterr().err
     assert main(['--out', str(tmp_path / 'x'), '--size', 'big']) == 2
     for name, value, reason in (
         ('--seed', '-1', '--seed: got -1, allowed: 0 or more'),
@@ -195,9 +195,9 @@ def test_the_command_says_in_one_line_what_is_wrong(
         capsys.readouterr()
         arguments = ['--out', str(tmp_path / 'x'), '--random-scenes', '1', name, value]
         assert main(arguments) == 2
-        assert reason in capsys.readouterr().out
+        assert reason in capsys.readouterr().err
     assert main(['--out', str(tmp_path.parent)]) == 2
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith('exists already; remove it or choose another --out')
     assert not (tmp_path / 'x').exists()
 

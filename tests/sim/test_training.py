@@ -180,7 +180,7 @@ def test_the_smoke_run_shows_that_training_works_and_writes_a_model(
     assert 'joint: loss' in capsys.readouterr().out
     assert open_checkpoint(out).model_type == 'llava_onevision'
     assert main(arguments) == 2
-    assert '--resume' in capsys.readouterr().out
+    assert '--resume' in capsys.readouterr().err
 
 
 def test_a_resumed_smoke_run_judges_only_the_stages_that_it_has_trained(

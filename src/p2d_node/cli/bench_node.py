@@ -102,14 +102,13 @@ def _write_bag(args: argparse.Namespace, bag: Path) -> Path:
 def _config(args: argparse.Namespace) -> DriveConfig:
     """Return the node's settings, with device and threads by name: the report says them."""
     from p2d_node.language_model.checkpoint import choose_device
-    import torch
+    from p2d_node.pipeline import default_num_threads
 
     questions = [DEFAULT_QUESTIONS[i % len(DEFAULT_QUESTIONS)] for i in range(args.questions)]
     return DriveConfig(
         **({'model': args.model} if args.model else {}),
         device=str(choose_device(args.device)),
-        # As many as the node would take by itself: one is left for its camera callbacks.
-        num_threads=max(1, torch.get_num_threads() - 1) if args.threads is None else args.threads,
+        num_threads=default_num_threads() if args.threads is None else args.threads,
         retention_ratio=dict.fromkeys(DriveConfig().cameras, args.retention_ratio),
         max_new_tokens=args.max_new_tokens,
         questions=tuple(questions),

@@ -115,4 +115,5 @@ def _rebuild(folder: Path, manifest: EngineManifest | None, request: EngineReque
     model = request.model_folder if request else folder.parent.name
     asked = request or manifest
     num_views = asked.num_views if asked else DEFAULT_NUM_VIEWS
-    return rebuild_command(folder.name.split('-', 1)[0], model, num_views, manifest)
+    backend = folder.name.split('-', 1)[0]
+    return rebuild_command(folder.parents[1], backend, model, num_views, manifest)

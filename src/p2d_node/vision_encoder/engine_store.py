@@ -107,7 +107,11 @@ def _built_at(folder: Path) -> str:
 
 
 def rebuild_command(
-    backend: str, model_folder: str, num_views: int, manifest: EngineManifest | None
+    engine_dir: Path,
+    backend: str,
+    model_folder: str,
+    num_views: int,
+    manifest: EngineManifest | None,
 ) -> str:
     """Return the command that builds the engine anew, for `num_views` cameras."""
     verb = ['export'] if backend == EXPORT else ['build-engine', '--backend', backend]
@@ -120,6 +124,8 @@ def rebuild_command(
             words += ['--camera-size', f'{manifest.height}x{manifest.width}']
         if manifest.backend == 'tensorrt_rtx' and manifest.compute_capabilities:
             words += ['--compute-capability', ','.join(manifest.compute_capabilities)]
+    if engine_dir.resolve() != default_engine_dir().resolve():
+        words += ['--engine-dir', str(engine_dir)]
     return shlex.join(words)
 
 
@@ -149,7 +155,7 @@ def open_engine(
         check_artefacts(folder, manifest)
     except (EngineMismatchError, OSError) as err:
         command = rebuild_command(
-            _backend_of(folder), request.model_folder, request.num_views, manifest
+            engine_dir, _backend_of(folder), request.model_folder, request.num_views, manifest
         )
         raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err
     if not allow_unverified:

@@ -101,7 +101,7 @@ def load_engine(
     if not folders:
         raise EngineMismatchError(
             f'no {backend} engine of {request.model_name} in {engine_dir}; build one: '
-            f'{rebuild_command(backend, request.model_folder, request.num_views, None)}'
+            + rebuild_command(engine_dir, backend, request.model_folder, request.num_views, None)
         )
     machine = this_machine(device)
     refusals: list[EngineMismatchError] = []
@@ -133,5 +133,7 @@ def _start(
     try:
         return ENGINE_ENCODERS[backend](folder, manifest, dtype=dtype, device=device)
     except EngineMismatchError as err:
-        command = rebuild_command(backend, request.model_folder, request.num_views, manifest)
+        command = rebuild_command(
+            folder.parents[1], backend, request.model_folder, request.num_views, manifest
+        )
         raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err
