@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+import signal
 
 from engine_helpers import CPU, ignore_progress, plan_of
 from p2d_node.engine_build.build import build_engine
 from p2d_node.language_model.untrained import write_untrained_checkpoint
 import pytest
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
