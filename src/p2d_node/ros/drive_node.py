@@ -35,7 +35,7 @@ from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, 
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.parameters import declare_parameters, updated_config
 from p2d_node.ros.spinning import ended_by_shutdown, spin_until_shutdown
-from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS, Outcome, SweepWorker
+from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS, Outcome, Settle, SweepWorker
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -58,7 +58,6 @@ MAX_POLL_GAP_NS = 100_000_000
 DIAGNOSTICS_PERIOD_S = 1.0
 DEFAULT_ASK_TIMEOUT_S = 10.0
 MAX_ASK_TIMEOUT_S = 120.0
-TOO_MANY_WAIT = 'too many questions wait for a sweep; ask again later'
 WARN_EVERY_S = 5.0
 WORKER_STOP_TIMEOUT_S = 1.0
 
@@ -331,51 +330,43 @@ class DriveNode(LifecycleNode):
 
     # Requests
 
-    def _reason_against(self, question: str) -> str:
-        """Return why a text cannot be asked; empty where it can."""
-        pipeline = self._pipeline
+    def _pass_on(self, question: str, timeout_s: float, settle: Settle) -> str:
+        """Give a question to the worker; returns why it cannot be asked, empty where it can."""
+        active, pipeline = self._active, self._pipeline
         if not question.strip():
             return 'question: got an empty text, allowed: a question'
-        if self._active is None or pipeline is None:
+        if active is None or pipeline is None:
             return 'the node is not active; activate it, then ask again'
         try:
             pipeline.check_questions([question])
         except ConfigError as err:
             return str(err)
+        if not active.worker.ask(question, timeout_s, settle):
+            return 'too many questions wait for a sweep; ask again later'
         return ''
 
     def _on_question(self, message: String) -> None:
-        reason, active = self._reason_against(message.data), self._active
-        if (
-            not reason
-            and active is not None
-            and not active.worker.ask(message.data, DEFAULT_ASK_TIMEOUT_S, lambda _answered: None)
-        ):
-            reason = TOO_MANY_WAIT
+        reason = self._pass_on(message.data, DEFAULT_ASK_TIMEOUT_S, lambda _outcome: None)
         if reason:
             self.get_logger().warning(f'~/question: {reason}')
 
     def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
-        response.success, response.message = False, self._reason_against(request.question)
+        response.success = False
         timeout_s = request.timeout_s or DEFAULT_ASK_TIMEOUT_S
-        active = self._active
-        if response.message or active is None:
-            return response
-        if not 0.0 < timeout_s <= MAX_ASK_TIMEOUT_S:
+        if 0.0 < timeout_s <= MAX_ASK_TIMEOUT_S:
+            self._wait_for_answer(request.question, timeout_s, response)
+        else:
             response.message = (
                 f'timeout_s: got {request.timeout_s:g}, allowed: 0 (the default, '
                 f'{DEFAULT_ASK_TIMEOUT_S:g}) to {MAX_ASK_TIMEOUT_S:g}'
             )
-        else:
-            self._wait_for_answer(active, request.question, timeout_s, response)
         return response
 
-    def _wait_for_answer(
-        self, active: _Active, question: str, timeout_s: float, response: Ask.Response
-    ) -> None:
+    def _wait_for_answer(self, question: str, timeout_s: float, response: Ask.Response) -> None:
+        active = self._active
         outcome: Future[Outcome] = Future()
-        if not active.worker.ask(question, timeout_s, outcome.set_result):
-            response.message = TOO_MANY_WAIT
+        response.message = self._pass_on(question, timeout_s, outcome.set_result)
+        if response.message:
             return
         answered = outcome.result()
         if isinstance(answered, P2dError):
@@ -385,7 +376,7 @@ class DriveNode(LifecycleNode):
             frame_id = self._frame_id_of(frame_set)
             response.success = True
             response.answer = to_answer(answer, frame_id=frame_id, now_ns=self._now_ns())
-        elif self._active is not active:
+        elif active is None or self._active is not active:
             response.message = 'the node was stopped; activate it, then ask again'
         else:
             silent = [c.name for c in active.cameras if c.rate_hz() == 0.0]
@@ -401,7 +392,7 @@ class DriveNode(LifecycleNode):
             return SetParametersResult(successful=True)
         try:
             config = updated_config(self._config, changes)
-            if self._pipeline is not None:
+            if self._pipeline is not None and 'questions' in changes:
                 self._pipeline.check_questions(config.questions)
         except ConfigError as err:
             return SetParametersResult(successful=False, reason=str(err))
