@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model.checkpoint_files import checked_tokenizer
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
@@ -136,13 +137,8 @@ def load_family(
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    try:
+    with checked_tokenizer(f'model: {folder}'):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as err:
-        reason = str(err).splitlines()[0]
-        raise ConfigError(
-            f'model: {folder}: the tokenizer does not load: {reason}; copy its files again'
-        ) from err
     if not tokenizer.chat_template:
         raise ConfigError(
             f'model: {folder}: the tokenizer has no chat template; copy chat_template.jinja from '

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 import json
 from pathlib import Path
 from typing import Any
 
+from p2d_node.errors import ConfigError
 from tokenizers import models, pre_tokenizers, Regex, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 WORD_OR_MARK = r'\w+|[^\w\s]'
+
+
+@contextmanager
+def checked_tokenizer(folder: object) -> Iterator[None]:
+    """Translate what goes wrong with the tokenizer files in `folder`, as messages name it.
+
+    Raises:
+        ConfigError: They do not load, for whatever reason.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as err:  # tokenizers raises plain Exception
+        reason = next(iter(str(err).splitlines()), type(err).__name__)
+        raise ConfigError(
+            f'{folder}: the tokenizer does not load: {reason}; copy its files again'
+        ) from err
 
 
 def make_word_tokenizer(

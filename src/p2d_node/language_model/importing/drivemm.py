@@ -14,10 +14,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.checkpoint_files import siglip_settings
+from p2d_node.language_model.checkpoint_files import checked_tokenizer, siglip_settings
 from p2d_node.language_model.importing.plan import (
     checked_config,
-    checked_tokenizer,
     ImportPlan,
     require,
     rope_parameters,

@@ -13,7 +13,7 @@ import struct
 from typing import Any
 
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.importing.plan import checked_tokenizer
+from p2d_node.language_model.checkpoint_files import checked_tokenizer
 from p2d_node.language_model.importing.streaming import read_json
 from tokenizers import AddedToken, decoders, normalizers, Regex, Tokenizer
 from tokenizers.models import BPE

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -104,24 +103,6 @@ def checked_config() -> Iterator[None]:
         reason = ' '.join(str(err).split())
         raise ConfigError(
             f'config.json: {reason}; copy the config.json of the checkpoint'
-        ) from err
-
-
-@contextmanager
-def checked_tokenizer(folder: Path) -> Iterator[None]:
-    """Translate what goes wrong with the tokenizer files in `folder`.
-
-    Raises:
-        ConfigError: They do not load, for whatever reason.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as err:  # tokenizers raises plain Exception
-        reason = next(iter(str(err).splitlines()), type(err).__name__)
-        raise ConfigError(
-            f'{folder}: the tokenizer does not load: {reason}; copy its files again'
         ) from err
 
 
