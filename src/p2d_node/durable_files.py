@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import errno
 import json
 import os
@@ -9,6 +11,8 @@ from pathlib import Path
 import secrets
 import tempfile
 from typing import Any
+
+from p2d_node.errors import ConfigError
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -28,6 +32,23 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     finally:
         unfinished.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def write_faults(what: str, remedy: str) -> Iterator[None]:
+    """Name what could not be written where the system refuses.
+
+    Args:
+        what: The option that says where, and the path.
+        remedy: What its user can do.
+
+    Raises:
+        ConfigError: In place of OSError.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise ConfigError(f'{what} cannot be written: {err.strerror or err}; {remedy}') from err
 
 
 def require_writable(path: Path) -> None:

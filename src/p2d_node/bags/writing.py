@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from p2d_node.bags.records import BagImage
+from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -19,6 +19,7 @@ from rosbags.typesys import get_typestore, Stores
 
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 ENCODINGS = ('jpeg', 'bgr8')
+NO_ROOM_REMEDY = 'free disk space or name another folder'
 BAG_VERSION: Literal[8] = 8
 """The newest that every distribution from Humble on reads."""
 
@@ -29,22 +30,6 @@ TYPESTORE = Stores.ROS2_HUMBLE
 def image_topic(camera: str, encoding: str) -> str:
     """Return the topic of a camera's images, as the preset `nuscenes` and nuscenes2mcap use it."""
     return f'/{camera}/image_rect_compressed' if encoding == 'jpeg' else f'/{camera}/image_rect'
-
-
-@contextmanager
-def output_faults(out: Path) -> Iterator[None]:
-    """Name `out` as the cause where the system refuses to write a file.
-
-    Raises:
-        ConfigError: In place of OSError.
-    """
-    try:
-        yield
-    except OSError as err:
-        raise ConfigError(
-            f'--out: {out} cannot be written: {err.strerror or err}; free disk space or name '
-            'another folder'
-        ) from err
 
 
 def write_bag(
@@ -71,7 +56,7 @@ def write_bag(
         raise ConfigError(f'--storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
     if encoding not in ENCODINGS:
         raise ConfigError(f'--encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
-    with output_faults(bag):
+    with write_faults(f'--out: {bag}', NO_ROOM_REMEDY):
         return _write_whole(images, bag, storage, encoding)
 
 

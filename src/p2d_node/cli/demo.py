@@ -20,6 +20,7 @@ from p2d_node.cli.demo_report import (
 from p2d_node.cli.node_process import drive_node, isolate, play_and_watch
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
+from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.language_model.checkpoint import open_checkpoint
 from p2d_node.language_model.model_folder import model_folder
@@ -102,15 +103,11 @@ def _prepare_output(out: Path) -> None:
     Raises:
         ConfigError: No files can be written there.
     """
-    try:
+    with write_faults(f'--out: {out}', 'name another folder'):
         out.mkdir(parents=True, exist_ok=True)
         for name in OUTPUT_FILES:
             (out / name).unlink(missing_ok=True)
         (out / LOG_FILE).touch()
-    except OSError as err:
-        raise ConfigError(
-            f'--out: {out} cannot be written: {err.strerror}; name another folder'
-        ) from err
 
 
 def _demo_images(args: argparse.Namespace) -> list[BagImage]:

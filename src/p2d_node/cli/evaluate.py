@@ -232,16 +232,14 @@ def _answer(
 def _write_submission(
     path: Path, data_format: DataFormat, records: Sequence[Mapping[str, Any]]
 ) -> None:
-    from p2d_node.durable_files import write_json
+    from p2d_node.durable_files import write_faults, write_json
 
     fields = data_format.submission
-    try:
+    remedy = (
+        'remove it, or make room: the answers are kept, and the same command goes on with them'
+    )
+    with write_faults(f'{path}:', remedy):
         write_json(path, [{theirs: r[ours] for theirs, ours in fields.items()} for r in records])
-    except OSError as err:
-        raise ConfigError(
-            f'{path}: cannot be written: {err.strerror}; remove it, or make room: the answers are '
-            'kept, and the same command goes on with them'
-        ) from err
 
 
 def _answer_the_rest(

@@ -158,16 +158,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepare_files(args: argparse.Namespace, model: str) -> dict[str, Path]:
     """Return which files the search will leave; those that cannot be written cost no trial."""
-    from p2d_node.durable_files import require_writable
+    from p2d_node.durable_files import require_writable, write_faults
     from p2d_node.retention_presets import preset_name, writable_preset
-    from p2d_node.tuning.retention_file import writing
+    from p2d_node.tuning.retention_file import STUDY_KEPT
 
     params = args.params_out or writable_preset(model)
     if params is None:
         params = Path('config') / 'retention' / f'{preset_name(model)}.yaml'
     files = {'params': params.absolute(), 'picture': args.out / 'study.png'}
     for option, path in zip(('--params-out', '--out'), files.values(), strict=True):
-        with writing(option, path):
+        with write_faults(f'{option}: {path}', STUDY_KEPT):
             require_writable(path)
     return files
 
@@ -324,8 +324,9 @@ def _compare(
 def _write(args: argparse.Namespace, found: SearchOutcome, files: Mapping[str, Path]) -> None:
     """Write parameter file and picture, print the report."""
     from p2d_node.cli.tuning_report import header_lines, print_report, report_json
+    from p2d_node.durable_files import write_faults
     from p2d_node.tuning.picture import plot_study
-    from p2d_node.tuning.retention_file import write_retention_file, writing
+    from p2d_node.tuning.retention_file import STUDY_KEPT, write_retention_file
 
     options, session = found.session.options, found.session
     write_retention_file(
@@ -335,7 +336,7 @@ def _write(args: argparse.Namespace, found: SearchOutcome, files: Mapping[str, P
         config=session.pipeline.config,
         header=header_lines(found, data=args.data, held_out=args.held_out),
     )
-    with writing('--out', files['picture']):
+    with write_faults(f'--out: {files["picture"]}', STUDY_KEPT):
         plot_study(files['picture'], found.results, f'{options.name}: {args.data.name}')
     if args.json:
         print(json.dumps(report_json(found, files), indent=2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import secrets
 import shutil
 
-from p2d_node.durable_files import sync_files, sync_folder
+from p2d_node.durable_files import sync_files, sync_folder, write_faults
 from p2d_node.errors import ConfigError
 
 LOCK_FILE = '.lock'
@@ -23,14 +23,9 @@ def locked(engine_dir: Path) -> Iterator[None]:
     Raises:
         ConfigError: The folder cannot be made or written, or another process holds the lock.
     """
-    try:
+    with write_faults(f'encoder.engine_dir: {engine_dir}', 'name another with --engine-dir'):
         engine_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         file = (engine_dir / LOCK_FILE).open('a')
-    except OSError as err:
-        raise ConfigError(
-            f'encoder.engine_dir: {engine_dir} cannot be written: {err.strerror}; name another '
-            'with --engine-dir'
-        ) from err
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 import fcntl
 import itertools
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
 
 
@@ -39,12 +41,10 @@ class RecordFile:
         self._path = path
         self._head = json.dumps(made_by)
         self._fields = {'id': str, **(fields or {})}
-        try:
+        with self._write_faults():
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what the disk refused must not be tried again on close.
             self._file = path.open('a+b', buffering=0)
-        except OSError as err:
-            raise self._cannot_be_written(err) from err
         try:
             self._lock()
             self._read()
@@ -138,14 +138,10 @@ class RecordFile:
 
     def _write(self, lines: Sequence[str]) -> None:
         content = ''.join(f'{line}\n' for line in lines).encode()
-        try:
+        with self._write_faults():
             while content:
                 content = content[self._file.write(content) :]
             os.fsync(self._file.fileno())
-        except OSError as err:
-            raise self._cannot_be_written(err) from err
 
-    def _cannot_be_written(self, err: OSError) -> ConfigError:
-        return ConfigError(
-            f'{self._path}: cannot be written: {err.strerror}; name another folder with --out'
-        )
+    def _write_faults(self) -> AbstractContextManager[None]:
+        return write_faults(f'{self._path}:', 'name another folder with --out')

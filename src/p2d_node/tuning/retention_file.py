@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from p2d_node.config import DriveConfig
-from p2d_node.durable_files import write_bytes
-from p2d_node.errors import ConfigError
+from p2d_node.durable_files import write_bytes, write_faults
 from p2d_node.tuning.search_space import ratio_of, SearchSpace
 import yaml
 
 SELECTION_FIELDS = ('selector', 'allocation', 'prune_layer')
 """What else decides which tokens are kept: written where it is not the default."""
+
+
+STUDY_KEPT = 'name another, the study is kept'
+"""What to do where a result cannot be written."""
 
 
 def write_retention_file(
@@ -50,24 +52,9 @@ def write_retention_file(
     }
     body = yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False)
     comments = ''.join(f'# {line}\n' for line in header)
-    with writing('--params-out', path):
+    with write_faults(f'--params-out: {path}', STUDY_KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, f'{comments}{body}'.encode())
-
-
-@contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
-    """Translate what goes wrong while a result is written.
-
-    Raises:
-        ConfigError: Names the option that says where.
-    """
-    try:
-        yield
-    except OSError as err:
-        raise ConfigError(
-            f'{option}: {path} cannot be written: {err.strerror}; name another, the study is kept'
-        ) from err
 
 
 def utc_now() -> str:

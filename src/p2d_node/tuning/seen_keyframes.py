@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 import time
 
-from p2d_node.durable_files import write_bytes
+from p2d_node.durable_files import write_bytes, write_faults
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep, name_picture
 from p2d_node.pipeline import DrivingPipeline
@@ -149,13 +149,8 @@ class SeenKeyframes:
     def _ensure(self, keyframe: Keyframe, digests: dict[str, str]) -> bool:
         """Make the file of a keyframe unless it is there; False where another worker does."""
         path = self._path(digests[keyframe.name])
-        try:
+        with write_faults(f'--cache: {path}', 'make room, or name another folder'):
             return path.is_file() or self._make(path, keyframe)
-        except OSError as err:
-            raise ConfigError(
-                f'--cache: {path} cannot be written: {err.strerror}; make room, or name another '
-                'folder'
-            ) from err
 
     def _make(self, path: Path, keyframe: Keyframe) -> bool:
         with _try_lock(path.with_suffix('.lock')) as locked:

@@ -12,7 +12,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from p2d_node.bags.writing import output_faults
+from p2d_node.bags.writing import NO_ROOM_REMEDY
+from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
 
 from p2d_sim.cameras import Camera, CAMERAS, FULL_HEIGHT_PX, FULL_WIDTH_PX
@@ -146,7 +147,7 @@ def write_nuscenes_folder(root: Path, options: FolderOptions) -> Iterator[int]:
     Raises:
         ConfigError: The folder holds something, or cannot be written.
     """
-    with output_faults(root):
+    with write_faults(f'--out: {root}', NO_ROOM_REMEDY):
         if root.exists() and any(root.iterdir()):
             raise ConfigError(f'{root}: exists already; remove it or choose another --out')
         yield from _write_folder(root, options)
