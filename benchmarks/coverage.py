@@ -15,14 +15,14 @@ import statistics
 
 import cv2
 import numpy as np
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.model_folder import shipped_model_folder
 from p2d_node.config import SHIPPED_MODEL
 from p2d_node.evaluation.answering import group_keyframes, load_sweep
 from p2d_node.evaluation.coverage import ADAPTIVE, compare_coverage, plot_kept_tokens
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.image_decoding import decode_frame
-from p2d_node.language_model.checkpoint import open_checkpoint
-from p2d_node.language_model.model_folder import shipped_model_folder
-from p2d_node.language_model.vision_part import load_vision_module
+from p2d_node.language_model.families.registry import load_vision_module
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame, NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from p2d_node.language_model.untrained import make_tokenizer
+from p2d_node.checkpoints.untrained import make_tokenizer
 import torch
 from transformers import (
     InternVLConfig,

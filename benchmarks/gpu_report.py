@@ -82,7 +82,7 @@ def run_gpu_tests() -> dict[str, Any]:
     if importlib.util.find_spec('pytest') is None:
         return {'exit_code': 0, 'summary': 'not run: pytest is not installed'}
     all_tests = importlib.util.find_spec('cv2') is not None
-    bare = ['--noconftest', 'tests/token_selection', 'tests/test_decode_gpu.py']
+    bare = ['--noconftest', 'tests/token_selection', 'tests/language_model/test_decode_gpu.py']
     what = ['tests'] if all_tests else bare
     command = [sys.executable, '-m', 'pytest', '-m', 'gpu', '-p', 'no:cacheprovider', *what]
     try:

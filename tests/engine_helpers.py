@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import EncoderConfig
 from p2d_node.engine_build.build import BuildPlan
 from p2d_node.engine_build.export import ExportPlan
-from p2d_node.language_model.checkpoint import open_checkpoint
-from p2d_node.language_model.vision_part import hash_vision_part, load_vision_module
+from p2d_node.language_model.families.registry import hash_vision_part, load_vision_module
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.vision_encoder.base import EncoderInput
 from p2d_node.vision_encoder.engine_store import EngineRequest

@@ -6,7 +6,7 @@ from functools import partial
 import json
 from pathlib import Path
 
-from p2d_node.language_model.untrained import make_tokenizer
+from p2d_node.checkpoints.untrained import make_tokenizer
 import torch
 from transformers import (
     InternVLConfig,

@@ -24,24 +24,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from p2d_node.checkpoints.devices import choose_device, choose_dtype
+from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.config import DriveConfig
 from p2d_node.errors import checkpoint_faults, ConfigError, InferenceError
 from p2d_node.image_decoding import decode_frame
-from p2d_node.language_model.checkpoint import (
-    Checkpoint,
-    choose_device,
-    choose_dtype,
-    load_family,
-    open_checkpoint,
-)
 from p2d_node.language_model.decode import Prefix
 from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.families.registry import hash_vision_part, load_family
 from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
-from p2d_node.language_model.model_folder import model_folder
-from p2d_node.language_model.mosaic import Mosaic, Region
 from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.language_model.quantize import AS_IS
-from p2d_node.language_model.vision_part import hash_vision_part
 from p2d_node.latency import NS_PER_MS, StageClock
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
 from p2d_node.records import (
@@ -57,6 +51,7 @@ from p2d_node.token_selection import (
     select_adaptively,
     select_tokens,
 )
+from p2d_node.views import Mosaic, Region
 from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
 from p2d_node.vision_encoder.engine_store import EngineRequest
 from p2d_node.vision_encoder.factory import ChosenEncoder, make_vision_encoder

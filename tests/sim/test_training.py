@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.checkpoint_files import make_word_tokenizer, write_checkpoint
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.checkpoint import load_family, open_checkpoint
-from p2d_node.language_model.checkpoint_files import make_word_tokenizer, write_checkpoint
+from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing, normalize
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention, select_tokens

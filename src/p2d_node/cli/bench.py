@@ -61,9 +61,9 @@ def _add_select(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run_select(args: argparse.Namespace) -> int:
     """Measure and print; returns the exit code."""
+    from p2d_node.checkpoints.devices import choose_device
     from p2d_node.errors import ConfigError
     from p2d_node.evaluation import selection_benchmark as benchmark
-    from p2d_node.language_model.checkpoint import choose_device
     from rich.console import Console
     from rich.progress import track
     import torch

@@ -80,9 +80,9 @@ def _tokens_and_pictures(args: argparse.Namespace) -> tuple[Tensor, list[Any] | 
 
 def _encode(model: str, pictures: list[Any]) -> tuple[Tensor, list[Any]]:
     """Return the tokens of RGB pictures, and the pictures as the encoder sees them."""
-    from p2d_node.language_model.checkpoint import open_checkpoint
-    from p2d_node.language_model.model_folder import model_folder
-    from p2d_node.language_model.vision_part import load_vision_module
+    from p2d_node.checkpoints.checkpoint import open_checkpoint
+    from p2d_node.checkpoints.model_folder import model_folder
+    from p2d_node.language_model.families.registry import load_vision_module
     from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
     from p2d_node.records import DecodedFrame
     import torch

@@ -69,9 +69,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _plan(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a plan that were given; sets the number of threads."""
+    from p2d_node.checkpoints.devices import choose_device
     from p2d_node.errors import ConfigError
     from p2d_node.evaluation.model_shape import SHAPES
-    from p2d_node.language_model.checkpoint import choose_device
     import torch
 
     if args.threads is not None:

@@ -11,6 +11,8 @@ from typing import Any
 from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.records import BagImage
 from p2d_node.bags.writing import write_bag
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.demo_report import (
     write_answers,
     write_latency_plot,
@@ -22,8 +24,6 @@ from p2d_node.cli.synthetic import draw_images
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.language_model.checkpoint import open_checkpoint
-from p2d_node.language_model.model_folder import model_folder
 
 EXAMPLE = """example:
   p2d demo

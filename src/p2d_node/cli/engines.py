@@ -180,6 +180,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_build(args: argparse.Namespace) -> int:
     """Build and report."""
+    from p2d_node.checkpoints.devices import choose_device
     from p2d_node.cli.parameter_file import read_drive_config
     from p2d_node.engine_build.build import (
         build_engine,
@@ -187,7 +188,6 @@ def run_build(args: argparse.Namespace) -> int:
         choose_backend,
         DEFAULT_PRECISION,
     )
-    from p2d_node.language_model.checkpoint import choose_device
     from p2d_node.vision_encoder.engine_store import resolve_engine_dir
     from p2d_node.vision_encoder.tensorrt_api import BuildOptions
 
@@ -213,9 +213,9 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verify and report; exit code 1 where an engine is not what torch computes."""
+    from p2d_node.checkpoints.devices import choose_device
     from p2d_node.engine_build.build import verify_engine
     from p2d_node.engine_build.inspection import unverified_engines
-    from p2d_node.language_model.checkpoint import choose_device
     from p2d_node.vision_encoder.engine_store import resolve_engine_dir
 
     device, engine_dir = choose_device(args.device), resolve_engine_dir(args.engine_dir)
@@ -236,8 +236,8 @@ def run_verify(args: argparse.Namespace) -> int:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """Compare and report; exit code 1 where an engine would not be loaded."""
+    from p2d_node.checkpoints.devices import choose_device
     from p2d_node.engine_build.inspection import inspect_engine
-    from p2d_node.language_model.checkpoint import choose_device
     from p2d_node.vision_encoder.engine_store import list_all_engines, resolve_engine_dir
 
     device, engine_dir = choose_device(args.device), resolve_engine_dir(args.engine_dir)
@@ -278,10 +278,10 @@ def run_clean(args: argparse.Namespace) -> int:
 def _export_plan(
     args: argparse.Namespace, model: str | None, precision: str, num_views: int
 ) -> Iterator[ExportPlan]:
+    from p2d_node.checkpoints.checkpoint import open_checkpoint
+    from p2d_node.checkpoints.model_folder import model_folder
     from p2d_node.config import SHIPPED_MODEL
     from p2d_node.engine_build.export import ExportPlan
-    from p2d_node.language_model.checkpoint import open_checkpoint
-    from p2d_node.language_model.model_folder import model_folder
     from p2d_node.preprocessing import ImageProcessing
     from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 
@@ -313,9 +313,9 @@ def _in_range(name: str, value: int, low: int, high: int) -> int:
 
 
 def _request(model: str) -> Any:
-    from p2d_node.language_model.checkpoint import open_checkpoint
-    from p2d_node.language_model.model_folder import model_folder
-    from p2d_node.language_model.vision_part import hash_vision_part
+    from p2d_node.checkpoints.checkpoint import open_checkpoint
+    from p2d_node.checkpoints.model_folder import model_folder
+    from p2d_node.language_model.families.registry import hash_vision_part
     from p2d_node.preprocessing import ImageProcessing
     from p2d_node.vision_encoder.engine_store import DEFAULT_NUM_VIEWS, EngineRequest
 

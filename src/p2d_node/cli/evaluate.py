@@ -292,10 +292,10 @@ def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
 
 def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
     """Return what two runs must share for one to go on with the other's answers."""
+    from p2d_node.checkpoints.checkpoint import open_checkpoint
+    from p2d_node.checkpoints.model_folder import model_folder
     from p2d_node.evaluation.answer_settings import answer_settings
     from p2d_node.evaluation.fingerprints import digest_model, digest_questions
-    from p2d_node.language_model.checkpoint import open_checkpoint
-    from p2d_node.language_model.model_folder import model_folder
 
     with model_folder(job.config.model) as folder:
         model = digest_model(open_checkpoint(folder).folder)

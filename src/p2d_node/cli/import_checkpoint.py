@@ -13,7 +13,7 @@ from typing import Any, TYPE_CHECKING
 from p2d_node.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2d_node.language_model.importing.plan import ImportPlan
+    from p2d_node.checkpoints.importing.plan import ImportPlan
 
 EXAMPLE = """examples:
   p2d import-checkpoint --from drivemm downloads/DriveMM --out models/drivemm
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import and report."""
-    from p2d_node.language_model.importing.importer import import_checkpoint
+    from p2d_node.checkpoints.importing.importer import import_checkpoint
 
     if args.out.exists():
         raise ConfigError(f'--out: {args.out} exists; name another folder, or remove it first')
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> ImportPlan:
-    from p2d_node.language_model.importing import drivelmm_o1, drivemm
+    from p2d_node.checkpoints.importing import drivelmm_o1, drivemm
 
     if args.kind == 'drivelmm-o1':
         return drivelmm_o1.plan_import(args.folder, args.base)

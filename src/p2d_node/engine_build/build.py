@@ -22,7 +22,7 @@ from p2d_node.engine_build.atomic import locked, new_folder, publish
 from p2d_node.engine_build.export import export_onnx, ExportPlan
 from p2d_node.engine_build.verify import THRESHOLDS, Verification, verify, write_verification
 from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError
-from p2d_node.language_model.vision_part import hash_vision_part
+from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import FRAMES
 from p2d_node.vision_encoder.engine_store import (
     check_artefacts,

@@ -14,11 +14,11 @@ import warnings
 
 import cv2
 import numpy as np
+from p2d_node.checkpoints.checkpoint import Checkpoint
 from p2d_node.engine_build.frame_resize import FrameEncoder, FrameResize
 from p2d_node.errors import ConfigError
 from p2d_node.image_decoding import MAX_SIDE_PX
-from p2d_node.language_model.checkpoint import Checkpoint
-from p2d_node.language_model.vision_part import load_vision_module
+from p2d_node.language_model.families.registry import load_vision_module
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 from p2d_node.vision_encoder.engine_buffers import INPUT_NAME, OUTPUT_NAME, PRECISIONS

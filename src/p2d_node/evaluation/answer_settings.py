@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from p2d_node.checkpoints.devices import choose_device, choose_dtype
 from p2d_node.config import DriveConfig
-from p2d_node.language_model.checkpoint import choose_device, choose_dtype
 
 NO_MATTER = frozenset(
     {

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from p2d_node.checkpoints.untrained import make_tokenizer
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Prefix, SelectTokens
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.layout import Embedded
 from p2d_node.language_model.prompt import Prompt
-from p2d_node.language_model.untrained import make_tokenizer
 from p2d_node.records import NUSCENES_CAMERAS
 import torch
 from torch import Tensor

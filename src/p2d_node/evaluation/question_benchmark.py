@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import statistics
 from typing import Any
 
+from p2d_node.checkpoints.untrained import WORDS
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.model_shape import ModelShape, prefill, SCALED
 from p2d_node.evaluation.prefill_benchmark import Bench, generate, NUM_VIEWS, PrefillBenchmark
 from p2d_node.evaluation.selection_benchmark import describe_machine
 from p2d_node.language_model.prompt import Prompt, split_opening
-from p2d_node.language_model.untrained import WORDS
 from p2d_node.records import NUSCENES_CAMERAS
 
 Answers = list[tuple[int, ...]]

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.image_decoding import decode_frame
-from p2d_node.language_model.mosaic import Mosaic
 from p2d_node.records import DrivingAnswer, FrameSet
+from p2d_node.views import Mosaic
 
 Pixels = npt.NDArray[np.uint8]
 

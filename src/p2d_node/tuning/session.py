@@ -14,13 +14,13 @@ import time
 from typing import Any
 
 import optuna
+from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answer_settings import answer_settings
 from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
 from p2d_node.evaluation.fingerprints import digest_model
-from p2d_node.language_model.model_folder import model_folder
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.ledger import ClaimedTrial, Ledger, TrialTakenError
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of

@@ -9,9 +9,9 @@ from typing import Any, TYPE_CHECKING
 from jinja2 import TemplateError
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.layout import Embedded, text_positions
-from p2d_node.language_model.mosaic import MOSAIC_KEY
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from p2d_node.language_model.quantize import quantize_layers
+from p2d_node.views import MOSAIC_KEY
 from safetensors import SafetensorError
 import torch
 from torch import nn, Tensor
@@ -251,7 +251,7 @@ class FixedSizeModel(ChatModel):
         device: torch.device,
         weights: str,
     ) -> Self:
-        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
+        """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
         return cls(place_model(model, weights, device), tokenizer)

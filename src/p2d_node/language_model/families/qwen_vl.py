@@ -101,7 +101,7 @@ class _QwenVL(ChatModel):
         device: torch.device,
         weights: str,
     ) -> _QwenVL:
-        """Load the safetensors checkpoint in `folder`; see `checkpoint.load_family`."""
+        """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         if view_size is None:
             raise ConfigError(
                 f'model: {folder}: got no picture size, needed: height and width in pixels, for '

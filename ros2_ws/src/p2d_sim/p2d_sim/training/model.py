@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2d_node.language_model.checkpoint_files import write_checkpoint
+from p2d_node.checkpoints.checkpoint_files import write_checkpoint
 import torch
 from transformers import (
     LlavaOnevisionConfig,

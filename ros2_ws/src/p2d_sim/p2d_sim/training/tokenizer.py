@@ -5,7 +5,7 @@ Names of views in two words are one token: an answer's first token then says whi
 
 from __future__ import annotations
 
-from p2d_node.language_model.checkpoint_files import make_word_tokenizer, WORD_OR_MARK
+from p2d_node.checkpoints.checkpoint_files import make_word_tokenizer, WORD_OR_MARK
 from p2d_node.language_model.prompt import describe_views, NUMBER_WORDS
 from p2d_node.records import NUSCENES_CAMERAS
 from transformers import PreTrainedTokenizerFast

@@ -1,0 +1,47 @@
+"""From the parameters `device` and `dtype` to torch's own values."""
+
+from __future__ import annotations
+
+from p2d_node.errors import BackendUnavailableError, ConfigError
+import torch
+
+DEVICES = 'auto, cpu, cuda'
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn the parameter `device` into a torch device.
+
+    Raises:
+        ConfigError: Not a device name.
+        BackendUnavailableError: A GPU is asked for and there is none.
+    """
+    if name == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError as err:
+        raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}') from err
+    if device.type not in ('cpu', 'cuda'):
+        raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}')
+    if device.index:
+        # Kernels, graphs and engines run on the thread's current GPU, which is the first.
+        raise ConfigError(
+            f'device: got {name!r}, allowed: {DEVICES}; choose another GPU by the environment: '
+            f'CUDA_VISIBLE_DEVICES={device.index}'
+        )
+    if device.type == 'cuda' and not torch.cuda.device_count():
+        raise BackendUnavailableError(
+            f'device: got {name!r}, but torch sees no GPU; set device to cpu, or install the '
+            'torch build of your GPU'
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn the parameter `dtype` into a torch dtype; auto is bfloat16 on a GPU."""
+    if name == 'auto':
+        return torch.bfloat16 if device.type == 'cuda' else torch.float32
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f'dtype: got {name!r}, allowed: auto or a torch dtype')
+    return dtype

@@ -1,0 +1,82 @@
+"""A published checkpoint's folder comes in; a folder that the families load goes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+from p2d_node.checkpoints.importing.folder import new_checkpoint_folder
+from p2d_node.checkpoints.importing.plan import checked_config, ImportPlan
+from p2d_node.checkpoints.importing.streaming import (
+    check_steps,
+    OnProgress,
+    SHARD_BYTES,
+    write_weights,
+)
+import torch
+from transformers import GenerationConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import has written.
+
+    Attributes:
+        folder: The new checkpoint.
+        model_type: Its family.
+        num_weights: Its tensors.
+        num_bytes: Of its weights.
+        notes: What whoever imports should know.
+    """
+
+    folder: Path
+    model_type: str
+    num_weights: int
+    num_bytes: int
+    notes: tuple[str, ...]
+
+
+def import_checkpoint(
+    plan: ImportPlan,
+    out: Path,
+    *,
+    on_progress: OnProgress,
+    shard_bytes: int = SHARD_BYTES,
+) -> Imported:
+    """Write the checkpoint that `plan` describes.
+
+    Args:
+        plan: From `drivemm.plan_import` or `drivelmm_o1.plan_import`.
+        out: The folder to make; it appears when it is complete.
+        on_progress: Called as weights are written.
+        shard_bytes: Largest shard.
+
+    Raises:
+        ConfigError: Weights that are missing, not expected or of a wrong shape; `out` exists or
+            cannot be written.
+    """
+    with checked_config(), torch.device('meta'):
+        wanted = plan.model_class(plan.config).state_dict()
+    total_bytes = check_steps(plan.steps, plan.source, wanted, plan.unexpected)
+    with new_checkpoint_folder(out, total_bytes) as folder:
+        _write_settings(plan, folder)
+        write_weights(
+            folder,
+            plan.steps,
+            plan.source,
+            total_bytes=total_bytes,
+            on_progress=on_progress,
+            shard_bytes=shard_bytes,
+        )
+    return Imported(out, plan.config.model_type, len(wanted), total_bytes, tuple(plan.notes))
+
+
+def _write_settings(plan: ImportPlan, folder: Path) -> None:
+    plan.config.architectures = [plan.model_class.__name__]
+    plan.config.dtype = plan.source.main_dtype()
+    plan.config.save_pretrained(folder)
+    GenerationConfig(eos_token_id=list(plan.end_token_ids)).save_pretrained(folder)
+    plan.tokenizer.save_pretrained(folder)
+    text = json.dumps(plan.image_processor, indent=2)
+    (folder / 'preprocessor_config.json').write_text(text, encoding='utf-8')

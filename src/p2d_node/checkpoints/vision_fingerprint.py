@@ -1,0 +1,80 @@
+"""The fingerprint of a checkpoint's vision part, which an engine is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from p2d_node.errors import ConfigError
+
+CHUNK_BYTES = 1 << 22
+
+NOT_VISION = (
+    'text_config',
+    'transformers_version',
+    'architectures',
+    'dtype',
+    'torch_dtype',
+    'quantization_config',
+)
+"""Entries of config.json that do not change what the vision part computes."""
+
+
+def hash_vision_weights(folder: Path, vision_keys: Sequence[str]) -> str:
+    """Return the SHA-256 of everything that the vision part is made of.
+
+    Weights count by name, format, shape and bytes, in whichever file they are stored. The language
+    model's weights and configuration do not count.
+
+    Args:
+        folder: The checkpoint.
+        vision_keys: A weight belongs to the vision part if its name contains one of these.
+
+    Raises:
+        ConfigError: A file that is not a whole safetensors file.
+    """
+    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    facts = {key: value for key, value in config.items() if key not in NOT_VISION}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    tensors = {}
+    for path in sorted(folder.glob('*.safetensors')):
+        for name, entry in _read_header(path).items():
+            if any(key in name for key in vision_keys):
+                tensors[name] = (path, entry)
+    for name, (path, entry) in sorted(tensors.items()):
+        digest.update(json.dumps([name, entry['dtype'], entry['shape']]).encode())
+        with path.open('rb') as file:
+            _update(digest, file, *entry['span'])
+    return digest.hexdigest()
+
+
+def _read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Return per tensor its dtype, shape and `span`: first and last byte in the file."""
+    try:
+        with path.open('rb') as file:
+            size = int.from_bytes(file.read(8), 'little')
+            if not 0 < size < path.stat().st_size:
+                raise ValueError(f'a header of {size} bytes in {path.stat().st_size}')
+            header = json.loads(file.read(size))
+        header.pop('__metadata__', None)
+        for entry in header.values():
+            first, last = entry['data_offsets']
+            entry['span'] = (8 + size + first, 8 + size + last)
+    except (OSError, ValueError, KeyError, AttributeError) as err:
+        raise ConfigError(
+            f'model: {path}: not a whole safetensors file: {err}; copy the checkpoint again'
+        ) from err
+    return dict(header)
+
+
+def _update(digest: Any, file: BinaryIO, first: int, last: int) -> None:
+    file.seek(first)
+    while first < last:
+        chunk = file.read(min(CHUNK_BYTES, last - first))
+        if not chunk:
+            raise ConfigError(f'model: {file.name}: shorter than its header says; copy it again')
+        digest.update(chunk)
+        first += len(chunk)

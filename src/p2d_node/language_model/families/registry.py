@@ -1,0 +1,118 @@
+"""The model families, and what is loaded through them: a whole model, or its vision part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from p2d_node.checkpoints.checkpoint import Checkpoint
+from p2d_node.checkpoints.checkpoint_files import checked_tokenizer
+from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
+from p2d_node.errors import checkpoint_faults, ConfigError
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.families.internvl import InternVL
+from p2d_node.language_model.families.llava_onevision import LlavaOnevision
+from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
+from p2d_node.language_model.quantize import AS_IS, check_weights
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+FAMILIES: dict[str, Any] = {
+    'llava_onevision': LlavaOnevision,
+    'internvl': InternVL,
+    'qwen2_5_vl': Qwen25VL,
+    'qwen3_vl': Qwen3VL,
+}
+"""`model_type` of a checkpoint's config.json to the class that runs it."""
+
+
+def find_family(checkpoint: Checkpoint) -> Any:
+    """Return the class that runs `checkpoint`.
+
+    Raises:
+        ConfigError: No family has this `model_type`.
+    """
+    if checkpoint.model_type not in FAMILIES:
+        raise ConfigError(
+            f'model: {checkpoint.folder}: got family {checkpoint.model_type!r}, allowed: '
+            f'{", ".join(FAMILIES)}'
+        )
+    return FAMILIES[checkpoint.model_type]
+
+
+def load_family(
+    checkpoint: Checkpoint,
+    *,
+    view_size: tuple[int, int] | None = None,
+    dtype: torch.dtype,
+    device: torch.device,
+    weights: str = AS_IS,
+) -> Family:
+    """Load tokenizer and weights of `checkpoint`.
+
+    Args:
+        checkpoint: What to load.
+        view_size: Height and width of the pictures that its preprocessing makes, pixels; families
+            with one size only may go without.
+        dtype: Number format of the weights.
+        device: Where they go.
+        weights: Whether the language model's are quantised: as_is, int8 or int4.
+
+    Raises:
+        ConfigError: A tokenizer without chat template, or weights that do not fit.
+        BackendUnavailableError: Weights cannot be quantised here.
+    """
+    check_weights(weights, dtype, device)
+    transformers_logging.disable_progress_bar()
+    tokenizer = _load_tokenizer(checkpoint.folder)
+    family: Family = find_family(checkpoint).load(
+        checkpoint.folder,
+        tokenizer,
+        view_size=view_size,
+        dtype=dtype,
+        device=device,
+        weights=weights,
+    )
+    return family
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    with checked_tokenizer(f'model: {folder}'):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f'model: {folder}: the tokenizer has no chat template; copy chat_template.jinja from '
+            'the checkpoint'
+        )
+    return tokenizer
+
+
+def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
+    """Load vision tower and projector of `checkpoint` in float32 on the CPU, for export.
+
+    Attention is the eager one: exported SDPA gave wrong results in TensorRT 10.7 (its #4333).
+
+    Returns:
+        Maps pixel_values [views, 3, height, width] to visual_tokens [views, tokens, hidden].
+
+    Raises:
+        ConfigError: Weights that are missing or do not fit the config.
+    """
+    transformers_logging.disable_progress_bar()
+    family = find_family(checkpoint)
+    verbosity = transformers_logging.get_verbosity()
+    # It would list every weight of the language model as not expected.
+    transformers_logging.set_verbosity_error()
+    try:
+        with checkpoint_faults(checkpoint.folder):
+            module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
+        return module.eval()
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def hash_vision_part(checkpoint: Checkpoint) -> str:
+    """Return the SHA-256 of the vision part's weights and settings; see `hash_vision_weights`."""
+    return hash_vision_weights(checkpoint.folder, find_family(checkpoint).VISION_KEYS)

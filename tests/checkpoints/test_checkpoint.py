@@ -1,0 +1,237 @@
+import gc
+import json
+import shutil
+import weakref
+
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.devices import choose_device, choose_dtype
+from p2d_node.config import DriveConfig
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model.families.registry import find_family, load_family
+from p2d_node.language_model.prompt import describe_views, split_at_images
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.preprocessing import ImageProcessing
+from p2d_node.records import NUSCENES_CAMERAS
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import WRITERS
+import torch
+from transformers import LlavaOnevisionForConditionalGeneration
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture
+def broken(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / 'broken')
+
+
+def load(folder, view_size=None):
+    checkpoint = open_checkpoint(folder)
+    return load_family(checkpoint, view_size=view_size, dtype=torch.float32, device=CPU)
+
+
+def test_random_weights_are_called_untrained(tiny_checkpoint):
+    assert open_checkpoint(tiny_checkpoint).name == 'tiny (untrained)'
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"model: got '.*nowhere', which is not a folder"):
+        open_checkpoint(tmp_path / 'nowhere')
+
+
+def test_a_folder_without_weights_is_refused(broken):
+    (broken / 'model.safetensors').unlink()
+    (broken / 'pytorch_model.bin').write_bytes(b'pickle')
+    with pytest.raises(ConfigError, match=r'has no weights: no \*\.safetensors file'):
+        open_checkpoint(broken)
+
+
+def test_a_folder_without_config_is_refused(broken):
+    (broken / 'config.json').unlink()
+    with pytest.raises(ConfigError, match=r'has no config\.json'):
+        open_checkpoint(broken)
+
+
+@pytest.mark.parametrize('text', ['{', '[]'])
+def test_a_config_that_is_not_an_object_is_refused(broken, text):
+    (broken / 'config.json').write_text(text)
+    with pytest.raises(ConfigError, match=r'config\.json is not'):
+        open_checkpoint(broken)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones(broken):
+    config = json.loads((broken / 'config.json').read_text())
+    (broken / 'config.json').write_text(json.dumps(config | {'model_type': 'mamba'}))
+    with pytest.raises(ConfigError, match=r"family 'mamba', allowed: llava_onevision"):
+        find_family(open_checkpoint(broken))
+
+
+def test_missing_weights_are_counted_and_the_first_is_named(broken):
+    weights = load_file(broken / 'model.safetensors')
+    dropped = sorted(name for name in weights if 'layers.1.self_attn' in name)
+    kept = {name: tensor for name, tensor in weights.items() if name not in dropped}
+    save_file(kept, broken / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ConfigError, match=f'{len(dropped)} weights are missing'):
+        load(broken)
+
+
+def test_weights_of_another_shape_are_refused(broken):
+    weights = load_file(broken / 'model.safetensors')
+    name = next(n for n in weights if n.endswith('linear_1.weight'))
+    weights[name] = torch.zeros(3, 5)
+    save_file(weights, broken / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ConfigError, match='the weights do not load'):
+        load(broken)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_every_family_says_which_weights_are_missing_or_do_not_fit(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    weights = load_file(folder / 'model.safetensors')
+    dropped = next(n for n in weights if 'layers.1.self_attn.q_proj.weight' in n)
+    kept = {n: tensor for n, tensor in weights.items() if n != dropped}
+    save_file(kept, folder / 'model.safetensors', metadata={'format': 'pt'})
+    processing = ImageProcessing.from_folder(folder)
+    size = (processing.height_px, processing.width_px)
+    with pytest.raises(ConfigError, match=r'1 weights are missing, the first is .*q_proj'):
+        load(folder, size)
+    wrong = kept | {dropped: torch.zeros(2, 2)}
+    save_file(wrong, folder / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ConfigError, match='the weights do not load'):
+        load(folder, size)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_vision_weights_are_freed_where_an_engine_takes_their_place(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    processing = ImageProcessing.from_folder(folder)
+    family = load(folder, (processing.height_px, processing.width_px))
+    parameter = weakref.ref(next(family.vision_module.parameters()))
+    family.release_vision_module()
+    gc.collect()
+    assert parameter() is None
+
+
+@pytest.mark.parametrize('name', ['llava_llama', 'internvl_qwen2'])
+def test_pictures_of_another_size_than_the_encoders_are_refused(name, tmp_path):
+    folder = WRITERS[name](tmp_path)
+    with pytest.raises(ConfigError, match='makes pictures of 99 x 99, its vision encoder takes'):
+        load(folder, (99, 99))
+
+
+def test_a_text_model_with_sliding_windows_is_refused(broken):
+    config = json.loads((broken / 'config.json').read_text())
+    config['text_config'] |= {'use_sliding_window': True, 'sliding_window': 8}
+    config['text_config'] |= {'layer_types': ['full_attention', 'sliding_attention']}
+    (broken / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match='sliding-window attention, allowed: full attention'):
+        load(broken)
+
+
+def test_a_missing_shard_is_refused(broken):
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(broken)
+    (broken / 'model.safetensors').unlink()
+    model.save_pretrained(broken, max_shard_size='100KB')
+    shards = sorted(broken.glob('model-*.safetensors'))
+    assert len(shards) > 2
+    load(broken)
+    shards[1].unlink()
+    with pytest.raises(ConfigError, match=f'the weights do not load: .*{shards[1].name}'):
+        load(broken)
+
+
+def test_a_truncated_weights_file_is_refused(broken):
+    data = (broken / 'model.safetensors').read_bytes()
+    (broken / 'model.safetensors').write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match='the weights do not load'):
+        load(broken)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(broken):
+    (broken / 'chat_template.jinja').unlink()
+    with pytest.raises(ConfigError, match='no chat template'):
+        load(broken)
+
+
+@pytest.mark.parametrize(
+    ('template', 'reason'),
+    [
+        ('{% for m in messages %}', 'its chat template fails: Unexpected end of template'),
+        ("{{ raise_exception('no user') }}", 'its chat template fails: no user'),
+        ('hello', 'its chat template gives 0 image placeholders for 6 views'),
+    ],
+)
+def test_a_chat_template_that_does_not_work_is_found_at_start(broken, template, reason):
+    (broken / 'chat_template.jinja').write_text(template)
+    with pytest.raises(ConfigError, match=reason):
+        DrivingPipeline.from_config(DriveConfig(model=str(broken), questions=()))
+
+
+@pytest.mark.parametrize(
+    ('name', 'key', 'value'),
+    [
+        ('config.json', 'model_type', ['llava_onevision']),
+        ('config.json', 'text_config', {'hidden_size': '256'}),
+        ('config.json', 'vision_config', 'siglip'),
+        ('preprocessor_config.json', 'image_mean', None),
+        ('preprocessor_config.json', 'size', {'height': 'tall', 'width': 126}),
+        ('preprocessor_config.json', None, []),
+        ('tokenizer_config.json', None, []),
+        ('generation_config.json', None, []),
+        ('generation_config.json', 'eos_token_id', 'two'),
+    ],
+)
+def test_settings_of_a_wrong_kind_name_the_checkpoint(broken, name, key, value):
+    path = broken / name
+    settings = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(value if key is None else settings | {key: value}))
+    with pytest.raises(ConfigError, match=str(broken)) as caught:
+        DrivingPipeline.from_config(DriveConfig(model=str(broken)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_cut_generation_config_is_refused_as_answers_would_not_end(broken):
+    (broken / 'generation_config.json').write_text('{"eos_token_id": [1, ')
+    with pytest.raises(ConfigError, match=r'generation_config\.json: not a JSON object'):
+        load(broken)
+
+
+def test_a_missing_tokenizer_is_refused(broken):
+    (broken / 'tokenizer.json').unlink()
+    with pytest.raises(ConfigError, match='tokenizer'):
+        load(broken)
+
+
+def test_devices_and_dtypes_are_checked():
+    assert choose_device('cpu') == CPU
+    assert choose_dtype('auto', CPU) is torch.float32
+    assert choose_dtype('auto', torch.device('cuda')) is torch.bfloat16
+    assert choose_dtype('float64', CPU) is torch.float64
+    for name in ('gpu', 'meta', 'cuda:x'):
+        with pytest.raises(ConfigError, match=f"device: got '{name}'"):
+            choose_device(name)
+    with pytest.raises(ConfigError, match=r"device: got 'cuda:1'.*CUDA_VISIBLE_DEVICES=1"):
+        choose_device('cuda:1')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(BackendUnavailableError, match='torch sees no GPU; set device to cpu'):
+        choose_device('cuda')
+
+
+def test_views_are_described_in_the_order_they_are_shown():
+    assert describe_views(NUSCENES_CAMERAS) == (
+        'These six images are the front view, front left view, front right view, back view, '
+        'back left view and back right view of the ego vehicle.'
+    )
+    assert describe_views(['CAM_BACK']) == 'This image is the back view of the ego vehicle.'
+
+
+def test_a_prompt_is_cut_at_its_pictures():
+    prompt = split_at_images([5, 9, 9, 6, 9, 7], image_token_id=9, num_views=3)
+    assert prompt.segments == ((5,), (), (6,))
+    assert prompt.suffix == (7,)
+    with pytest.raises(ValueError, match='3 image placeholders for 6 views'):
+        split_at_images([5, 9, 9, 6, 9, 7], image_token_id=9, num_views=6)

@@ -1,0 +1,220 @@
+"""Builds with the real runtimes: ONNX Runtime, and TensorRT-RTX ahead of time."""
+
+from dataclasses import replace
+import multiprocessing
+import shutil
+
+from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.engine_build.atomic import locked
+from p2d_node.engine_build.build import build_engine, export_model
+from p2d_node.engine_build.cleaning import clean_engines
+from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError
+from p2d_node.language_model.families.registry import hash_vision_part
+from p2d_node.vision_encoder.base import EncoderInput, FRAMES
+from p2d_node.vision_encoder.engine_store import list_all_engines
+from p2d_node.vision_encoder.manifest import MANIFEST_FILE, read_manifest
+from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import write_internvl, write_qwen2_5_vl
+import torch
+
+
+def test_an_engine_folder_holds_all_that_it_was_made_of(built_engines):
+    shared = {'model.onnx', 'model.onnx.data', 'reference.safetensors'}
+    onnxruntime = read_manifest(engine_folder(built_engines, 'onnxruntime'))
+    assert set(onnxruntime.artefacts) == shared
+    assert (onnxruntime.num_tokens, onnxruntime.hidden_size) == (81, 64)
+    rtx = read_manifest(engine_folder(built_engines, 'tensorrt_rtx'))
+    assert set(rtx.artefacts) == shared | {'engine.plan'}
+    assert rtx.compute_capabilities == ('8.6', '8.9')
+    assert rtx.artefacts['engine.plan'].num_bytes > 10_000
+
+
+def test_onnx_runtime_computes_what_torch_computes(built_engines, tiny_checkpoint):
+    engine = load(built_engines, tiny_checkpoint, 'onnxruntime').encoder
+    reference = load(built_engines, tiny_checkpoint, 'torch').encoder
+    pixel_values = torch.randn(6, 3, 126, 126, generator=torch.Generator().manual_seed(3))
+    expected, actual = reference.encode(pixel_values), engine.encode(pixel_values)
+    assert (actual - expected).abs().max() < 1e-4
+    assert engine.encode(pixel_values[:4]).shape == (4, 81, 64)
+
+
+def test_the_same_export_is_made_once(tiny_checkpoint, tmp_path):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    first = export_model(plan, tmp_path, ignore_progress)
+    again = export_model(plan, tmp_path, ignore_progress)
+    assert again.folder == first.folder
+    (first.folder / 'model.onnx').write_bytes(b'damaged')
+    other = export_model(plan, tmp_path, ignore_progress)
+    assert other.folder != first.folder
+
+
+def test_other_vision_weights_are_another_model_but_renamed_files_are_not(
+    tiny_checkpoint, tmp_path
+):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / 'tiny')
+    original = hash_vision_part(open_checkpoint(tiny_checkpoint))
+    (copy / 'model.safetensors').rename(copy / 'model-00001-of-00001.safetensors')
+    assert hash_vision_part(open_checkpoint(copy)) == original
+    weights = load_file(copy / 'model-00001-of-00001.safetensors')
+    name = next(n for n in weights if 'vision_tower' in n)
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, copy / 'model-00001-of-00001.safetensors', {'format': 'pt'})
+    assert hash_vision_part(open_checkpoint(copy)) != original
+
+
+def test_weights_of_the_language_model_do_not_count(tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / 'tiny')
+    weights = load_file(copy / 'model.safetensors')
+    weights[next(n for n in weights if 'lm_head' in n)].zero_()
+    save_file(weights, copy / 'model.safetensors', {'format': 'pt'})
+    same = (hash_vision_part(open_checkpoint(f)) for f in (copy, tiny_checkpoint))
+    assert len(set(same)) == 1
+
+
+@pytest.mark.parametrize(
+    ('backend', 'changes', 'reason'),
+    [
+        ('openvino', {}, "--backend: got 'openvino', allowed: tensorrt, tensorrt_rtx"),
+        ('onnxruntime', {'precision': 'int8'}, "--precision: got 'int8', allowed: fp32"),
+        ('onnxruntime', {'precision': 'bf16'}, '--precision: got bf16, allowed for onnxruntime'),
+        ('onnxruntime', {'num_views': 0}, '--views: got 0, allowed: 1 or more'),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(tiny_checkpoint, backend, changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        plan_of(tiny_checkpoint, backend, **changes)
+
+
+def test_ahead_of_time_is_only_for_tensorrt_rtx(tiny_checkpoint):
+    options = plan_of(tiny_checkpoint, 'tensorrt_rtx').options
+    with pytest.raises(ConfigError, match='only tensorrt_rtx builds ahead of time'):
+        replace(plan_of(tiny_checkpoint, 'onnxruntime'), options=options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU to build for')
+def test_without_a_gpu_the_target_must_be_named(tiny_checkpoint, tmp_path):
+    plan = plan_of(tiny_checkpoint, 'tensorrt_rtx')
+    plan = replace(plan, options=replace(plan.options, compute_capabilities=()))
+    with pytest.raises(ConfigError, match='--compute-capability: needed, as this machine has no'):
+        build_engine(plan, tmp_path, CPU, ignore_progress)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('capability', ['8.7', '86', '8..6'])
+def test_a_gpu_generation_that_cannot_be_built_for_is_refused_before_the_export(
+    tiny_checkpoint, tmp_path, capability
+):
+    plan = plan_of(tiny_checkpoint, 'tensorrt_rtx')
+    options = replace(plan.options, compute_capabilities=('8.6', capability))
+    reason = rf"got '{capability}', allowed with tensorrt_rtx .*: 7\.5, 8\.0"
+    with pytest.raises(ConfigError, match=reason):
+        build_engine(replace(plan, options=options), tmp_path, CPU, ignore_progress)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_runtime_that_is_not_installed_is_named(tiny_checkpoint, tmp_path):
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        with pytest.raises(BackendUnavailableError, match='tensorrt does not load: No module'):
+            build_engine(plan_of(tiny_checkpoint, 'tensorrt'), tmp_path, CPU, ignore_progress)
+    else:
+        pytest.skip('TensorRT is installed here')
+
+
+def test_an_engine_that_does_not_compute_what_torch_does_is_not_kept(
+    engine_dir, tiny_checkpoint, monkeypatch
+):
+    before = list_all_engines(engine_dir)
+    encode = OnnxruntimeVisionEncoder.encode
+    wrong = lambda self, frames: encode(self, frames).roll(1, dims=1)  # noqa: E731
+    monkeypatch.setattr(OnnxruntimeVisionEncoder, 'encode', wrong)
+    plan = plan_of(tiny_checkpoint, 'onnxruntime')
+    with pytest.raises(EngineMismatchError, match='does not compute what torch does: smallest'):
+        build_engine(plan, engine_dir, CPU, ignore_progress)
+    assert list_all_engines(engine_dir) == before
+
+
+def _hold_lock(engine_dir, is_held, may_end):
+    with locked(engine_dir):
+        is_held.set()
+        may_end.wait(30)
+
+
+def test_two_builds_in_one_folder_do_not_run_at_once(tiny_checkpoint, tmp_path):
+    context = multiprocessing.get_context('spawn')
+    is_held, may_end = context.Event(), context.Event()
+    other = context.Process(target=_hold_lock, args=(tmp_path, is_held, may_end))
+    other.start()
+    try:
+        assert is_held.wait(60)
+        with pytest.raises(ConfigError, match='another build works in'):
+            export_model(plan_of(tiny_checkpoint, 'onnxruntime').export, tmp_path, ignore_progress)
+    finally:
+        may_end.set()
+        other.join(30)
+
+
+def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime')
+    newer = build_engine(plan, engine_dir, CPU, ignore_progress).folder
+    unfinished = engine_dir / 'tiny' / '.building-1234'
+    unfinished.mkdir()
+    older = {f for f in engine_dir.glob('tiny/onnxruntime-*') if f != newer}
+    assert set(clean_engines(engine_dir, 1, dry_run=True)) == older
+    assert unfinished.is_dir()
+    assert set(clean_engines(engine_dir, 1)) == older
+    assert not unfinished.exists()
+    kinds = sorted(f.name.split('-')[0] for f in list_all_engines(engine_dir))
+    assert kinds == ['onnx', 'onnx', 'onnxruntime', 'tensorrt_rtx']
+    assert newer.is_dir()
+    with pytest.raises(ConfigError, match='--keep: got 0'):
+        clean_engines(engine_dir, 0)
+
+
+def test_cleaning_keeps_the_newest_for_every_number_of_cameras(tiny_checkpoint, tmp_path):
+    six, two = (
+        export_model(
+            plan_of(tiny_checkpoint, 'onnxruntime', num_views=num_views).export,
+            tmp_path,
+            ignore_progress,
+        ).folder
+        for num_views in (6, 2)
+    )
+    assert clean_engines(tmp_path, 1) == []
+    # Without its manifest nothing loads it, and there is a newer one in its place.
+    (six / MANIFEST_FILE).unlink()
+    assert clean_engines(tmp_path, 1) == [six]
+    assert list_all_engines(tmp_path) == [two]
+
+
+def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint, tmp_path):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    sound = export_model(plan, tmp_path, ignore_progress).folder
+    newer = sound.with_name(sound.name.replace('-20', '-30'))
+    shutil.copytree(sound, newer)
+    (newer / MANIFEST_FILE).write_text('{')
+    assert clean_engines(tmp_path, 1) == []
+
+
+@pytest.mark.parametrize('input_kind', ['frames', 'pixel_values'])
+def test_internvl_is_exported_with_its_pixel_shuffle(tmp_path, input_kind):
+    checkpoint = write_internvl(tmp_path / 'internvl')
+    takes = EncoderInput(FRAMES, 90, 160) if input_kind == FRAMES else EncoderInput()
+    plan = plan_of(checkpoint, 'onnxruntime', takes=takes)
+    built = build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
+    assert built.verification.min_cosine > 0.999999
+    assert built.verification.kept_in_common == 1.0
+    assert (built.manifest.num_tokens, built.manifest.hidden_size) == (16, 48)
+    assert built.manifest.processing['fit'] == 'squash'
+
+
+def test_a_family_that_cannot_be_exported_is_refused(tmp_path):
+    checkpoint = write_qwen2_5_vl(tmp_path / 'qwen')
+    plan = plan_of(checkpoint, 'onnxruntime')
+    with pytest.raises(ConfigError, match='engines are not built for Qwen-VL, allowed: LLaVA'):
+        build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
+    assert list_all_engines(tmp_path / 'engines') == []

@@ -1,0 +1,319 @@
+"""Decoding in buffers that are kept, and in steps of one shape, for every family.
+
+The growing cache, which `test_pruned_prefill` compares with a pass without cache, is what both are
+compared with here.
+"""
+
+import gc
+import weakref
+
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.language_model.decode import Decoder, most_likely
+from p2d_node.language_model.families.registry import load_family
+from p2d_node.language_model.fixed_step import MAX_SHAPES
+from p2d_node.language_model.generate import generate_greedy
+from p2d_node.language_model.kv_cache import CAPACITY_STEP, RoomCache
+from p2d_node.preprocessing import ImageProcessing
+import pytest
+from tiny_checkpoints import WRITERS
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
+
+CPU = torch.device('cpu')
+CAMERAS = ('CAM_FRONT', 'CAM_FRONT_LEFT', 'CAM_FRONT_RIGHT')
+KEPT = (1, 5, 11)
+QUESTIONS = ('Is there a car?', 'why?', 'What should the ego vehicle do next?')
+NUM_TOKENS = 12
+
+
+@pytest.fixture(scope='module', params=WRITERS)
+def family(request, tmp_path_factory):
+    return load(WRITERS[request.param](tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope='module')
+def llava(tmp_path_factory):
+    return load(WRITERS['llava_llama'](tmp_path_factory.mktemp('llava')))
+
+
+def load(folder):
+    processing = ImageProcessing.from_folder(folder)
+    view_size = processing.height_px, processing.width_px
+    family = load_family(
+        open_checkpoint(folder), view_size=view_size, dtype=torch.float64, device=CPU
+    )
+    family.view_size = view_size
+    return family
+
+
+def new_decoder(family, *, fixed_shapes=False, make_cache=None):
+    decoder = Decoder(family.decoder._model, family.decoder._lm_head, make_cache=make_cache)
+    decoder.fixed_shapes = fixed_shapes
+    return decoder
+
+
+def read_views(family, decoder, *, prune_layer=0, kept=KEPT, seed=3):
+    """Prefill three views; returns the prefix and where questions go on."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        features = family.vision_module(torch.zeros(1, 3, *family.view_size, dtype=torch.float64))
+    shape = (len(CAMERAS), *features.shape[1:])
+    tokens = torch.randn(shape, generator=generator, dtype=torch.float64)
+    inputs = family.embed_prefix(family.build_prompt('why?', CAMERAS), tokens)
+    keep = [torch.arange(count) for count in kept]
+    prefix = decoder.prefill(inputs, select=lambda states: keep, prune_layer=prune_layer)
+    return prefix, inputs.end_position
+
+
+def ask(family, decoder, prefix, position, questions=QUESTIONS, room=NUM_TOKENS):
+    texts = [
+        family.embed_text(family.build_prompt(question, CAMERAS).suffix, position)
+        for question in questions
+    ]
+    return decoder.extend(prefix, texts, room=room)
+
+
+def answer(family, decoder, asked, logits, num_tokens=NUM_TOKENS):
+    return generate_greedy(
+        decoder,
+        asked,
+        logits,
+        embed=family.embed,
+        max_new_tokens=num_tokens,
+        end_token_ids=(),
+    )
+
+
+def answer_sweep(family, decoder, *, questions=QUESTIONS, num_tokens=NUM_TOKENS, **views):
+    asked = ask(family, decoder, *read_views(family, decoder, **views), questions, num_tokens)
+    return answer(family, decoder, *asked, num_tokens)
+
+
+def assert_same(ours, expected):
+    assert [a.token_ids for a in ours] == [e.token_ids for e in expected]
+    for a, e in zip(ours, expected, strict=True):
+        assert a.mean_log_probability == pytest.approx(e.mean_log_probability, rel=1e-5)
+
+
+@pytest.mark.parametrize('prune_layer', [0, 1])
+@pytest.mark.parametrize('fixed_shapes', [False, True])
+def test_answers_are_those_of_a_cache_that_grows(family, fixed_shapes, prune_layer):
+    growing = new_decoder(family, make_cache=DynamicCache)
+    decoder = new_decoder(family, fixed_shapes=fixed_shapes)
+    for questions in (QUESTIONS, QUESTIONS[:1]):  # with padding and without
+        views = {'questions': questions, 'prune_layer': prune_layer}
+        expected = answer_sweep(family, growing, **views)
+        assert_same(answer_sweep(family, decoder, **views), expected)
+        assert len({token for e in expected for token in e.token_ids}) > 3
+
+
+@pytest.mark.parametrize('prune_layer', [0, 1, 2])
+def test_steps_of_one_shape_have_the_logits_of_a_cache_that_grows(family, prune_layer):
+    """In float64, with tokens that the model would not have chosen, over rows with padding."""
+    results = []
+    for fixed_shapes in (True, False):
+        head = RecordingHead(family.decoder._lm_head)
+        make_cache = None if fixed_shapes else DynamicCache
+        decoder = Decoder(family.decoder._model, head, make_cache=make_cache)
+        decoder.fixed_shapes = fixed_shapes
+        asked, _ = ask(family, decoder, *read_views(family, decoder, prune_layer=prune_layer))
+        assert asked.is_real is not None
+        steps = decoder.begin_fixed_steps(asked, family.embed)
+        for step in range(NUM_TOKENS):
+            tokens = torch.arange(len(QUESTIONS)) + step
+            if fixed_shapes:
+                best = steps.advance(tokens)[0]
+                assert best.tolist() == head.logits[-1].argmax(dim=-1).tolist()
+            else:
+                asked, _ = decoder.step(asked, family.embed(tokens[:, None]))
+        results.append(torch.stack(head.logits))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+class RecordingHead(torch.nn.Module):
+    """An output layer that keeps the logits it gave."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+        self.logits = []
+
+    def forward(self, hidden):
+        self.logits.append(self.head(hidden))
+        return self.logits[-1]
+
+
+def test_what_lies_in_the_empty_columns_is_not_read(llava):
+    expected = answer_sweep(llava, new_decoder(llava, make_cache=DynamicCache))
+    for fixed_shapes in (False, True):
+        decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
+        answer_sweep(llava, decoder)
+        with torch.inference_mode():
+            for buffer in decoder._room._buffers.values():
+                buffer.fill_(torch.nan)
+        assert_same(answer_sweep(llava, decoder), expected)
+
+
+def test_buffers_are_kept_from_sweep_to_sweep_and_grow_where_they_must(llava):
+    decoder = new_decoder(llava)
+
+    def buffers():
+        return {i: (b.data_ptr(), b.numel()) for i, b in decoder._room._buffers.items()}
+
+    answer_sweep(llava, decoder)
+    first = buffers()
+    assert len(first) == decoder.num_layers
+    answer_sweep(llava, decoder, seed=4, questions=QUESTIONS[:2])
+    answer_sweep(llava, decoder, seed=5)
+    assert buffers() == first
+    answer_sweep(llava, decoder, questions=QUESTIONS * 2)
+    grown = buffers()
+    assert all(grown[i][1] == 2 * first[i][1] for i in first)
+    answer_sweep(llava, decoder)
+    assert buffers() == grown
+
+
+def test_a_cache_that_is_in_use_keeps_what_it_holds(llava):
+    decoder = new_decoder(llava)
+    views = read_views(llava, decoder)
+    expected = answer(llava, decoder, *ask(llava, decoder, *views))
+    first = ask(llava, decoder, *views)
+    second = ask(llava, decoder, *views, QUESTIONS[::-1])
+    assert_same(answer(llava, decoder, *second), expected[::-1])
+    assert_same(answer(llava, decoder, *first), expected)
+
+
+def test_steps_of_two_batches_may_take_turns(llava):
+    decoder = new_decoder(llava, fixed_shapes=True)
+    views = read_views(llava, decoder)
+    batches = [
+        ask(llava, decoder, *views, questions) for questions in (QUESTIONS, QUESTIONS[::-1])
+    ]
+    runs = [decoder.begin_fixed_steps(asked, llava.embed) for asked, _ in batches]
+    chosen = [[most_likely(logits)] for _, logits in batches]
+    for _ in range(NUM_TOKENS - 1):
+        for run, choices in zip(runs, chosen, strict=True):
+            choices.append(run.advance(choices[-1][0]).clone())
+    tokens = [torch.stack(choices)[:, 0].T.long().tolist() for choices in chosen]
+    expected = [list(a.token_ids) for a in answer_sweep(llava, new_decoder(llava))]
+    assert tokens == [expected, expected[::-1]]
+
+
+@pytest.mark.parametrize('fixed_shapes', [False, True])
+def test_release_frees_all_buffers_and_the_next_sweep_works(llava, fixed_shapes):
+    decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
+    expected = answer_sweep(llava, decoder)
+    held = [weakref.ref(buffer) for buffer in decoder._room._buffers.values()]
+    held += [weakref.ref(step.choice) for step in decoder._graphs._steps.values()]
+    assert len(held) == decoder.num_layers + fixed_shapes
+    decoder.release()
+    gc.collect()
+    assert all(ref() is None for ref in held)
+    assert_same(answer_sweep(llava, decoder), expected)
+
+
+def test_what_is_kept_does_not_keep_the_model(tmp_path):
+    """A node that loads another model needs the memory of the first at once."""
+    family = load(WRITERS['llava_llama'](tmp_path))
+    family.decoder.fixed_shapes = True
+    answer_sweep(family, family.decoder)
+    held = weakref.ref(family._embed_tokens.weight)
+    gc.disable()
+    try:
+        del family
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize('fixed_shapes', [False, True])
+def test_more_tokens_than_there_is_room_for_are_refused(llava, fixed_shapes):
+    decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
+    asked, logits = ask(llava, decoder, *read_views(llava, decoder), room=1)
+    assert isinstance(asked.cache, RoomCache)
+    with pytest.raises(ValueError, match=r'cache: got .*; reserve more room'):
+        answer(llava, decoder, asked, logits, num_tokens=CAPACITY_STEP + 2)
+
+
+def test_without_room_the_cache_grows(llava):
+    decoder = new_decoder(llava, fixed_shapes=True)
+    asked, logits = ask(llava, decoder, *read_views(llava, decoder), room=0)
+    assert isinstance(asked.cache, DynamicCache)
+    assert not decoder._room._buffers
+    expected = answer_sweep(llava, new_decoder(llava))
+    assert_same(answer(llava, decoder, asked, logits), expected)
+
+
+def test_shapes_are_kept_and_bounded_and_dropped_with_their_buffers(llava):
+    decoder = new_decoder(llava, fixed_shapes=True)
+    shapes = decoder._graphs._steps
+    answer_sweep(llava, decoder, questions=['why?'] * (MAX_SHAPES + 2))
+    (largest,) = shapes.values()
+    for count in range(1, MAX_SHAPES + 2):
+        answer_sweep(llava, decoder, questions=['why?'] * count, num_tokens=2)
+        answer_sweep(llava, decoder, questions=['why?'] * count, num_tokens=2)
+        assert len(shapes) == min(count + 1, MAX_SHAPES)
+    assert largest not in shapes.values()
+    assert {shape.num_rows for shape in shapes} == set(range(2, MAX_SHAPES + 2))
+    answer_sweep(llava, decoder, questions=['why?'] * 30, num_tokens=2)
+    assert [shape.num_rows for shape in shapes] == [30]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this torch can capture')
+def test_where_nothing_can_be_captured_decoding_goes_on_and_says_so_once(
+    llava, monkeypatch, caplog
+):
+    expected = answer_sweep(llava, new_decoder(llava))
+    decoder = new_decoder(llava, fixed_shapes=True)
+    run = decoder._graphs.run
+
+    def run_and_capture(step, compute):
+        run(step, compute)
+        if decoder._graphs._capture_works:
+            step.graph = decoder._graphs._capture(compute, CPU)
+
+    monkeypatch.setattr(decoder._graphs, 'run', run_and_capture)
+    for _ in range(2):
+        assert_same(answer_sweep(llava, decoder), expected)
+    (record,) = caplog.records
+    assert record.getMessage().startswith('decoding without CUDA graphs, which is slower: ')
+
+
+class LargestAllocation(TorchDispatchMode):
+    """Notes the largest storage, in bytes, that an operation returned and that was not there."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_bytes = 0
+        self._known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if is_tensor(a)]
+        self._known = {a.untyped_storage().data_ptr() for a in inputs}
+        output = func(*args, **(kwargs or {}))
+        for made in filter(is_tensor, torch.utils._pytree.tree_leaves(output)):
+            storage = made.untyped_storage()
+            if storage.data_ptr() not in self._known:
+                self.num_bytes = max(self.num_bytes, storage.nbytes())
+        return output
+
+
+def is_tensor(value):
+    return isinstance(value, torch.Tensor)
+
+
+@pytest.mark.parametrize('way', ['room', 'fixed shapes', 'growing'])
+def test_a_step_makes_nothing_of_the_size_of_the_cache(llava, way):
+    """Only the growing cache is copied with every token."""
+    make_cache = DynamicCache if way == 'growing' else None
+    decoder = new_decoder(llava, fixed_shapes=way == 'fixed shapes', make_cache=make_cache)
+    views = read_views(llava, decoder, kept=(25, 25, 25))
+    asked, logits = ask(llava, decoder, *views, ['why?'])
+    keys = asked.cache.layers[0].keys[:, :, : asked.cache.get_seq_length(0)]
+    size = keys.numel() * keys.element_size()
+    logits_size = logits.numel() * 8
+    assert logits_size < size / 2
+    with LargestAllocation() as largest:
+        answer(llava, decoder, asked, logits)
+    assert (largest.num_bytes >= size) == (way == 'growing')

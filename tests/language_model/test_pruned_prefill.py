@@ -1,0 +1,167 @@
+"""Pruning before any layer, for every family, against a float64 pass without cache or slices."""
+
+from cache_free import run, Sequence
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.language_model.decode import Decoder
+from p2d_node.language_model.families.registry import load_family
+from p2d_node.preprocessing import ImageProcessing
+from p2d_node.token_selection import select_tokens
+import pytest
+from tiny_checkpoints import WRITERS
+import torch
+from transformers import DynamicCache, StaticCache
+
+CPU = torch.device('cpu')
+CAMERAS = ('CAM_FRONT', 'CAM_FRONT_LEFT', 'CAM_FRONT_RIGHT')
+KEPT = (1, 5, 11)
+QUESTION = 'What should the ego vehicle do next?'
+OTHERS = ('Is there a car?', 'why?', QUESTION)
+NUM_STEPS = 5
+CACHES = ('room', 'dynamic', 'static')
+EXACT = {'rtol': 1e-9, 'atol': 1e-9}
+
+
+@pytest.fixture(scope='module', params=WRITERS)
+def folder(request, tmp_path_factory):
+    return WRITERS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope='module')
+def view_size(folder):
+    processing = ImageProcessing.from_folder(folder)
+    return processing.height_px, processing.width_px
+
+
+@pytest.fixture(scope='module')
+def family(folder, view_size):
+    checkpoint = open_checkpoint(folder)
+    return load_family(checkpoint, view_size=view_size, dtype=torch.float64, device=CPU)
+
+
+@pytest.fixture(scope='module')
+def inputs(family, view_size):
+    """The sequence up to the last view, with everything in it."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.inference_mode():
+        features = family.vision_module(torch.zeros(1, 3, *view_size, dtype=torch.float64))
+    shape = (len(CAMERAS), *features.shape[1:])
+    visual_tokens = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return family.embed_prefix(family.build_prompt(QUESTION, CAMERAS), visual_tokens)
+
+
+def make_decoder(family, cache):
+    model = family.decoder._model
+    if cache == 'room':
+        return Decoder(model, family.decoder._lm_head)
+    if cache == 'dynamic':
+        return Decoder(model, family.decoder._lm_head, make_cache=DynamicCache)
+    return Decoder(
+        model,
+        family.decoder._lm_head,
+        make_cache=lambda: StaticCache(config=model.config, max_cache_len=400),
+    )
+
+
+def full_sequence(inputs, keep, text):
+    """Prefix and text as one sequence, with what is dropped marked."""
+    length, text_length = inputs.embeddings.shape[1], text.embeddings.shape[1]
+    visual = torch.zeros(length + text_length, dtype=torch.bool)
+    dropped = torch.zeros(length + text_length, dtype=torch.bool)
+    for view, kept in zip(inputs.views, keep, strict=True):
+        visual[view] = True
+        dropped[view] = True
+        dropped[view.start + kept] = False
+    positions = text.positions.expand(*inputs.positions.shape[:-1], -1)
+    return Sequence(
+        torch.cat([inputs.embeddings, text.embeddings], dim=1)[0],
+        torch.cat([inputs.positions, positions], dim=-1).squeeze(-2),
+        visual,
+        dropped,
+        inputs.deepstack,
+    )
+
+
+def selector(keep, seen):
+    """T-FPS that keeps `KEPT` tokens per view, and what it saw."""
+
+    def select(states):
+        seen.append(states)
+        keep.extend(select_tokens(states, list(KEPT)))
+        return keep
+
+    return select
+
+
+def run_and_step(family, decoder, prefix, position, questions, num_steps):
+    """Logits after the questions and after each of the following greedy tokens, and those ids."""
+    texts = [family.embed_text(question, position) for question in questions]
+    prompts, logits = decoder.extend(prefix, texts, room=num_steps)
+    all_logits, all_tokens = [logits], []
+    for _ in range(num_steps):
+        tokens = all_logits[-1].argmax(dim=-1)
+        all_tokens.append(tokens)
+        prompts, logits = decoder.step(prompts, family.embed(tokens[:, None]))
+        all_logits.append(logits)
+    return torch.stack(all_logits, dim=1), torch.stack(all_tokens, dim=1)
+
+
+@pytest.mark.parametrize('cache', CACHES)
+@pytest.mark.parametrize('prune_layer', [0, 1, 2])
+def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
+    decoder = make_decoder(family, cache)
+    keep, seen = [], []
+    prefix = decoder.prefill(inputs, select=selector(keep, seen), prune_layer=prune_layer)
+    suffix = family.build_prompt(QUESTION, CAMERAS).suffix
+    logits, tokens = run_and_step(
+        family, decoder, prefix, inputs.end_position, [suffix], NUM_STEPS
+    )
+
+    text = family.embed_text([*suffix, *tokens[0].tolist()], inputs.end_position)
+    expected, before = run(decoder, full_sequence(inputs, keep, text), prune_layer)
+    torch.testing.assert_close(logits[0], expected[-NUM_STEPS - 1 :], **EXACT)
+    for view, states in zip(inputs.views, seen[0], strict=True):
+        torch.testing.assert_close(states, before[view], **EXACT)
+    assert [len(kept) for kept in keep] == list(KEPT)
+
+
+@pytest.mark.parametrize('cache', CACHES)
+@pytest.mark.parametrize('prune_layer', [0, 1])
+def test_questions_together_have_the_logits_of_each_alone(family, inputs, prune_layer, cache):
+    decoder = make_decoder(family, cache)
+    prefix = decoder.prefill(inputs, select=selector([], []), prune_layer=prune_layer)
+    suffixes = [family.build_prompt(question, CAMERAS).suffix for question in OTHERS]
+    assert len({len(suffix) for suffix in suffixes}) == 3
+    position = inputs.end_position
+    together, tokens = run_and_step(family, decoder, prefix, position, suffixes, NUM_STEPS)
+    for row, suffix in enumerate(suffixes):
+        alone, own = run_and_step(family, decoder, prefix, position, [suffix], NUM_STEPS)
+        assert tokens[row].tolist() == own[0].tolist()
+        torch.testing.assert_close(together[row], alone[0], **EXACT)
+
+
+def test_where_tokens_are_dropped_changes_the_logits(family, inputs):
+    """What the tests above compare depends on the layer, and on dropping at all."""
+    suffix = family.build_prompt(QUESTION, CAMERAS).suffix
+    results = []
+    for select, layer in [(None, 0), (selector([], []), 0), (selector([], []), 1)]:
+        prefix = family.decoder.prefill(inputs, select=select, prune_layer=layer)
+        text = family.embed_text(suffix, inputs.end_position)
+        results.append(family.decoder.extend(prefix, [text])[1])
+    for first, second in [(0, 1), (0, 2), (1, 2)]:
+        assert not torch.allclose(results[first], results[second], atol=1e-3)
+
+
+def test_keeping_everything_is_pruning_nothing(family, inputs):
+    suffix = family.build_prompt(QUESTION, CAMERAS).suffix
+    text = family.embed_text(suffix, inputs.end_position)
+    num_tokens = inputs.views[0].stop - inputs.views[0].start
+    results = []
+    for select in (None, lambda states: [torch.arange(num_tokens)] * len(CAMERAS)):
+        prefix = family.decoder.prefill(inputs, select=select, prune_layer=1)
+        results.append(family.decoder.extend(prefix, [text])[1])
+    torch.testing.assert_close(*results, **EXACT)
+
+
+def test_a_layer_that_is_not_there_is_refused(family, inputs):
+    with pytest.raises(ValueError, match='prune_layer: got 99, allowed: 0 to'):
+        family.decoder.prefill(inputs, prune_layer=99)

@@ -1,0 +1,220 @@
+import json
+
+import numpy as np
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
+from p2d_node.image_decoding import decode_frame
+from p2d_node.language_model.families.registry import load_family, load_vision_module
+from p2d_node.language_model.generate import generate_greedy
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
+from p2d_node.records import DecodedFrame, NUSCENES_CAMERAS
+from p2d_node.token_selection.grid import even_grid
+import pytest
+from sweeps import make_frame_set, picture
+from tiny_checkpoints import write_qwen2_5_vl, write_qwen3_vl
+import torch
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLForConditionalGeneration,
+)
+
+CPU = torch.device('cpu')
+CAMERAS = ('CAM_FRONT', 'CAM_FRONT_LEFT', 'CAM_FRONT_RIGHT')
+QUESTION = 'What should the ego vehicle do next?'
+MAX_NEW_TOKENS = 24
+GRID = (3, 6)
+MODELS = {
+    'qwen2_5_vl': (write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration),
+    'qwen3_vl': (write_qwen3_vl, Qwen3VLForConditionalGeneration),
+}
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def folder(name, tmp_path_factory):
+    return MODELS[name][0](tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope='module')
+def processing(folder):
+    return ImageProcessing.from_folder(folder)
+
+
+@pytest.fixture(scope='module')
+def family(folder, processing):
+    size = (processing.height_px, processing.width_px)
+    checkpoint = open_checkpoint(folder)
+    return load_family(checkpoint, view_size=size, dtype=torch.float64, device=CPU)
+
+
+@pytest.fixture(scope='module')
+def model(name, folder):
+    return MODELS[name][1].from_pretrained(folder, dtype=torch.float64).eval()
+
+
+@pytest.fixture(scope='module')
+def pixel_values(processing):
+    frames = make_frame_set(CAMERAS).frames.values()
+    pictures = [resize_frame(decode_frame(frame), processing) for frame in frames]
+    return normalize(pictures, processing, CPU).double()
+
+
+@pytest.fixture(scope='module')
+def patches(folder):
+    """What the checkpoint's own processor makes of the views: pixel rows and grids."""
+    processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    frames = [decode_frame(frame) for frame in make_frame_set(CAMERAS).frames.values()]
+    rgb = [f.pixels if f.channel_order == 'rgb' else f.pixels[..., ::-1] for f in frames]
+    return processor([np.ascontiguousarray(pixels) for pixels in rgb], return_tensors='pt')
+
+
+@pytest.mark.parametrize('order', ['rgb', 'bgr'])
+@pytest.mark.parametrize('max_pixels', [0, 400])
+def test_pixels_equal_those_of_the_checkpoints_own_processor(folder, order, max_pixels):
+    rgb = picture(height=900, width=1600)
+    reference = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    size = {'shortest_edge': 784, 'longest_edge': max_pixels or 1300}
+    expected = reference(rgb, size=size, return_tensors='pt')
+    processing = ImageProcessing.from_folder(folder, max_pixels=max_pixels)
+    pixels = rgb if order == 'rgb' else np.ascontiguousarray(rgb[..., ::-1])
+    frame = DecodedFrame('CAM_FRONT', 0, pixels, order)
+    actual = normalize([resize_frame(frame, processing)], processing, CPU)
+    family = load_family(
+        open_checkpoint(folder),
+        view_size=(processing.height_px, processing.width_px),
+        dtype=torch.float32,
+        device=CPU,
+    )
+    rows, columns = family.grid
+    assert expected['image_grid_thw'].tolist() == [[1, rows * 2, columns * 2]]
+    flat = family.vision_module._to_patches(actual)
+    torch.testing.assert_close(flat, expected['pixel_values'], rtol=0, atol=0)
+
+
+def test_a_small_range_of_pixels_makes_pictures_larger_as_the_processor_does(folder, tmp_path):
+    settings = json.loads((folder / 'preprocessor_config.json').read_text())
+    settings['size'] = {'shortest_edge': 2_000_000, 'longest_edge': 4_000_000}
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings))
+    processing = ImageProcessing.from_folder(tmp_path)
+    reference = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    patches = reference.get_number_of_image_patches(900, 1600)
+    assert processing.height_px * processing.width_px == patches * 4 * 4 >= 2_000_000
+
+
+def test_visual_tokens_are_the_models_image_features(family, model, pixel_values, patches):
+    with torch.inference_mode():
+        expected = model.model.get_image_features(
+            patches['pixel_values'].double(), patches['image_grid_thw']
+        )
+        actual = family.vision_module(pixel_values)
+    assert family.grid == GRID
+    features = [torch.stack(expected.pooler_output)]
+    features += [torch.stack(layer) for layer in getattr(expected, 'deepstack_features', [])]
+    torch.testing.assert_close(actual, torch.cat(features, dim=-1), rtol=0, atol=0)
+
+
+def test_everything_kept_gives_token_for_token_the_answer_of_transformers_generate(
+    family, model, pixel_values, patches
+):
+    with torch.inference_mode():
+        visual_tokens = family.vision_module(pixel_values)
+    prompt = family.build_prompt(QUESTION, CAMERAS)
+    input_ids = []
+    for segment in prompt.segments:
+        input_ids += [*segment, *[model.config.image_token_id] * (GRID[0] * GRID[1])]
+    input_ids = torch.tensor([[*input_ids, *prompt.suffix]])
+    expected = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        pixel_values=patches['pixel_values'].double(),
+        image_grid_thw=patches['image_grid_thw'],
+        mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
+        do_sample=False,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )[0, input_ids.shape[1] :].tolist()
+    inputs = family.embed_prefix(prompt, visual_tokens)
+    prefix = family.decoder.prefill(inputs)
+    question = family.embed_text(prompt.suffix, inputs.end_position)
+    asked, logits = family.decoder.extend(prefix, [question])
+    (ours,) = generate_greedy(
+        family.decoder,
+        asked,
+        logits,
+        embed=family.embed,
+        max_new_tokens=MAX_NEW_TOKENS,
+        end_token_ids=family.end_token_ids,
+    )
+    assert list(ours.token_ids) == expected
+    assert len(set(expected)) > 3  # an answer of one repeated word would prove little
+
+
+def test_the_prompt_keeps_what_stands_around_pictures(family, folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = family.build_prompt(QUESTION, CAMERAS)
+    for segment in prompt.segments:
+        assert tokenizer.convert_ids_to_tokens(segment[-1]) == '<|vision_start|>'
+    follow = [*prompt.segments[1:], prompt.suffix]
+    assert {tokenizer.convert_ids_to_tokens(ids[0]) for ids in follow} == {'<|vision_end|>'}
+
+
+def test_the_pipeline_answers_with_it_and_leaves_out_missing_views(folder):
+    config = DriveConfig(model=str(folder), device='cpu', max_new_tokens=4)
+    pipeline = DrivingPipeline.from_config(config)
+    for frame_set in (make_frame_set(), make_frame_set(CAMERAS)):
+        (answer,) = pipeline.answer(frame_set, [QUESTION])
+        assert set(answer.tokens_total.values()) == {18}
+        assert set(answer.tokens_kept.values()) == {1}
+        assert answer.answer
+    pipeline.close()
+    assert pipeline.grid == GRID
+
+
+def test_the_grid_baseline_follows_rows_and_columns(folder):
+    config = DriveConfig(
+        model=str(folder),
+        device='cpu',
+        max_new_tokens=2,
+        selector='grid',
+        retention_ratio=dict.fromkeys(NUSCENES_CAMERAS, 0.35),
+    )
+    pipeline = DrivingPipeline.from_config(config)
+    (answer,) = pipeline.answer(make_frame_set(), [QUESTION])
+    pipeline.close()
+    kept = {tuple(indices.tolist()) for indices in answer.keep_indices.values()}
+    assert kept == {tuple(even_grid(*GRID, 6))}
+
+
+def test_fewer_pixels_are_fewer_tokens(folder):
+    config = DriveConfig(model=str(folder), device='cpu', max_new_tokens=2, view_max_pixels=400)
+    pipeline = DrivingPipeline.from_config(config)
+    (answer,) = pipeline.answer(make_frame_set(), [QUESTION])
+    pipeline.close()
+    assert set(answer.tokens_total.values()) == {3}
+
+
+def test_a_picture_size_that_does_not_fit_is_refused(folder):
+    checkpoint = open_checkpoint(folder)
+    for size, reason in [((24, 50), 'got 24 x 50, allowed: multiples of 8'), (None, 'no picture')]:
+        with pytest.raises(ConfigError, match=reason):
+            load_family(checkpoint, view_size=size, dtype=torch.float32, device=CPU)
+
+
+def test_engines_are_refused_for_it(folder):
+    with pytest.raises(ConfigError, match='engines are not built for Qwen-VL'):
+        load_vision_module(open_checkpoint(folder))
+
+
+def test_settings_without_a_range_of_pixels_are_refused(folder, tmp_path):
+    settings = json.loads((folder / 'preprocessor_config.json').read_text())
+    settings['size'] = {'height': 56, 'width': 56}
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match='allowed: shortest_edge and longest_edge'):
+        ImageProcessing.from_folder(tmp_path)

@@ -1,0 +1,61 @@
+"""Engines of the model that ships, at the size of nuScenes frames."""
+
+from engine_helpers import CPU, ignore_progress, plan_of
+from p2d_node.checkpoints.model_folder import shipped_model_folder
+from p2d_node.config import DriveConfig, EncoderConfig, SHIPPED_MODEL
+from p2d_node.engine_build.build import build_engine
+from p2d_node.evaluation.answering import group_keyframes, load_sweep
+from p2d_node.evaluation.drivelm_questions import read_questions
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.vision_encoder.base import EncoderInput, FRAMES
+import pytest
+
+QUESTION = 'What should the ego vehicle do next, and why?'
+
+
+@pytest.fixture(scope='module')
+def engine_dir(tmp_path_factory):
+    """An ONNX Runtime engine of p2d-mini that takes whole camera frames."""
+    folder = tmp_path_factory.mktemp('engines')
+    takes = EncoderInput(FRAMES, 900, 1600)
+    plan = plan_of(shipped_model_folder(), 'onnxruntime', takes=takes)
+    assert build_engine(plan, folder, CPU, ignore_progress).verification.passed
+    return folder
+
+
+def test_its_tensorrt_engine_is_built_ahead_of_time(tmp_path):
+    takes = EncoderInput(FRAMES, 900, 1600)
+    plan = plan_of(shipped_model_folder(), 'tensorrt_rtx', takes=takes)
+    built = build_engine(plan, tmp_path, CPU, ignore_progress)
+    assert built.manifest.model_name == SHIPPED_MODEL
+    assert built.manifest.compute_capabilities == ('8.6', '8.9')
+    assert built.manifest.artefacts['engine.plan'].num_bytes > 1_000_000
+
+
+def answers_of(sweeps, **encoder):
+    config = DriveConfig(device='cpu', dtype='float32', encoder=EncoderConfig(**encoder))
+    pipeline = DrivingPipeline.from_config(config)
+    try:
+        return [pipeline.answer(sweep, [QUESTION])[0] for sweep in sweeps]
+    finally:
+        pipeline.close()
+
+
+def test_real_frames_keep_the_same_tokens_on_the_engine_as_on_torch(engine_dir, nuscenes_sample):
+    questions = read_questions(nuscenes_sample / 'drivelm_sample.json')
+    sweeps = [
+        load_sweep(keyframe, nuscenes_sample, NUSCENES_CAMERAS)
+        for keyframe in group_keyframes(questions)
+    ]
+    assert len(sweeps) == 5
+    on_torch = answers_of(sweeps, backend='torch')
+    on_engine = answers_of(sweeps, backend='onnxruntime', engine_dir=str(engine_dir))
+    for expected, actual in zip(on_torch, on_engine, strict=True):
+        assert actual.encoder.startswith('onnxruntime')
+        assert actual.answer == expected.answer
+        kept = [
+            {camera: keep.tolist() for camera, keep in answer.keep_indices.items()}
+            for answer in (expected, actual)
+        ]
+        assert kept[0] == kept[1]
