@@ -326,8 +326,8 @@ class DrivingPipeline:
             ),
         )
 
-    def see(self, frame_set: FrameSet) -> Tensor:
-        """Return the visual tokens of a sweep, for `answer_seen`: [pictures, tokens, features].
+    def encode(self, frame_set: FrameSet) -> Tensor:
+        """Return the visual tokens of a sweep, for `answer_tokens`: [pictures, tokens, features].
 
         They are the caller's own: the next sweep leaves them as they are.
 
@@ -342,17 +342,17 @@ class DrivingPipeline:
         return seen.clone()  # an engine writes the next sweep's over its own
 
     @torch.inference_mode()
-    def states_of(self, visual_tokens: Tensor) -> Tensor:
+    def selection_features(self, visual_tokens: Tensor) -> Tensor:
         """Return what tokens are chosen by with `prune_layer` 0: [pictures, tokens, hidden].
 
         Args:
-            visual_tokens: Of one sweep, from `see`.
+            visual_tokens: Of one sweep, from `encode`.
         """
         prompt = self._build_prompt('', tuple(self._config.cameras))
         inputs = self._family.embed_prefix(prompt, visual_tokens)
         return torch.stack([inputs.embeddings[0, view] for view in inputs.views])
 
-    def answer_seen(
+    def answer_tokens(
         self,
         frame_set: FrameSet,
         visual_tokens: Tensor,
@@ -365,7 +365,7 @@ class DrivingPipeline:
 
         Args:
             frame_set: Names the cameras; its payloads are not looked at.
-            visual_tokens: Of the sweep, from `see`, on this pipeline's device.
+            visual_tokens: Of the sweep, from `encode`, on this pipeline's device.
             questions: One or more.
             keep_indices: Per camera the kept indices, int64, ascending; None: chosen as ever.
             must_stop: As for `answer`.

@@ -43,9 +43,9 @@ def kept(answers):
 def test_what_a_sweep_was_seen_as_is_left_alone_by_the_next(config, built_engines):
     pipeline = on_engine(config, built_engines)
     try:
-        first = pipeline.see(make_frame_set(seed=1))
+        first = pipeline.encode(make_frame_set(seed=1))
         before = first.clone()
-        assert not pipeline.see(make_frame_set(seed=2)).equal(before)
+        assert not pipeline.encode(make_frame_set(seed=2)).equal(before)
         assert first.equal(before)
     finally:
         pipeline.close()

@@ -168,12 +168,12 @@ class SeenKeyframes:
     def _see(self, keyframe: Keyframe) -> bytes:
         sweep = load_sweep(keyframe, self._image_root, tuple(self._pipeline.config.cameras))
         try:
-            visual_tokens = self._pipeline.see(sweep)
+            visual_tokens = self._pipeline.encode(sweep)
         except P2dError as err:
             raise ConfigError(name_picture(keyframe, err)) from err
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
-            states = self._pipeline.states_of(visual_tokens)
+            states = self._pipeline.selection_features(visual_tokens)
             order = order_tokens(states, states.shape[1])
             tensors['order'] = order.indices.cpu().contiguous()
             tensors['distances'] = order.distances.cpu().contiguous()

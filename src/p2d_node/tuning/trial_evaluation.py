@@ -107,7 +107,7 @@ class TrialEvaluator:
             [ratios[camera] for camera in self._space.cameras],
             adaptive=pipeline.config.allocation == 'adaptive',
         )
-        answers = pipeline.answer_seen(
+        answers = pipeline.answer_tokens(
             seen.frame_set,
             seen.visual_tokens.to(pipeline.device),
             [question.question for question in keyframe.questions],
