@@ -15,11 +15,11 @@ import statistics
 
 import cv2
 import numpy as np
+from p2d_node.benchmarks.selection import ADAPTIVE
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import shipped_model_folder
 from p2d_node.config import SHIPPED_MODEL
 from p2d_node.evaluation.answering import group_keyframes, load_sweep
-from p2d_node.evaluation.coverage import ADAPTIVE, compare_coverage, plot_kept_tokens
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.families.registry import load_vision_module
@@ -29,12 +29,13 @@ from p2d_node.token_selection import num_keep_from_retention
 from p2d_node.token_selection.factory import SELECTORS
 from p2d_sim.scenarios import SCENARIOS
 from p2d_sim.sweeps import World
+from token_coverage import compare_coverage, plot_kept_tokens
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RETENTION_RATIO = 0.1
 TIME_S = 7.0
-"""A second after what a scenario is named after."""
+"""Seconds from the start: one second after the event of every scenario."""
 
 Views = list[DecodedFrame]
 

@@ -15,16 +15,16 @@ import sys
 import time
 from typing import Any
 
+from p2d_node.library_logs import silence_import_warnings
+
+silence_import_warnings()
+
+from p2d_node.benchmarks.measuring import describe_machine, percentile
+from p2d_node.benchmarks.model_shape import DRIVEMM
+from p2d_node.benchmarks.plans import PrefillBenchmark, SelectionBenchmark
+from p2d_node.benchmarks.prefill import run_prefill_benchmark
+from p2d_node.benchmarks.selection import benchmark_report, run_selection_benchmark
 from p2d_node.errors import P2dError
-from p2d_node.evaluation.model_shape import DRIVEMM
-from p2d_node.evaluation.prefill_benchmark import PrefillBenchmark, run_prefill_benchmark
-from p2d_node.evaluation.selection_benchmark import (
-    benchmark_report,
-    describe_machine,
-    percentile,
-    run_selection_benchmark,
-    SelectionBenchmark,
-)
 from p2d_node.token_selection.tfps import triton_runs
 from p2d_node.token_selection.tfps_batched import CudaGraphs
 import torch

@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import optuna
-from p2d_node.evaluation.selection_benchmark import describe_machine
+from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.tuning.ledger import finished
 from p2d_node.tuning.storage import open_storage
 from p2d_sim.nuscenes_folder import FolderOptions, write_nuscenes_folder

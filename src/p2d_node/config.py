@@ -6,7 +6,7 @@ so they cannot disagree. Values are checked on construction; what is wrong raise
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 import difflib
 import math
@@ -50,6 +50,7 @@ class Option:
         help: One sentence for a reader of `ros2 param describe`.
         minimum: Smallest allowed number, inclusive.
         maximum: Largest allowed number, inclusive.
+        above: Exclusive lower limit, in place of `minimum`.
         choices: Allowed values, where they are few.
         runtime: True where the value may change while the node runs.
     """
@@ -59,6 +60,29 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     runtime: bool = False
+    above: float | None = None
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words; empty where any value may."""
+        if self.choices:
+            return ', '.join(self.choices)
+        low = '' if self.minimum is None else f'{self.minimum:g}'
+        low = low if self.above is None else f'above {self.above:g}'
+        if self.maximum is None:
+            return f'{low} or more' if self.minimum is not None else low
+        return f'{low} to {self.maximum:g}' if low else f'at most {self.maximum:g}'
+
+    def allows(self, value: Any) -> bool:
+        """Tell whether a single value is one of the choices, or within the limits."""
+        if self.choices:
+            return value in self.choices
+        if self.minimum is None and self.maximum is None and self.above is None:
+            return True
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        # nan is refused, as every comparison with it is false.
+        return low <= value <= high and (self.above is None or value > self.above)
 
 
 def option(default: T, help: str, **limits: Any) -> T:
@@ -67,29 +91,32 @@ def option(default: T, help: str, **limits: Any) -> T:
     return field(default=default, metadata=metadata)
 
 
-def check_value(name: str, value: Any, spec: Option) -> None:
-    """Raise `ConfigError` where `value` breaks the promise of `spec`.
+def check_value(name: str, value: Any, spec: Option, *, show: Callable[[Any], str] = repr) -> None:
+    """Raise `ConfigError` where `value` is not what `spec` allows.
 
     Args:
         name: The parameter's full name, for the message.
-        value: The value to check.
+        value: The value to check; of a list or tuple, every item.
         spec: What is allowed.
+        show: How the message writes the value.
     """
-    if spec.choices and value not in spec.choices:
-        raise ConfigError(f'{name}: got {value!r}, allowed: {", ".join(spec.choices)}')
-    if spec.minimum is None and spec.maximum is None:
-        return
-    low = -math.inf if spec.minimum is None else spec.minimum
-    high = math.inf if spec.maximum is None else spec.maximum
-    if not low <= value <= high:
-        raise ConfigError(f'{name}: got {value!r}, allowed: {low:g} to {high:g}')
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        if not spec.allows(item):
+            raise ConfigError(f'{name}: got {show(item)}, allowed: {spec.allowed}')
 
 
-def _check_fields(config: Any, prefix: str = '') -> None:
+def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = repr) -> None:
+    """Raise `ConfigError` for the first field whose value its `Option` does not allow.
+
+    Args:
+        config: A dataclass whose fields are declared by `option`; None is allowed everywhere.
+        prefix: Put before the field's name in the message.
+        show: How the message writes the value.
+    """
     for item in fields(config):
-        spec = item.metadata.get('option')
-        if spec is not None:
-            check_value(f'{prefix}{item.name}', getattr(config, item.name), spec)
+        spec, value = item.metadata.get('option'), getattr(config, item.name)
+        if spec is not None and value is not None:
+            check_value(f'{prefix}{item.name}', value, spec, show=show)
 
 
 RETENTION_RATIO = Option(
@@ -126,7 +153,7 @@ class CameraConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_fields(self, 'cameras.*.')
+        check_fields(self, 'cameras.*.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +196,7 @@ class SyncConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_fields(self, 'sync.')
+        check_fields(self, 'sync.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +221,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_fields(self, 'encoder.')
+        check_fields(self, 'encoder.')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +337,7 @@ class DriveConfig:
 
     def __post_init__(self) -> None:
         """Check the values and how they fit together."""
-        _check_fields(self)
+        check_fields(self)
         if not self.cameras:
             raise ConfigError('cameras: got none, allowed: one or more; name them in camera_names')
         if self.sync.reference_camera not in self.cameras:

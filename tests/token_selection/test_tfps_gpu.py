@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import importlib.util
 
 import numpy as np
-from p2d_node.evaluation.selection_benchmark import run_selection_benchmark, SelectionBenchmark
+from p2d_node.benchmarks.plans import SelectionBenchmark
+from p2d_node.benchmarks.selection import run_selection_benchmark
 from p2d_node.token_selection import order_tokens, select_adaptively, select_tokens
 from p2d_node.token_selection.tfps import TfpsSelector, triton_runs
 from p2d_node.token_selection.tfps_batched import CudaGraphs

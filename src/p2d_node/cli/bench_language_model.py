@@ -1,127 +1,75 @@
-"""`p2d bench prefill` and `p2d bench questions`: what pruning and sharing save in the decoder."""
+"""Measures what pruning and sharing save in the language model, and prints the figures."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator
+from dataclasses import replace
 import json
 from typing import Any
 
-PREFILL_EXAMPLE = """example:
-  p2d bench prefill --threads 1
-  p2d bench prefill --shape drivemm --device cuda --dtype bfloat16 --json > prefill.json
-"""
-
-QUESTIONS_EXAMPLE = """example:
-  p2d bench questions --questions 20 --threads 1 --json
-"""
-
+from p2d_node.benchmarks.model_shape import ModelShape, SHAPES
+from p2d_node.benchmarks.plans import PrefillBenchmark, QuestionBenchmark
+from p2d_node.benchmarks.prefill import run_prefill_benchmark
+from p2d_node.benchmarks.questions import run_question_benchmark
+from p2d_node.checkpoints.devices import choose_device
+from p2d_node.cli.bench_table import print_figures
+from p2d_node.cli.verbs.bench import ModelOptions, PrefillOptions, QuestionsOptions
+from p2d_node.errors import ConfigError
+from rich.console import Console
+from rich.progress import Progress
+import torch
 
 CASE = ('kept', 'before\nlayer')
 """Columns that say which case a row is of."""
 
 
-def add_prefill(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Add the verb `prefill`."""
-    parser = verbs.add_parser(
-        'prefill',
-        help='prefill, decoding and whole sweeps at several retention ratios, beside unpruned',
-        description='Times and operations of a model with random weights, per retention ratio and '
-        'pruning layer; operations are also counted at the true shape of DriveMM.',
-        epilog=PREFILL_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_model(parser)
-    parser.add_argument('--retention-ratio', type=float, nargs='+', help='kept/total')
-    parser.add_argument('--prune-layer', type=int, nargs='+', help='(default 0 and 1)')
-    parser.add_argument('--text-tokens', type=int, help='tokens of the prompt that are text')
-    parser.set_defaults(run=run_prefill)
-
-
-def add_questions(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Add the verb `questions`."""
-    parser = verbs.add_parser(
-        'questions',
-        help='many questions about one sweep: together, one by one, and separately',
-        description='Time of answering many questions about one sweep, as a batch and otherwise.',
-        epilog=QUESTIONS_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_model(parser)
-    parser.add_argument('--questions', type=int, help='(default 20)')
-    parser.add_argument('--retention-ratio', type=float, help='kept/total (default 0.1)')
-    parser.add_argument('--prune-layer', type=int, help='(default 0)')
-    parser.set_defaults(run=run_questions)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--shape', default='scaled', help='scaled (default) or drivemm, an 8B')
-    parser.add_argument('--layers', type=int, help='fewer decoder layers than the shape has')
-    parser.add_argument('--answer-tokens', type=int, help='tokens per answer (default 16)')
-    parser.add_argument(
-        '--device', default='auto', help='cpu or cuda (default: a GPU where there is one)'
-    )
-    parser.add_argument('--dtype', help='float32, bfloat16 or float16 (default float32)')
-    parser.add_argument('--warm-up', type=int, help='rounds before the measured ones (default 1)')
-    parser.add_argument('--repeats', type=int, help='measured rounds (default 3)')
-    parser.add_argument('--threads', type=int, help="CPU threads of torch (default: torch's own)")
-    parser.add_argument('--json', action='store_true', help='print figures as JSON')
-
-
-def _plan(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a plan that were given; sets the number of threads."""
-    from p2d_node.checkpoints.devices import choose_device
-    from p2d_node.errors import ConfigError
-    from p2d_node.evaluation.model_shape import SHAPES
-    import torch
-
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ConfigError(f'--threads: got {args.threads}, allowed: 1 or more')
-        torch.set_num_threads(args.threads)
-    if args.shape not in SHAPES:
-        raise ConfigError(f'--shape: got {args.shape!r}, allowed: {", ".join(SHAPES)}')
-    shape = SHAPES[args.shape]
-    given |= {
-        'shape': shape if args.layers is None else shape.with_layers(args.layers),
-        'answer_tokens': args.answer_tokens,
-        'device': str(choose_device(args.device)),
-        'dtype': args.dtype,
-        'warm_up': args.warm_up,
-        'repeats': args.repeats,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def run_prefill(args: argparse.Namespace) -> int:
+def run_prefill(options: PrefillOptions) -> int:
     """Measure and print; returns the exit code."""
-    from dataclasses import replace
-
-    from p2d_node.evaluation.prefill_benchmark import (
-        PrefillBenchmark,
-        PRUNE_LAYERS,
-        run_prefill_benchmark,
+    shape = _shape(options)
+    if options.text_tokens is not None:
+        shape = replace(shape, num_text_tokens=options.text_tokens)
+    plan = PrefillBenchmark(
+        retention_ratios=options.retention_ratios,
+        prune_layers=options.prune_layers or _prune_layers(shape),
+        **_model_plan(options, shape),
     )
-
-    given = {'retention_ratios': args.retention_ratio, 'prune_layers': args.prune_layer}
-    arguments = _plan(args, given)
-    num_layers = arguments['shape'].text['num_hidden_layers']
-    arguments.setdefault('prune_layers', [k for k in PRUNE_LAYERS if k < num_layers])
-    plan = PrefillBenchmark(**arguments)
-    if args.text_tokens is not None:
-        plan = replace(plan, shape=replace(plan.shape, num_text_tokens=args.text_tokens))
     report = _follow(run_prefill_benchmark(plan), plan.num_steps)
-    if args.json:
+    if options.json:
         print(json.dumps(report, indent=2))
     else:
         _print_prefill(report)
     return 0
 
 
-def _follow(steps: Any, num_steps: int) -> dict[str, Any]:
-    """Show progress while `steps` names what it has done; returns the report that comes last."""
-    from rich.console import Console
-    from rich.progress import Progress
+def _shape(options: ModelOptions) -> ModelShape:
+    if options.shape not in SHAPES:
+        raise ConfigError(f'shape: got {options.shape!r}, allowed: {", ".join(SHAPES)}')
+    shape = SHAPES[options.shape]
+    return shape if options.layers is None else shape.with_layers(options.layers)
 
+
+def _prune_layers(shape: ModelShape) -> list[int]:
+    """Return the layers that are measured by default, as far as the shape has them."""
+    default = PrefillBenchmark().prune_layers
+    return [layer for layer in default if layer < shape.text['num_hidden_layers']]
+
+
+def _model_plan(options: ModelOptions, shape: ModelShape) -> dict[str, Any]:
+    """Return the arguments of a plan that both verbs share; sets the number of threads."""
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    return {
+        'shape': shape,
+        'answer_tokens': options.answer_tokens,
+        'device': str(choose_device(options.device)),
+        'dtype': options.dtype,
+        'warm_up': options.warm_up,
+        'repeats': options.repeats,
+    }
+
+
+def _follow(steps: Iterator[str | dict[str, Any]], num_steps: int) -> dict[str, Any]:
+    """Show progress while `steps` names what it has done; returns the report that comes last."""
     report: dict[str, Any] = {}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task('measuring', total=num_steps)
@@ -134,8 +82,6 @@ def _follow(steps: Any, num_steps: int) -> dict[str, Any]:
 
 
 def _print_prefill(report: dict[str, Any]) -> None:
-    from p2d_node.cli.bench_table import print_figures
-
     model = f'on {report["device"]}: model {report["shape"]["name"]}'
     print_figures(
         (*CASE, 'prefill', 'p95', 'CPU', 'faster', 'FLOPs', 'DriveMM\nFLOPs'),
@@ -200,18 +146,16 @@ def _times(speedup: float | None) -> str:
     return '-' if speedup is None else f'{speedup:.1f}x'
 
 
-def run_questions(args: argparse.Namespace) -> int:
+def run_questions(options: QuestionsOptions) -> int:
     """Measure and print; returns the exit code."""
-    from p2d_node.evaluation.question_benchmark import QuestionBenchmark, run_question_benchmark
-
-    given = {
-        'num_questions': args.questions,
-        'retention_ratio': args.retention_ratio,
-        'prune_layer': args.prune_layer,
-    }
-    plan = QuestionBenchmark(**_plan(args, given))
+    plan = QuestionBenchmark(
+        num_questions=options.num_questions,
+        retention_ratio=options.retention_ratio,
+        prune_layer=options.prune_layer,
+        **_model_plan(options, _shape(options)),
+    )
     report = _follow(run_question_benchmark(plan), plan.num_steps)
-    if args.json:
+    if options.json:
         print(json.dumps(report, indent=2))
     else:
         _print_questions(report)
@@ -219,8 +163,6 @@ def run_questions(args: argparse.Namespace) -> int:
 
 
 def _print_questions(report: dict[str, Any]) -> None:
-    from p2d_node.cli.bench_table import print_figures
-
     same = 'the same answers' if report['same_answers'] else 'DIFFERENT ANSWERS'
     separately_ms = report['median_ms']['separately']
     rows = [

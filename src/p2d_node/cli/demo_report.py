@@ -13,8 +13,7 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from p2d_node.cli.table import stamp_text
-from p2d_node.cli.watch import to_dict
+from p2d_node.cli.table import stamp_text, to_dict
 from p2d_node.records import StageTimes
 
 STORY_COLUMNS = 4

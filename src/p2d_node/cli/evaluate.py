@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.cli.verbs.evaluate import API_KEY_VARIABLE, AUTO_FORMAT, EvaluateOptions
 from p2d_node.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,98 +20,8 @@ if TYPE_CHECKING:
     from p2d_node.evaluation.judge import Judge
     from p2d_node.evaluation.record_file import RecordFile
 
-EXAMPLE = """examples:
-  p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
-  p2d evaluate --data DriveLMMo1_TEST.json --images nuscenes --model models/drivelmm-o1 --workers 4
-  p2d evaluate --data v1_1_val_with_answers.json --predictions submission.json --json
-"""
 
-API_KEY_VARIABLE = 'P2D_JUDGE_API_KEY'
-
-AUTO_FORMAT = 'auto'
-FORMAT_NAMES = ('drivelm', 'drivelmm-o1')
-
-
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the verb `evaluate`."""
-    parser = subparsers.add_parser(
-        'evaluate',
-        help='answer and score the questions of DriveLM and DriveLMM-o1',
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_data(parser)
-    _add_answering(parser)
-    _add_scoring(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--data', type=Path, required=True, help='JSON of DriveLM or of DriveLMM-o1'
-    )
-    parser.add_argument(
-        '--format',
-        choices=(AUTO_FORMAT, *FORMAT_NAMES),
-        default=AUTO_FORMAT,
-        help='of --data; auto: by its fields',
-    )
-    parser.add_argument('--limit', type=int, help='only the first N keyframes')
-    parser.add_argument('--predictions', type=Path, help='score these answers; runs no model')
-
-
-def _add_answering(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--images', type=Path, help='folder that holds samples/<CAMERA>/*.jpg')
-    parser.add_argument('--model', help='checkpoint folder')
-    parser.add_argument('--params-file', type=Path, help='settings of the pipeline')
-    parser.add_argument('--retention-ratio', type=float, help='kept/total, for all cameras')
-    parser.add_argument(
-        '--max-new-tokens',
-        type=int,
-        help='longest answer; without it what --params-file sets, and without both 64, or 2000 '
-        'for DriveLMM-o1, whose answers reason first',
-    )
-    parser.add_argument(
-        '--instruction',
-        default='',
-        help='text before each question, for a model that must be told how to answer',
-    )
-    parser.add_argument(
-        '--workers',
-        type=int,
-        default=1,
-        help='processes that answer keyframes side by side; each loads the model for itself, so N '
-        'of them need N times its memory, on a GPU too; CPU threads are divided among them, and '
-        'the times in the report are taken while they compete',
-    )
-    parser.add_argument(
-        '--out',
-        type=Path,
-        default=Path('evaluation'),
-        help='folder of answers.jsonl, submission.json and judgements.jsonl; a run that was cut '
-        'goes on there',
-    )
-
-
-def _add_scoring(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--judge-command',
-        help='scores free answers: JSON lines in; out a number per line, or for DriveLMM-o1 an '
-        'object of ratings per line',
-    )
-    parser.add_argument(
-        '--judge-url', help=f'OpenAI-compatible service; its key in {API_KEY_VARIABLE}'
-    )
-    parser.add_argument('--judge-model', default='gpt-4o-mini', help='model of --judge-url')
-    parser.add_argument(
-        '--judge-parallel', type=int, default=4, help='requests to --judge-url at a time'
-    )
-    parser.add_argument('--tokenizer', default='auto', help='ptb (Java), treebank or auto')
-    parser.add_argument('--json', action='store_true', help='print figures as JSON')
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: EvaluateOptions) -> int:
     """Answer, score, print; returns the exit code."""
     from p2d_node.evaluation.data_formats import FORMATS, recognize_format
     from p2d_node.evaluation.language_metrics import choose_tokenizer
@@ -136,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score(
-    args: argparse.Namespace,
+    args: EvaluateOptions,
     data_format: DataFormat,
     questions: Sequence[Any],
     predictions: Mapping[str, str],
@@ -170,17 +80,13 @@ def _limited(questions: Sequence[Any], limit: int | None) -> Sequence[Any]:
 
     if limit is None:
         return questions
-    if limit < 1:
-        raise ConfigError(f'--limit: got {limit}, allowed: 1 or more')
     return [q for keyframe in group_keyframes(questions)[:limit] for q in keyframe.questions]
 
 
-def _make_judge(args: argparse.Namespace) -> Judge | None:
+def _make_judge(args: EvaluateOptions) -> Judge | None:
     from p2d_node.evaluation.chat_judge import ChatJudge
     from p2d_node.evaluation.command_judge import CommandJudge
 
-    if args.judge_command is not None and args.judge_url is not None:
-        raise ConfigError('--judge-command, --judge-url: got both, allowed: one')
     if args.judge_command is not None:
         return CommandJudge(args.judge_command)
     if args.judge_url is not None:
@@ -200,7 +106,7 @@ def _api_key() -> str:
 
 
 def _answer(
-    args: argparse.Namespace,
+    args: EvaluateOptions,
     data_format: DataFormat,
     questions: Sequence[Any],
     all_questions: Sequence[Any],
@@ -258,7 +164,7 @@ def _answer_the_rest(
             bars.advance(task, count)
 
 
-def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
+def _make_job(args: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
     from p2d_node.evaluation.answering import AnswerJob
 
     if args.images is None:
@@ -266,8 +172,6 @@ def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
             '--images is missing; needed: the folder that holds samples/, or give '
             '--predictions to score answers made elsewhere'
         )
-    if args.workers < 1:
-        raise ConfigError(f'--workers: got {args.workers}, allowed: 1 or more')
     return AnswerJob(
         config=_config(args, data_format),
         image_root=args.images,
@@ -276,7 +180,7 @@ def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
     )
 
 
-def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
+def _config(args: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
     longest = data_format.max_new_tokens
@@ -328,7 +232,7 @@ def _costs(
 def _percentiles(
     records: Sequence[dict[str, Any]], stages: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    from p2d_node.evaluation.selection_benchmark import percentile
+    from p2d_node.benchmarks.measuring import percentile
 
     return {
         stage: {
@@ -339,7 +243,7 @@ def _percentiles(
     }
 
 
-def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
+def _print(args: EvaluateOptions, report: dict[str, Any]) -> None:
     if args.json:
         print(json.dumps(report, indent=2))
         return

@@ -1,4 +1,4 @@
-"""The command `p2d`: one verb per module; bad input ends in one line and exit code 2."""
+"""The command `p2d`: parses a verb and its options, runs it, reports bad input in one line."""
 
 from __future__ import annotations
 
@@ -7,54 +7,46 @@ from collections.abc import Sequence
 import sys
 
 from p2d_node import __version__
-from p2d_node.cli import (
-    bench,
-    demo,
-    engines,
-    evaluate,
-    import_checkpoint,
-    make_bag,
-    replay,
-    tune_ratios,
-    watch,
-)
+from p2d_node.cli.verb import add_verbs, EXIT_BAD_INPUT, Parser
+from p2d_node.cli.verbs import VERBS
 from p2d_node.errors import P2dError
+from p2d_node.library_logs import silence_import_warnings
 
-VERBS = (
-    bench,
-    demo,
-    engines,
-    evaluate,
-    import_checkpoint,
-    make_bag,
-    replay,
-    tune_ratios,
-    watch,
-)
-
-EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
+silence_import_warnings()  # at import, as worker processes import this module and call no main
 
-def make_parser() -> argparse.ArgumentParser:
+
+def make_parser() -> Parser:
     """Return the parser with all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='p2d', description='Driving answers from six cameras with few visual tokens.'
     )
     parser.add_argument('--version', action='version', version=f'p2d_node {__version__}')
-    subparsers = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-    for verb in VERBS:
-        verb.add_parser(subparsers)
+    add_verbs(parser, VERBS)
     return parser
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; the attribute `verb` of the result runs it.
+
+    Raises:
+        SystemExit: Bad input, which has been reported, or `--help`.
+    """
+    parsed, unknown = make_parser().parse_known_args(words)
+    if unknown:
+        parsed.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
+    return parsed
+
+
+def main(words: Sequence[str] | None = None) -> int:
     """Run `p2d`; returns the exit status."""
-    parsed = make_parser().parse_args(args)
+    parsed = parse(words)
     try:
-        return int(parsed.run(parsed))
+        return int(parsed.verb(parsed))
     except P2dError as err:
-        print(f'p2d {parsed.verb}: {err}', file=sys.stderr)
+        program, verb, *_ = parsed.parser.prog.split()
+        print(f'{program} {verb}: {err}', file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

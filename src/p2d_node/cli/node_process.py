@@ -14,7 +14,11 @@ import time
 from typing import Any
 
 from p2d_node.bags.reading import BagReader
-from p2d_node.cli.watch import LiveTable, REFRESH_S
+from p2d_node.cli.table import LiveTable, REFRESH_S
+from p2d_node.ros.answer_watcher import AnswerWatcher
+from p2d_node.ros.dds_profile import use_shipped_profiles
+from p2d_node.ros.replay import Replayer, ReplayOptions
+from p2d_node.ros.spinning import spinning_node
 import yaml
 
 SUBSCRIBE_TIMEOUT_S = 300.0
@@ -44,8 +48,6 @@ def drive_node(
         folder: For the parameter file.
         log_file: Gets what the node says.
     """
-    from p2d_node.ros.dds_profile import use_shipped_profiles
-
     use_shipped_profiles()
     values = {
         'use_sim_time': True,
@@ -55,7 +57,7 @@ def drive_node(
     }
     file = folder / 'node.yaml'
     file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}), encoding='utf-8')
-    command = [sys.executable, '-m', 'p2d_node.ros.drive_node', '--ros-args']
+    command = [sys.executable, '-m', 'p2d_node.ros.drive', '--ros-args']
     with log_file.open('wb') as log:
         process = subprocess.Popen(
             [*command, '--params-file', str(file)],
@@ -82,15 +84,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def play_and_watch(
     bag: Path, node_process: subprocess.Popen[bytes], rate: float, *, pictures: bool
-) -> tuple[Any, bool]:
+) -> tuple[AnswerWatcher, bool]:
     """Play the bag and show the answers; returns the watcher and whether the last sweep got one.
 
     `pictures` asks the node for its pictures of kept tokens too, which costs it some time.
     """
-    from p2d_node.ros.answer_watcher import AnswerWatcher
-    from p2d_node.ros.replay import Replayer, ReplayOptions
-    from p2d_node.ros.spinning import spinning_node
-
     stop = threading.Event()
     with BagReader(bag) as reader, spinning_node('p2d_player') as node:
         watcher = AnswerWatcher(node, pictures=pictures)
@@ -117,7 +115,7 @@ def play_and_watch(
 
 
 def _wait_for_answers(
-    watcher: Any,
+    watcher: AnswerWatcher,
     player: threading.Thread,
     node_process: subprocess.Popen[bytes],
     last_ns: int,

@@ -1,13 +1,18 @@
-"""The live table of answers and times."""
+"""The live table of answers and times; without a terminal, a line per answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+import json
+from typing import Any, TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from p2d_node.ros.answer_watcher import AnswerWatcher
 
 STAGES = (
     ('sync', 'sync_wait_ms'),
@@ -22,6 +27,53 @@ STAGES = (
 """Column title and field of `p2d_msgs/StageTiming`."""
 
 ROWS_SHOWN = 8
+
+REFRESH_S = 0.25
+"""Time between two updates of the table."""
+
+
+class LiveTable:
+    """Shows a watcher: a table on a terminal, else a line per answer (text or JSON)."""
+
+    def __init__(self, watcher: AnswerWatcher, *, json_lines: bool = False) -> None:
+        """Show what `watcher` has received."""
+        self._watcher = watcher
+        self._json_lines = json_lines
+        console = Console()
+        self._live = Live(console=console) if console.is_terminal and not json_lines else None
+        self._num_printed = 0
+
+    def __enter__(self) -> LiveTable:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Show what is new."""
+        answers = self._watcher.answers
+        if self._live is not None:
+            self._live.update(render(answers, self._watcher.timings, self._watcher.problems))
+            return
+        for message in answers[self._num_printed :]:
+            text = json.dumps(to_dict(message)) if self._json_lines else answer_line(message)
+            print(text, flush=True)
+        self._num_printed = len(answers)
+
+
+def to_dict(message: Any) -> Any:
+    """Return a ROS message as plain Python values."""
+    if hasattr(message, 'get_fields_and_field_types'):
+        return {
+            name: to_dict(getattr(message, name)) for name in message.get_fields_and_field_types()
+        }
+    if isinstance(message, (str, int, float, bool)):
+        return message
+    return [to_dict(item) for item in message]
 
 
 def render(

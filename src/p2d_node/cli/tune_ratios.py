@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from importlib.util import find_spec
 import json
 from pathlib import Path
 import time
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+from p2d_node.cli.verbs.tune_ratios import TuneOptions
 from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -20,114 +20,12 @@ if TYPE_CHECKING:
     from p2d_node.tuning.session import QuestionSet, TuningOptions, TuningSession
     from rich.progress import Progress
 
-EXAMPLE = """examples:
-  p2d tune-ratios --data train.json --images nuscenes --model models/drivemm
-  p2d tune-ratios --data train.json --images nuscenes --mean-retention 0.1 --workers 4 \\
-      --methods tpe,uniform,random --held-out val.json
-  p2d tune-ratios --data train.json --images nuscenes \\
-      --storage postgresql://user:password@host/optuna          # the same on each machine
-
-A study goes on where it was when the same command is started again, after whatever end.
-"""
-
-DEFAULT_TRIALS = 100
-DEFAULT_LEASE_S = 120.0
-LEAST_LEASE_S, MOST_LEASE_S = 1.0, 1e6
 SHOW_PERIOD_S = 2.0
 MEAN_TO_LEAST = 0.25
 """With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the verb `tune-ratios`."""
-    parser = subparsers.add_parser(
-        'tune-ratios',
-        help='search the retention ratio of each camera',
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_data(parser)
-    _add_objective(parser)
-    _add_search(parser)
-    parser.add_argument(
-        '--out', type=Path, default=Path('tuning'), help='folder of study.png, cache and journal'
-    )
-    parser.add_argument(
-        '--params-out',
-        type=Path,
-        help='parameter file to write; default: config/retention/<model>.yaml of this package, '
-        'where the node looks for it, or of the current folder where the package may not be '
-        'written',
-    )
-    parser.add_argument('--json', action='store_true', help='print figures as JSON')
-    parser.set_defaults(run=run)
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('data and model')
-    group.add_argument('--data', type=Path, required=True, help='DriveLM JSON with answers')
-    group.add_argument(
-        '--images', type=Path, required=True, help='folder that holds samples/<CAMERA>/*.jpg'
-    )
-    group.add_argument('--limit', type=int, help='only the first N keyframes')
-    group.add_argument('--held-out', type=Path, help='DriveLM JSON that the search never sees')
-    group.add_argument('--held-out-images', type=Path, help='its pictures; default: --images')
-    group.add_argument('--model', help='checkpoint folder')
-    group.add_argument('--params-file', type=Path, help='settings of the pipeline')
-
-
-def _add_objective(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('objective')
-    group.add_argument('--language-weight', type=float, default=0.5)
-    group.add_argument('--accuracy-weight', type=float, default=0.5)
-    group.add_argument(
-        '--ratio-penalty',
-        type=float,
-        help='times the sum of the ratios, subtracted; default: 0.03, or 0 with --mean-retention',
-    )
-    group.add_argument(
-        '--mean-retention',
-        type=float,
-        help='keep as many tokens as this ratio would, and search only how cameras share them',
-    )
-    group.add_argument(
-        '--min-retention', type=float, help='default: 0.1, or a quarter of --mean-retention'
-    )
-    group.add_argument('--max-retention', type=float, default=1.0)
-    group.add_argument(
-        '--tokenizer', default='treebank', help='treebank, or ptb (Java on every machine)'
-    )
-
-
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('search')
-    group.add_argument(
-        '--methods',
-        default='tpe,uniform',
-        help='of tpe, uniform, random, grid, evolutionary; default: tpe,uniform',
-    )
-    group.add_argument(
-        '--trials', type=int, default=DEFAULT_TRIALS, help='of each method, over all workers'
-    )
-    group.add_argument('--no-pruning', action='store_true', help='finish hopeless trials too')
-    group.add_argument('--seed', type=int, default=0)
-    group.add_argument(
-        '--storage',
-        help='sqlite:///FILE, postgresql://..., or a journal file; default: OUT/study.journal',
-    )
-    group.add_argument('--name', help='of the study; default: the model')
-    group.add_argument('--workers', type=int, default=1, help='processes on this machine')
-    group.add_argument('--cache', type=Path, help='of seen keyframes; default: OUT/cache')
-    group.add_argument(
-        '--lease',
-        type=float,
-        default=DEFAULT_LEASE_S,
-        help='seconds without a sign of life after which another machine counts as dead',
-    )
-
-
-def run(args: argparse.Namespace) -> int:
+def run(args: TuneOptions) -> int:
     """Search, report, write; returns the exit code."""
     options = _options(args)
     from p2d_node.cli.tuning_report import SearchOutcome
@@ -156,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare_files(args: argparse.Namespace, model: str) -> dict[str, Path]:
+def _prepare_files(args: TuneOptions, model: str) -> dict[str, Path]:
     """Return which files the search will leave; those that cannot be written cost no trial."""
     from p2d_node.durable_files import require_writable, write_faults
     from p2d_node.retention_presets import preset_name, writable_preset
@@ -166,8 +64,8 @@ def _prepare_files(args: argparse.Namespace, model: str) -> dict[str, Path]:
     if params is None:
         params = Path('config') / 'retention' / f'{preset_name(model)}.yaml'
     files = {'params': params.absolute(), 'picture': args.out / 'study.png'}
-    for option, path in zip(('--params-out', '--out'), files.values(), strict=True):
-        with write_faults(f'{option}: {path}', STUDY_KEPT):
+    for name, path in zip(('params_out', 'out'), files.values(), strict=True):
+        with write_faults(f'{name}: {path}', STUDY_KEPT):
             require_writable(path)
     return files
 
@@ -180,8 +78,7 @@ def _require_libraries() -> None:
             )
 
 
-def _options(args: argparse.Namespace) -> TuningOptions:
-    _check_counts(args)
+def _options(args: TuneOptions) -> TuningOptions:
     _require_libraries()
     from p2d_node.retention_presets import preset_name
     from p2d_node.tuning.methods import check_methods
@@ -220,34 +117,21 @@ def _options(args: argparse.Namespace) -> TuningOptions:
     )
 
 
-def _check_counts(args: argparse.Namespace) -> None:
-    for name in ('trials', 'workers', 'limit'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f'--{name}: got {value}, allowed: 1 or more')
-    if not LEAST_LEASE_S <= args.lease <= MOST_LEASE_S:
-        raise ConfigError(
-            f'--lease: got {args.lease:g}, allowed: {LEAST_LEASE_S:g} to {MOST_LEASE_S:g}'
-        )
-    if args.seed < 0:
-        raise ConfigError(f'--seed: got {args.seed}, allowed: 0 or more')
-
-
 def _tokenizer(name: str) -> str:
     from p2d_node.evaluation.language_metrics import choose_tokenizer
 
     if name == 'auto':
-        raise ConfigError('--tokenizer: got auto, allowed: treebank, ptb; all workers need one')
+        raise ConfigError('tokenizer: got auto, allowed: treebank, ptb; all workers need one')
     return choose_tokenizer(name)
 
 
-def _config(args: argparse.Namespace) -> DriveConfig:
+def _config(args: TuneOptions) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
     return read_drive_config(args.params_file, model=args.model)
 
 
-def _read_held_out(args: argparse.Namespace, options: TuningOptions) -> QuestionSet | None:
+def _read_held_out(args: TuneOptions, options: TuningOptions) -> QuestionSet | None:
     from p2d_node.tuning.session import read_question_set
 
     if args.held_out is None:
@@ -321,7 +205,7 @@ def _compare(
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 
 
-def _write(args: argparse.Namespace, found: SearchOutcome, files: Mapping[str, Path]) -> None:
+def _write(args: TuneOptions, found: SearchOutcome, files: Mapping[str, Path]) -> None:
     """Write parameter file and picture, print the report."""
     from p2d_node.cli.tuning_report import header_lines, print_report, report_json
     from p2d_node.durable_files import write_faults
@@ -336,7 +220,7 @@ def _write(args: argparse.Namespace, found: SearchOutcome, files: Mapping[str, P
         config=session.pipeline.config,
         header=header_lines(found, data=args.data, held_out=args.held_out),
     )
-    with write_faults(f'--out: {files["picture"]}', STUDY_KEPT):
+    with write_faults(f'out: {files["picture"]}', STUDY_KEPT):
         plot_study(files['picture'], found.results, f'{options.name}: {args.data.name}')
     if args.json:
         print(json.dumps(report_json(found, files), indent=2))

@@ -15,8 +15,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+from p2d_node.benchmarks.selection import ADAPTIVE, choose_tokens
 from p2d_node.config import DriveConfig
-from p2d_node.evaluation.coverage import ADAPTIVE, choose_tokens
 from p2d_node.image_decoding import decode_frame
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-import os
-from pathlib import Path
-import platform
 import statistics
 import time
 from typing import Any
 
-from p2d_node.errors import ConfigError
-from p2d_node.token_selection import make_selector, num_keep_from_retention
+from p2d_node.benchmarks.measuring import (
+    check_device,
+    describe_machine,
+    DTYPES,
+    percentile,
+    synchronize,
+)
+from p2d_node.benchmarks.plans import SelectionBenchmark
+from p2d_node.token_selection import (
+    make_selector,
+    num_keep_from_retention,
+    select_adaptively,
+    select_tokens,
+)
 import torch
 from torch import Tensor
 
 BASELINE = 'per-token loop'
-
-NUM_VIEWS = 6
-NUM_TOKENS = (256, 729, 1024)
-"""Tokens per view of InternVL at 448 px, of SigLIP at 384 px, and of a 32 x 32 grid."""
-HIDDEN = (1024, 1152, 4096)
-"""Widths of InternViT-300M, of SigLIP-so400m and of an 8B language model."""
-RETENTION_RATIOS = (0.05, 0.10, 0.25, 0.50)
 
 STEADY = 1.5
 """A 95th percentile above this many medians means that something else used the machine."""
@@ -34,41 +36,8 @@ STEADY = 1.5
 MAX_ATTEMPTS = 4
 """How often an unsteady case is measured before its figures are taken as they are."""
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionBenchmark:
-    """What is measured: every number of tokens with every width and every retention ratio."""
-
-    num_views: int = NUM_VIEWS
-    num_tokens: Sequence[int] = NUM_TOKENS
-    hidden: Sequence[int] = HIDDEN
-    retention_ratios: Sequence[float] = RETENTION_RATIOS
-    device: str = 'cpu'
-    dtype: str = 'float32'
-    warm_up: int = 2
-    repeats: int = 10
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        sizes = [self.num_views, *self.num_tokens, *self.hidden]
-        if min(sizes) < 1:
-            raise ConfigError(f'benchmark: got a size of {min(sizes)}, allowed: 1 or more')
-        if self.repeats < 1 or self.warm_up < 0:
-            raise ConfigError(
-                f'benchmark: got {self.repeats} repeats after {self.warm_up} for warming up, '
-                'allowed: 1 or more after 0 or more'
-            )
-        if self.dtype not in DTYPES:
-            raise ConfigError(f'dtype: got {self.dtype!r}, allowed: {", ".join(DTYPES)}')
-        if self.device.startswith('cuda') and not torch.cuda.is_available():
-            raise ConfigError(f'device: got {self.device!r}, but torch sees no GPU; allowed: cpu')
-
-    @property
-    def num_cases(self) -> int:
-        """Number of rows in the report."""
-        return len(self.num_tokens) * len(self.hidden) * len(self.retention_ratios)
+ADAPTIVE = 'tfps adaptive'
+"""Name in comparisons of T-FPS with one budget for all views; see `select_adaptively`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +98,11 @@ def run_selection_benchmark(plan: SelectionBenchmark) -> Iterator[SelectionTimin
 
     Yields:
         One row per case.
+
+    Raises:
+        ConfigError: Torch sees no GPU.
     """
+    check_device(plan.device)
     for num_tokens in plan.num_tokens:
         for hidden in plan.hidden:
             generator = torch.Generator().manual_seed(0)
@@ -189,24 +162,29 @@ def _times_in_turns(
     times: list[list[float]] = [[] for _ in contenders]
     for turn in range(plan.warm_up + plan.repeats):
         for function, own_times in zip(contenders, times, strict=True):
-            _synchronize(device)
+            synchronize(device)
             started = time.perf_counter_ns()
             function()
-            _synchronize(device)
+            synchronize(device)
             if turn >= plan.warm_up:
                 own_times.append((time.perf_counter_ns() - started) / 1e6)
     return times
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
+def choose_tokens(visual_tokens: Tensor, num_keep: Sequence[int], method: str) -> list[Tensor]:
+    """Choose as `select_tokens` does; `method` may also be `ADAPTIVE`, all views weighing alike.
 
+    Args:
+        visual_tokens: Float [views, tokens, hidden], any device.
+        num_keep: Per view how many tokens stay, each in [1, tokens]; `ADAPTIVE` keeps their sum.
+        method: A selector's name, or `ADAPTIVE`.
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+    Returns:
+        Per view the kept indices, int64, ascending.
+    """
+    if method == ADAPTIVE:
+        return select_adaptively([visual_tokens], num_keep, [1.0] * len(num_keep))
+    return select_tokens(visual_tokens, num_keep, method)
 
 
 def benchmark_report(
@@ -223,30 +201,3 @@ def benchmark_report(
         'repeats': plan.repeats,
         'cases': [asdict(timing) for timing in timings],
     }
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    """Return the names and versions that figures depend on.
-
-    Args:
-        device: The torch device that was measured.
-    """
-    on_gpu = device.startswith('cuda')
-    return {
-        'device': torch.cuda.get_device_name(device) if on_gpu else processor_name(),
-        'cpu': processor_name(),
-        'cpu_cores': os.cpu_count(),
-        'torch': torch.__version__,
-        'torch_threads': torch.get_num_threads(),
-        'python': platform.python_version(),
-    }
-
-
-def processor_name() -> str:
-    """Return what Linux calls the processor, else its architecture."""
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    return platform.machine()

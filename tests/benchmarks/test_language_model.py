@@ -3,12 +3,14 @@ from pathlib import Path
 import subprocess
 import sys
 
+from p2d_node.benchmarks.model_shape import DRIVEMM, ModelShape, SHAPES
+from p2d_node.benchmarks.plans import PrefillBenchmark, QuestionBenchmark
+from p2d_node.benchmarks.prefill import run_prefill_benchmark
+from p2d_node.benchmarks.questions import run_question_benchmark
+from p2d_node.benchmarks.random_model import FlopCount
 from p2d_node.cli.bench_table import print_figures
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation.model_shape import DRIVEMM, FlopCount, ModelShape, SHAPES
-from p2d_node.evaluation.prefill_benchmark import PrefillBenchmark, run_prefill_benchmark
-from p2d_node.evaluation.question_benchmark import QuestionBenchmark, run_question_benchmark
 import pytest
 
 TINY = ModelShape(
@@ -156,9 +158,15 @@ def test_a_table_is_never_cut_to_the_width_of_the_terminal(capsys, monkeypatch):
         (['prefill', '--shape', 'huge'], "--shape: got 'huge', allowed: drivemm, scaled, tiny"),
         (['prefill', '--shape', 'tiny', '--layers', '0'], 'layers: got 0, allowed: 1 to 4'),
         (['prefill', '--shape', 'tiny', '--layers', '99'], 'layers: got 99, allowed: 1 to 4'),
-        (['prefill', '--shape', 'tiny', '--prune-layer', '4'], 'got [4], allowed: 0 to 3'),
-        (['prefill', '--shape', 'tiny', '--retention-ratio', '2'], 'allowed: in (0, 1]'),
-        (['prefill', '--shape', 'tiny', '--text-tokens', '3'], 'text tokens: got 3, allowed: '),
+        (
+            ['prefill', '--shape', 'tiny', '--prune-layer', '4'],
+            '--prune-layer: got 4, allowed: 0 to 3',
+        ),
+        (
+            ['prefill', '--shape', 'tiny', '--retention-ratio', '2'],
+            '--retention-ratio: got 2, allowed: above',
+        ),
+        (['prefill', '--shape', 'tiny', '--text-tokens', '3'], '--text-tokens: got 3, allowed: '),
         (['prefill', '--threads', '0'], '--threads: got 0'),
         (['questions', '--shape', 'tiny', '--questions', '1'], 'questions: got 1, allowed: 2'),
     ],
@@ -177,7 +185,7 @@ def test_a_device_that_is_none_is_refused_in_one_line(verb, capsys):
 
 
 def test_a_layer_that_is_not_there_is_refused():
-    with pytest.raises(ConfigError, match='prune layer'):
+    with pytest.raises(ConfigError, match='prune_layers: got 9, allowed: 0 to 3'):
         PrefillBenchmark(shape=TINY, prune_layers=(9,))
 
 

@@ -1,4 +1,4 @@
-"""How well the kept tokens stand for the dropped ones: a figure and a picture.
+"""How close the dropped tokens of a sweep are to the kept ones: figures and a plot.
 
 Visual tokens and the names of selection methods come in; per method the distance of dropped tokens
 to the nearest kept one goes out, and a plot of what each method keeps.
@@ -13,13 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.benchmarks.selection import choose_tokens
 from p2d_node.errors import ConfigError
-from p2d_node.token_selection import select_adaptively, select_tokens
 import torch
 from torch import Tensor
-
-ADAPTIVE = 'tfps adaptive'
-"""Name in comparisons of T-FPS with one budget for all views; see `select_adaptively`."""
 
 NOTHING_KEPT = 2.0
 """Distance where a view keeps nothing: the largest that 1 - cosine can be."""
@@ -73,13 +70,6 @@ def _distances_to_kept(tokens: Tensor, kept: Tensor) -> Tensor:
     return (1.0 - unit[dropped] @ unit[kept].T).amin(dim=1).clamp(min=0.0).cpu()
 
 
-def choose_tokens(visual_tokens: Tensor, num_keep: Sequence[int], method: str) -> list[Tensor]:
-    """Choose as `select_tokens` does; `method` may be `ADAPTIVE` too, all views counting alike."""
-    if method == ADAPTIVE:
-        return select_adaptively([visual_tokens], num_keep, [1.0] * len(num_keep))
-    return select_tokens(visual_tokens, num_keep, method)
-
-
 def compare_coverage(
     visual_tokens: Tensor, num_keep: Sequence[int], methods: Sequence[str]
 ) -> dict[str, tuple[Coverage, list[Tensor]]]:
@@ -108,7 +98,7 @@ def kept_mask(kept: Tensor, num_tokens: int) -> npt.NDArray[np.float32]:
         Float32 [rows, columns].
 
     Raises:
-        ConfigError: The patches form no square.
+        ConfigError: `num_tokens` is not a square number.
     """
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
@@ -119,10 +109,10 @@ def kept_mask(kept: Tensor, num_tokens: int) -> npt.NDArray[np.float32]:
 
 
 def check_plot_path(path: Path) -> None:
-    """Refuse a picture that could not be written, before the work that it would show.
+    """Check before the work that a plot can be written.
 
     Raises:
-        ConfigError: Its folder is missing, or its name ends as no known kind of picture does.
+        ConfigError: The folder does not exist, or matplotlib writes no files with this suffix.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -154,7 +144,7 @@ def plot_kept_tokens(
         images: Per view uint8 [height, width, 3]; None: plain patches.
 
     Raises:
-        ConfigError: The patches form no square, or the picture cannot be written.
+        ConfigError: `num_tokens` is not a square number, or the picture cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -3,58 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 import statistics
 from typing import Any
 
+from p2d_node.benchmarks.measuring import describe_machine
+from p2d_node.benchmarks.plans import QuestionBenchmark
+from p2d_node.benchmarks.prefill import Bench, generate, NUM_VIEWS
+from p2d_node.benchmarks.random_model import prefill
 from p2d_node.checkpoints.untrained import WORDS
-from p2d_node.errors import ConfigError
-from p2d_node.evaluation.model_shape import ModelShape, prefill, SCALED
-from p2d_node.evaluation.prefill_benchmark import Bench, generate, NUM_VIEWS, PrefillBenchmark
-from p2d_node.evaluation.selection_benchmark import describe_machine
 from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.records import NUSCENES_CAMERAS
 
 Answers = list[tuple[int, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionBenchmark:
-    """What is measured."""
-
-    shape: ModelShape = SCALED
-    num_questions: int = 20
-    retention_ratio: float = 0.1
-    prune_layer: int = 0
-    answer_tokens: int = 16
-    device: str = 'cpu'
-    dtype: str = 'float32'
-    warm_up: int = 1
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.num_questions < 2:
-            raise ConfigError(f'questions: got {self.num_questions}, allowed: 2 or more')
-        self.model_plan()
-
-    @property
-    def num_steps(self) -> int:
-        """How many times something is measured."""
-        return 3 * (self.warm_up + self.repeats)
-
-    def model_plan(self) -> PrefillBenchmark:
-        """Return the model's part of the plan."""
-        return PrefillBenchmark(
-            shape=self.shape,
-            retention_ratios=(self.retention_ratio,),
-            prune_layers=(self.prune_layer,),
-            answer_tokens=self.answer_tokens,
-            device=self.device,
-            dtype=self.dtype,
-            warm_up=self.warm_up,
-            repeats=self.repeats,
-        )
 
 
 class _Contenders:

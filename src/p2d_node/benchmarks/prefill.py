@@ -12,17 +12,16 @@ import statistics
 import time
 from typing import Any, TypeVar
 
-from p2d_node.errors import ConfigError
-from p2d_node.evaluation.model_shape import (
-    build_model,
-    DRIVEMM,
-    FlopCount,
-    make_prompt,
-    ModelShape,
-    prefill,
-    SCALED,
+from p2d_node.benchmarks.measuring import (
+    check_device,
+    describe_machine,
+    DTYPES,
+    percentile,
+    synchronize,
 )
-from p2d_node.evaluation.selection_benchmark import describe_machine, DTYPES, percentile
+from p2d_node.benchmarks.model_shape import DRIVEMM, ModelShape
+from p2d_node.benchmarks.plans import PrefillBenchmark
+from p2d_node.benchmarks.random_model import build_model, FlopCount, make_prompt, prefill
 from p2d_node.language_model.decode import Prefix, SelectTokens
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.generate import generate_greedy
@@ -35,55 +34,6 @@ T = TypeVar('T')
 
 NUM_VIEWS = len(NUSCENES_CAMERAS)
 BASELINE = 'unpruned, in the same run, measured in turns'
-RETENTION_RATIOS = (1.0, 0.5, 0.25, 0.1, 0.05)
-PRUNE_LAYERS = (0, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefillBenchmark:
-    """What is measured: every retention ratio with every pruning layer."""
-
-    shape: ModelShape = SCALED
-    retention_ratios: Sequence[float] = RETENTION_RATIOS
-    prune_layers: Sequence[int] = PRUNE_LAYERS
-    answer_tokens: int = 16
-    device: str = 'cpu'
-    dtype: str = 'float32'
-    warm_up: int = 1
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if self.repeats < 1 or self.warm_up < 0 or self.answer_tokens < 2:
-            raise ConfigError(
-                f'benchmark: got {self.repeats} repeats after {self.warm_up} for warming up and '
-                f'{self.answer_tokens} answer tokens, allowed: 1, 0 and 2 or more'
-            )
-        if not all(0 < ratio <= 1 for ratio in self.retention_ratios):
-            raise ConfigError(f'retention ratio: got {self.retention_ratios}, allowed: in (0, 1]')
-        num_layers = self.shape.text['num_hidden_layers']
-        if not all(0 <= layer < num_layers for layer in self.prune_layers):
-            raise ConfigError(
-                f'prune layer: got {list(self.prune_layers)}, allowed: 0 to {num_layers - 1}'
-            )
-        if self.dtype not in DTYPES:
-            raise ConfigError(f'dtype: got {self.dtype!r}, allowed: {", ".join(DTYPES)}')
-        if self.device.startswith('cuda') and not torch.cuda.is_available():
-            raise ConfigError(f'device: got {self.device!r}, but torch sees no GPU; allowed: cpu')
-
-    @property
-    def num_steps(self) -> int:
-        """How many times something is measured."""
-        return len(self.cases) * (self.warm_up + self.repeats)
-
-    @property
-    def cases(self) -> list[tuple[float, int]]:
-        """Retention ratio and pruning layer of each row; unpruned there is one layer only."""
-        return [
-            (ratio, layer)
-            for ratio in self.retention_ratios
-            for layer in (self.prune_layers if ratio < 1 else (0,))
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +94,7 @@ class Bench:
     """A model on a device, and what times it."""
 
     def __init__(self, plan: PrefillBenchmark) -> None:
+        check_device(plan.device)
         self.plan = plan
         self._device = torch.device(plan.device)
         dtype = DTYPES[plan.dtype]
@@ -159,16 +110,12 @@ class Bench:
 
     def time_ms(self, work: Callable[[], T]) -> tuple[float, float, T]:
         """Return how long `work` takes, its processor time, and what it returns."""
-        self._settle()
+        synchronize(self._device)
         started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         result = work()
-        self._settle()
+        synchronize(self._device)
         cpu_ms = (time.process_time_ns() - started_cpu_ns) / 1e6
         return (time.perf_counter_ns() - started_ns) / 1e6, cpu_ms, result
-
-    def _settle(self) -> None:
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize()
 
     @torch.inference_mode()
     def encode_ms(self) -> float:

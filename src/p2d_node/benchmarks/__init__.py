@@ -1,0 +1,1 @@
+"""Benchmarks of single stages: times and operations of a model with random weights."""

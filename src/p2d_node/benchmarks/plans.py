@@ -1,0 +1,135 @@
+"""What each benchmark measures: sizes, ratios, rounds.
+
+The command line reads its options from these classes, so this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import itertools
+
+from p2d_node.benchmarks.model_shape import ModelShape, SCALED
+from p2d_node.config import check_fields, option
+from p2d_node.errors import ConfigError
+
+DTYPE_NAMES = ('float32', 'bfloat16', 'float16')
+
+RATIOS_HELP = "Shares of each view's visual tokens that are kept: kept/total."
+WARM_UP_HELP = 'Rounds that run before the measured ones.'
+REPEATS_HELP = 'Measured rounds.'
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionBenchmark:
+    """Token selection: every number of tokens with every width and every retention ratio.
+
+    The defaults of `num_tokens` are the tokens per view of InternVL at 448 px, of SigLIP at
+    384 px, and of a 32 x 32 grid; those of `hidden` the widths of InternViT-300M, of
+    SigLIP-so400m and of an 8B language model.
+    """
+
+    num_views: int = option(6, 'Cameras.', minimum=1)
+    num_tokens: Sequence[int] = option((256, 729, 1024), 'Visual tokens per view.', minimum=1)
+    hidden: Sequence[int] = option((1024, 1152, 4096), 'Features per visual token.', minimum=1)
+    retention_ratios: Sequence[float] = option(
+        (0.05, 0.10, 0.25, 0.50), RATIOS_HELP, above=0.0, maximum=1.0
+    )
+    device: str = option('cpu', 'torch device.')
+    dtype: str = option('float32', 'Number format of the visual tokens.', choices=DTYPE_NAMES)
+    warm_up: int = option(2, WARM_UP_HELP, minimum=0)
+    repeats: int = option(10, REPEATS_HELP, minimum=1)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self)
+
+    @property
+    def num_cases(self) -> int:
+        """Number of rows in the report."""
+        return len(self.num_tokens) * len(self.hidden) * len(self.retention_ratios)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBenchmark:
+    """What the benchmarks of a language model with random weights share."""
+
+    shape: ModelShape = SCALED
+    answer_tokens: int = option(16, 'Tokens per answer.', minimum=2)
+    device: str = option('cpu', 'torch device.')
+    dtype: str = option('float32', 'Number format of the weights.', choices=DTYPE_NAMES)
+    warm_up: int = option(1, WARM_UP_HELP, minimum=0)
+    repeats: int = option(3, REPEATS_HELP, minimum=1)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self)
+
+    def check_prune_layers(self, name: str, layers: Sequence[int]) -> None:
+        """Raise `ConfigError` where the shape has no decoder layer of that number."""
+        num_layers = self.shape.text['num_hidden_layers']
+        for layer in layers:
+            if not 0 <= layer < num_layers:
+                raise ConfigError(f'{name}: got {layer}, allowed: 0 to {num_layers - 1}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillBenchmark(ModelBenchmark):
+    """Prefill and decoding: every retention ratio with every pruning layer."""
+
+    retention_ratios: Sequence[float] = option(
+        (1.0, 0.5, 0.25, 0.1, 0.05), RATIOS_HELP, above=0.0, maximum=1.0
+    )
+    prune_layers: Sequence[int] = option(
+        (0, 1), 'Decoder layers before which tokens are dropped.', minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        self.check_prune_layers('prune_layers', self.prune_layers)
+
+    @property
+    def num_steps(self) -> int:
+        """How many times something is measured."""
+        return len(self.cases) * (self.warm_up + self.repeats)
+
+    @property
+    def cases(self) -> list[tuple[float, int]]:
+        """Retention ratio and pruning layer of each row; unpruned there is one layer only."""
+        pairs = itertools.product(self.retention_ratios, self.prune_layers)
+        return list(dict.fromkeys((ratio, layer if ratio < 1 else 0) for ratio, layer in pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionBenchmark(ModelBenchmark):
+    """Many questions about one sweep, answered in three ways."""
+
+    num_questions: int = option(20, 'Questions about the sweep.', minimum=2)
+    retention_ratio: float = option(
+        0.1, "Share of each view's visual tokens that is kept: kept/total.", above=0.0, maximum=1.0
+    )
+    prune_layer: int = option(0, 'Decoder layer before which tokens are dropped.', minimum=0)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        self.check_prune_layers('prune_layer', (self.prune_layer,))
+
+    @property
+    def num_steps(self) -> int:
+        """How many times something is measured."""
+        return 3 * (self.warm_up + self.repeats)
+
+    def model_plan(self) -> PrefillBenchmark:
+        """Return the model's part of the plan."""
+        return PrefillBenchmark(
+            shape=self.shape,
+            retention_ratios=(self.retention_ratio,),
+            prune_layers=(self.prune_layer,),
+            answer_tokens=self.answer_tokens,
+            device=self.device,
+            dtype=self.dtype,
+            warm_up=self.warm_up,
+            repeats=self.repeats,
+        )

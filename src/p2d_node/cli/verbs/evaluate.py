@@ -1,0 +1,116 @@
+"""`p2d evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2d_node.cli.options import argument, Options, require_at_most_one, same_as
+from p2d_node.cli.verb import Verb
+from p2d_node.cli.verbs.shared import json_output, PARAMETER_FILE_HELP, retention_ratio
+from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
+
+EXAMPLES = """examples:
+  p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
+  p2d evaluate --data DriveLMMo1_TEST.json --images nuscenes --model models/drivelmm-o1 --workers 4
+  p2d evaluate --data v1_1_val_with_answers.json --predictions submission.json --json
+"""
+
+API_KEY_VARIABLE = 'P2D_JUDGE_API_KEY'
+AUTO_FORMAT = 'auto'
+FORMAT_NAMES = ('drivelm', 'drivelmm-o1')
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data(Options):
+    TITLE = 'data'
+
+    data: Path = argument(help='JSON file of DriveLM or of DriveLMM-o1.')
+    format: str = argument(
+        AUTO_FORMAT,
+        'Format of --data; auto: recognised by its fields.',
+        choices=(AUTO_FORMAT, *FORMAT_NAMES),
+    )
+    limit: int | None = argument(None, 'Use only the first N keyframes.', metavar='N', minimum=1)
+    predictions: Path | None = argument(None, 'File of answers to score; no model runs.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answering(Options):
+    TITLE = 'answering'
+
+    images: Path | None = argument(None, 'Folder that holds samples/<CAMERA>/*.jpg.')
+    model: str | None = same_as(
+        DriveConfig, 'model', default=None, default_text='as in --params-file, else p2d-mini'
+    )
+    params_file: Path | None = argument(None, PARAMETER_FILE_HELP)
+    retention_ratio: float | None = retention_ratio(
+        None, default_text='as in --params-file, else as tuned for the model, else 0.1'
+    )
+    max_new_tokens: int | None = same_as(
+        DriveConfig,
+        'max_new_tokens',
+        default=None,
+        default_text='as in --params-file, else 64, or 2000 for DriveLMM-o1, whose answers reason '
+        'first',
+    )
+    instruction: str = argument(
+        '', 'Text before each question, for a model that must be told how to answer.'
+    )
+    workers: int = argument(
+        1,
+        'Processes that answer keyframes side by side. Each loads the model, so N of them need N '
+        'times its memory, on a GPU too. They share the CPU threads, and the times in the report '
+        'are taken while they compete.',
+        minimum=1,
+    )
+    out: Path = argument(
+        Path('evaluation'),
+        'Folder of answers.jsonl, submission.json and judgements.jsonl. A run that was '
+        'interrupted continues there.',
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scoring(Options):
+    TITLE = 'scoring'
+
+    judge_command: str | None = argument(
+        None,
+        'Command that scores free answers: reads JSON lines, writes a number per line, or for '
+        'DriveLMM-o1 an object of ratings per line.',
+    )
+    judge_url: str | None = argument(
+        None, f'OpenAI-compatible service that scores free answers; its key in {API_KEY_VARIABLE}.'
+    )
+    judge_model: str = argument('gpt-4o-mini', 'Model of --judge-url.')
+    judge_parallel: int = argument(4, 'Requests to --judge-url at a time.', minimum=1)
+    tokenizer: str = argument('auto', 'Splits answers into words: ptb (Java), treebank or auto.')
+    json: bool = json_output('Print figures as JSON.')
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(_Scoring, _Answering, _Data):
+    """Options of `evaluate`."""
+
+    def __post_init__(self) -> None:
+        """Check the values and how they fit together."""
+        super().__post_init__()
+        require_at_most_one(self, 'judge_command', 'judge_url')
+        if self.images is None and self.predictions is None:
+            raise ConfigError(
+                '--images is missing; needed: the folder that holds samples/, or give '
+                '--predictions to score answers made elsewhere'
+            )
+
+
+EVALUATE = Verb(
+    name='evaluate',
+    help='answer and score the questions of DriveLM and DriveLMM-o1',
+    description='Answers the questions of a benchmark and scores them, or scores a file of '
+    'answers.',
+    examples=EXAMPLES,
+    options=EvaluateOptions,
+    run='p2d_node.cli.evaluate:run',
+)

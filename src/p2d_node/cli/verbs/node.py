@@ -1,0 +1,72 @@
+"""`p2d demo` and `p2d watch`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2d_node.cli.options import argument, Options, same_as
+from p2d_node.cli.verb import Verb
+from p2d_node.cli.verbs.shared import duration, json_output, retention_ratio
+from p2d_node.config import DriveConfig
+
+DEMO_EXAMPLES = """example:
+  p2d demo
+  p2d demo --model checkpoints/llava-onevision-0.5b --retention 0.25 --out demo_output
+"""
+
+WATCH_EXAMPLES = """example:
+  p2d watch --node /p2d
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(Options):
+    """Options of `demo`."""
+
+    sample: Path | None = argument(
+        None,
+        'Folder of drivelm_sample.json and samples/, whose keyframes are played.',
+        metavar='DIR',
+        default_text='a drawn drive',
+    )
+    seed: int = argument(0, 'Random seed of the drawn drive.', minimum=0)
+    model: str = same_as(DriveConfig, 'model')
+    retention_ratio: float | None = retention_ratio(
+        None, flag='--retention', default_text='as tuned for the model, else 0.1'
+    )
+    max_new_tokens: int = same_as(DriveConfig, 'max_new_tokens', default=16)
+    rate: float = argument(
+        1.0, 'Speed of the replay, as a multiple of real time.', above=0.0, maximum=100.0
+    )
+    out: Path = argument(Path('demo_output'), 'Folder of the results.')
+
+
+DEMO = Verb(
+    name='demo',
+    help='see the node answer from six cameras',
+    description='Plays six cameras to the drive node and shows its answers: a drawn drive in '
+    'which the vehicle ahead brakes, or the real nuScenes keyframes of --sample.',
+    examples=DEMO_EXAMPLES,
+    options=DemoOptions,
+    run='p2d_node.cli.demo:run',
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions(Options):
+    """Options of `watch`."""
+
+    node: str = argument('/p2d', 'Name of the node.')
+    duration_s: float | None = duration()
+    json: bool = json_output('Print answers as JSON lines.')
+
+
+WATCH = Verb(
+    name='watch',
+    help='show answers and times of a running node',
+    description='Shows answers, stage times and diagnostics of a running drive node.',
+    examples=WATCH_EXAMPLES,
+    options=WatchOptions,
+    run='p2d_node.cli.watch:run',
+)

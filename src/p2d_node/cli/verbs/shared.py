@@ -1,0 +1,45 @@
+"""Options that several verbs have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2d_node.cli.options import argument, same_as
+from p2d_node.config import DriveConfig, RETENTION_RATIO
+
+PARAMETER_FILE_HELP = 'Parameter file of the drive node.'
+
+
+def json_output(help: str = 'Print the result as JSON.') -> Any:
+    """Declare `--json`."""
+    return argument(False, help)
+
+
+def device() -> Any:
+    """Declare `--device`."""
+    return same_as(DriveConfig, 'device')
+
+
+def threads(default_text: str = "torch's own choice") -> Any:
+    """Declare `--threads`."""
+    return argument(
+        None, 'CPU threads of torch.', flag='--threads', minimum=1, default_text=default_text
+    )
+
+
+def duration() -> Any:
+    """Declare `--duration`, in seconds."""
+    return argument(
+        None, 'Stop after this many seconds.', flag='--duration', metavar='S', above=0.0
+    )
+
+
+def retention_ratio(default: float | None, **changes: Any) -> Any:
+    """Declare one retention ratio for all cameras."""
+    return argument(
+        default,
+        "Share of every camera's visual tokens that is kept: kept/total.",
+        minimum=RETENTION_RATIO.minimum,
+        maximum=RETENTION_RATIO.maximum,
+        **changes,
+    )
