@@ -188,5 +188,5 @@ def test_a_model_that_no_worker_can_load_is_one_line(folder, words, capfd):
     words = [*words, '--model', 'nowhere', '--workers', '2']
     assert main(words) == EXIT_BAD_INPUT
     error = capfd.readouterr().err
-    assert "p2d evaluate: model: got 'nowhere', which is not a folder" in error
+    assert "p2d evaluate: --model: got 'nowhere', which is not a folder" in error
     assert 'Traceback' not in error

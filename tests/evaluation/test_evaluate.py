@@ -187,7 +187,7 @@ def test_a_model_that_does_not_load_costs_the_folder_nothing(
         broken.mkdir()
         (broken / 'config.json').write_text(content)
     assert main([*words, '--model', str(broken)]) == EXIT_BAD_INPUT
-    assert 'p2d evaluate: model: ' in capsys.readouterr().err
+    assert 'p2d evaluate: --model: ' in capsys.readouterr().err
     assert run_json(capsys, words)['num_questions'] == 6
 
 

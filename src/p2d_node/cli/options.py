@@ -222,11 +222,12 @@ def require_one(options: Options, *names: str) -> None:
     """Raise `ConfigError` unless exactly one of these options is given."""
     require_at_most_one(options, *names)
     if all(getattr(options, name) is None for name in names):
-        raise ConfigError(f'{", ".join(names)}: got none of them, needed: one')
+        raise ConfigError(f'{", ".join(names)}: got none, needed: one of them')
 
 
 def require_at_most_one(options: Options, *names: str) -> None:
     """Raise `ConfigError` where two or more of these options are given."""
     given = [name for name in names if getattr(options, name) is not None]
     if len(given) > 1:
-        raise ConfigError(f'{", ".join(given)}: got {len(given)} of them, allowed: one')
+        got = 'both' if len(given) == 2 else f'all {len(given)}'
+        raise ConfigError(f'{", ".join(given)}: got {got}, allowed: one of them')

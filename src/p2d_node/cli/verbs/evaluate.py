@@ -9,7 +9,6 @@ from p2d_node.cli.options import argument, Options, require_at_most_one, same_as
 from p2d_node.cli.verb import Verb
 from p2d_node.cli.verbs.shared import json_output, PARAMETER_FILE_HELP, retention_ratio
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError
 
 EXAMPLES = """examples:
   p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
@@ -98,11 +97,6 @@ class EvaluateOptions(_Scoring, _Answering, _Data):
         """Check the values and how they fit together."""
         super().__post_init__()
         require_at_most_one(self, 'judge_command', 'judge_url')
-        if self.images is None and self.predictions is None:
-            raise ConfigError(
-                '--images is missing; needed: the folder that holds samples/, or give '
-                '--predictions to score answers made elsewhere'
-            )
 
 
 EVALUATE = Verb(
