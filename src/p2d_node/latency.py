@@ -12,39 +12,35 @@ NS_PER_MS = 1e6
 
 
 class StageClock:
-    """Adds up milliseconds per stage; one per sweep, one thread.
+    """Adds up milliseconds per stage. Create one per sweep; use it from one thread.
 
-    A stage inside another one is not counted in the outer one. On a GPU a stage begins when what
-    was launched before it has ended, and ends when its own kernels have: one synchronisation at
-    either end, none inside.
+    Stages follow one another and do not nest. On a GPU a stage waits for the device at its start
+    and at its end, and not in between.
+
+    Attributes:
+        started_ns: Steady clock at creation, nanoseconds.
+        durations_ms: Milliseconds per stage so far.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._synchronize = device.type == 'cuda'
-        self._start_ns = time.monotonic_ns()
-        self._inner_ms = 0.0
+        self.started_ns = time.monotonic_ns()
         self.durations_ms: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body of a `with` block and add it to stage `name`."""
-        self._settle()
+        """Add the duration of the body to stage `name`."""
+        self._wait_for_device()
         start_ns = time.monotonic_ns()
-        inner_ms, self._inner_ms = self._inner_ms, 0.0
         yield
-        self._settle()
+        self._wait_for_device()
         duration_ms = (time.monotonic_ns() - start_ns) / NS_PER_MS
-        self.add(name, duration_ms - self._inner_ms)
-        self._inner_ms = inner_ms + duration_ms
-
-    def _settle(self) -> None:
-        if self._synchronize:
-            torch.cuda.synchronize()
-
-    def add(self, name: str, duration_ms: float) -> None:
-        """Add a duration that was measured elsewhere."""
         self.durations_ms[name] = self.durations_ms.get(name, 0.0) + duration_ms
 
-    def elapsed_ms(self) -> float:
-        """Return the milliseconds since this clock was made."""
-        return (time.monotonic_ns() - self._start_ns) / NS_PER_MS
+    def mark(self, name: str) -> None:
+        """Set `name` to the milliseconds since creation, unless it is set already."""
+        self.durations_ms.setdefault(name, (time.monotonic_ns() - self.started_ns) / NS_PER_MS)
+
+    def _wait_for_device(self) -> None:
+        if self._synchronize:
+            torch.cuda.synchronize()
