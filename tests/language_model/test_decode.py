@@ -41,7 +41,9 @@ def visual_tokens(family, pixel_values):
 def start(family, visual_tokens, keep):
     prompt = family.build_prompt(QUESTION, CAMERAS)
     inputs = family.embed_prefix(prompt, visual_tokens)
-    return inputs.end_position, family.decoder.resume(family.decoder.begin(inputs), keep)
+    return inputs.end_position, family.decoder.resume_prefill(
+        family.decoder.begin_prefill(inputs), keep
+    )
 
 
 def generate(family, position, prefix, question=QUESTION, max_new_tokens=MAX_NEW_TOKENS, **bounds):

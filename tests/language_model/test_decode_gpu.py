@@ -59,7 +59,7 @@ def ask(family, decoder, *, questions=QUESTIONS, max_new_tokens=NUM_TOKENS, seed
     tokens = torch.randn(shape, generator=generator, device=DEVICE).to(weight.dtype)
     inputs = family.embed_prefix(family.build_prompt('why?', CAMERAS), tokens)
     keep = [torch.arange(count, device=DEVICE) for count in KEPT]
-    prefix = decoder.resume(decoder.begin(inputs, prune_layer), keep)
+    prefix = decoder.resume_prefill(decoder.begin_prefill(inputs, prune_layer), keep)
     texts = [
         family.embed_text(family.build_prompt(question, CAMERAS).suffix, inputs.end_position)
         for question in questions

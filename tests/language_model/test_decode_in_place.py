@@ -62,7 +62,7 @@ def read_views(family, decoder, *, prune_layer=0, kept=KEPT, seed=3):
     tokens = torch.randn(shape, generator=generator, dtype=torch.float64)
     inputs = family.embed_prefix(family.build_prompt('why?', CAMERAS), tokens)
     keep = [torch.arange(count) for count in kept]
-    prefix = decoder.resume(decoder.begin(inputs, prune_layer), keep)
+    prefix = decoder.resume_prefill(decoder.begin_prefill(inputs, prune_layer), keep)
     return prefix, inputs.end_position
 
 

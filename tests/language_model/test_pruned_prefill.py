@@ -103,10 +103,10 @@ def run_and_step(family, decoder, prefix, position, questions, num_steps):
 @pytest.mark.parametrize('prune_layer', [0, 1, 2])
 def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
-    paused = decoder.begin(inputs, prune_layer)
+    paused = decoder.begin_prefill(inputs, prune_layer)
     seen = paused.visual_states
     keep = select(seen)
-    prefix = decoder.resume(paused, keep)
+    prefix = decoder.resume_prefill(paused, keep)
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     logits, tokens = run_and_step(
         family, decoder, prefix, inputs.end_position, [suffix], NUM_STEPS
@@ -124,8 +124,8 @@ def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, c
 @pytest.mark.parametrize('prune_layer', [0, 1])
 def test_questions_together_have_the_logits_of_each_alone(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
-    paused = decoder.begin(inputs, prune_layer)
-    prefix = decoder.resume(paused, select(paused.visual_states))
+    paused = decoder.begin_prefill(inputs, prune_layer)
+    prefix = decoder.resume_prefill(paused, select(paused.visual_states))
     suffixes = [family.build_prompt(question, CAMERAS).suffix for question in OTHERS]
     assert len({len(suffix) for suffix in suffixes}) == 3
     position = inputs.end_position
@@ -141,8 +141,10 @@ def test_where_tokens_are_dropped_changes_the_logits(family, inputs):
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     results = []
     for prunes, layer in [(False, 0), (True, 0), (True, 1)]:
-        paused = family.decoder.begin(inputs, layer)
-        prefix = family.decoder.resume(paused, select(paused.visual_states) if prunes else None)
+        paused = family.decoder.begin_prefill(inputs, layer)
+        prefix = family.decoder.resume_prefill(
+            paused, select(paused.visual_states) if prunes else None
+        )
         text = family.embed_text(suffix, inputs.end_position)
         results.append(family.decoder.extend(prefix, [text])[1])
     for first, second in [(0, 1), (0, 2), (1, 2)]:
@@ -155,11 +157,11 @@ def test_keeping_everything_is_pruning_nothing(family, inputs):
     num_tokens = inputs.pictures[0].stop - inputs.pictures[0].start
     results = []
     for keep in (None, [torch.arange(num_tokens)] * len(CAMERAS)):
-        prefix = family.decoder.resume(family.decoder.begin(inputs, 1), keep)
+        prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs, 1), keep)
         results.append(family.decoder.extend(prefix, [text])[1])
     torch.testing.assert_close(*results, **EXACT)
 
 
 def test_a_layer_that_is_not_there_is_refused(family, inputs):
     with pytest.raises(ValueError, match='prune_layer: got 99, allowed: 0 to'):
-        family.decoder.begin(inputs, 99)
+        family.decoder.begin_prefill(inputs, 99)

@@ -141,7 +141,7 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
         max_new_tokens=MAX_NEW_TOKENS,
     )[0, input_ids.shape[1] :].tolist()
     inputs = family.embed_prefix(prompt, visual_tokens)
-    prefix = family.decoder.resume(family.decoder.begin(inputs))
+    prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     question = family.embed_text(prompt.suffix, inputs.end_position)
     asked, logits = family.decoder.extend(prefix, [question])
     (ours,) = generate_greedy(

@@ -66,7 +66,7 @@ def read_question(family, question: str, visual: torch.Tensor, keep=None):
     """The prefix of one question alone, and the logits after it; `keep` None keeps all tokens."""
     prompt = family.build_prompt(question, NUSCENES_CAMERAS)
     inputs = family.embed_prefix(prompt, visual)
-    prefix = family.decoder.resume(family.decoder.begin(inputs), keep)
+    prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs), keep)
     text = family.embed_text(prompt.suffix, inputs.end_position)
     return family.decoder.extend(prefix, [text])
 

@@ -189,9 +189,9 @@ def prefill_views(
     prune_layer: int,
 ) -> Prefix:
     """Run both halves of the prefill, with token selection between them; None keeps all."""
-    paused = family.decoder.begin(inputs, prune_layer)
+    paused = family.decoder.begin_prefill(inputs, prune_layer)
     keep = None if select is None else select(paused.visual_states)
-    return family.decoder.resume(paused, keep)
+    return family.decoder.resume_prefill(paused, keep)
 
 
 class FlopCount:

@@ -212,7 +212,7 @@ class Conversation:
         prompts = [self._build_prompt(question, cameras) for question in questions]
         opening, endings = split_opening([prompt.suffix for prompt in prompts])
         inputs = self._family.embed_prefix(prompts[0], visual_tokens)
-        prefill = self._family.decoder.begin(inputs, prune_layer)
+        prefill = self._family.decoder.begin_prefill(inputs, prune_layer)
         batch = QuestionBatch(tuple(questions), tuple(endings))
         return PausedConversation(prefill, opening, batch)
 
@@ -227,7 +227,7 @@ class Conversation:
             keep_indices: Per picture the kept tokens, int64, ascending; None keeps all.
         """
         decoder = self._family.decoder
-        prefix = decoder.resume(paused.prefill, keep_indices)
+        prefix = decoder.resume_prefill(paused.prefill, keep_indices)
         end_position = paused.prefill.inputs.end_position
         if paused.opening:
             text = self._family.embed_text(paused.opening, end_position)

@@ -87,7 +87,7 @@ class Decoder:
         self.static_shapes = next(model.parameters()).is_cuda
 
     @torch.inference_mode()
-    def begin(self, inputs: InputSequence, prune_layer: int = 0) -> PausedPrefill:
+    def begin_prefill(self, inputs: InputSequence, prune_layer: int = 0) -> PausedPrefill:
         """Run the layers before `prune_layer` over the tokens that all questions share.
 
         Args:
@@ -103,13 +103,13 @@ class Decoder:
         return PausedPrefill(inputs, cache, prune_layer)
 
     @torch.inference_mode()
-    def resume(
+    def resume_prefill(
         self, paused: PausedPrefill, keep_indices: Sequence[Tensor] | None = None
     ) -> Prefix:
         """Run the remaining layers over the kept tokens.
 
         Args:
-            paused: From `begin`; use it once, its cache becomes the prefix's.
+            paused: From `begin_prefill`; use it once, its cache becomes the prefix's.
             keep_indices: Per picture the kept visual tokens, int64, ascending; None keeps all.
         """
         inputs = paused.inputs

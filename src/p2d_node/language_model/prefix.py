@@ -15,7 +15,7 @@ class PausedPrefill:
 
     Attributes:
         inputs: The sequence, with its hidden states before layer `prune_layer`.
-        cache: Keys and values of the layers that have run; `Decoder.resume` continues in it.
+        cache: Keys and values of the layers that have run, and later of the others.
         prune_layer: The next layer to run.
     """
 
