@@ -12,13 +12,12 @@ from typing import Any
 
 from p2d_node.bags.writing import write_bag
 from p2d_node.benchmarks.measuring import describe_machine, percentile
-from p2d_node.checkpoints.devices import choose_device
+from p2d_node.checkpoints.devices import choose_device, default_num_threads
 from p2d_node.cli.bench_table import print_figures
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.cli.verbs.bench import NodeOptions
 from p2d_node.config import DEFAULT_QUESTIONS, DriveConfig, EncoderConfig
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.pipeline import default_num_threads
 from p2d_node.records import StageTimes
 
 SHARES = (0.5, 0.9, 0.95, 1.0)
