@@ -1,7 +1,9 @@
 """`p2d` as a user types it; what needs DDS is in tests/ros."""
 
 import json
+from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -129,6 +131,41 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(
     assert line.startswith(f'p2d {arguments[0]}: ')
     assert reason in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_an_unknown_family_is_refused_before_the_node_starts(
+    tiny_checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, 'other')
+    config = json.loads(Path('other/config.json').read_text())
+    Path('other/config.json').write_text(json.dumps({**config, 'model_type': 'bert'}))
+    assert main(['demo', '--model', 'other']) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("p2d demo: --model: other: got family 'bert', allowed: llava_onevision")
+    assert not Path('demo_output').exists()
+
+
+def test_other_libraries_print_nothing_to_the_terminal(tmp_path):
+    words = ['bench', 'questions', '--shape', 'huge']  # imports torch and transformers
+    done = subprocess.run(
+        [sys.executable, '-m', 'p2d_node.cli.main', *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == EXIT_BAD_INPUT
+    assert done.stderr == "p2d bench: --shape: got 'huge', allowed: drivemm, scaled\n"
+
+
+def test_without_ros_a_verb_that_needs_it_says_so(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith('p2d_node.ros')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, 'p2d_node.cli.replay', raising=False)
+    monkeypatch.setitem(sys.modules, 'rclpy', None)
+    assert main(['replay', '--bag', 'x']) == EXIT_BAD_INPUT
+    assert 'rclpy is not installed; source the setup files' in capsys.readouterr().err
 
 
 def test_a_missing_verb_shows_the_verbs(capsys):

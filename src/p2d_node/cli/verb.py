@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 import importlib
+import textwrap
 from typing import Any, NoReturn
 
 from p2d_node.cli.options import (
@@ -17,9 +18,12 @@ from p2d_node.cli.options import (
     Options,
     with_flags,
 )
-from p2d_node.errors import P2dError
+from p2d_node.errors import BackendUnavailableError, P2dError
 
 EXIT_BAD_INPUT = 2
+HELP_WIDTH = 79
+
+ROS_PACKAGES = ('rclpy', 'rosgraph_msgs', 'sensor_msgs', 'std_msgs', 'diagnostic_msgs', 'p2d_msgs')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +34,9 @@ class Verb:
         name: As typed.
         help: One line for the list of verbs.
         examples: Commands for the end of `--help`.
-        options: The class of its options.
+        options: The class of its options; its docstring describes the verb.
         run: Function that takes an object of that class and returns the exit code, as
             `module:function`. The module is imported when the verb runs.
-        description: Begins `--help`; empty: `help` as a sentence.
     """
 
     name: str
@@ -41,7 +44,11 @@ class Verb:
     examples: str
     options: type[Options]
     run: str
-    description: str = ''
+
+    @property
+    def description(self) -> str:
+        """Text at the begin of `--help`, one line."""
+        return ' '.join((self.options.__doc__ or self.help).split())
 
     def __call__(self, parsed: argparse.Namespace) -> int:
         """Run with parsed arguments; returns the exit code.
@@ -51,7 +58,7 @@ class Verb:
         """
         with _flags_in_errors(flags_of(self.options)):
             options = make_options(self.options, parsed)
-        with _flags_in_errors(given_flags(options)):
+        with _flags_in_errors(given_flags(options)), _without_ros():
             return int(self.load()(options))
 
     def load(self) -> Any:
@@ -76,16 +83,29 @@ class VerbGroup:
     Attributes:
         name: As typed.
         help: One line for the list of verbs.
+        description: Text at the begin of `--help`.
         examples: Commands for the end of `--help`.
         verbs: Its verbs.
-        description: Begins `--help`; empty: `help` as a sentence.
     """
 
     name: str
     help: str
+    description: str
     examples: str
     verbs: tuple[Verb, ...]
-    description: str = ''
+
+
+@contextmanager
+def _without_ros() -> Iterator[None]:
+    """Say what to do where a package of ROS is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        if err.name not in ROS_PACKAGES:
+            raise
+        raise BackendUnavailableError(
+            f'{err.name} is not installed; source the setup files of ROS 2 and of ros2_ws'
+        ) from err
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,7 +124,7 @@ def add_verbs(parser: Parser, verbs: Iterable[Verb | VerbGroup]) -> None:
         child = subparsers.add_parser(
             verb.name,
             help=verb.help,
-            description=verb.description or f'{verb.help[0].upper()}{verb.help[1:]}.',
+            description=textwrap.fill(verb.description, HELP_WIDTH),
             epilog=verb.examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -24,7 +24,7 @@ REPLAY_EXAMPLES = """example:
 
 @dataclass(frozen=True, kw_only=True)
 class MakeBagOptions(Options):
-    """Options of `make-bag`."""
+    """Make a rosbag2 with images and CameraInfo at their true capture stamps."""
 
     drivelm: Path | None = argument(
         None, "Source: DriveLM's file of questions; needs --images.", metavar='JSON'
@@ -69,7 +69,6 @@ class MakeBagOptions(Options):
 MAKE_BAG = Verb(
     name='make-bag',
     help='make a rosbag2 of six cameras from DriveLM or nuScenes files, or a synthetic one',
-    description='Makes a rosbag2 with images and CameraInfo at their true capture stamps.',
     examples=MAKE_BAG_EXAMPLES,
     options=MakeBagOptions,
     run='p2d_node.cli.make_bag:run',
@@ -78,7 +77,7 @@ MAKE_BAG = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayOptions(Options):
-    """Options of `replay`."""
+    """Play a rosbag2 over DDS, reliable, with the transport profile that ships."""
 
     bag: Path = argument(help='Folder of the rosbag2.')
     rate: float = argument(1.0, 'Speed, as a multiple of real time.', above=0.0, maximum=1000.0)
@@ -98,7 +97,6 @@ class ReplayOptions(Options):
 REPLAY = Verb(
     name='replay',
     help='play a rosbag2',
-    description='Plays a rosbag2 over DDS, reliable, with the shipped transport profile.',
     examples=REPLAY_EXAMPLES,
     options=ReplayOptions,
     run='p2d_node.cli.replay:run',

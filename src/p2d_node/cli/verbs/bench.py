@@ -35,7 +35,7 @@ NODE_EXAMPLES = """example:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions(Options):
-    """Options of `bench select`."""
+    """Measure the time of token selection per sweep, beside the published per-token loop."""
 
     num_views: int = same_as(SelectionBenchmark, 'num_views', flag='--views')
     num_tokens: tuple[int, ...] = same_as(SelectionBenchmark, 'num_tokens', flag='--tokens')
@@ -79,7 +79,11 @@ class ModelOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillOptions(ModelOptions):
-    """Options of `bench prefill`."""
+    """Measure prefill and decoding of a model with random weights.
+
+    Per retention ratio and pruning layer. Operations are also counted at the true shape of
+    DriveMM.
+    """
 
     retention_ratios: tuple[float, ...] = same_as(
         PrefillBenchmark, 'retention_ratios', flag='--retention-ratio'
@@ -99,8 +103,6 @@ class PrefillOptions(ModelOptions):
 PREFILL = Verb(
     name='prefill',
     help='prefill, decoding and whole sweeps at several retention ratios, beside unpruned',
-    description='Times and operations of a model with random weights, per retention ratio and '
-    'pruning layer. Operations are also counted at the true shape of DriveMM.',
     examples=PREFILL_EXAMPLES,
     options=PrefillOptions,
     run='p2d_node.cli.bench_language_model:run_prefill',
@@ -109,7 +111,7 @@ PREFILL = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionsOptions(ModelOptions):
-    """Options of `bench questions`."""
+    """Measure the time of answering many questions about one sweep, as a batch and otherwise."""
 
     num_questions: int = same_as(QuestionBenchmark, 'num_questions', flag='--questions')
     retention_ratio: float = same_as(QuestionBenchmark, 'retention_ratio')
@@ -119,7 +121,6 @@ class QuestionsOptions(ModelOptions):
 QUESTIONS = Verb(
     name='questions',
     help='many questions about one sweep: together, one by one, and separately',
-    description='Time of answering many questions about one sweep, as a batch and otherwise.',
     examples=QUESTIONS_EXAMPLES,
     options=QuestionsOptions,
     run='p2d_node.cli.bench_language_model:run_questions',
@@ -128,7 +129,7 @@ QUESTIONS = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions(Options):
-    """Options of `bench node`."""
+    """Play sweeps to a drive node over DDS, and report the latency of each stage."""
 
     model: str = same_as(DriveConfig, 'model')
     bag: Path | None = argument(
@@ -160,7 +161,6 @@ class NodeOptions(Options):
 NODE = Verb(
     name='node',
     help='latency of the whole node, from the first frame of a sweep to its answers',
-    description='Plays sweeps to a drive node over DDS and reports the latency of each stage.',
     examples=NODE_EXAMPLES,
     options=NodeOptions,
     run='p2d_node.cli.bench_node:run',
@@ -169,7 +169,7 @@ NODE = Verb(
 BENCH = VerbGroup(
     name='bench',
     help='measure single stages, or the whole node',
-    description='Measures single stages, or the whole node, beside a named baseline.',
+    description='Measure single stages, or the whole node, each beside a named baseline.',
     examples=SELECT_EXAMPLES,
     verbs=(SELECT, PREFILL, QUESTIONS, NODE),
 )

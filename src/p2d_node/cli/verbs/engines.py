@@ -62,7 +62,7 @@ class ModelOptions(EngineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOptions):
-    """Options of `export`."""
+    """Write the vision encoder as ONNX, checked against torch."""
 
     precision: str = argument('fp32', 'Number format: fp32, fp16 or bf16.')
 
@@ -78,7 +78,7 @@ EXPORT = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(ModelOptions):
-    """Options of `build-engine`."""
+    """Build the vision encoder for this machine, or ahead of time for GPU generations."""
 
     backend: str | None = argument(
         None,
@@ -118,7 +118,7 @@ BUILD_ENGINE = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(EngineOptions):
-    """Options of `verify-engine`."""
+    """Compare engines with torch on this machine; the node loads no others."""
 
     folders: tuple[Path, ...] = argument(
         (),
@@ -140,7 +140,7 @@ VERIFY_ENGINE = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(EngineOptions):
-    """Options of `inspect-engine`."""
+    """Show whether engines fit this machine, and the command that fixes those that do not."""
 
     folders: tuple[Path, ...] = argument(
         (), 'Engine folders.', positional=True, default_text='all'
@@ -160,7 +160,10 @@ INSPECT_ENGINE = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class CleanOptions(EngineOptions):
-    """Options of `clean-engines`."""
+    """Remove old engines.
+
+    The newest of each model, backend, precision, input and number of cameras stay.
+    """
 
     keep: int = argument(
         1,
@@ -173,8 +176,7 @@ class CleanOptions(EngineOptions):
 
 CLEAN_ENGINES = Verb(
     name='clean-engines',
-    help='remove old engines; the newest of each model, backend, precision, input and number of '
-    'cameras stay',
+    help='remove old engines',
     examples=CLEAN_EXAMPLES,
     options=CleanOptions,
     run='p2d_node.cli.engines:run_clean',

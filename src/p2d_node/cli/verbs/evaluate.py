@@ -91,7 +91,7 @@ class _Scoring(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(_Scoring, _Answering, _Data):
-    """Options of `evaluate`."""
+    """Answer the questions of a benchmark and score the answers, or score a file of answers."""
 
     def __post_init__(self) -> None:
         """Check the values and how they fit together."""
@@ -102,8 +102,6 @@ class EvaluateOptions(_Scoring, _Answering, _Data):
 EVALUATE = Verb(
     name='evaluate',
     help='answer and score the questions of DriveLM and DriveLMM-o1',
-    description='Answers the questions of a benchmark and scores them, or scores a file of '
-    'answers.',
     examples=EXAMPLES,
     options=EvaluateOptions,
     run='p2d_node.cli.evaluate:run',

@@ -20,7 +20,7 @@ DRIVEMM, DRIVELMM_O1 = 'drivemm', 'drivelmm-o1'
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(Options):
-    """Options of `import-checkpoint`."""
+    """Translate a published driving model's checkpoint into one that the node loads."""
 
     folder: Path = argument(help='The published checkpoint, in safetensors.', positional=True)
     kind: str = argument(

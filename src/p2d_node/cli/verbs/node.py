@@ -22,7 +22,11 @@ WATCH_EXAMPLES = """example:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(Options):
-    """Options of `demo`."""
+    """Play six cameras to the drive node and show its answers.
+
+    The cameras are those of a drawn drive, in which the vehicle ahead brakes, or of the real
+    nuScenes keyframes of --sample.
+    """
 
     sample: Path | None = argument(
         None,
@@ -45,8 +49,6 @@ class DemoOptions(Options):
 DEMO = Verb(
     name='demo',
     help='see the node answer from six cameras',
-    description='Plays six cameras to the drive node and shows its answers: a drawn drive in '
-    'which the vehicle ahead brakes, or the real nuScenes keyframes of --sample.',
     examples=DEMO_EXAMPLES,
     options=DemoOptions,
     run='p2d_node.cli.demo:run',
@@ -55,7 +57,7 @@ DEMO = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions(Options):
-    """Options of `watch`."""
+    """Show answers, stage times and diagnostics of a running drive node."""
 
     node: str = argument('/p2d', 'Name of the node.')
     duration_s: float | None = duration()
@@ -65,7 +67,6 @@ class WatchOptions(Options):
 WATCH = Verb(
     name='watch',
     help='show answers and times of a running node',
-    description='Shows answers, stage times and diagnostics of a running drive node.',
     examples=WATCH_EXAMPLES,
     options=WatchOptions,
     run='p2d_node.cli.watch:run',

@@ -97,7 +97,7 @@ class _Search(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(_Search, _Objective, _Data):
-    """Options of `tune-ratios`."""
+    """Search the retention ratio of each camera, and write the ratios for the node."""
 
     out: Path = argument(Path('tuning'), 'Folder of study.png, cache and journal.')
     params_out: Path | None = argument(
@@ -112,7 +112,6 @@ class TuneOptions(_Search, _Objective, _Data):
 TUNE_RATIOS = Verb(
     name='tune-ratios',
     help='search the retention ratio of each camera',
-    description='Searches the retention ratio of each camera, and writes them for the node.',
     examples=EXAMPLES,
     options=TuneOptions,
     run='p2d_node.cli.tune_ratios:run',
