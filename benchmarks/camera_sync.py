@@ -2,8 +2,8 @@
 
     python benchmarks/camera_sync.py [--json]
 
-Prints, for the same simulated arrivals: sets, sets that mix two sweeps, whole sweeps that never
-came out, and microseconds per frame. The baseline follows the published behaviour of
+Prints, for the same simulated arrivals: sets, sets that mix two sweeps, complete sweeps that
+were lost, and microseconds per frame. The baseline follows the published behaviour of
 `message_filters.ApproximateTimeSynchronizer` (Python): per camera a queue by stamp; each frame
 tries the stamps of all other queues within the slop, nearest first.
 """
@@ -37,7 +37,7 @@ class ApproximateTimeBaseline:
         self.slop_ns = slop_ms * NS_PER_MS
 
     def push(self, arrival: Arrival) -> list[Sweep] | None:
-        """Take one frame; return the sweeps of the frames of a set, if one is found."""
+        """Add one frame; return the sweeps of the frames of a set, if one is complete."""
         queue = self.queues[arrival.camera]
         queue[arrival.stamp_ns] = arrival.sweep
         while len(queue) > self.queue_size:

@@ -4,7 +4,7 @@
 
 Plays a raw 1600x900 bgr8 bag at 12 Hz with `p2d replay` to a drive node with the launch files'
 defaults, each in its own process. `--best-effort` is the baseline: a publisher of the same frames
-that knows nothing of our transport profile and publishes with sensor-data QoS, as many drivers do.
+without our transport profile and with sensor-data QoS, as many camera drivers do.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ print('{"messages": %d}' % (2 * count))
 def drive_node(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     """Run the node with the raw nuScenes preset."""
     preset = config_folder() / 'cameras' / 'nuscenes_raw.yaml'
-    command = [sys.executable, '-m', 'p2d_node.ros.drive_node', '--ros-args']
+    command = [sys.executable, '-m', 'p2d_node.ros.drive', '--ros-args']
     with (folder / 'node.log').open('wb') as log:
         process = subprocess.Popen(
             [
@@ -90,7 +90,7 @@ def drive_node(folder: Path, environment: dict[str, str]) -> Iterator[None]:
 
 
 def play(bag: Path, seconds: float, environment: dict[str, str], *, best_effort: bool) -> int:
-    """Play `bag` for so long; returns the number of whole sweeps that were published."""
+    """Play `bag` for `seconds`; returns the number of complete sweeps that were published."""
     if best_effort:
         command = [sys.executable, '-c', FOREIGN_PUBLISHER, str(bag), str(seconds)]
     else:
@@ -122,7 +122,7 @@ def measure(seconds: float, *, best_effort: bool) -> dict[str, object]:
             )
             environment = plain if best_effort else ours
             published = play(folder / 'bag', seconds, environment, best_effort=best_effort)
-            remembered = dict(latest)  # while frames still came
+            remembered = dict(latest)  # before the diagnostics report that the frames ended
             time.sleep(2.5)
     values = {item.key: item.value for item in latest['p2d: synchroniser'].values}
     pipeline = {item.key: item.value for item in latest['p2d: pipeline'].values}

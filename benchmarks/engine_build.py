@@ -39,7 +39,7 @@ PROCESSOR = {
 
 
 def write_siglip_so400m(folder: Path) -> None:
-    """Write DriveMM's vision encoder and projector, with hardly any language model behind it."""
+    """Write DriveMM's vision encoder and projector, with a tiny language model."""
     tokenizer = make_tokenizer()
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
@@ -51,7 +51,7 @@ def write_siglip_so400m(folder: Path) -> None:
             patch_size=14,
             vision_use_head=False,
         ),
-        text_config=hardly_any_text_model(len(tokenizer)),
+        text_config=tiny_text_model(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids('<image>'),
         video_token_id=tokenizer.convert_tokens_to_ids('<video>'),
         vision_feature_layer=-1,
@@ -62,7 +62,7 @@ def write_siglip_so400m(folder: Path) -> None:
 
 
 def write_internvit_300m(folder: Path) -> None:
-    """Write InternVL2.5-8B's vision encoder and projector, likewise."""
+    """Write InternVL2.5-8B's vision encoder and projector, with a tiny language model."""
     special = ('<unk>', '<|im_start|>', '<|im_end|>', '<img>', '</img>', '<IMG_CONTEXT>')
     tokenizer = make_tokenizer(special)
     config = InternVLConfig(
@@ -75,7 +75,7 @@ def write_internvit_300m(folder: Path) -> None:
             'patch_size': [14, 14],
             'attention_bias': True,
         },
-        text_config=hardly_any_text_model(len(tokenizer)),
+        text_config=tiny_text_model(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>'),
         dtype='float16',
     )
@@ -84,8 +84,8 @@ def write_internvit_300m(folder: Path) -> None:
     save(InternVLForConditionalGeneration, config, tokenizer, folder, {**PROCESSOR, **processor})
 
 
-def hardly_any_text_model(vocab_size: int) -> LlamaConfig:
-    """Return a text model that takes the real projector's tokens and is small otherwise."""
+def tiny_text_model(vocab_size: int) -> LlamaConfig:
+    """Return a text model of the width of the real projector, small otherwise."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=4096,

@@ -32,7 +32,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 TEST_LIMIT_S = 200
 BENCHMARK_LIMIT_S = 100
-"""Per number format; a case that began in time is finished."""
+"""Per number format; a case that has begun is finished."""
 
 
 def main() -> int:
@@ -76,8 +76,8 @@ def file_name(report: dict[str, Any]) -> str:
 def run_gpu_tests() -> dict[str, Any]:
     """Run the tests marked `gpu` in a process of their own.
 
-    Where OpenCV, which the shared fixtures need, is not installed, those of token selection and
-    decoding run without the fixtures.
+    The shared fixtures need OpenCV. Without it only the tests of token selection and decoding
+    run, which need no fixtures.
     """
     if importlib.util.find_spec('pytest') is None:
         return {'exit_code': 0, 'summary': 'not run: pytest is not installed'}
@@ -123,7 +123,7 @@ def run_prefill() -> dict[str, Any]:
 
 
 def measure_cuda_graph() -> dict[str, Any]:
-    """Measure the way that T-FPS takes on GPUs without Triton; milliseconds per sweep."""
+    """Measure T-FPS as it runs on GPUs without Triton, as a CUDA graph; milliseconds per sweep."""
     tokens = torch.randn(6, 729, 4096, device='cuda')
     graphs, times_ms = CudaGraphs(), []
     for turn in range(13):

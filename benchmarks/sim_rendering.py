@@ -3,7 +3,7 @@
     PYTHONPATH=ros2_ws/src/p2d_sim python benchmarks/sim_rendering.py [--json]
 
 CPU time of one thread per sweep of six views, scene generation and id maps included; every sweep
-is a scene of its own, after a warm-up that fills the caches of shapes and textures.
+is a different scene, after a warm-up that fills the caches of shapes and textures.
 """
 
 from __future__ import annotations

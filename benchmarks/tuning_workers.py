@@ -1,10 +1,10 @@
-"""How much faster two workers on one storage finish a search than one, on p2d-mini.
+"""Time of a search with one worker and with two workers on one storage, on p2d-mini.
 
     python benchmarks/tuning_workers.py --json > benchmarks/results/tuning_workers-2-core-cpu.json
 
-Run it on an idle machine: each worker computes with one thread, so two of them want two cores. All
-keyframes are seen beforehand; what is timed is from the begin of the first trial to the end of the
-last, and the whole command with its start too.
+Run it on an idle machine: each worker computes with one thread, so two of them need two cores. All
+keyframes are encoded beforehand. Two times are measured: from the begin of the first trial to the
+end of the last, and the whole command with its start.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def _select_rows(
     scenes = {row['token']: row['name'] for row in tables['scene']}
     if selection.scene and selection.scene not in scenes.values():
         raise ConfigError(
-            f'--scene: got {selection.scene!r}, allowed: {", ".join(sorted(scenes.values()))}'
+            f'scene: got {selection.scene!r}, allowed: {", ".join(sorted(scenes.values()))}'
         )
     samples = {
         row['token']

@@ -37,14 +37,14 @@ class BagReader:
         """
         if not bag.exists():
             raise ConfigError(
-                f'--bag: got {str(bag)!r}, which does not exist; allowed: the folder of a rosbag2'
+                f'bag: got {str(bag)!r}, which does not exist; allowed: the folder of a rosbag2'
             )
         self._bag = bag
         try:
             self._reader = Reader(bag)
             self._reader.open()
         except (ReaderError, OSError, ValueError) as err:
-            raise ConfigError(f'--bag: {bag}: not a readable rosbag2: {_one_line(err)}') from err
+            raise ConfigError(f'bag: {bag}: not a readable rosbag2: {_one_line(err)}') from err
         self.topics = {c.topic: c.msgtype for c in self._reader.connections}
         self.start_ns = self._reader.start_time
         self.duration_ns = self._reader.duration
@@ -70,7 +70,7 @@ class BagReader:
             for connection, log_time_ns, data in self._reader.messages():
                 yield SerializedMessage(connection.topic, log_time_ns, data)
         except (ReaderError, OSError, ValueError) as err:
-            raise ConfigError(f'--bag: {self._bag} is damaged: {_one_line(err)}') from err
+            raise ConfigError(f'bag: {self._bag} is damaged: {_one_line(err)}') from err
 
 
 def _one_line(err: Exception) -> str:

@@ -53,10 +53,10 @@ def write_bag(
             is no image.
     """
     if storage not in STORAGES:
-        raise ConfigError(f'--storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
+        raise ConfigError(f'storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
     if encoding not in ENCODINGS:
-        raise ConfigError(f'--encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
-    with write_faults(f'--out: {bag}', NO_ROOM_REMEDY):
+        raise ConfigError(f'encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
+    with write_faults(f'out: {bag}', NO_ROOM_REMEDY):
         return _write_whole(images, bag, storage, encoding)
 
 

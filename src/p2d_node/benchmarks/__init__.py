@@ -1,1 +1,1 @@
-"""Benchmarks of single stages: times and operations of a model with random weights."""
+"""Benchmarks that users run on their own machine: token selection and the language model."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from p2d_node.errors import ConfigError
 
 TEXT_TOKENS = 115
-"""Text of DriveMM's prompt in Llama-3 tokens, counted by hand, for that tokenizer is gated: system
+"""Text tokens of DriveMM's prompt, counted by hand as the Llama-3 tokenizer is gated: system
 text 35, numbered pictures 23, the sentence that names the views 32, a question 10, chat marks 15.
 """
 
@@ -17,11 +17,11 @@ class ModelShape:
     """Sizes of a LLaVA-OneVision model with a Llama text model.
 
     Attributes:
-        name: What reports call it.
+        name: Name in reports.
         text: Sizes of the text model, as `LlamaConfig` names them.
         vision: Sizes of the vision tower, as `SiglipVisionConfig` names them.
-        num_text_tokens: Tokens of the prompt that are not visual ones; every view's newline token
-            comes on top.
+        num_text_tokens: Text tokens of the prompt; the newline token of each view is not
+            included.
     """
 
     name: str
@@ -85,8 +85,9 @@ SCALED = ModelShape(
 )
 """As many tokens as DriveMM and about its share of work in the encoder, small enough for a CPU.
 
-Attention has a larger share here than in DriveMM, for it grows with the tokens and the rest with
-the width: the share of operations that is left after pruning is given for both.
+Attention has a larger share of the operations than in DriveMM, because attention grows with the
+number of tokens and the rest with the width. Reports therefore give the share of operations after
+pruning for both shapes.
 """
 
 SHAPES = {shape.name: shape for shape in (DRIVEMM, SCALED)}

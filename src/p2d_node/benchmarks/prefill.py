@@ -1,7 +1,7 @@
-"""What pruning saves before and during decoding.
+"""Times of prefill and decoding per retention ratio, beside the unpruned model.
 
-A model shape comes in, a report of plain numbers goes out, ready for JSON. Weights are random and
-visual tokens too: times do not depend on either.
+A plan comes in, a report of plain numbers goes out, ready for JSON. Weights and visual tokens are
+random, as times do not depend on their values.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class PrefillTiming:
         num_keep: Kept tokens per view.
         prefill_ms: From visual tokens to the first logits, token selection included.
         prefill_p95_ms: Its 95th percentile.
-        prefill_cpu_ms: Processor time of the prefill, which other programs on the machine do not
-            lengthen; None where a GPU does the work.
+        prefill_cpu_ms: Processor time of the prefill, which other programs on the machine hardly
+            change; None on a GPU.
         prefill_speedup: Unpruned prefill over this one, of the same run; None without it.
         decode_ms: Per further token.
         growing_decode_ms: The same, as a baseline, with a cache that grows by every token.
@@ -86,7 +86,7 @@ class PrefillTiming:
 
 @dataclass(slots=True)
 class _Samples:
-    """What was measured of one case, milliseconds."""
+    """The measurements of one case, milliseconds."""
 
     prefill: list[float] = field(default_factory=list)
     prefill_cpu: list[float] = field(default_factory=list)
@@ -97,7 +97,7 @@ class _Samples:
 
 
 class Bench:
-    """A model on a device, and what times it."""
+    """A model with random weights on a device, and the timers of its stages."""
 
     def __init__(self, plan: PrefillBenchmark) -> None:
         check_device(plan.device)
@@ -115,7 +115,7 @@ class Bench:
         self.visual_tokens = tokens.to(self._device, dtype)
 
     def time_ms(self, work: Callable[[], T]) -> tuple[float, float, T]:
-        """Return how long `work` takes, its processor time, and what it returns."""
+        """Return the duration of `work`, its processor time, and its result."""
         synchronize(self._device)
         started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         result = work()
@@ -156,7 +156,7 @@ class Bench:
         return self.time_ms(lambda: generate(self.family, prompt, logits, steps))[0]
 
     def _take_peak_memory(self) -> float:
-        """Return the device's peak since the last call, MiB; 0 on a CPU, which counts none."""
+        """Return the peak memory of the GPU since the last call, MiB; 0 on a CPU."""
         if self._device.type != 'cuda':
             return 0.0
         peak_mib = torch.cuda.max_memory_allocated() / 2**20
@@ -164,7 +164,7 @@ class Bench:
         return peak_mib
 
     def selector(self, ratio: float) -> SelectTokens | None:
-        """Return T-FPS that keeps `ratio` of every view; None where that is everything."""
+        """Return T-FPS that keeps `ratio` of every view; None if it keeps all tokens."""
         if ratio == 1:
             return None
         count = num_keep_from_retention(self.plan.shape.num_tokens, ratio)
@@ -175,7 +175,7 @@ class Bench:
 def generate(
     family: LlavaOnevision, prompt: Prefix, logits: Tensor, num_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Decode `num_tokens` greedily after every row of `prompt`; nothing ends an answer early."""
+    """Decode `num_tokens` greedily after every row of `prompt`; no token ends an answer early."""
     generations = generate_greedy(
         family.decoder,
         prompt,
@@ -188,7 +188,7 @@ def generate(
 
 
 def _cache_mib(prompt: Prefix) -> float:
-    """Return what the cached tokens take, without the room for more."""
+    """Return the size of the cached tokens, without reserved capacity, MiB."""
     num_bytes: int = sum(
         2 * layer.keys[:, :, : layer.get_seq_length()].numel() * layer.keys.element_size()
         for layer in prompt.cache.layers
@@ -197,10 +197,10 @@ def _cache_mib(prompt: Prefix) -> float:
 
 
 def run_prefill_benchmark(plan: PrefillBenchmark) -> Iterator[str | dict[str, Any]]:
-    """Measure all cases in turns, so that a disturbance hits them alike.
+    """Measure all cases in turns, so that a disturbance affects all of them.
 
     Yields:
-        What has just been measured, per case and round; at last the report.
+        A line of text after each case and round; at the end the report.
     """
     bench = Bench(plan)
     samples = {case: _Samples() for case in plan.cases}

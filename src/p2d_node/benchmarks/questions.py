@@ -1,4 +1,4 @@
-"""What answering the questions of a sweep together saves, beside answering each for itself."""
+"""Times of answering the questions of a sweep as a batch, one by one, and separately."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Answers = list[tuple[int, ...]]
 
 
 class _Contenders:
-    """Three ways to the same answers, from visual tokens to the last token; no encoder."""
+    """Three ways to compute the same answers from visual tokens; the encoder is not included."""
 
     def __init__(self, plan: QuestionBenchmark) -> None:
         self._plan = plan
@@ -27,7 +27,7 @@ class _Contenders:
         self._prompts = [family.build_prompt(q, NUSCENES_CAMERAS) for q in _questions(plan)]
 
     def separately(self) -> Answers:
-        """Answer every question as if it were alone: the views are prefilled for each."""
+        """Prefill the views anew for every question."""
         return [answer for prompt in self._prompts for answer in self._alone(prompt)]
 
     def _alone(self, prompt: Prompt) -> Answers:
@@ -67,7 +67,7 @@ class _Contenders:
 
 
 def _questions(plan: QuestionBenchmark) -> Sequence[str]:
-    """Make different questions of 5 to 15 words."""
+    """Return different questions of 5 to 15 words."""
     words = WORDS.split()
     return [
         ' '.join(words[(7 * number + 3 * i) % len(words)] for i in range(5 + number % 11))
@@ -79,7 +79,7 @@ def run_question_benchmark(plan: QuestionBenchmark) -> Iterator[str | dict[str, 
     """Measure the three ways in turns and compare their answers.
 
     Yields:
-        What has just been measured; at last the report, ready for JSON.
+        A line of text after each measurement; at the end the report, ready for JSON.
     """
     contenders = _Contenders(plan)
     ways: dict[str, Callable[[], Answers]] = {

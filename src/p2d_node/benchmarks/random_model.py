@@ -30,7 +30,7 @@ SelectTokens = Callable[[Tensor], Sequence[Tensor]]
 def build_model(
     shape: ModelShape, *, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> LlavaOnevision:
-    """Make a model of `shape` with random weights."""
+    """Build a model of `shape` with random weights."""
     tokenizer = make_tokenizer()
     config = LlavaOnevisionConfig(
         text_config=LlamaConfig(
@@ -54,10 +54,10 @@ def build_model(
 
 
 def make_prompt(family: LlavaOnevision, num_text_tokens: int, question: str = '') -> Prompt:
-    """Build the six-view prompt with as many words as it takes to have `num_text_tokens`.
+    """Build a six-view prompt, filled up with words to `num_text_tokens` text tokens.
 
     Raises:
-        ConfigError: Fewer tokens than the prompt has without a question.
+        ConfigError: The prompt has more tokens even without a question.
     """
     prompt = family.build_prompt(question, NUSCENES_CAMERAS)
     missing = num_text_tokens - sum(len(s) for s in (*prompt.segments, prompt.suffix))
@@ -78,11 +78,11 @@ def prefill(
     *,
     max_new_tokens: int = 0,
 ) -> tuple[Prefix, Tensor]:
-    """Run everything that comes before the first generated token; as the pipeline does it.
+    """Run the prefill as the pipeline does: all work before the first generated token.
 
     Args:
         family: The model.
-        prompt: What it is asked.
+        prompt: The prompt.
         visual_tokens: [views, tokens, hidden].
         select: Chooses the kept tokens of each view; None keeps all.
         prune_layer: The layer before which tokens are dropped.
@@ -112,8 +112,8 @@ def prefill_views(
 class FlopCount:
     """Counts the operations of prefills at a model's true shape, on the meta device.
 
-    Attention counts in full, also where its causal half would do, as the papers count it. Token
-    selection does not count: it is no part of the model.
+    Attention counts in full although the causal half would suffice, as the papers count it. Token
+    selection is not counted, as it is not part of the model.
     """
 
     def __init__(self, shape: ModelShape) -> None:

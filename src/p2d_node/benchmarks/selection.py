@@ -31,10 +31,10 @@ from torch import Tensor
 BASELINE = 'per-token loop'
 
 STEADY = 1.5
-"""A 95th percentile above this many medians means that something else used the machine."""
+"""A 95th percentile above this many medians shows that another program used the machine."""
 
 MAX_ATTEMPTS = 4
-"""How often an unsteady case is measured before its figures are taken as they are."""
+"""How often an unsteady case is measured before its figures are accepted."""
 
 ADAPTIVE = 'tfps adaptive'
 """Name in comparisons of T-FPS with one budget for all views; see `select_adaptively`."""
@@ -44,7 +44,10 @@ ADAPTIVE = 'tfps adaptive'
 class SelectionTiming:
     """One row: milliseconds per sweep of T-FPS and of the baseline, measured in turns.
 
-    `steady` is False where even the last of `attempts` was disturbed; see `STEADY`.
+    Attributes:
+        same_picks: Share of kept tokens that T-FPS and the baseline have in common.
+        attempts: How often the case was measured.
+        steady: False if even the last attempt was disturbed; see `STEADY`.
     """
 
     num_views: int
@@ -65,8 +68,8 @@ class SelectionTiming:
 def per_token_loop(visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
     """Run T-FPS as published: view by view, pick by pick.
 
-    Every pick takes the minimum over the distances to all tokens picked so far, and its index is
-    copied to the host before the next pick. Distances are float32, as in ours.
+    For every pick the minimum over the distances to all picked tokens is computed anew, and its
+    index is copied to the host before the next pick. Distances are float32, as in T-FPS here.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
@@ -94,7 +97,7 @@ def run_selection_benchmark(plan: SelectionBenchmark) -> Iterator[SelectionTimin
     """Measure case after case.
 
     Args:
-        plan: What to measure.
+        plan: The cases and rounds.
 
     Yields:
         One row per case.
@@ -156,12 +159,12 @@ def _measure(plan: SelectionBenchmark, tokens: Tensor, retention_ratio: float) -
 
 
 def _times_in_turns(
-    contenders: Sequence[Callable[[], Any]], plan: SelectionBenchmark, device: torch.device
+    functions: Sequence[Callable[[], Any]], plan: SelectionBenchmark, device: torch.device
 ) -> list[list[float]]:
-    """Time the contenders alternately, so that a disturbance meets both; milliseconds."""
-    times: list[list[float]] = [[] for _ in contenders]
+    """Time the functions alternately, so that a disturbance affects both; milliseconds."""
+    times: list[list[float]] = [[] for _ in functions]
     for turn in range(plan.warm_up + plan.repeats):
-        for function, own_times in zip(contenders, times, strict=True):
+        for function, own_times in zip(functions, times, strict=True):
             synchronize(device)
             started = time.perf_counter_ns()
             function()
@@ -190,7 +193,7 @@ def choose_tokens(visual_tokens: Tensor, num_keep: Sequence[int], method: str) -
 def benchmark_report(
     plan: SelectionBenchmark, timings: Sequence[SelectionTiming]
 ) -> dict[str, Any]:
-    """Return everything that a reader of the figures needs, ready for JSON."""
+    """Return the timings and the conditions under which they hold, ready for JSON."""
     return {
         'benchmark': 'token selection, milliseconds per sweep',
         'baseline': BASELINE,

@@ -30,7 +30,7 @@ def run(options: NodeOptions) -> int:
     config = _config(options)
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch  # needs ROS
 
-    # The live table is for people; standard output is for the figures.
+    # The live table goes to stderr: stdout is for the figures.
     with tempfile.TemporaryDirectory(prefix='p2d-bench-') as name, redirect_stdout(sys.stderr):
         isolate()
         folder = Path(name)
@@ -59,7 +59,7 @@ def _write_bag(options: NodeOptions, bag: Path) -> Path:
 
 
 def _config(options: NodeOptions) -> DriveConfig:
-    """Return the node's settings, with device and threads by name: the report says them."""
+    """Return the settings of the node; device and threads are explicit, for the report."""
     questions = [DEFAULT_QUESTIONS[i % len(DEFAULT_QUESTIONS)] for i in range(options.questions)]
     return DriveConfig(
         model=options.model,

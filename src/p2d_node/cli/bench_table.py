@@ -1,4 +1,4 @@
-"""Tables of figures, which stay whole in narrow terminals and in files."""
+"""Tables of figures that are never cut, in narrow terminals and in files too."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ANY_WIDTH = 10_000
 def print_figures(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str, caption: str = ''
 ) -> None:
-    """Print a table whose cells are never cut, even where its lines are longer than the terminal.
+    """Print a table whose cells are never cut, even if its lines are longer than the terminal.
 
     Args:
-        headings: One per column; may have several lines.
-        rows: Cells, one per column.
-        title: Above the table.
-        caption: Below the table.
+        headings: One per column; a heading may have several lines.
+        rows: Cells of each row, one per column.
+        title: Text above the table.
+        caption: Text below the table.
     """
     console = Console()
     table = Table(title=title, caption=caption)

@@ -1,4 +1,4 @@
-"""What a demo leaves behind: answers, the picture of kept tokens, the latency plot."""
+"""The files of a demo: answers, story, picture of kept tokens, plot of the latency."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 STACKED_STAGES = tuple(
     stage.name for stage in fields(StageTimes) if stage.name not in {'ttft_ms', 'total_ms'}
 )
-"""Stages that follow one another; the others are sums of them."""
+"""Stages that run one after another; the other fields are sums of them."""
 
 
 def write_answers(answers: Sequence[Any], path: Path) -> None:
@@ -43,12 +43,12 @@ def write_picture(image: Any, path: Path) -> None:
 
 
 def write_story(pictures: Mapping[int, bytes], answers: Sequence[Any], path: Path) -> None:
-    """Draw what the reference camera saw in each sweep above the answer to the last question.
+    """Draw the image of the reference camera in each sweep, above the answer to the last question.
 
     Args:
         pictures: Capture stamp, nanoseconds, to JPEG.
         answers: p2d_msgs/DrivingAnswer of all sweeps.
-        path: PNG to write; none is written where there is no answer.
+        path: PNG to write; not written if there is no answer.
     """
     if not answers:
         return
@@ -79,7 +79,7 @@ def _panel(jpeg: bytes, answer: str) -> npt.NDArray[np.uint8]:
 
 
 def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
-    """Draw the stages of every sweep on top of each other, in milliseconds."""
+    """Draw a stacked bar of stage times per sweep, milliseconds."""
     mpl.use('Agg')
     from matplotlib import pyplot as plt
 

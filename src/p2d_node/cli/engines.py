@@ -176,7 +176,7 @@ def _request(model: str) -> Any:
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback that shows one bar per phase on stderr; in a log, one line per phase."""
+    """Yield a callback that shows a bar per phase on stderr; in a log, a line per phase."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def _report_built(options: ModelOptions, built: BuiltEngine, verb: str) -> None:
     if verification is not None:
         print(f'  compared with torch: {verification.summary}')
     elif verb == 'built':
-        print(f'  not verified: run on the target: p2d verify-engine {built.folder}')
+        print(f'  not verified; on the vehicle run: p2d verify-engine {built.folder}')
 
 
 def _inspection_json(inspection: Inspection) -> dict[str, Any]:

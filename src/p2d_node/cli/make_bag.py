@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 def run(options: MakeBagOptions) -> int:
-    """Write the bag and say what is in it."""
+    """Write the bag and report its contents; returns the exit code."""
     columns = (SpinnerColumn(), TextColumn('{task.completed} images'), TimeElapsedColumn())
     console = Console(stderr=True)
     silent = options.json or not console.is_terminal

@@ -1,4 +1,4 @@
-"""A drive node in a process of its own, a bag played to it over DDS, and its answers watched."""
+"""Runs a drive node in a process of its own, plays a bag to it over DDS and collects answers."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from p2d_node.ros.spinning import spinning_node
 import yaml
 
 SUBSCRIBE_TIMEOUT_S = 300.0
-"""A large checkpoint takes its time to load."""
+"""Longest wait for the node to subscribe; a large checkpoint loads for minutes."""
 
 LAST_ANSWER_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 4.0
 DOMAINS = range(1, 101)
-"""ROS domains with ports that no system uses otherwise."""
+"""ROS domains whose ports do not overlap with the ephemeral ports of Linux."""
 
 
 def isolate() -> None:
-    """Keep what follows to this machine and away from other ROS nodes on it."""
+    """Limit discovery to this machine, in a ROS domain of its own unless one is set."""
     os.environ.setdefault('ROS_DOMAIN_ID', str(DOMAINS[os.getpid() % len(DOMAINS)]))
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    print(f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} (to look with rqt or ros2 topic echo)')
+    print(f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} (set it to use rqt or ros2 topic)')
 
 
 @contextmanager
 def drive_node(
     parameters: Mapping[str, Any], folder: Path, log_file: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the drive node in a process of its own; it is gone when the block is left.
+    """Run the drive node in a process of its own, and stop it at the end of the block.
 
     Args:
         parameters: ROS parameters of the node.
-        folder: For the parameter file.
-        log_file: Gets what the node says.
+        folder: Folder that the parameter file is written to.
+        log_file: File that the output of the node is written to.
     """
     use_shipped_profiles()
     values = {
         'use_sim_time': True,
-        # Sweeps may be seconds apart, and a busy machine may take its time to receive one.
+        # Sweeps may be seconds apart, and a busy machine may receive the frames of one late.
         'sync': {'deadline_ms': 1000.0},
         **parameters,
     }
@@ -63,7 +63,7 @@ def drive_node(
             [*command, '--params-file', str(file)],
             stdout=log,
             stderr=subprocess.STDOUT,
-            # Ctrl-C on the terminal goes to us alone; we stop the node in order.
+            # Ctrl-C on the terminal reaches only this process, which then stops the node.
             start_new_session=True,
         )
         try:
@@ -85,9 +85,16 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def play_and_watch(
     bag: Path, node_process: subprocess.Popen[bytes], rate: float, *, pictures: bool
 ) -> tuple[AnswerWatcher, bool]:
-    """Play the bag and show the answers; returns the watcher and whether the last sweep got one.
+    """Play a bag to the node and show its answers.
 
-    `pictures` asks the node for its pictures of kept tokens too, which costs it some time.
+    Args:
+        bag: Folder of the rosbag2.
+        node_process: The drive node; its end ends the playback.
+        rate: Speed, as a multiple of real time.
+        pictures: True to receive the images of kept tokens too, which the node then draws.
+
+    Returns:
+        The watcher with all answers, and whether the last sweep was answered.
     """
     stop = threading.Event()
     with BagReader(bag) as reader, spinning_node('p2d_player') as node:
@@ -121,7 +128,7 @@ def _wait_for_answers(
     last_ns: int,
     table: LiveTable,
 ) -> bool:
-    """Show answers until the sweep at `last_ns` is answered or nothing more can come."""
+    """Show answers until the sweep at `last_ns` is answered, or no more answers can come."""
     sweep_ns = 100_000_000  # the reference camera exposes at most this long before the last one
     end_s: float | None = None
     while node_process.poll() is None:

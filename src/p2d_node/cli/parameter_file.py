@@ -1,4 +1,4 @@
-"""A ROS parameter file, read without ROS."""
+"""Reads a parameter file of the drive node without ROS."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def read_drive_config(
     """Return the configuration in a parameter file of the drive node.
 
     Args:
-        path: The file; None: the defaults.
-        model: Takes the place of the file's `model`.
+        path: The file; None for the defaults.
+        model: Overrides the `model` of the file.
         defaults: Values of parameters that the file does not set.
 
     Raises:
-        ConfigError: Not a parameter file, or a value that is not allowed.
+        ConfigError: The file is not a parameter file, or holds a value that is not allowed.
     """
     values = {**(defaults or {}), **({} if path is None else _read_values(path))}
     if model is not None:

@@ -1,4 +1,4 @@
-"""Camera images drawn by p2d_sim, which lies beside this package in the workspace."""
+"""Camera images drawn by p2d_sim, a package of the same workspace."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ def draw_images(scenario: str, num_sweeps: int, **options: Any) -> Iterator[BagI
     """Yield the images of a scenario, by capture time.
 
     Args:
-        scenario: Such as `lead-brakes`.
-        num_sweeps: Length.
-        options: Of p2d_sim's `generate_images`, such as `seed` and `period_ms`.
+        scenario: Name of the scenario, such as `lead-brakes`.
+        num_sweeps: Number of sweeps.
+        options: Arguments of p2d_sim's `generate_images`, such as `seed` and `period_ms`.
 
     Raises:
-        ConfigError: p2d_sim is not installed, or knows no such scenario.
+        ConfigError: p2d_sim is not installed, or has no such scenario.
     """
     try:
         generated = importlib.import_module('p2d_sim.generated')
     except ImportError as err:
         raise ConfigError(
-            f'synthetic images need the package p2d_sim, which is not here: {err}; build ros2_ws'
+            f'drawn images need the package p2d_sim, which is not installed: {err}; build ros2_ws'
         ) from err
     draw: Callable[..., Iterator[BagImage]] = generated.generate_images
     return draw(num_sweeps, scenario=scenario, **options)

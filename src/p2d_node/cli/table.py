@@ -79,12 +79,12 @@ def to_dict(message: Any) -> Any:
 def render(
     answers: Sequence[Any], timings: Sequence[Any], problems: Sequence[str]
 ) -> RenderableType:
-    """Draw the last answers, the last times and what diagnostics complain about."""
+    """Return a table of the last answers and times, and the warnings of diagnostics."""
     return Group(_answers(answers), _times(timings), *(Text(line, 'yellow') for line in problems))
 
 
 def answer_line(message: Any) -> str:
-    """Return one answer as a line for logs and pipes."""
+    """Return one answer as a line of text."""
     kept, total = sum(message.tokens_kept), sum(message.tokens_total)
     return (
         f'{stamp_text(message.header.stamp)}  {kept}/{total} tokens  '

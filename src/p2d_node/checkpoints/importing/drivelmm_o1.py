@@ -139,7 +139,7 @@ def plan_import(folder: Path, base: Path | None = None) -> ImportPlan:
     if is_adapter and base is None:
         raise ConfigError(f'{folder} is a LoRA adapter: name the model it belongs to with --base')
     if base is not None and not is_adapter:
-        raise ConfigError(f'--base: {folder} has no {ADAPTER_CONFIG}, so it is no LoRA adapter')
+        raise ConfigError(f'base: {folder} has no {ADAPTER_CONFIG}, so it is no LoRA adapter')
     home = base or folder
     config = read_json(home / 'config.json')
     _check_kind(config)

@@ -46,22 +46,22 @@ def new_checkpoint_folder(out: Path, num_bytes: int) -> Iterator[Path]:
             os.close(lock)
     except (OSError, SafetensorError) as err:
         raise ConfigError(
-            f'--out: {out} cannot be written: {err}; free disk space or name another folder'
+            f'out: {out} cannot be written: {err}; free disk space or name another folder'
         ) from err
 
 
 def _check_room(out: Path, num_bytes: int) -> None:
     if out.exists():
-        raise ConfigError(f'--out: {out} exists; name another folder, or remove it first')
+        raise ConfigError(f'out: {out} exists; name another folder, or remove it first')
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
     except OSError as err:
-        raise ConfigError(f'--out: {out.parent} cannot be written: {err.strerror}') from err
+        raise ConfigError(f'out: {out.parent} cannot be written: {err.strerror}') from err
     needed = num_bytes + SPARE_BYTES
     if free < needed:
         raise ConfigError(
-            f'--out: {out.parent} has {free / 1e9:.1f} GB free, needed: {needed / 1e9:.1f} GB; '
+            f'out: {out.parent} has {free / 1e9:.1f} GB free, needed: {needed / 1e9:.1f} GB; '
             'free disk space or name another folder'
         )
 
@@ -74,7 +74,7 @@ def _lock(folder: Path) -> int:
     except BlockingIOError as err:
         os.close(descriptor)
         raise ConfigError(
-            f'--out: another import works in {folder}; wait for its end, or name another folder'
+            f'out: another import works in {folder}; wait for its end, or name another folder'
         ) from err
     return descriptor
 
