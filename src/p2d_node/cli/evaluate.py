@@ -1,4 +1,4 @@
-"""`p2d evaluate`: answers the questions of a benchmark and scores them, or scores a file."""
+"""Answers the questions of a benchmark and scores the answers, or scores a file of answers."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from p2d_node.evaluation.record_file import RecordFile
 
 
-def run(args: EvaluateOptions) -> int:
+def run(options: EvaluateOptions) -> int:
     """Answer, score, print; returns the exit code."""
     from p2d_node.evaluation.data_formats import FORMATS, recognize_format
     from p2d_node.evaluation.language_metrics import choose_tokenizer
     from p2d_node.evaluation.predictions import read_predictions
 
-    choose_tokenizer(args.tokenizer)
-    judge = _make_judge(args)
-    name = recognize_format(args.data) if args.format == AUTO_FORMAT else args.format
+    choose_tokenizer(options.tokenizer)
+    judge = _make_judge(options)
+    name = recognize_format(options.data) if options.format == AUTO_FORMAT else options.format
     data_format = FORMATS[name]
-    all_questions = data_format.read_questions(args.data)
-    questions = _limited(all_questions, args.limit)
+    all_questions = data_format.read_questions(options.data)
+    questions = _limited(all_questions, options.limit)
     costs: dict[str, Any] = {}
-    if args.predictions is not None:
-        predictions = read_predictions(args.predictions)
+    if options.predictions is not None:
+        predictions = read_predictions(options.predictions)
     else:
-        predictions, costs = _answer(args, data_format, questions, all_questions)
-    if any(question.reference is None for question in questions) and args.predictions is None:
-        _print(args, {'num_questions': len(questions), 'scores': None, **costs})
+        predictions, costs = _answer(options, data_format, questions, all_questions)
+    if any(question.reference is None for question in questions) and options.predictions is None:
+        _print(options, {'num_questions': len(questions), 'scores': None, **costs})
         return 0
-    _print(args, {**_score(args, data_format, questions, predictions, judge), **costs})
+    _print(options, {**_score(options, data_format, questions, predictions, judge), **costs})
     return 0
 
 
 def _score(
-    args: EvaluateOptions,
+    options: EvaluateOptions,
     data_format: DataFormat,
     questions: Sequence[Any],
     predictions: Mapping[str, str],
@@ -58,10 +58,10 @@ def _score(
     from rich.progress import Progress
 
     if judge is None:
-        scores = data_format.score(questions, predictions, None, args.tokenizer)
+        scores = data_format.score(questions, predictions, None, options.tokenizer)
         return {**scores, 'judgements': None}
     with (
-        RecordFile(args.out / 'judgements.jsonl', {'holds': 'judgements'}, KEPT_FIELDS) as kept,
+        RecordFile(options.out / 'judgements.jsonl', {'holds': 'judgements'}, KEPT_FIELDS) as kept,
         Progress(console=Console(stderr=True)) as bars,
     ):
         task = bars.add_task('judgements', total=None)
@@ -70,7 +70,7 @@ def _score(
             bars.update(task, completed=done, total=total)
 
         jury = Jury(judge, kept, show)
-        scores = data_format.score(questions, predictions, jury, args.tokenizer)
+        scores = data_format.score(questions, predictions, jury, options.tokenizer)
     counts = {'from_earlier_runs': jury.num_kept, 'none': jury.num_unjudged}
     return {**scores, 'judgements': counts}
 
@@ -83,35 +83,36 @@ def _limited(questions: Sequence[Any], limit: int | None) -> Sequence[Any]:
     return [q for keyframe in group_keyframes(questions)[:limit] for q in keyframe.questions]
 
 
-def _make_judge(args: EvaluateOptions) -> Judge | None:
+def _make_judge(options: EvaluateOptions) -> Judge | None:
     from p2d_node.evaluation.chat_judge import ChatJudge
     from p2d_node.evaluation.command_judge import CommandJudge
 
-    if args.judge_command is not None:
-        return CommandJudge(args.judge_command)
-    if args.judge_url is not None:
-        return ChatJudge(args.judge_url, args.judge_model, _api_key(), args.judge_parallel)
+    if options.judge_command is not None:
+        return CommandJudge(options.judge_command)
+    if options.judge_url is not None:
+        return ChatJudge(
+            options.judge_url, options.judge_model, _api_key(), options.judge_parallel
+        )
     return None
 
 
 def _api_key() -> str:
-    """Return the key from the environment; one read from a file ends with its line."""
+    """Return the key from the environment, without a line end that came from a file."""
     key = os.environ.get(API_KEY_VARIABLE, '').strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f'{API_KEY_VARIABLE}: got a character that no key has, allowed: printable ASCII; copy '
-            'the key again'
+            f'{API_KEY_VARIABLE}: got a character that is not printable ASCII; copy the key again'
         )
     return key
 
 
 def _answer(
-    args: EvaluateOptions,
+    options: EvaluateOptions,
     data_format: DataFormat,
     questions: Sequence[Any],
     all_questions: Sequence[Any],
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Answer what is still open of `questions`; returns the predictions, and what they cost."""
+    """Answer the questions that have no answer yet; returns predictions and their costs."""
     from p2d_node.evaluation.answering import (
         check_images,
         group_keyframes,
@@ -120,17 +121,17 @@ def _answer(
     )
     from p2d_node.evaluation.record_file import RecordFile
 
-    job = _make_job(args, data_format)
+    job = _make_job(options, data_format)
     keyframes = group_keyframes(questions)
     check_images(keyframes, job.image_root, job.cameras)
     made_by = _made_by(job, all_questions)
-    with RecordFile(args.out / 'answers.jsonl', made_by, RECORD_FIELDS) as answers:
+    with RecordFile(options.out / 'answers.jsonl', made_by, RECORD_FIELDS) as answers:
         left = still_open(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))
         done = answers.done
     records = [done[question.id] for question in questions]
-    _write_submission(args.out / 'submission.json', data_format, records)
+    _write_submission(options.out / 'submission.json', data_format, records)
     costs = _costs(job, records, [done[keyframe.questions[0].id] for keyframe in keyframes])
     return {r['id']: r['answer'] for r in records}, costs
 
@@ -164,38 +165,38 @@ def _answer_the_rest(
             bars.advance(task, count)
 
 
-def _make_job(args: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
+def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
     from p2d_node.evaluation.answering import AnswerJob
 
-    if args.images is None:
+    if options.images is None:
         raise ConfigError(
             '--images is missing; needed: the folder that holds samples/, or give '
             '--predictions to score answers made elsewhere'
         )
     return AnswerJob(
-        config=_config(args, data_format),
-        image_root=args.images,
-        instruction=args.instruction,
-        workers=args.workers,
+        config=_config(options, data_format),
+        image_root=options.images,
+        instruction=options.instruction,
+        workers=options.workers,
     )
 
 
-def _config(args: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
+def _config(options: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
     longest = data_format.max_new_tokens
     defaults = {} if longest is None else {'max_new_tokens': longest}
-    config = read_drive_config(args.params_file, model=args.model, defaults=defaults)
-    if args.retention_ratio is not None:
-        ratios = dict.fromkeys(config.cameras, args.retention_ratio)
+    config = read_drive_config(options.params_file, model=options.model, defaults=defaults)
+    if options.retention_ratio is not None:
+        ratios = dict.fromkeys(config.cameras, options.retention_ratio)
         config = replace(config, retention_ratio=ratios)
-    if args.max_new_tokens is not None:
-        config = replace(config, max_new_tokens=args.max_new_tokens)
+    if options.max_new_tokens is not None:
+        config = replace(config, max_new_tokens=options.max_new_tokens)
     return config
 
 
 def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
-    """Return what two runs must share for one to go on with the other's answers."""
+    """Return the settings that must be equal for a run to continue with stored answers."""
     from p2d_node.checkpoints.checkpoint import open_checkpoint
     from p2d_node.checkpoints.model_folder import model_folder
     from p2d_node.evaluation.answer_settings import answer_settings
@@ -215,7 +216,7 @@ def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
 def _costs(
     job: AnswerJob, records: Sequence[dict[str, Any]], firsts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what the answers took; `firsts` holds one record of each sweep."""
+    """Return tokens and times of the answers; `firsts` holds one record of each sweep."""
     from p2d_node.records import Cut
 
     kept = sum(record['tokens_kept'] for record in records)
@@ -243,14 +244,14 @@ def _percentiles(
     }
 
 
-def _print(args: EvaluateOptions, report: dict[str, Any]) -> None:
-    if args.json:
+def _print(options: EvaluateOptions, report: dict[str, Any]) -> None:
+    if options.json:
         print(json.dumps(report, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(args.data))
+    table = Table(title=str(options.data))
     for heading in ('', 'score'):
         table.add_column(heading)
     for name, value in _flatten(report):

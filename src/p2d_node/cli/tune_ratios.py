@@ -1,4 +1,4 @@
-"""`p2d tune-ratios`: searches the retention ratio of each camera, and writes them for the node."""
+"""Searches the retention ratio of each camera, and writes the ratios for the node."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ if TYPE_CHECKING:
 
 SHOW_PERIOD_S = 2.0
 MEAN_TO_LEAST = 0.25
-"""With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
+"""Default of `min_retention`, as a share of `mean_retention`."""
 
 
-def run(args: TuneOptions) -> int:
+def run(options: TuneOptions) -> int:
     """Search, report, write; returns the exit code."""
-    options = _options(args)
+    study = _study(options)
     from p2d_node.cli.tuning_report import SearchOutcome
     from p2d_node.tuning.comparison import check_unseen
     from p2d_node.tuning.local_workers import divide_threads, extra_workers
     from p2d_node.tuning.results import best_of, collect_results
     from p2d_node.tuning.session import read_tuning_set, TuningSession
 
-    options = divide_threads(options, args.workers)
-    question_set, held_out = read_tuning_set(options), _read_held_out(args, options)
+    study = divide_threads(study, options.workers)
+    question_set, held_out = read_tuning_set(study), _read_held_out(options, study)
     if held_out is not None:
         check_unseen(held_out, question_set)
-    files = _prepare_files(args, options.config.model)
-    session = TuningSession(options, question_set)
+    files = _prepare_files(options, study.config.model)
+    session = TuningSession(study, question_set)
     try:
         with _progress() as bars:
-            with extra_workers(options, args.workers - 1):
+            with extra_workers(study, options.workers - 1):
                 _prepare(bars, session, session.question_set, 'keyframes seen')
                 _search(bars, session)
             results = collect_results(session.ledgers)
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
-        _write(args, SearchOutcome(session, results, best, comparison), files)
+        _write(options, SearchOutcome(session, results, best, comparison), files)
     finally:
         session.close()
     return 0
 
 
-def _prepare_files(args: TuneOptions, model: str) -> dict[str, Path]:
-    """Return which files the search will leave; those that cannot be written cost no trial."""
+def _prepare_files(options: TuneOptions, model: str) -> dict[str, Path]:
+    """Return the files of the result, and check before the search that they can be written."""
     from p2d_node.durable_files import require_writable, write_faults
     from p2d_node.retention_presets import preset_name, writable_preset
     from p2d_node.tuning.retention_file import STUDY_KEPT
 
-    params = args.params_out or writable_preset(model)
+    params = options.params_out or writable_preset(model)
     if params is None:
         params = Path('config') / 'retention' / f'{preset_name(model)}.yaml'
-    files = {'params': params.absolute(), 'picture': args.out / 'study.png'}
-    for name, path in zip(('params_out', 'out'), files.values(), strict=True):
-        with write_faults(f'{name}: {path}', STUDY_KEPT):
+    files = {'params': params.absolute(), 'picture': options.out / 'study.png'}
+    for flag, path in zip(('--params-out', '--out'), files.values(), strict=True):
+        with write_faults(f'{flag}: {path}', STUDY_KEPT):
             require_writable(path)
     return files
 
@@ -78,7 +78,8 @@ def _require_libraries() -> None:
             )
 
 
-def _options(args: TuneOptions) -> TuningOptions:
+def _study(options: TuneOptions) -> TuningOptions:
+    """Return the settings of the study."""
     _require_libraries()
     from p2d_node.retention_presets import preset_name
     from p2d_node.tuning.methods import check_methods
@@ -86,34 +87,34 @@ def _options(args: TuneOptions) -> TuningOptions:
     from p2d_node.tuning.search_space import PUBLISHED_BOUNDS
     from p2d_node.tuning.session import TuningOptions
 
-    config = _config(args)
-    mean, least, penalty = args.mean_retention, args.min_retention, args.ratio_penalty
+    config = _config(options)
+    mean, least, penalty = options.mean_retention, options.min_retention, options.ratio_penalty
     if least is None:
         least = PUBLISHED_BOUNDS[0] if mean is None else mean * MEAN_TO_LEAST
     if penalty is None:
         penalty = PUBLISHED_RATIO_PENALTY if mean is None else 0.0
     return TuningOptions(
-        data=args.data,
-        images=args.images,
+        data=options.data,
+        images=options.images,
         config=config,
         objective=Objective(
-            language_weight=args.language_weight,
-            accuracy_weight=args.accuracy_weight,
+            language_weight=options.language_weight,
+            accuracy_weight=options.accuracy_weight,
             ratio_penalty=penalty,
-            tokenizer=_tokenizer(args.tokenizer),
+            tokenizer=_tokenizer(options.tokenizer),
         ),
         min_retention=least,
-        max_retention=args.max_retention,
+        max_retention=options.max_retention,
         mean_retention=mean,
-        methods=check_methods(args.methods),
-        num_trials=args.trials,
-        seed=args.seed,
-        pruning=not args.no_pruning,
-        storage=args.storage or str(args.out / 'study.journal'),
-        name=args.name or preset_name(config.model),
-        cache=args.cache or args.out / 'cache',
-        lease_s=args.lease,
-        limit=args.limit,
+        methods=check_methods(options.methods),
+        num_trials=options.trials,
+        seed=options.seed,
+        pruning=not options.no_pruning,
+        storage=options.storage or str(options.out / 'study.journal'),
+        name=options.name or preset_name(config.model),
+        cache=options.cache or options.out / 'cache',
+        lease_s=options.lease,
+        limit=options.limit,
     )
 
 
@@ -125,22 +126,22 @@ def _tokenizer(name: str) -> str:
     return choose_tokenizer(name)
 
 
-def _config(args: TuneOptions) -> DriveConfig:
+def _config(options: TuneOptions) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
-    return read_drive_config(args.params_file, model=args.model)
+    return read_drive_config(options.params_file, model=options.model)
 
 
-def _read_held_out(args: TuneOptions, options: TuningOptions) -> QuestionSet | None:
+def _read_held_out(options: TuneOptions, study: TuningOptions) -> QuestionSet | None:
     from p2d_node.tuning.session import read_question_set
 
-    if args.held_out is None:
+    if options.held_out is None:
         return None
     return read_question_set(
-        args.held_out,
-        args.held_out_images or args.images,
-        objective=options.objective,
-        cameras=tuple(options.config.cameras),
+        options.held_out,
+        options.held_out_images or options.images,
+        objective=study.objective,
+        cameras=tuple(study.config.cameras),
     )
 
 
@@ -205,24 +206,24 @@ def _compare(
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 
 
-def _write(args: TuneOptions, found: SearchOutcome, files: Mapping[str, Path]) -> None:
+def _write(options: TuneOptions, found: SearchOutcome, files: Mapping[str, Path]) -> None:
     """Write parameter file and picture, print the report."""
     from p2d_node.cli.tuning_report import header_lines, print_report, report_json
     from p2d_node.durable_files import write_faults
     from p2d_node.tuning.picture import plot_study
     from p2d_node.tuning.retention_file import STUDY_KEPT, write_retention_file
 
-    options, session = found.session.options, found.session
+    study, session = found.session.options, found.session
     write_retention_file(
         files['params'],
         found.best.ratios,
         space=session.space,
         config=session.pipeline.config,
-        header=header_lines(found, data=args.data, held_out=args.held_out),
+        header=header_lines(found, data=options.data, held_out=options.held_out),
     )
     with write_faults(f'out: {files["picture"]}', STUDY_KEPT):
-        plot_study(files['picture'], found.results, f'{options.name}: {args.data.name}')
-    if args.json:
+        plot_study(files['picture'], found.results, f'{study.name}: {options.data.name}')
+    if options.json:
         print(json.dumps(report_json(found, files), indent=2))
     else:
         print_report(found, files)
