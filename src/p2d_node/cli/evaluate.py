@@ -101,7 +101,8 @@ def _api_key() -> str:
     key = os.environ.get(API_KEY_VARIABLE, '').strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f'{API_KEY_VARIABLE}: got a character that is not printable ASCII; copy the key again'
+            f'{API_KEY_VARIABLE}: got a character that no key has, allowed: printable ASCII; copy '
+            'the key again'
         )
     return key
 
