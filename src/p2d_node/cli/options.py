@@ -26,10 +26,10 @@ class Argument:
     """How a field appears on the command line.
 
     Attributes:
-        flag: Its option, such as `--wait`; empty: `--` and the field's name.
-        metavar: Stands for the value in the help; empty: made from the flag.
-        positional: True where the value has no flag.
-        default_text: What the help calls the default; empty: the default itself.
+        flag: Its option, such as `--wait`. Empty: `--` and the name of the field.
+        metavar: Placeholder of the value in the help. Empty: the flag in capitals.
+        positional: True for a value without a flag.
+        default_text: Text for the default in the help. Empty: the default itself.
     """
 
     flag: str = ''
@@ -53,11 +53,11 @@ def argument(
     Args:
         default: Value where the option is not given; without one the option is required.
         help: One sentence.
-        flag: As in `Argument`, like the three that follow.
-        metavar: Likewise.
-        positional: Likewise.
-        default_text: Likewise.
-        limits: Of the value, as in `p2d_node.config.Option`: minimum, maximum, above, choices.
+        flag: Its option; see `Argument`.
+        metavar: Placeholder of the value; see `Argument`.
+        positional: True for a value without a flag.
+        default_text: Text for the default; see `Argument`.
+        limits: `minimum`, `maximum`, `above` or `choices`; see `p2d_node.config.Option`.
     """
     shown = Argument(flag=flag, metavar=metavar, positional=positional, default_text=default_text)
     metadata = {'option': Option(help=help, **limits), 'argument': shown}
@@ -69,8 +69,8 @@ def same_as(config_class: type[Any], name: str, **changes: Any) -> Any:
 
     Args:
         config_class: A dataclass whose fields have an `Option`.
-        name: The field there.
-        changes: Arguments of `argument` that differ.
+        name: A field of that dataclass.
+        changes: Arguments of `argument` that differ from it.
     """
     (item,) = (item for item in fields(config_class) if item.name == name)
     option: Option = item.metadata['option']
