@@ -11,7 +11,8 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
 from p2d_sim.scenarios import EVENT_S
 from p2d_sim.sweeps import to_jpeg, World
-from p2d_sim.training.evaluation import agreement_with_pipeline, Evaluator
+from p2d_sim.training.evaluation import agreement_with_pipeline
+from p2d_sim.training.held_out import Evaluator
 import pytest
 
 MINI = Path(__file__).resolve().parents[2] / 'models' / 'p2d-mini'

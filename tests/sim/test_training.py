@@ -14,6 +14,7 @@ from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing, normalize
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
+from p2d_sim.cli.train import main, report_smoke
 from p2d_sim.training.batches import (
     batches_from,
     BatchPlan,
@@ -21,11 +22,12 @@ from p2d_sim.training.batches import (
     collate_samples,
     pack_sample,
 )
-from p2d_sim.training.cli import _report_smoke, main
-from p2d_sim.training.evaluation import Evaluator, wilson
-from p2d_sim.training.model import export, TINY
+from p2d_sim.training.evaluation import wilson
+from p2d_sim.training.held_out import Evaluator
+from p2d_sim.training.model import export
 from p2d_sim.training.model_card import END, fill_model_card, START
-from p2d_sim.training.run import Run, RunPlan
+from p2d_sim.training.plan import RunPlan, TINY
+from p2d_sim.training.run import Run
 from p2d_sim.training.samples import HELD_OUT_SEED, make_sample
 from p2d_sim.training.scoring import right_answers
 from p2d_sim.training.starting import start_from
@@ -190,10 +192,10 @@ def test_a_resumed_smoke_run_judges_only_the_stages_that_it_has_trained(
     plan = short_run(tmp_path, (2, 3))
     Run(plan, show_progress=False)._train_stage(0)
     resumed = Run(plan, show_progress=False)
-    assert _report_smoke(resumed) == 0
+    assert report_smoke(resumed.losses, resumed.plan) == 0
     assert capsys.readouterr().out == ''
     resumed.train()
-    _report_smoke(resumed)
+    report_smoke(resumed.losses, resumed.plan)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith('joint: loss')
 
@@ -292,10 +294,8 @@ def test_a_run_starts_from_a_finished_model_also_of_another_vocabulary(
 
 
 def test_a_start_that_does_not_fit_is_refused(exported: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r'--start: .* holds no finished model'):
+    with pytest.raises(ConfigError, match=r'start: .* holds no trained model'):
         start_from(Parts.fresh(TINY, 0, CPU), tmp_path)
     other = Parts.fresh(replace(TINY, text_hidden=128), 0, CPU)
-    with pytest.raises(
-        ConfigError, match=r'--start: .* is a model of another size: size mismatch'
-    ):
+    with pytest.raises(ConfigError, match=r'start: .* is a model of another size: size mismatch'):
         start_from(other, exported)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from p2d_sim.cameras import CAMERAS, FULL_HEIGHT_PX, FULL_WIDTH_PX
-from p2d_sim.ground_truth import find_truth, Sighting, Truth
-from p2d_sim.questions import ask_all, Question, VIEW_NAMES
-from p2d_sim.world import Snapshot, VEHICLES
+from p2d_sim.ground_truth import Sighting, Truth
+from p2d_sim.questions import Question, VIEW_NAMES
+from p2d_sim.world import VEHICLES
 
 GROUPS = ('perception', 'prediction', 'planning', 'behavior')
 CATEGORIES = {
@@ -90,14 +90,6 @@ def describe_scene(truth: Truth) -> str:
     busiest = VIEW_NAMES[int(np.argmax(counts))]
     conditions = truth.snapshot.scene.conditions
     return f'A street at {conditions}; most objects are in the {busiest} view.'
-
-
-def ask_snapshot(
-    snapshot: Snapshot, ids: Sequence[np.ndarray], seed: int
-) -> tuple[Truth, list[Question]]:
-    """Return truth and questions of a moment whose six id maps are `ids`."""
-    truth = find_truth(snapshot, list(CAMERAS.values()), ids)
-    return truth, ask_all(truth, np.random.default_rng((9, seed)))
 
 
 def write_drivelm(path: Path, scenes: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 import math
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -21,6 +22,9 @@ from p2d_sim.world import (
     VEHICLES,
     WIDTH_M,
 )
+
+TRUTH_PX = 168
+"""Side of the id maps from which ground truth is derived; the shares below belong to it."""
 
 HINT_SHARE = 0.0003
 """Less of the picture than this is not seen at all ..."""
@@ -96,6 +100,12 @@ class Truth:
     views: tuple[ViewTruth, ...]
     plan: Plan | None
     lane_taken: dict[str, bool | None]
+
+
+def shrink_ids(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return an id map of any size at `TRUTH_PX` x `TRUTH_PX`, for `find_truth`."""
+    size = (TRUTH_PX, TRUTH_PX)
+    return np.asarray(cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def find_truth(

@@ -69,6 +69,11 @@ def ask_all(truth: Truth, rng: np.random.Generator) -> list[Question]:
     return [questions[i] for i in rng.permutation(len(questions))]
 
 
+def ask_with_seed(truth: Truth, seed: int) -> list[Question]:
+    """Return the questions that `seed` chooses, see `ask_all`."""
+    return ask_all(truth, np.random.default_rng((9, seed)))
+
+
 def _try_all(sweep: AskedSweep, tries: Mapping[Ask, int]) -> Iterator[Question]:
     for ask, number in tries.items():
         for _ in range(number):

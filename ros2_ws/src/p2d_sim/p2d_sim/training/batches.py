@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from p2d_sim.questions import ask_all
-from p2d_sim.training.model import ModelSize
+from p2d_sim.questions import ask_with_seed
 from p2d_sim.training.packing import Packed, Packer
+from p2d_sim.training.plan import ModelSize
 from p2d_sim.training.samples import make_sample, PatchLabels, Sample
 from p2d_sim.training.tokenizer import make_tokenizer
 
@@ -62,10 +62,9 @@ class SweepBatches(Dataset[Batch]):
         return batch
 
 
-def pack_sample(packer: Packer, sample: Sample, seed: int, **limits: int) -> Packed:
+def pack_sample(packer: Packer, sample: Sample, seed: int) -> Packed:
     """Ask all kinds of questions about `sample` and pack them."""
-    questions = ask_all(sample.truth, np.random.default_rng((9, seed)))
-    return packer.pack(questions, sample.labels.ids, **limits)
+    return packer.pack(ask_with_seed(sample.truth, seed), sample.labels.ids)
 
 
 def collate_samples(samples: list[Sample]) -> Batch:

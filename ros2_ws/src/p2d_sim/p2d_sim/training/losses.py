@@ -11,8 +11,8 @@ from torch import nn, Tensor
 from torch.nn import functional
 
 from p2d_sim.questions import LETTERS
-from p2d_sim.training.model import ModelSize
 from p2d_sim.training.packed_forward import Hidden
+from p2d_sim.training.plan import ModelSize
 from p2d_sim.training.samples import IGNORED, SIGNAL_KIND
 from p2d_sim.world import COLOURS, CONDITIONS, LIGHTS, STATUSES
 

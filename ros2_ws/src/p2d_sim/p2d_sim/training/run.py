@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 import json
-from pathlib import Path
 import time
 from typing import Any
 
@@ -21,14 +19,13 @@ from p2d_sim.training.batches import (
     collate_samples,
     pack_sample,
 )
-from p2d_sim.training.model import MINI, ModelSize
+from p2d_sim.training.plan import RunPlan, STAGES
 from p2d_sim.training.samples import HELD_OUT_SEED, JOINT_SEED, make_sample, START_SEED
 from p2d_sim.training.scoring import right_answers, Score
 from p2d_sim.training.starting import start_from
 from p2d_sim.training.state import load_optimizers, load_weights, read_progress, save_state
 from p2d_sim.training.trainer import encode, make_optimizers, Parts
 
-STAGES = ('encoder', 'joint')
 WARMUP_STEPS = 60
 DECAY_PART = 0.4
 """Over the last part of a stage the learning rate falls linearly to a twentieth."""
@@ -36,37 +33,6 @@ DECAY_PART = 0.4
 LAST_RATE = 0.05
 LOG_EVERY = 20
 MAX_GRADIENT = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """How a run goes.
-
-    Attributes:
-        folder: Of checkpoints and log.
-        size: Of the model.
-        seed: Of the first weights.
-        steps: Per stage.
-        sweeps: Sweeps per step.
-        learning_rates: Per stage.
-        start: Finished model that a new run starts from; None: from nothing.
-        device: `cpu` or `cuda`.
-        workers: Rendering processes.
-        save_minutes: Between checkpoints.
-        check_minutes: Between looks at held-out sweeps; 0 never.
-    """
-
-    folder: Path
-    size: ModelSize = MINI
-    seed: int = 0
-    steps: tuple[int, int] = (3000, 4000)
-    sweeps: int = 4
-    learning_rates: tuple[float, float] = (2e-3, 1.5e-3)
-    start: Path | None = None
-    device: str = 'cpu'
-    workers: int = 1
-    save_minutes: float = 4.0
-    check_minutes: float = 6.0
 
 
 def rate_at(step: int, steps: int) -> float:

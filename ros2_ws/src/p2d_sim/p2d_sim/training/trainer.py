@@ -22,7 +22,7 @@ from p2d_sim.training.losses import (
     PatchHeads,
     VIEW_LAYER,
 )
-from p2d_sim.training.model import make_model, ModelSize
+from p2d_sim.training.model import make_model
 from p2d_sim.training.packed_forward import (
     Hidden,
     lay_out_prefix,
@@ -32,6 +32,7 @@ from p2d_sim.training.packed_forward import (
     run_packed,
 )
 from p2d_sim.training.packing import Packer
+from p2d_sim.training.plan import ModelSize
 from p2d_sim.training.tokenizer import make_tokenizer
 
 NUM_VIEWS = 6
