@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 import sys
 
-from p2d_sim.cli.command import add_size, make_parser, parse_size, run_command
+from p2d_sim.cli.command import add_size, add_value, make_parser, parse_size, run_command
 from p2d_sim.publisher_options import PublisherOptions, TRANSPORTS
 from p2d_sim.scenarios import SCENARIOS
 
@@ -61,47 +61,25 @@ def _parser() -> argparse.ArgumentParser:
         rate_hz='--rate',
         duration_s='--duration',
     )
-    parser.add_argument(
-        '--scenario',
-        default=default.scenario,
-        choices=tuple(SCENARIOS),
-        help='what happens on the road (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--seed',
-        type=int,
-        default=default.seed,
-        help='seed of surroundings, delays and losses (default: %(default)s)',
-    )
-    parser.add_argument(
+    names = tuple(SCENARIOS)
+    add_value(parser, '--scenario', default.scenario, 'what happens on the road', choices=names)
+    add_value(parser, '--seed', default.seed, 'seed of surroundings, delays and losses')
+    add_value(
+        parser,
         '--rate',
-        type=float,
-        default=default.rate_hz,
+        default.rate_hz,
+        'sweeps per second; for another rate than the default set cameras.<CAMERA>.rate_hz of the '
+        'drive node',
         metavar='HZ',
-        help='sweeps per second (default: %(default)s, the rate that dataset:=nuscenes expects; '
-        'for another one set cameras.<CAMERA>.rate_hz of the node)',
     )
-    parser.add_argument(
-        '--transport',
-        default=default.transport,
-        choices=TRANSPORTS,
-        help='JPEG or bgr8 images (default: %(default)s)',
+    add_value(
+        parser, '--transport', default.transport, 'JPEG or raw bgr8 images', choices=TRANSPORTS
     )
     add_size(parser)
-    parser.add_argument(
-        '--jitter-ms',
-        type=float,
-        default=default.jitter_ms,
-        metavar='MS',
-        help='largest random delay of a frame (default: %(default)s)',
+    add_value(
+        parser, '--jitter-ms', default.jitter_ms, 'largest random delay of a frame', metavar='MS'
     )
-    parser.add_argument(
-        '--loss',
-        type=float,
-        default=default.loss,
-        metavar='P',
-        help='probability that a frame is not sent (default: %(default)s)',
-    )
+    add_value(parser, '--loss', default.loss, 'probability that a frame is not sent', metavar='P')
     parser.add_argument(
         '--duration',
         type=float,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 import sys
+from typing import Any
 
 from p2d_node.cli.option_names import name_options
 from p2d_node.errors import ConfigError, P2dError
@@ -56,14 +57,26 @@ def run_command(
         return EXIT_BAD_INPUT
 
 
+def add_value(
+    parser: argparse.ArgumentParser, option: str, default: float | str, text: str, **more: Any
+) -> None:
+    """Add an option with a default.
+
+    Args:
+        parser: The parser.
+        option: Name of the option; its values have the type of the default.
+        default: The default, which the help shows.
+        text: Help text.
+        more: Further arguments of `add_argument`.
+    """
+    help_text = f'{text} (default: %(default)s)'
+    parser.add_argument(option, type=type(default), default=default, help=help_text, **more)
+
+
 def add_size(parser: argparse.ArgumentParser) -> None:
     """Add `--size`; read its value with `parse_size`."""
-    parser.add_argument(
-        '--size',
-        default=f'{FULL_WIDTH_PX}x{FULL_HEIGHT_PX}',
-        metavar='WIDTHxHEIGHT',
-        help='size of the images in pixels (default: %(default)s)',
-    )
+    full = f'{FULL_WIDTH_PX}x{FULL_HEIGHT_PX}'
+    add_value(parser, '--size', full, 'size of the images in pixels', metavar='WIDTHxHEIGHT')
 
 
 def parse_size(text: str) -> dict[str, int]:

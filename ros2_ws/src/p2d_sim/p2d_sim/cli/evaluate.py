@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from p2d_sim.cli.command import make_parser, run_command
+from p2d_sim.cli.command import add_value, make_parser, run_command
 
 EXAMPLES = """examples:
   evaluate --model models/p2d-mini --out benchmarks/results/p2d_mini-2-core-cpu.json
@@ -126,20 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         EXAMPLES,
     )
     parser.add_argument('--model', type=Path, required=True, help='folder of the model')
-    parser.add_argument(
-        '--questions',
-        type=int,
-        default=1500,
-        help='least number of questions; whole sweeps are asked about (default: %(default)s)',
-    )
+    add_value(parser, '--questions', 1500, 'least number of questions, rounded up to whole sweeps')
     parser.add_argument(
         '--no-retention', action='store_true', help='do not measure token pruning, which is slow'
     )
     parser.add_argument('--out', type=Path, help='JSON file to write the results to')
     parser.add_argument('--card', type=Path, help='model card whose tables are replaced')
-    parser.add_argument(
-        '--threads', type=int, default=0, help="threads of torch; 0 is torch's default"
-    )
+    add_value(parser, '--threads', 0, "threads of torch; 0 is torch's default")
     parser.add_argument('--json', action='store_true', help='print the results as JSON')
     return parser
 

@@ -10,7 +10,7 @@ import sys
 
 from p2d_node.errors import ConfigError
 
-from p2d_sim.cli.command import make_parser, run_command
+from p2d_sim.cli.command import add_value, make_parser, run_command
 from p2d_sim.training.plan import RunPlan, STAGES, TINY
 
 EXAMPLES = """examples:
@@ -102,18 +102,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--out', type=Path, help='folder for the trained model')
     parser.add_argument('--resume', action='store_true', help='continue the run in --run')
     parser.add_argument('--start', type=Path, help='folder of a trained model to start from')
-    for name, kind, value, text in (
-        ('--seed', int, default.seed, 'seed of the initial weights'),
-        ('--encoder-steps', int, encoder_steps, 'steps of the stage that trains the encoder'),
-        ('--joint-steps', int, joint_steps, 'steps of the stage that trains the whole model'),
-        ('--joint-rate', float, default.learning_rates[1], 'learning rate of that stage'),
-        ('--sweeps', int, default.sweeps, 'sweeps in the batch of a step, all newly rendered'),
-        ('--device', str, default.device, 'cpu or cuda'),
-        ('--workers', int, default.workers, 'processes that render; 0 renders in this process'),
-        ('--threads', int, 0, "threads of torch; 0 is torch's default"),
-        ('--save-minutes', float, default.save_minutes, 'minutes between two checkpoints'),
-    ):
-        parser.add_argument(name, type=kind, default=value, help=f'{text} (default: %(default)s)')
+    add_value(parser, '--seed', default.seed, 'seed of the initial weights')
+    add_value(
+        parser, '--encoder-steps', encoder_steps, 'steps of the stage that trains the encoder'
+    )
+    add_value(
+        parser, '--joint-steps', joint_steps, 'steps of the stage that trains the whole model'
+    )
+    add_value(parser, '--joint-rate', default.learning_rates[1], 'learning rate of that stage')
+    add_value(
+        parser, '--sweeps', default.sweeps, 'sweeps in the batch of a step, all newly rendered'
+    )
+    add_value(parser, '--device', default.device, 'cpu or cuda')
+    add_value(
+        parser, '--workers', default.workers, 'processes that render; 0 renders in this process'
+    )
+    add_value(parser, '--threads', 0, "threads of torch; 0 is torch's default")
+    add_value(parser, '--save-minutes', default.save_minutes, 'minutes between two checkpoints')
     parser.add_argument(
         '--smoke',
         action='store_true',

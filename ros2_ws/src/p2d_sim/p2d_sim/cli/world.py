@@ -10,7 +10,7 @@ import sys
 
 from rich.progress import Progress
 
-from p2d_sim.cli.command import add_size, make_parser, parse_size, run_command
+from p2d_sim.cli.command import add_size, add_value, make_parser, parse_size, run_command
 from p2d_sim.scenarios import DURATION_S, SCENARIOS
 
 EXAMPLES = """examples:
@@ -64,24 +64,17 @@ def _parser() -> argparse.ArgumentParser:
         help='scenario to write as one scene; may be given several times (default: every '
         'scenario, or none with --random-scenes)',
     )
-    parser.add_argument(
+    add_value(
+        parser,
         '--random-scenes',
-        type=int,
-        default=0,
+        0,
+        'number of random scenes after the scenarios, as p2d-mini is trained on; with a --seed of '
+        '1000000000 or more they are scenes that p2d-mini has never seen',
         metavar='N',
-        help='number of random scenes after the scenarios, as p2d-mini is trained on (default: '
-        '0); with a --seed of 1000000000 or more they are scenes that p2d-mini has never seen',
     )
-    parser.add_argument(
-        '--seed', type=int, default=0, help='seed of the first scene; the next have the next seeds'
-    )
-    parser.add_argument(
-        '--duration',
-        type=float,
-        default=DURATION_S,
-        metavar='S',
-        help='length of each scene in seconds, two keyframes a second (default: %(default)s)',
-    )
+    add_value(parser, '--seed', 0, 'seed of the first scene; the next scenes have the next seeds')
+    text = 'seconds per scene, with two keyframes each second'
+    add_value(parser, '--duration', DURATION_S, text, metavar='S')
     add_size(parser)
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
     return parser

@@ -136,25 +136,8 @@ def label_patches(truth: Truth, ids: Picture, grid: int) -> PatchLabels:
         ids: uint8 [views, side, side].
         grid: Patches along a side.
     """
-    views = ids.shape[0]
     owner = _owners(ids, grid)
-    actors = truth.snapshot.actors
-    table = np.full((256, 4), IGNORED, np.int64)
-    table[:, 0] = 0
-    log_distance = np.full(256, np.nan, np.float32)
-    for actor in actors:
-        colour = list(COLOURS).index(actor.colour) if actor.colour in COLOURS else IGNORED
-        kind = KINDS.index(actor.kind) + 1
-        table[actor.index + 1] = (kind, colour, STATUSES.index(actor.status), IGNORED)
-        log_distance[actor.index + 1] = np.log(actor.distance_m)
-    if truth.snapshot.signal_state:
-        light = LIGHTS.index(truth.snapshot.signal_state)
-        table[SIGNAL_ID] = (SIGNAL_KIND, IGNORED, IGNORED, light)
-    centre = np.zeros((views, grid, grid), np.int64)
-    for view, seen in enumerate(truth.views):
-        for sighting in seen.sightings:
-            x, y = sighting.centre
-            centre[view, int(y * grid), int(x * grid)] = 1
+    table, log_distance = _label_table(truth)
     conditions = CONDITIONS.index(truth.snapshot.scene.conditions)
     return PatchLabels(
         ids=owner,
@@ -163,9 +146,35 @@ def label_patches(truth: Truth, ids: Picture, grid: int) -> PatchLabels:
         status=table[owner, 2],
         light=table[owner, 3],
         log_distance=log_distance[owner],
-        centre=centre.reshape(views, -1),
-        conditions=np.full(views, conditions, np.int64),
+        centre=_centres(truth, grid),
+        conditions=np.full(ids.shape[0], conditions, np.int64),
     )
+
+
+def _label_table(truth: Truth) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Return per id kind, colour, status and light, [256, 4], and the log distance, [256]."""
+    table = np.full((256, 4), IGNORED, np.int64)
+    table[:, 0] = 0
+    log_distance = np.full(256, np.nan, np.float32)
+    for actor in truth.snapshot.actors:
+        colour = list(COLOURS).index(actor.colour) if actor.colour in COLOURS else IGNORED
+        kind = KINDS.index(actor.kind) + 1
+        table[actor.index + 1] = (kind, colour, STATUSES.index(actor.status), IGNORED)
+        log_distance[actor.index + 1] = np.log(actor.distance_m)
+    if truth.snapshot.signal_state:
+        light = LIGHTS.index(truth.snapshot.signal_state)
+        table[SIGNAL_ID] = (SIGNAL_KIND, IGNORED, IGNORED, light)
+    return table, log_distance
+
+
+def _centres(truth: Truth, grid: int) -> IntArray:
+    """Return 1 for the patches with the centroid of an object, else 0, [views, patches]."""
+    centre = np.zeros((len(truth.views), grid, grid), np.int64)
+    for view, seen in enumerate(truth.views):
+        for sighting in seen.sightings:
+            x, y = sighting.centre
+            centre[view, int(y * grid), int(x * grid)] = 1
+    return centre.reshape(len(truth.views), -1)
 
 
 def _owners(ids: Picture, grid: int) -> IntArray:
