@@ -1,4 +1,4 @@
-"""Ground truth comes in; DriveLM's JSON (v1.1, a graph of scenes and keyframes) goes out."""
+"""Ground truth and questions come in; JSON in the format of DriveLM v1.1 goes out."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def key_frame(
     """Return one keyframe.
 
     Args:
-        truth: Of the sweep.
-        questions: About it.
-        image_paths: Camera to image file, relative to where the data set will lie.
+        truth: Ground truth of the sweep.
+        questions: Questions about the sweep.
+        image_paths: Camera to image file, relative to the root of the data set.
     """
     qa: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for question in questions:
@@ -38,7 +38,7 @@ def key_frame(
 
 
 def _item(question: Question) -> dict[str, Any]:
-    """Return one question; beyond DriveLM's fields it names the cameras that it is about."""
+    """Return one question; the field `cameras` is not in DriveLM."""
     names = list(CAMERAS)
     return {
         'Q': question.text,
@@ -54,7 +54,7 @@ def _item(question: Question) -> dict[str, Any]:
 
 
 def key_objects(truth: Truth) -> dict[str, Any]:
-    """Return the clearly visible objects, each in the view that shows most of it."""
+    """Return the clearly visible objects, each in the view with its largest box."""
     best: dict[int, tuple[float, int, Sighting]] = {}
     for view, seen in enumerate(truth.views):
         for sighting in seen.sightings:
@@ -85,7 +85,7 @@ def _describe(sighting: Sighting) -> dict[str, Any]:
 
 
 def describe_scene(truth: Truth) -> str:
-    """Return one sentence about a sweep."""
+    """Return a sentence that describes a sweep."""
     counts = [sum(sighting.clear for sighting in seen.sightings) for seen in truth.views]
     busiest = VIEW_NAMES[int(np.argmax(counts))]
     conditions = truth.snapshot.scene.conditions

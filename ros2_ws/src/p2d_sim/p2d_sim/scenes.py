@@ -1,4 +1,4 @@
-"""A seed comes in; a scene goes out, with or without something that the ego vehicle must heed."""
+"""A seed comes in; a random scene goes out, with or without a hazard for the ego vehicle."""
 
 from __future__ import annotations
 
@@ -36,25 +36,24 @@ HAZARDS = (
     'red', 'yellow',
 )  # fmt: skip
 HAZARD_WEIGHTS = (2.0, 2.0, 1.4, 1.4, 1.2, 1.4, 1.0, 1.5, 1.4)
-"""What may be in the ego vehicle's way, and how often; about a third of it for each action."""
+"""Hazards and how often they occur, so that each action is right in about a third of the
+scenes."""
 
 OBJECTS_PER_VIEW = (0.12, 0.4, 0.32, 0.16)
-"""Probability of 0, 1, 2, 3 objects that are placed for a view."""
+"""Probability that 0, 1, 2 or 3 objects are placed for a view."""
 
 EGO_SPEED_MPS = 8.0
 PATH_HALF_M = 2.4
-"""Background actors keep out of the ego lane by this half width ..."""
-
 PATH_AHEAD_M = (-6.0, 34.0)
-"""... between these places along the road."""
+"""Half width and range along the road of the area that background actors keep out of."""
 
 
 def make_scene(seed: int, *, hazard: str | None = None) -> Scene:
-    """Return the scene of `seed`, the same to the last digit every time.
+    """Return the scene of `seed`; the same seed gives exactly the same scene.
 
     Args:
         seed: Any non-negative number.
-        hazard: One of `HAZARDS`; None draws one.
+        hazard: One of `HAZARDS`; None: chosen by the seed.
     """
     rng = np.random.default_rng((20_25, seed))
     drawn = str(rng.choice(HAZARDS, p=np.array(HAZARD_WEIGHTS) / sum(HAZARD_WEIGHTS)))
@@ -90,14 +89,14 @@ def _make_signal(rng: np.random.Generator, hazard: str) -> Signal | None:
 
 
 def paint_of(rng: np.random.Generator, kind: str) -> str:
-    """Draw paint for a vehicle, clothes for a person, '' for a thing."""
+    """Choose the colour of a vehicle or the clothes of a person; empty for other kinds."""
     if kind in VEHICLES:
         return str(rng.choice(list(COLOURS)))
     return str(rng.integers(len(CLOTHES))) if kind in ('pedestrian', 'cyclist') else ''
 
 
 def _hazard_actors(rng: np.random.Generator, hazard: str) -> list[Actor]:
-    """Return what stands or moves in the ego lane ahead."""
+    """Return the hazard in the ego lane, if it is an actor."""
     lateral = float(rng.uniform(-0.4, 0.4))
     if hazard in ('far lead', 'close lead', 'braking lead'):
         kind = str(rng.choice(VEHICLES))
@@ -132,7 +131,7 @@ def _place_in_view(
     signal: Signal | None,
     oncoming: bool,
 ) -> Actor | None:
-    """Place one object where `camera` sees it and nothing else is; None where that fails."""
+    """Place one object in free space in the view of `camera`; None if no try succeeds."""
     kind = str(rng.choice(KINDS))
     for _ in range(12):
         low, high = (3.5, 16.0) if kind in ('cone', 'barrier', 'pedestrian') else (4.5, 24.0)
@@ -140,19 +139,19 @@ def _place_in_view(
         angle = camera.yaw + rng.uniform(-0.42, 0.42) * camera.fov
         x = camera.position_m[0] + distance * math.cos(angle)
         y = camera.position_m[1] + distance * math.sin(angle)
-        actor = _settle(rng, kind, x, y, oncoming)
+        actor = _place_by_kind(rng, kind, x, y, oncoming)
         if actor is not None and _is_free(actor, others, signal):
             return actor
     return None
 
 
-def _settle(
+def _place_by_kind(
     rng: np.random.Generator, kind: str, x: float, y: float, oncoming: bool
 ) -> Actor | None:
-    """Move a spot to the nearest place where `kind` belongs; None where it belongs nowhere."""
+    """Return an actor near x, y at a place that suits its kind; None if there is none."""
     side, away = math.copysign(1.0, y), abs(y)
     if kind in VEHICLES or kind == 'cyclist':
-        return _settle_traffic(rng, kind, x, y, oncoming)
+        return _place_on_road(rng, kind, x, y, oncoming)
     if kind == 'pedestrian' and away > 7.0:
         y = side * float(np.clip(away, 8.8, 11.3))
         yaw = float(rng.choice([0.0, math.pi])) + float(rng.uniform(-0.3, 0.3))
@@ -165,7 +164,7 @@ def _settle(
     return None
 
 
-def _settle_traffic(
+def _place_on_road(
     rng: np.random.Generator, kind: str, x: float, y: float, oncoming: bool
 ) -> Actor | None:
     if abs(y) > WALK_HALF_M:
@@ -184,7 +183,7 @@ def _settle_traffic(
 
 
 def _is_free(actor: Actor, others: Sequence[Actor], signal: Signal | None) -> bool:
-    """Tell whether nothing else is there, the way ahead stays free and the ego stays whole."""
+    """Return True if the actor touches nothing and blocks neither ego lane nor junction."""
     half_x, half_y = _half_extent(actor)
     in_path = abs(actor.y_m) - half_y < PATH_HALF_M - 1.0
     if in_path and PATH_AHEAD_M[0] - half_x < actor.x_m < PATH_AHEAD_M[1] + half_x:
@@ -230,7 +229,7 @@ def _rgb(values: Sequence[float] | np.ndarray) -> tuple[int, int, int]:
 
 
 def in_junction(x: float, half: float, signal: Signal | None) -> bool:
-    """Tell whether something from `x - half` to `x + half` stands on the crossing road."""
+    """Return True if something from `x - half` to `x + half` is on the crossing road, metres."""
     if signal is None:
         return False
     start, end = signal.x_m + 1.0, signal.x_m + CROSSING_M + 6.0

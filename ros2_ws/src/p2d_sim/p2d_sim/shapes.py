@@ -1,7 +1,7 @@
-"""What actors and roadside things look like: coloured polygons in their own frame.
+"""Meshes of actors and traffic lights: coloured polygons in their own frame.
 
-A mesh is a list of groups; a group is convex enough that its faces may be drawn in the order in
-which they are listed once those seen from behind are left out.
+A mesh is a list of groups. Once the faces seen from behind are left out, the faces of a group can
+be drawn in their order, because a group is nearly convex.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CORNERS = 8
 
 FloatArray = npt.NDArray[np.float64]
 Colour = Sequence[float] | npt.NDArray[Any]
-"""Also used for other short rows of numbers: corners, spans."""
+"""RGB, 0 to 255; also the type of corners and spans."""
 
 GLASS = (38, 46, 60)
 TYRE = (16, 16, 18)
@@ -35,15 +35,15 @@ SUN = np.array([0.35, 0.5, 0.8]) / np.linalg.norm([0.35, 0.5, 0.8])
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Polygons.
+    """Coloured polygons of one or several objects.
 
     Attributes:
         points: float64 [faces, 8, 3], metres.
         colours: float64 [faces, 3], RGB, 0..255.
         groups: int64 [faces], numbered from 0.
-        two_sided: bool [faces]: also seen from behind.
-        solid: bool [faces]: part of the outline; details on a solid face are not.
-        lift_m: float64 [faces]: how much nearer than it is the face's group counts when sorted.
+        two_sided: bool [faces], visible from behind, too.
+        solid: bool [faces], drawn into id maps; details on a solid face are not.
+        lift_m: float64 [faces], metres by which the group is sorted nearer than it is.
     """
 
     points: FloatArray
@@ -61,7 +61,7 @@ class Mesh:
 
 
 class MeshBuilder:
-    """Collects faces."""
+    """Collects the faces of a mesh. Not thread-safe."""
 
     def __init__(self) -> None:
         self._faces: list[tuple[FloatArray, Colour, int, bool, bool, float]] = []
@@ -69,7 +69,7 @@ class MeshBuilder:
         self._lift_m = 0.0
 
     def start_group(self, lift_m: float = 0.0) -> None:
-        """Faces from here on are sorted as one thing, as if it were `lift_m` nearer."""
+        """Start a group: its faces are sorted as one object that is `lift_m` metres nearer."""
         self._group += 1
         self._lift_m = lift_m
 
@@ -83,7 +83,7 @@ class MeshBuilder:
         )
 
     def box(self, low: Colour, high: Colour, colour: Colour, *, lift_m: float = 0.0) -> None:
-        """Add a box without its underside as a group of its own."""
+        """Add a box without underside as a group."""
         self.start_group(lift_m)
         (x0, y0, z0), (x1, y1, z1) = low, high
         sides = (
@@ -98,19 +98,19 @@ class MeshBuilder:
             self.face(corners, np.multiply(colour, light), solid=True)
 
     def on_side(self, y: float, x: Colour, z: Colour, colour: Colour) -> None:
-        """Add a rectangle on a face that looks left (y > 0) or right."""
+        """Add a rectangle on the left (y > 0) or right side."""
         x0, x1 = (x[1], x[0]) if y > 0 else (x[0], x[1])
         corners = ((x0, y, z[0]), (x1, y, z[0]), (x1, y, z[1]), (x0, y, z[1]))
         self.face(corners, colour, solid=False)
 
     def on_end(self, x: float, y: Colour, z: Colour, colour: Colour) -> None:
-        """Add a rectangle on a face that looks forward (x > 0) or back."""
+        """Add a rectangle on the front (x > 0) or rear side."""
         y0, y1 = (y[0], y[1]) if x > 0 else (y[1], y[0])
         corners = ((x, y0, z[0]), (x, y1, z[0]), (x, y1, z[1]), (x, y0, z[1]))
         self.face(corners, colour, solid=False)
 
     def disc(self, centre: Colour, radius: float, colour: Colour, *, axis: str) -> None:
-        """Add an octagon across the axis x or y, seen from both sides."""
+        """Add an octagon perpendicular to the axis x or y, visible from both sides."""
         turns = [math.pi / 4 * i + math.pi / 8 for i in range(CORNERS)]
         a, z = [radius * math.cos(t) for t in turns], [radius * math.sin(t) for t in turns]
         x0, y0, z0 = centre
@@ -121,7 +121,7 @@ class MeshBuilder:
         self.face(points, colour, two_sided=True, solid=True)
 
     def build(self) -> Mesh:
-        """Return what was collected."""
+        """Return the mesh."""
         points, colours, groups, two_sided, solid, lift_m = zip(*self._faces, strict=True)
         return Mesh(
             np.stack(points),
@@ -134,7 +134,7 @@ class MeshBuilder:
 
 
 def join(meshes: Sequence[Mesh]) -> tuple[Mesh, npt.NDArray[np.int64]]:
-    """Return one mesh of all, and per face which mesh it came from."""
+    """Return one mesh of all, and for each face the number of its mesh, int64 [faces]."""
     counts = [int(mesh.groups[-1]) + 1 for mesh in meshes]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     joined = Mesh(
@@ -154,9 +154,9 @@ def actor_mesh(kind: str, colour: str, status: str, pose: int) -> Mesh:
 
     Args:
         kind: One of `KINDS`.
-        colour: Paint, or index of the clothes.
-        status: One of `STATUSES`; lamps and legs show it.
-        pose: Number of the step of walkers.
+        colour: See `world.Actor`.
+        status: One of `STATUSES`, visible in lamps and legs.
+        pose: Number of the step of a walking pedestrian.
     """
     builder = MeshBuilder()
     if kind == 'car':
@@ -177,7 +177,7 @@ def actor_mesh(kind: str, colour: str, status: str, pose: int) -> Mesh:
 
 
 def _lamps(builder: MeshBuilder, status: str, corner: Colour, size: float) -> None:
-    """Tail lamps at -x and head lamps at +x; what they show is the vehicle's status."""
+    """Add tail lamps at -x and head lamps at +x, which show the status of the vehicle."""
     x, y, z = corner
     tail = {'braking': (255, 40, 30), 'moving': (150, 12, 12)}.get(status, (70, 10, 12))
     head = (120, 120, 118) if status == 'parked' else (255, 250, 215)
@@ -303,7 +303,7 @@ def _barrier(builder: MeshBuilder) -> None:
 
 @lru_cache(maxsize=16)
 def signal_mesh(state: str) -> Mesh:
-    """Return a traffic light on a mast with arm, facing the ego vehicle; `state` is lit."""
+    """Return a traffic light on a mast with an arm, facing the ego vehicle, at colour `state`."""
     builder = MeshBuilder()
     builder.box((-0.1, -0.1, 0.0), (0.1, 0.1, 4.6), (70, 72, 74))
     builder.box((-0.08, 0.0, 4.35), (0.08, 2.4, 4.55), (70, 72, 74))

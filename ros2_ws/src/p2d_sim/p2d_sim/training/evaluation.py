@@ -42,8 +42,8 @@ def summary(score: Score) -> dict[str, Any]:
         'low': round(low, 4),
         'high': round(high, 4),
         'questions': score.num_questions,
-        'choice': round(score.part_right(choice=True), 4),
-        'free': round(score.part_right(choice=False), 4),
+        'choice': round(score.share_right(choice=True), 4),
+        'free': round(score.share_right(choice=False), 4),
     }
 
 
@@ -75,7 +75,7 @@ def evaluate(
         shuffled = sweeps[(number + 1) % len(sweeps)].visual
         pictures = {'pictures': sweep.visual, 'blank': blank, 'shuffled': shuffled}
         for name, visual in pictures.items():
-            scores[name].add(sweep.packed.asked, evaluator.right(sweep.packed, visual))
+            scores[name].add(sweep.packed.asked, evaluator.check_answers(sweep.packed, visual))
         on_step()
     overall, shares = majority(sweeps)
     return {
@@ -134,7 +134,7 @@ def _score(
 ) -> Score:
     score = Score()
     for sweep in sweeps:
-        score.add(sweep.packed.asked, evaluator.right(sweep.packed, sweep.visual, pruning))
+        score.add(sweep.packed.asked, evaluator.check_answers(sweep.packed, sweep.visual, pruning))
         on_step()
     return score
 
@@ -169,7 +169,7 @@ def agreement_with_pipeline(
         for sweep in sweeps:
             questions = sweep.packed.asked
             given = pipeline.answer(_frame_set(sweep), [q.text for q in questions])
-            right = evaluator.right(sweep.packed, sweep.visual, pruning)
+            right = evaluator.check_answers(sweep.packed, sweep.visual, pruning)
             for question, answer, good in zip(questions, given, right, strict=True):
                 agreed += (answer.answer == question.answer) == good
                 asked += 1

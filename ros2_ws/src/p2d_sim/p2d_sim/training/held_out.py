@@ -156,7 +156,9 @@ class Evaluator:
         return self.encode(dict.fromkeys(NUSCENES_CAMERAS, grey))
 
     @torch.inference_mode()
-    def right(self, packed: Packed, visual: Tensor, pruning: Pruning | None = None) -> list[bool]:
+    def check_answers(
+        self, packed: Packed, visual: Tensor, pruning: Pruning | None = None
+    ) -> list[bool]:
         """Return for each packed question whether its answer is right, word for word.
 
         Args:
@@ -165,7 +167,7 @@ class Evaluator:
             pruning: Drops visual tokens; None keeps all.
         """
         batch = collate_packed([packed])
-        hidden, _ = self.parts.read(visual, batch, pruning)
+        hidden, _ = self.parts.forward_tokens(visual, batch, pruning)
         logits = self.parts.model.lm_head(hidden.asked)
         return [bool(good) for good in right_answers(logits, batch, len(packed.asked))]
 

@@ -23,15 +23,15 @@ class Hidden:
     Attributes:
         asked: Float [sweeps, tokens, hidden], after the final normalisation.
         between: Layer number to the hidden states [sweeps, tokens, hidden] after that layer.
-        looks: Layer number to attention logits [sweeps, heads, questions, prefix].
-        last_look: Attention logits of the last layer [sweeps, heads, questions, prefix + tokens];
-            -inf for tokens that a question does not see.
+        attention: Layer number to attention logits [sweeps, heads, questions, prefix].
+        last_attention: Attention logits of the last layer [sweeps, heads, questions, prefix +
+            tokens]; -inf for tokens that a question does not see.
     """
 
     asked: Tensor
     between: dict[int, Tensor] = field(default_factory=dict)
-    looks: dict[int, Tensor] = field(default_factory=dict)
-    last_look: Tensor | None = None
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    last_attention: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def run_packed(
     asked: Tensor,
     batch: dict[str, Tensor],
     *,
-    look_layers: Sequence[int],
+    attention_layers: Sequence[int],
     keep_layers: Sequence[int],
     pruning: Pruning | None = None,
 ) -> Hidden:
@@ -117,7 +117,7 @@ def run_packed(
         prefix: Embedded prefix, float [sweeps, prefix, hidden].
         asked: Embedded questions and answers, float [sweeps, tokens, hidden].
         batch: The packed questions, see `packing.Packed`.
-        look_layers: Layers whose attention goes into `Hidden.looks`.
+        attention_layers: Layers whose attention goes into `Hidden.attention`.
         keep_layers: Layers whose output goes into `Hidden.between`.
         pruning: Drops prefix tokens; for one sweep at a time.
     """
@@ -128,12 +128,14 @@ def run_packed(
         if pruning is not None and number == pruning.layer:
             row.keep_prefix(pruning.choose(row.prefix))
         query, key, value = _project(layer, row)
-        if number in look_layers:
-            result.looks[number] = _look(
+        if number in attention_layers:
+            result.attention[number] = _attention_logits(
                 query[:, :, row.split :], key[:, :, : row.split], answer_at
             )
         if number + 1 == len(text_model.layers):
-            result.last_look = _last_look(query[:, :, row.split :], key, answer_at, row.seen)
+            result.last_attention = _last_attention(
+                query[:, :, row.split :], key, answer_at, row.seen
+            )
         mixed = _attend(query, key, value, row.split, row.seen)
         hidden = row.hidden + layer.self_attn.o_proj(mixed)
         row.hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
@@ -166,7 +168,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, split: int, seen: Tensor)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
-def _look(query: Tensor, key: Tensor, answer_at: Tensor) -> Tensor:
+def _attention_logits(query: Tensor, key: Tensor, answer_at: Tensor) -> Tensor:
     """Return the attention logits of the answers, float32 [sweeps, heads, questions, keys]."""
     index = answer_at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     chosen = query.gather(2, index)
@@ -174,8 +176,8 @@ def _look(query: Tensor, key: Tensor, answer_at: Tensor) -> Tensor:
     return logits
 
 
-def _last_look(query: Tensor, key: Tensor, answer_at: Tensor, seen: Tensor) -> Tensor:
-    logits = _look(query, key, answer_at)
+def _last_attention(query: Tensor, key: Tensor, answer_at: Tensor, seen: Tensor) -> Tensor:
+    logits = _attention_logits(query, key, answer_at)
     rows = answer_at[:, None, :, None].expand(-1, 1, -1, seen.shape[3])
     return logits.masked_fill(~seen.gather(2, rows), -torch.inf)
 

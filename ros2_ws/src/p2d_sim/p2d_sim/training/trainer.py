@@ -13,10 +13,10 @@ from torch import nn, Tensor
 from p2d_sim.training.losses import (
     answer_loss,
     AnswerHeads,
+    ATTENTION_LAYERS,
+    attention_loss,
     JOINT_WEIGHTS,
     later_layer,
-    LOOK_LAYERS,
-    look_loss,
     Losses,
     option_loss,
     PatchHeads,
@@ -69,7 +69,7 @@ class Parts:
     packer: Packer
 
     @classmethod
-    def fresh(cls, size: ModelSize, seed: int, device: torch.device) -> Parts:
+    def untrained(cls, size: ModelSize, seed: int, device: torch.device) -> Parts:
         """Return parts with random weights on `device`."""
         tokenizer = make_tokenizer()
         model = make_model(size, tokenizer, seed)
@@ -106,11 +106,11 @@ class Parts:
         `answer` is the loss of the answers; the others are auxiliary.
         """
         features = encode(self.model, batch['pixels'])
-        hidden, places = self.understand(features, batch)
+        hidden, places = self.forward_features(features, batch)
         losses: Losses = self.answer_heads(hidden, batch)
-        losses['look'] = look_loss(hidden.looks, batch, places)
-        if hidden.last_look is not None:
-            losses['option'] = option_loss(hidden.last_look, batch)
+        losses['attention'] = attention_loss(hidden.attention, batch, places)
+        if hidden.last_attention is not None:
+            losses['option'] = option_loss(hidden.last_attention, batch)
         losses['patches'] = torch.stack(list(self.patch_heads(features, batch).values())).sum()
         answers = answer_loss(self.model.lm_head(hidden.asked), batch)
         helping = [JOINT_WEIGHTS[name] * loss for name, loss in losses.items()]
@@ -118,7 +118,9 @@ class Parts:
         losses['total'] = answers + torch.stack(helping).sum()
         return losses
 
-    def understand(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Hidden, Tensor]:
+    def forward_features(
+        self, features: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Hidden, Tensor]:
         """Run projector and language model over packed questions.
 
         Args:
@@ -126,12 +128,12 @@ class Parts:
             batch: Packed questions.
 
         Returns:
-            Hidden states, and the places of the visual tokens, see `read`.
+            Hidden states, and the places of the visual tokens, see `forward_tokens`.
         """
         visual = self.model.model.multi_modal_projector(features)
-        return self.read(visual.unflatten(0, (-1, NUM_VIEWS)), batch)
+        return self.forward_tokens(visual.unflatten(0, (-1, NUM_VIEWS)), batch)
 
-    def read(
+    def forward_tokens(
         self, visual: Tensor, batch: dict[str, Tensor], pruning: Pruning | None = None
     ) -> tuple[Hidden, Tensor]:
         """Run the language model over visual tokens and packed questions.
@@ -153,7 +155,7 @@ class Parts:
             prefix,
             asked,
             batch,
-            look_layers=LOOK_LAYERS,
+            attention_layers=ATTENTION_LAYERS,
             keep_layers=(VIEW_LAYER, later_layer(self.size.text_layers)),
             pruning=pruning,
         )
