@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='jpeg keeps the files as they are; bgr8 writes raw images (default: jpeg)',
     )
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
-    names = {'bag': '--out', 'scenario': '--synthetic', 'image_root': '--images'}
+    names = {'bag': '--out', 'scenario': '--synthetic'}
     parser.set_defaults(run=run, option_names=names)
 
 

@@ -52,5 +52,5 @@ class PublisherOptions:
             raise ConfigError(f'jitter_ms: got {self.jitter_ms:g}, allowed: 0 to 1000')
         if not 0.0 <= self.loss < 1.0:
             raise ConfigError(f'loss: got {self.loss:g}, allowed: 0 to below 1')
-        if self.duration_s is not None and not self.duration_s > 0.0:  # nan is refused, too
+        if self.duration_s is not None and not self.duration_s > 0.0:  # also refuses nan
             raise ConfigError(f'duration_s: got {self.duration_s:g}, allowed: above 0 seconds')

@@ -41,7 +41,7 @@ class Mesh:
         points: float64 [faces, 8, 3], metres.
         colours: float64 [faces, 3], RGB, 0..255.
         groups: int64 [faces], numbered from 0.
-        two_sided: bool [faces], visible from behind, too.
+        two_sided: bool [faces], also visible from behind.
         solid: bool [faces], drawn into id maps; details on a solid face are not.
         lift_m: float64 [faces], metres by which the group is sorted nearer than it is.
     """

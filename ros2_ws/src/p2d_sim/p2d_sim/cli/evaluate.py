@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   evaluate --model models/p2d-mini --questions 300 --no-retention
 """
 CHECKED_SWEEPS = 2
-"""Sweeps that the pipeline answers, too, per pair of `CHECKED`."""
+"""Sweeps that `DrivingPipeline` answers as well, for each pair of `CHECKED`."""
 
 CHECKED = (('tfps', 1.0), ('tfps', 0.1), ('grid', 0.25))
 """Selector and retention ratio with which the pipeline must agree."""
