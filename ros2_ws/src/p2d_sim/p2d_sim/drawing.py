@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from p2d_sim.cameras import Camera
 from p2d_sim.ground import AHEAD_M, draw_ground, SIDE_M
+from p2d_sim.meshes import CORNERS, join, Mesh
 from p2d_sim.roadside import building_mesh, plant_mesh
-from p2d_sim.shapes import actor_mesh, CORNERS, join, Mesh, signal_mesh
+from p2d_sim.shapes import actor_mesh, signal_mesh
 from p2d_sim.traffic import wrap_around
 from p2d_sim.weather import apply_weather, draw_sky
 from p2d_sim.world import Snapshot

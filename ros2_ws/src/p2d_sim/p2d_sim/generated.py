@@ -9,9 +9,7 @@ from p2d_node.bags.records import BagImage
 from p2d_node.records import NS_PER_S
 
 from p2d_sim.cameras import FULL_HEIGHT_PX, FULL_WIDTH_PX
-from p2d_sim.sweeps import to_jpeg, World
-
-FIRST_STAMP_NS = 1_700_000_000_000_000_000
+from p2d_sim.sweeps import FIRST_STAMP_S, to_jpeg, World
 
 
 def generate_images(
@@ -25,7 +23,7 @@ def generate_images(
 ) -> Iterator[BagImage]:
     """Yield the images of `num_sweeps` sweeps in the order of their capture stamps.
 
-    The first sweep starts at `FIRST_STAMP_NS`, nanoseconds since the epoch.
+    The first sweep starts at `FIRST_STAMP_S`, seconds since the epoch.
 
     Args:
         num_sweeps: Number of sweeps.
@@ -43,7 +41,7 @@ def generate_images(
         for exposure, time_s in sweep:
             yield BagImage(
                 camera=exposure.camera,
-                stamp_ns=FIRST_STAMP_NS + round(time_s * NS_PER_S),
+                stamp_ns=FIRST_STAMP_S * NS_PER_S + round(time_s * NS_PER_S),
                 jpeg=to_jpeg(world.view(exposure.camera, time_s).pixels),
                 height=height,
                 width=width,

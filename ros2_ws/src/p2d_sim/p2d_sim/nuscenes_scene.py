@@ -18,7 +18,7 @@ from p2d_sim.drivelm_json import describe_scene, key_frame
 from p2d_sim.ground_truth import find_truth, shrink_ids
 from p2d_sim.nuscenes_tables import ATTRIBUTE_NAMES, link_rows, NuscenesTables, Row, token
 from p2d_sim.questions import ask_with_seed
-from p2d_sim.sweeps import Exposure, exposures, METRES_PER_PX, to_jpeg
+from p2d_sim.sweeps import Exposure, exposures, FIRST_STAMP_S, METRES_PER_PX, to_jpeg
 from p2d_sim.traffic import snapshot_at
 from p2d_sim.world import (
     ActorState,
@@ -35,7 +35,6 @@ from p2d_sim.world import (
 KEYFRAME_PERIOD_S = 0.5
 """nuScenes annotates at 2 Hz."""
 
-FIRST_STAMP_US = 1_700_000_000_000_000
 SCENE_GAP_US = 60_000_000
 US_PER_S = 1_000_000
 MAP_METRES_PER_PX = 0.1
@@ -64,7 +63,7 @@ class NamedScene:
 
     def stamp_us(self, time_s: float) -> int:
         """Return the stamp of a time in the scene, microseconds since the epoch."""
-        start_us = FIRST_STAMP_US + self.number * SCENE_GAP_US
+        start_us = FIRST_STAMP_S * US_PER_S + self.number * SCENE_GAP_US
         return start_us + round(time_s * US_PER_S)
 
 

@@ -113,7 +113,7 @@ class CameraPublisher(Node):  # type: ignore[misc]
         """Yield the frames in the order of sending; leaves out sweeps that come too late."""
         period_s = 1.0 / self._options.rate_hz
         waiting: list[_Frame] = []
-        for sweep in self._world.sweeps(1000.0 * period_s):
+        for sweep in self._world.sweeps(1000.0 / self._options.rate_hz):
             _, first_s = sweep[0]
             if self._start_s + first_s + period_s < time.monotonic():
                 self.num_skipped += 1

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from p2d_sim.shapes import Mesh, MeshBuilder
+from p2d_sim.meshes import Mesh, MeshBuilder
 from p2d_sim.world import Building, Plant
 
 

@@ -12,7 +12,8 @@ import math
 
 import numpy as np
 
-from p2d_sim.scenes import EGO_SPEED_MPS, in_junction, make_scene, paint_of
+from p2d_sim.scenes import EGO_SPEED_MPS, make_scene, paint_of
+from p2d_sim.surroundings import in_junction
 from p2d_sim.world import Actor, LANE_M, LENGTH_M, Motion, Scene, Signal, VEHICLES
 
 EVENT_S = 6.0

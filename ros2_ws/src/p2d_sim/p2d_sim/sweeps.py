@@ -19,6 +19,9 @@ from p2d_sim.traffic import snapshot_at
 from p2d_sim.world import Scene, Snapshot
 
 JPEG_QUALITY = 90
+FIRST_STAMP_S = 1_700_000_000
+"""Start of all recorded drives, seconds since the epoch."""
+
 METRES_PER_PX = 0.08
 """Resolution of the ground at the full size of the cameras."""
 

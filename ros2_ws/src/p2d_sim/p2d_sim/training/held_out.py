@@ -15,7 +15,7 @@ import numpy as np
 from p2d_node.evaluation.coverage import choose_tokens
 from p2d_node.image_decoding import decode_frame
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
-from p2d_node.records import CameraFrame, CompressedImage, NUSCENES_CAMERAS
+from p2d_node.records import CameraFrame, CompressedImage, NS_PER_S, NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from p2d_sim.cameras import CAMERAS, FULL_HEIGHT_PX, FULL_WIDTH_PX
 from p2d_sim.drawing import render_sweep
 from p2d_sim.ground_truth import find_truth, shrink_ids
 from p2d_sim.questions import ask_with_seed, Question
-from p2d_sim.sweeps import METRES_PER_PX, to_jpeg
+from p2d_sim.sweeps import FIRST_STAMP_S, METRES_PER_PX, to_jpeg
 from p2d_sim.training.batches import collate_packed
 from p2d_sim.training.losses import AnswerHeads, PatchHeads
 from p2d_sim.training.model import load_trained
@@ -35,7 +35,7 @@ from p2d_sim.training.samples import draw_snapshot, HELD_OUT_SEED, label_patches
 from p2d_sim.training.scoring import right_answers
 from p2d_sim.training.trainer import Parts
 
-STAMP_NS = 1_700_000_000_000_000_000
+STAMP_NS = FIRST_STAMP_S * NS_PER_S
 """Capture stamp of all frames, nanoseconds since the epoch."""
 
 MAX_TOKENS, MAX_QUESTIONS = 1280, 96
