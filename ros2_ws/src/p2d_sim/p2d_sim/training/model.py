@@ -77,6 +77,8 @@ def load_trained(parameter: str, folder: Path) -> tuple[Any, Any]:
     Raises:
         ConfigError: The folder holds no trained model.
     """
+    if not folder.is_dir():
+        raise ConfigError(f'{parameter}: {folder} holds no trained model: it is not a folder')
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(
