@@ -11,7 +11,8 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
 from p2d_sim.scenarios import EVENT_S
 from p2d_sim.sweeps import to_jpeg, World
-from p2d_sim.training.evaluation import agreement_with_pipeline, Evaluator
+from p2d_sim.training.evaluation import agreement_with_pipeline
+from p2d_sim.training.held_out import Evaluator
 import pytest
 
 MINI = Path(__file__).resolve().parents[2] / 'models' / 'p2d-mini'
@@ -81,7 +82,7 @@ def test_held_out_sweeps_are_answered_far_above_chance_and_as_the_evaluation_say
 ) -> None:
     evaluator = Evaluator(MINI)
     sweeps = list(evaluator.sweeps(60))
-    right = [good for s in sweeps for good in evaluator.right(s.packed, s.visual)]
+    right = [good for s in sweeps for good in evaluator.check_answers(s.packed, s.visual)]
     assert sum(right) / len(right) > 0.7
     agreed, asked = agreement_with_pipeline(evaluator, sweeps[:1], method='tfps', retention=0.1)
     assert asked >= 20
