@@ -109,7 +109,8 @@ def _accuracies(report: dict[str, Any]) -> dict[tuple[str, float], float]:
 
 def machine_text() -> str:
     """Return what the measurements ran on."""
-    reports = [read_report(f'{RESULTS}/{path.name}') for path in (ROOT / RESULTS).glob('*2-core-cpu*.json')]
+    paths = (ROOT / RESULTS).glob(f'*{SUFFIX}*.json')
+    reports = [read_report(f'{RESULTS}/{path.name}') for path in paths]
     cpus = sorted({report['cpu'] for report in reports if 'cpu' in report})
     versions = sorted({r['torch'].partition('+')[0] for r in reports if 'torch' in r})
     return (
