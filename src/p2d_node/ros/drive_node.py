@@ -31,7 +31,7 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
 from p2d_node.ros import diagnostics
 from p2d_node.ros.camera_subscription import CameraSubscription
-from p2d_node.ros.conversions import sweep_times, to_answer, to_image, to_time, to_timing
+from p2d_node.ros.conversions import to_answer, to_image, to_time, to_timing
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.parameters import declare_parameters, updated_config
 from p2d_node.ros.spinning import ended_by_shutdown, spin_until_shutdown
@@ -304,15 +304,9 @@ class DriveNode(LifecycleNode):
             line = _as_line(answer.model, answer.question, answer.answer)
             self._answer_text.publish(String(data=line))
         header = Header(stamp=to_time(frame_set.stamp_ns), frame_id=frame_id)
-        self._timing.publish(to_timing(header, sweep_times(answers), now_ns=self._now_ns()))
+        self._timing.publish(to_timing(header, answers[0].times, now_ns=self._now_ns()))
         if self._kept_tokens.get_subscription_count() and self._pipeline is not None:
-            picture = draw_kept_tokens(
-                frame_set,
-                answers[0],
-                self._pipeline.grid,
-                padded=self._pipeline.pads_frames,
-                mosaic=self._pipeline.mosaic,
-            )
+            picture = draw_kept_tokens(frame_set, answers[0], self._pipeline.views)
             self._kept_tokens.publish(to_image(picture, header))
 
     def _publish_partial(self, question: str, answer: str) -> None:

@@ -15,7 +15,8 @@ import time
 import traceback
 
 from p2d_node.errors import ImageDecodeError, InferenceError, P2dError
-from p2d_node.pipeline import DrivingPipeline, OnPartial
+from p2d_node.language_model.conversation import OnPartial
+from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
 
 MAX_PENDING_QUESTIONS = 16
