@@ -119,11 +119,23 @@ def test_contributing_names_files_that_are_there():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize(
+    ('document', 'folder'),
+    [('architecture.md', 'src/p2d_node'), ('language_model.md', 'src/p2d_node/language_model')],
+)
+def test_the_tables_of_files_name_files_that_are_there(document, folder):
+    text = (ROOT / 'docs' / document).read_text()
+    (table,) = re.findall(rf'^\| file of `{folder}/`.*?\n\n', text, re.MULTILINE | re.DOTALL)
+    named = re.findall(r'^\| `([^`]+)`', table, re.MULTILINE)
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / folder / name).exists()] == []
+
+
 def test_the_picture_of_a_sweep_is_well_formed():
     root = ElementTree.parse(ROOT / 'docs' / 'images' / 'sweep.svg').getroot()
     assert root.tag == '{http://www.w3.org/2000/svg}svg'
     texts = {element.text for element in root.iter('{http://www.w3.org/2000/svg}text')}
-    assert {'begin', 'selector.select', 'resume', 'generate'} <= texts
+    assert {'begin', 'selector.select', 'resume', 'ask', 'generate'} <= texts
 
 
 @pytest.mark.parametrize(
