@@ -89,6 +89,7 @@ def test_setup_py_stands_alone_for_a_setuptools_that_reads_no_project_table(tmp_
     assert 'p2d = p2d_node.cli.main:main' in (info / 'entry_points.txt').read_text()
 
 
+@pytest.mark.slow
 def test_an_installed_package_imports_and_has_the_command(installed, tmp_path):
     where = run_installed(
         installed, '-c', 'import p2d_node; print(p2d_node.__file__)', cwd=tmp_path
@@ -98,6 +99,7 @@ def test_an_installed_package_imports_and_has_the_command(installed, tmp_path):
     assert 'usage: p2d' in printed
 
 
+@pytest.mark.slow
 def test_an_installed_package_finds_the_model_and_its_ratios(installed, tmp_path):
     code = (
         'from p2d_node.checkpoints.model_folder import shipped_model_folder\n'
