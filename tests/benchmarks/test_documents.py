@@ -9,6 +9,7 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+from p2d_node.cli.main import main
 from p2d_node.config import CAMERA_NAMES, list_parameters
 import pytest
 import yaml
@@ -111,6 +112,33 @@ def test_every_parameter_is_documented():
     text = (ROOT / 'docs' / 'parameters.md').read_text()
     for parameter in [CAMERA_NAMES, *list_parameters(['<CAMERA>'])]:
         assert f'| `{parameter.name}` |' in text
+
+
+def documented_commands() -> list[tuple[str, ...]]:
+    """Every command `p2d VERB ...` in a block of code, as its words, without comments."""
+    blocks = [block for path in DOCUMENTS for block in CODE_BLOCK.findall(path.read_text())]
+    text = '\n'.join(blocks).replace('\\\n', ' ')
+    lines = {line.partition('#')[0].strip() for line in text.splitlines()}
+    return sorted(tuple(line.split()[1:]) for line in lines if line.startswith('p2d '))
+
+
+@pytest.mark.parametrize('words', documented_commands(), ids=' '.join)
+def test_the_commands_in_documents_have_these_options(words, capsys):
+    verb = words[:2] if words[0] == 'bench' else words[:1]
+    with pytest.raises(SystemExit, match='0'):
+        main([*verb, '--help'])
+    printed = capsys.readouterr().out
+    options = [word for word in words if word.startswith('--')]
+    assert [option for option in options if not re.search(rf'{option}\b', printed)] == []
+
+
+def test_the_launch_arguments_and_presets_are_documented():
+    text = (ROOT / 'docs' / 'vehicle.md').read_text()
+    launch = (ROOT / 'launch' / 'drive.launch.py').read_text()
+    arguments = re.findall(r"DeclareLaunchArgument\(\s*'(\w+)'", launch)
+    assert re.findall(r'^\| `(\w+)` \|', text, re.MULTILINE) == arguments
+    presets = [path.stem for path in (ROOT / 'config' / 'cameras').glob('*.yaml')]
+    assert all(f'`{preset}`' in text for preset in presets)
 
 
 def test_contributing_names_files_that_are_there():
