@@ -257,6 +257,7 @@ def test_a_path_that_was_the_output_folder_costs_no_trial(searched_folder, tmp_p
     assert out.read_text() == 'a file'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('installed', [True, False])
 def test_ratios_go_where_the_node_looks_for_them(
     searched_folder, tmp_path, capsys, monkeypatch, installed
