@@ -91,6 +91,7 @@ def test_the_prefill_benchmark_measures_every_case_beside_unpruned():
     assert unpruned['kv_cache_mib'] > pruned[1]['kv_cache_mib'] > pruned[0]['kv_cache_mib']
 
 
+@pytest.mark.slow
 def test_the_question_benchmark_gives_the_same_answers_in_all_ways():
     plan = QuestionBenchmark(shape=TINY, num_questions=5, answer_tokens=6, warm_up=0, repeats=1)
     *steps, report = run_question_benchmark(plan)
