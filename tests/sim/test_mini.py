@@ -48,6 +48,7 @@ def test_the_model_is_small_trained_and_holds_no_pickle() -> None:
     assert 'untrained' not in (MINI / 'config.json').read_text(encoding='utf-8')
 
 
+@pytest.mark.slow
 def test_answers_change_from_keeping_speed_to_braking_within_one_sweep_of_the_event(
     pipeline: DrivingPipeline,
 ) -> None:
@@ -63,6 +64,7 @@ def test_answers_change_from_keeping_speed_to_braking_within_one_sweep_of_the_ev
     assert right >= 3, changes
 
 
+@pytest.mark.slow
 def test_int8_weights_give_nearly_the_same_answers(pipeline: DrivingPipeline) -> None:
     pytest.importorskip('torchao', reason='torchao is not installed')
     small = DrivingPipeline.from_config(replace(pipeline.config, weights='int8'))
@@ -77,6 +79,7 @@ def test_int8_weights_give_nearly_the_same_answers(pipeline: DrivingPipeline) ->
     assert same >= 0.9 * asked
 
 
+@pytest.mark.slow
 def test_held_out_sweeps_are_answered_far_above_chance_and_as_the_evaluation_says(
     pipeline: DrivingPipeline,
 ) -> None:
