@@ -27,6 +27,15 @@ def test_the_baseline_follows_the_same_rule():
     assert kept == kept_by_definition(tokens, [12, 3])
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures('_one_thread')
 def test_times_are_those_of_the_functions_that_ran(monkeypatch: pytest.MonkeyPatch):
     def slow_loop(tokens: torch.Tensor, num_keep: list[int]) -> list[torch.Tensor]:
         time.sleep(0.05)
@@ -88,14 +97,7 @@ def test_a_plan_that_cannot_be_measured_is_refused(wrong: dict[str, object], mes
         SelectionBenchmark(**wrong)
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures('_one_thread')
 def test_on_one_core_it_beats_the_loop_and_hardly_grows():
     # One thread, as the share of a busy machine's other cores is anybody's guess, and less than

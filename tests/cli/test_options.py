@@ -8,7 +8,7 @@ from pathlib import Path
 from p2d_node.cli.options import (
     add_options,
     argument,
-    given_flags,
+    flags_in_errors,
     make_options,
     Options,
     require_at_most_one,
@@ -40,6 +40,7 @@ class Everything(_Search):
     storage: str = argument('mcap', 'File format at 100 %.', choices=('mcap', 'sqlite3'))
     model: str | None = same_as(DriveConfig, 'model', default=None, default_text='as configured')
     engine_dir: str = argument('', 'Folder of engines.')
+    params_file: Path | None = argument(None, 'Parameter file.')
     loop: bool = argument(False, 'Start again.')
 
 
@@ -109,18 +110,24 @@ def test_help_shows_limits_and_defaults():
     assert 'search: --trials TRIALS' in text
 
 
-def test_parameters_at_the_start_of_an_error_are_shown_as_options():
-    flags = given_flags(parse('--engine-dir', 'e', '--model', 'm'))
-    assert with_flags('engine_dir: e is empty', flags) == '--engine-dir: e is empty'
-    assert with_flags('wait_s, engine.dir: got both', flags) == '--wait, --engine-dir: got both'
-    assert with_flags('sync.deadline_ms: got 0', flags) == 'sync.deadline_ms: got 0'
-    assert with_flags('no such engine_dir', flags) == 'no such engine_dir'
+@pytest.mark.parametrize(
+    ('message', 'shown'),
+    [
+        ('engine_dir: e is empty', '--engine-dir: e is empty'),
+        ('wait_s, engine.dir: got both', '--wait, --engine-dir: got both'),
+        ('sync.deadline_ms: got 0', 'sync.deadline_ms: got 0'),
+        ('drive.json: not valid JSON', 'drive.json: not valid JSON'),
+        ('no such engine_dir', 'no such engine_dir'),
+    ],
+)
+def test_parameters_at_the_start_of_an_error_are_shown_as_options(message, shown):
+    assert with_flags(message, flags_in_errors(parse())) == shown
 
 
-def test_a_parameter_that_was_not_given_keeps_its_name():
-    flags = given_flags(parse())
+def test_a_parameter_that_a_file_may_have_set_keeps_its_name():
+    flags = flags_in_errors(parse('--params-file', 'drive.yaml', '--engine-dir', 'e'))
     assert with_flags('model: got x', flags) == 'model: got x'
-    assert with_flags('engine_dir: got x', flags) == 'engine_dir: got x'
+    assert with_flags('engine_dir: got x', flags) == '--engine-dir: got x'
     assert with_flags('trials: got x', flags) == '--trials: got x'
 
 

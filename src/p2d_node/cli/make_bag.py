@@ -30,20 +30,20 @@ def run(options: MakeBagOptions) -> int:
                 progress.advance(task)
 
         count = write_bag(
-            counted(), options.out, storage=options.storage, encoding=options.encoding
+            counted(), options.bag, storage=options.storage, encoding=options.encoding
         )
-    result = {'bag': str(options.out), 'images': count, 'storage': options.storage}
+    result = {'bag': str(options.bag), 'images': count, 'storage': options.storage}
     print(
         json.dumps(result)
         if options.json
-        else f'{options.out}: {count} images ({options.storage})'
+        else f'{options.bag}: {count} images ({options.storage})'
     )
     return 0
 
 
 def _images(options: MakeBagOptions) -> Iterator[BagImage]:
-    if options.synthetic is not None:
-        return draw_images(options.synthetic, options.sweeps, seed=options.seed)
+    if options.scenario is not None:
+        return draw_images(options.scenario, options.sweeps, seed=options.seed)
     if options.nuscenes is not None:
         selection = NuscenesSelection(
             version=options.version, scene=options.scene, keyframes_only=options.keyframes_only

@@ -202,9 +202,15 @@ def flags_of(options_class: type[Options]) -> dict[str, str]:
     return {item.name: flag_of(item) for item in fields(options_class)}
 
 
-def given_flags(options: Options) -> dict[str, str]:
-    """Return `flags_of`, without options whose value comes from elsewhere, as from a file."""
+def flags_in_errors(options: Options) -> dict[str, str]:
+    """Return the names of fields that errors show as options.
+
+    With a parameter file the value of an option that is not given comes from there, and the error
+    keeps the name of the parameter.
+    """
     flags = flags_of(type(options))
+    if getattr(options, 'params_file', None) is None:
+        return flags
     return {name: flag for name, flag in flags.items() if getattr(options, name) not in (None, '')}
 
 

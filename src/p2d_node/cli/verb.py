@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from p2d_node.cli.options import (
     add_options,
+    flags_in_errors,
     flags_of,
-    given_flags,
     make_options,
     Options,
     with_flags,
@@ -58,7 +58,7 @@ class Verb:
         """
         with _flags_in_errors(flags_of(self.options)):
             options = make_options(self.options, parsed)
-        with _flags_in_errors(given_flags(options)), _without_ros():
+        with _flags_in_errors(flags_in_errors(options)), _without_ros():
             return int(self.load()(options))
 
     def load(self) -> Any:

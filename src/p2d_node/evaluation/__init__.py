@@ -1,1 +1,1 @@
-"""Measuring what the pipeline does: its time and what it keeps."""
+"""Answers to the questions of benchmarks, and their scores."""

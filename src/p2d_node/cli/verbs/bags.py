@@ -32,9 +32,10 @@ class MakeBagOptions(Options):
     nuscenes: Path | None = argument(
         None, 'Source: root folder of the nuScenes data.', metavar='ROOT'
     )
-    synthetic: str | None = argument(
+    scenario: str | None = argument(
         None,
         'Source: a drive that p2d_sim draws, e.g. lead-brakes; needs the package p2d_sim.',
+        flag='--synthetic',
         metavar='SCENARIO',
     )
     images: Path | None = argument(
@@ -49,7 +50,7 @@ class MakeBagOptions(Options):
     )
     sweeps: int = argument(120, 'With --synthetic: number of sweeps.', minimum=1)
     seed: int = argument(0, 'With --synthetic: random seed of the drive.', minimum=0)
-    out: Path = argument(help='Folder to create.', metavar='BAG')
+    bag: Path = argument(help='Folder to create.', flag='--out', metavar='BAG')
     storage: str = argument('mcap', 'File format.', choices=('mcap', 'sqlite3'))
     encoding: str = argument(
         'jpeg',
@@ -61,7 +62,7 @@ class MakeBagOptions(Options):
     def __post_init__(self) -> None:
         """Check the values and how they fit together."""
         super().__post_init__()
-        require_one(self, 'drivelm', 'nuscenes', 'synthetic')
+        require_one(self, 'drivelm', 'nuscenes', 'scenario')
         if self.drivelm is not None and self.images is None:
             raise ConfigError('--images is missing: with --drivelm name the folder of samples/')
 
