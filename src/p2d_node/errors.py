@@ -1,4 +1,7 @@
-"""The errors of p2d_node: a message says what, the value got, what is allowed, the next step."""
+"""The errors of p2d_node.
+
+A message names the parameter or file, the value got, the allowed values and the next step.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 
 class P2dError(Exception):
-    """Base of every error that p2d_node raises on purpose."""
+    """Base class of the errors that p2d_node raises."""
 
 
 class ConfigError(P2dError):
@@ -16,15 +19,24 @@ class ConfigError(P2dError):
 
 
 class BackendUnavailableError(P2dError):
-    """A library or device that the configuration asks for is not there."""
+    """A library or device that the configuration requires is not available."""
 
 
 class EngineMismatchError(P2dError):
-    """A built engine does not fit this machine, this model or its own manifest."""
+    """An engine does not match this machine, this model or its own manifest."""
 
 
 class ImageDecodeError(P2dError):
-    """The bytes of one camera frame are not a picture that can be used."""
+    """The bytes of one camera frame are not an image that can be used.
+
+    Attributes:
+        camera: Name of the camera; None if the error is not about one camera.
+    """
+
+    def __init__(self, message: str, *, camera: str | None = None) -> None:
+        """Keep the message and the camera."""
+        super().__init__(message)
+        self.camera = camera
 
 
 class InferenceError(P2dError):
@@ -32,13 +44,13 @@ class InferenceError(P2dError):
 
 
 @contextmanager
-def checkpoint_faults(folder: Path) -> Iterator[None]:
-    """Name the checkpoint in `folder` as the cause of whatever a library makes of its files.
+def translate_checkpoint_errors(folder: Path) -> Iterator[None]:
+    """Translate the errors of libraries that read the checkpoint in `folder`.
 
-    Settings with values of a wrong kind end in faults without a common class.
+    Wrong types of values in its settings raise errors without a common base class.
 
     Raises:
-        ConfigError: In place of anything that is not raised on purpose.
+        ConfigError: In place of any error that is not a `P2dError`.
     """
     try:
         yield
