@@ -7,7 +7,7 @@ from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.registry import load_family
-from p2d_node.language_model.quantize import check_int4_widths, check_weights
+from p2d_node.language_model.quantize import check_int4_widths, check_quantization
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing
 import pytest
@@ -137,7 +137,7 @@ def test_int8_answers_a_sweep_and_says_so(dtype, tiny_checkpoint):
 )
 def test_number_formats_that_the_library_does_not_take_are_refused(weights, dtype, reason):
     with pytest.raises(ConfigError, match=reason):
-        check_weights(weights, dtype, CPU)
+        check_quantization(weights, dtype, CPU)
 
 
 def test_int4_is_refused_where_no_kernel_runs(tiny_checkpoint):
