@@ -1,14 +1,32 @@
-"""Stage durations of one sweep, on the steady clock."""
+"""Stage durations and the deadline of one sweep, on the steady clock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import time
 
 import torch
 
 NS_PER_MS = 1e6
+
+MustStop = Callable[[], bool]
+"""Called between tokens; True cuts all answers that have not ended."""
+
+
+def never() -> bool:
+    """Return False: the `MustStop` without a deadline."""
+    return False
+
+
+def stop_at(end_ns: int, must_stop: MustStop) -> MustStop:
+    """Return a check that is True from `end_ns` on, or when `must_stop` is.
+
+    Args:
+        end_ns: Steady clock, nanoseconds.
+        must_stop: A further check.
+    """
+    return lambda: time.monotonic_ns() >= end_ns or must_stop()
 
 
 class StageClock:

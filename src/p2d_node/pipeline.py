@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-import time
 import traceback
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -23,18 +22,13 @@ from p2d_node.assembly import assemble, Stages
 from p2d_node.config import DriveConfig
 from p2d_node.errors import InferenceError
 from p2d_node.language_model.conversation import Limits, OnPartial, TextAnswer, UNANSWERED
-from p2d_node.latency import NS_PER_MS, StageClock
+from p2d_node.latency import MustStop, never, NS_PER_MS, StageClock, stop_at
 from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
 import torch
 from torch import Tensor
 
-MustStop = Callable[[], bool]
 P = ParamSpec('P')
 T = TypeVar('T')
-
-
-def _never() -> bool:
-    return False
 
 
 def _guarded(
@@ -126,7 +120,7 @@ class DrivingPipeline:
         frame_set: FrameSet,
         questions: Sequence[str],
         *,
-        must_stop: MustStop = _never,
+        must_stop: MustStop = never,
         on_partial: OnPartial | None = None,
     ) -> list[DrivingAnswer]:
         """Answer `questions` about one sweep, in their order.
@@ -215,7 +209,7 @@ class DrivingPipeline:
         questions: Sequence[str],
         *,
         keep_indices: Sequence[Tensor] | None = None,
-        must_stop: MustStop = _never,
+        must_stop: MustStop = never,
     ) -> list[DrivingAnswer]:
         """Run the second half of `answer`: visual tokens to answers.
 
@@ -306,13 +300,8 @@ class DrivingPipeline:
         """Start the clock of a sweep; its configuration no longer changes."""
         config, clock = self._config, StageClock(self.device)
         if config.deadline_ms > 0.0:
-            must_stop = _until(clock.started_ns + int(config.deadline_ms * NS_PER_MS), must_stop)
+            must_stop = stop_at(clock.started_ns + int(config.deadline_ms * NS_PER_MS), must_stop)
         return _Sweep(frame_set, config, clock, must_stop)
-
-
-def _until(end_ns: int, must_stop: MustStop) -> MustStop:
-    """Return a check that is also True from `end_ns` of the steady clock on."""
-    return lambda: time.monotonic_ns() >= end_ns or must_stop()
 
 
 def _advice(err: Exception) -> str:

@@ -17,6 +17,7 @@ from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
 from p2d_node.language_model.prefix import PausedPrefill, Prefix
 from p2d_node.language_model.prompt import Prompt, split_opening
+from p2d_node.latency import MustStop, never
 from p2d_node.records import Cut
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Limits:
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    must_stop: Callable[[], bool] = lambda: False
+    must_stop: MustStop = never
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import math
 
 from p2d_node.language_model.decode import Decoder, most_likely
 from p2d_node.language_model.prefix import Prefix
+from p2d_node.latency import MustStop, never
 from p2d_node.records import Cut
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def generate_greedy(
     embed: Callable[[Tensor], Tensor],
     max_new_tokens: int,
     end_token_ids: TokenIds,
-    must_stop: Callable[[], bool] = lambda: False,
+    must_stop: MustStop = never,
     ends_answer: Callable[[TokenIds], bool] | None = None,
     on_token: Callable[[int, TokenIds], None] | None = None,
 ) -> list[Generation]:
