@@ -13,7 +13,7 @@ from p2d_node.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from p2d_node.checkpoints.devices import choose_device, choose_dtype, default_num_threads
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, translate_checkpoint_errors
+from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.conversation import Conversation
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.registry import hash_vision_part, load_family
@@ -74,7 +74,7 @@ def assemble(config: DriveConfig) -> Stages:
 def _assemble(
     config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
 ) -> Stages:
-    with translate_checkpoint_errors(folder):
+    with checkpoint_faults(folder):
         checkpoint = open_checkpoint(folder)
         processing = ImageProcessing.from_folder(folder, max_pixels=config.view_max_pixels)
         view_size = (processing.height_px, processing.width_px)

@@ -44,13 +44,13 @@ class InferenceError(P2dError):
 
 
 @contextmanager
-def translate_checkpoint_errors(folder: Path) -> Iterator[None]:
-    """Translate the errors of libraries that read the checkpoint in `folder`.
+def checkpoint_faults(folder: Path) -> Iterator[None]:
+    """Name the checkpoint in `folder` as the cause of whatever a library makes of its files.
 
-    Wrong types of values in its settings raise errors without a common base class.
+    Settings with values of a wrong kind end in faults without a common class.
 
     Raises:
-        ConfigError: In place of any error that is not a `P2dError`.
+        ConfigError: In place of anything that is not raised on purpose.
     """
     try:
         yield

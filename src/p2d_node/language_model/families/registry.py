@@ -8,7 +8,7 @@ from typing import Any
 from p2d_node.checkpoints.checkpoint import Checkpoint
 from p2d_node.checkpoints.checkpoint_files import checked_tokenizer
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
-from p2d_node.errors import ConfigError, translate_checkpoint_errors
+from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
@@ -108,7 +108,7 @@ def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
     # A warning would list all weights of the language model as unexpected.
     transformers_logging.set_verbosity_error()
     try:
-        with translate_checkpoint_errors(checkpoint.folder):
+        with checkpoint_faults(checkpoint.folder):
             module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
         return module.eval()
     finally:
