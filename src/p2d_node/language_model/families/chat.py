@@ -141,8 +141,8 @@ def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
     needed = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if view_size is not None and view_size != needed:
         raise ConfigError(
-            f'model: got pictures of {view_size[0]} x {view_size[1]} from its image processor, '
-            f'needed by its vision encoder: {needed[0]} x {needed[1]}; copy config.json and '
+            f'model: its processor makes pictures of {view_size[0]} x {view_size[1]}, its vision '
+            f'encoder takes {needed[0]} x {needed[1]}; copy config.json and '
             'preprocessor_config.json from one checkpoint'
         )
 
