@@ -95,6 +95,7 @@ def assert_equal_answers(ours, expected):
         assert a.mean_log_probability == pytest.approx(e.mean_log_probability, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prune_layer', [0, 1])
 @pytest.mark.parametrize('static_shapes', [False, True])
 def test_answers_equal_those_of_a_growing_cache(family, static_shapes, prune_layer):
