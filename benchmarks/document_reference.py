@@ -100,7 +100,8 @@ def layer_table() -> str:
 def _layers() -> list[list[str]]:
     settings: dict[str, Any] = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
     contracts: Iterable[dict[str, Any]] = settings['tool']['importlinter']['contracts']
-    (layers,) = [c['layers'] for c in contracts if c['type'] == 'layers']
+    of_package = [c for c in contracts if c.get('containers') == ['p2d_node']]
+    (layers,) = [contract['layers'] for contract in of_package]
     return [[name.strip(' ()') for name in re.split(r'[|:]', layer)] for layer in layers]
 
 
