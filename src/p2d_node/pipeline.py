@@ -679,7 +679,7 @@ def _find_regions(
 def _make_frame_stack(
     encoder: VisionEncoder, num_views: int, device: torch.device
 ) -> FrameStack | None:
-    takes = encoder.takes
+    takes = encoder.input_spec
     if takes.kind != FRAMES:
         return None
     return FrameStack(num_views, takes.height, takes.width, pinned=device.type == 'cuda')

@@ -15,7 +15,8 @@ from engine_helpers import (
     request_of,
 )
 from p2d_node.checkpoints.untrained import write_untrained_checkpoint
-from p2d_node.engine_build.build import build_engine, verify_engine
+from p2d_node.engine_build.build import build_engine
+from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.vision_encoder.engine_store import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
@@ -30,7 +31,7 @@ import pytest
 from tiny_checkpoints import write_internvl
 import torch
 
-MEND = r'p2d (build|verify)-engine'
+FIX_COMMAND = r'p2d (build|verify)-engine'
 
 
 def refusal(engine_dir, checkpoint, backend='onnxruntime'):
@@ -73,14 +74,14 @@ def test_a_changed_field_of_the_manifest_is_noticed(engine_dir, tiny_checkpoint,
     value = content[name]
     content[name] = changed(tuple(value) if isinstance(value, list) else value)
     (folder / MANIFEST_FILE).write_text(json.dumps(content, default=asdict))
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 @pytest.mark.parametrize('name', [item.name for item in fields(EngineManifest)])
 def test_a_forged_field_of_the_manifest_is_refused(engine_dir, tiny_checkpoint, name):
     folder = engine_folder(engine_dir)
     edit_manifest(folder, **{name: changed(getattr(read_manifest(folder), name))})
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 @pytest.mark.parametrize('name', [item.name for item in fields(EngineManifest)])
@@ -89,7 +90,7 @@ def test_a_field_of_another_type_is_refused(engine_dir, tiny_checkpoint, name):
     manifest = read_manifest(folder)
     object.__setattr__(manifest, name, None)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 @pytest.mark.parametrize('name', ['model.onnx', 'model.onnx.data', 'reference.safetensors'])
@@ -114,7 +115,7 @@ def test_a_damaged_file_is_refused(engine_dir, tiny_checkpoint, name, damage):
 @pytest.mark.parametrize('content', ['', '[]', '{}', '{"format_version": 1}', '[' * 100_000])
 def test_a_broken_manifest_is_refused(engine_dir, tiny_checkpoint, content):
     (engine_folder(engine_dir) / MANIFEST_FILE).write_text(content)
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 def test_an_engine_of_another_model_is_refused(engine_dir, tiny_checkpoint, tmp_path):
@@ -209,7 +210,7 @@ def test_a_verification_counts_for_this_machine_and_this_build_alone(
 def test_a_broken_verification_is_no_verification(engine_dir, tiny_checkpoint):
     (engine_folder(engine_dir) / VERIFICATION_FILE).write_text('{')
     message = refusal(engine_dir, tiny_checkpoint)
-    assert 'verification.json cannot be read' in message
+    assert 'verification.json is not valid JSON' in message
     assert 'p2d verify-engine' in message
 
 

@@ -32,6 +32,19 @@ VERBS = (
     watch,
 )
 
+FLAGS = {
+    'backend': '--backend',
+    'base': '--base',
+    'camera_size': '--camera-size',
+    'compute_capability': '--compute-capability',
+    'engine_dir': '--engine-dir',
+    'keep': '--keep',
+    'num_views': '--views',
+    'out': '--out',
+    'precision': '--precision',
+}
+"""Parameter at the beginning of an error message to the flag that sets it."""
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -54,7 +67,9 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except P2dError as err:
-        print(f'p2d {parsed.verb}: {err}', file=sys.stderr)
+        parameter, colon, reason = str(err).partition(':')
+        message = f'{FLAGS.get(parameter, parameter)}{colon}{reason}'
+        print(f'p2d {parsed.verb}: {message}', file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

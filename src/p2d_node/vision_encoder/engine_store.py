@@ -1,7 +1,7 @@
-"""The engine folder: which engines there are, and whether one may be loaded here.
+"""The engine folder: lists engines, and checks an engine before it is loaded.
 
-Loading an engine runs native code, so nothing of it is used before its place, its owner, its
-manifest, its fit to this machine and every byte of it are checked.
+Loading an engine runs native code. So its location, owner, manifest, fit to this machine and every
+byte are checked first.
 
     <engine_dir>/<model>/<backend>-<precision>-<input>-<time>-<random>/manifest.json and artefacts
 """
@@ -23,7 +23,7 @@ from p2d_node.vision_encoder.machine import Machine
 from p2d_node.vision_encoder.manifest import (
     EngineManifest,
     MANIFEST_FILE,
-    read_json,
+    read_engine_json,
     read_manifest,
     VERIFICATION_FILE,
 )
@@ -31,22 +31,22 @@ from p2d_node.vision_encoder.manifest import (
 CHUNK_BYTES = 1 << 22
 
 DEFAULT_NUM_VIEWS = len(NUSCENES_CAMERAS)
-"""Cameras that an engine is built for where no number is given."""
+"""Default number of cameras of an engine."""
 
 EXPORT = 'onnx'
-"""Stands in the place of a backend for an export that no runtime was chosen for yet."""
+"""Name in place of a backend: an export, which all backends build from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """What the node asks of an engine.
+    """The model and the cameras that an engine must fit.
 
     Attributes:
         model_name: Name of the checkpoint.
-        model_folder: Where it lies, for the command that mends.
-        vision_sha256: Returns the fingerprint of its vision part, which takes a second for each
-            gigabyte: asked only where there is an engine to compare with.
-        processing: Settings of its image processor.
+        model_folder: Folder of the checkpoint, for the command that builds an engine.
+        vision_sha256: Returns the fingerprint of the vision part. It reads about a gigabyte per
+            second, so it is called only if there is an engine to compare with.
+        processing: Settings of the image processor.
         num_views: Number of cameras.
     """
 
@@ -59,7 +59,14 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the comparison of an engine with this machine and this model."""
+    """One compared property of an engine.
+
+    Attributes:
+        what: The property.
+        in_engine: Its value in the engine.
+        here: Its value on this machine or in this model.
+        fits: Whether the engine may be loaded with it.
+    """
 
     what: str
     in_engine: str
@@ -68,7 +75,7 @@ class Check:
 
 
 def default_engine_dir() -> Path:
-    """Return `engines/` of the source tree this runs from, else the user's data folder."""
+    """Return `engines/` of the source tree, or the user's data folder if this is installed."""
     beside_sources = Path(__file__).resolve().parents[3] / 'engines'
     if (beside_sources / 'README.md').is_file():
         return beside_sources
@@ -76,7 +83,7 @@ def default_engine_dir() -> Path:
 
 
 def resolve_engine_dir(engine_dir: str) -> Path:
-    """Return the folder that the parameter `encoder.engine_dir` names; empty: the default one."""
+    """Return the folder of the parameter `encoder.engine_dir`; empty: the default folder."""
     return Path(engine_dir).expanduser().resolve() if engine_dir else default_engine_dir()
 
 
@@ -94,7 +101,7 @@ def list_all_engines(engine_dir: Path) -> list[Path]:
 
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
-        # Names that begin with a dot are builds that did not finish.
+        # A name that begins with a dot is an unfinished build.
         yield from (p for p in parent.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 
@@ -113,7 +120,15 @@ def rebuild_command(
     num_views: int,
     manifest: EngineManifest | None,
 ) -> str:
-    """Return the command that builds the engine anew, for `num_views` cameras."""
+    """Return the command that builds an engine again.
+
+    Args:
+        engine_dir: The engine folder.
+        backend: The backend, or `onnx` for an export.
+        model_folder: The checkpoint.
+        num_views: Number of cameras.
+        manifest: The manifest of the engine to replace; None: default precision and input.
+    """
     verb = ['export'] if backend == EXPORT else ['build-engine', '--backend', backend]
     words = ['p2d', *verb, '--model', model_folder]
     if num_views != DEFAULT_NUM_VIEWS:
@@ -138,10 +153,19 @@ def open_engine(
     runtime_version: str,
     allow_unverified: bool,
 ) -> EngineManifest:
-    """Check everything about the engine in `folder`; only then may its artefacts be loaded.
+    """Check the engine in `folder` completely; load its artefacts only after this.
+
+    Args:
+        engine_dir: The engine folder.
+        folder: The folder of the engine.
+        request: The model and the cameras that the engine must fit.
+        machine: This machine.
+        runtime_version: Version of the installed runtime.
+        allow_unverified: Whether an engine without verification on this machine may be loaded.
 
     Raises:
-        EngineMismatchError: What does not fit, and the command that mends it.
+        EngineMismatchError: A check fails; the message names the command that builds or verifies
+            the engine.
     """
     manifest: EngineManifest | None = None
     try:
@@ -164,14 +188,17 @@ def open_engine(
 
 
 def check_place(engine_dir: Path, folder: Path) -> None:
-    """Refuse a folder outside `engine_dir`, symbolic links, and what others may write.
+    """Check the location, the owner and the permissions of an engine.
 
     Raises:
-        EngineMismatchError: What is wrong with the place.
+        EngineMismatchError: The folder is outside `engine_dir`, or it or one of its files is a
+            symbolic link, belongs to another user or can be written by other users.
     """
     root = engine_dir.resolve()
     if folder.resolve() != root / folder.parent.name / folder.name:
-        raise EngineMismatchError(f'it does not lie in {root}, or a symbolic link leads out of it')
+        raise EngineMismatchError(
+            f'{folder.name} is not in {root}, or a symbolic link leads out of it'
+        )
     for path in (root, folder.parent, folder, *sorted(folder.iterdir())):
         status = path.lstat()
         kind = stat.S_ISDIR if path in (root, folder.parent, folder) else stat.S_ISREG
@@ -186,7 +213,7 @@ def check_place(engine_dir: Path, folder: Path) -> None:
         if status.st_mode & others:
             raise EngineMismatchError(
                 f'{path.name} can be written by other users (mode {status.st_mode & 0o777:o}); '
-                f'check who did, then chmod go-w {shlex.quote(str(path))}'
+                f'check who changed it, then chmod go-w {shlex.quote(str(path))}'
             )
 
 
@@ -197,7 +224,7 @@ def compare(
     machine: Machine,
     runtime_version: str,
 ) -> list[Check]:
-    """Compare an engine's manifest with this machine and the model that asks for it."""
+    """Compare the manifest of an engine with this machine and with the request."""
 
     def equal(what: str, in_engine: object, here: object) -> Check:
         return Check(what, str(in_engine) or 'none', str(here) or 'none', in_engine == here)
@@ -229,7 +256,7 @@ def compare(
 
 
 def _compare_settings(what: str, in_engine: Mapping[str, Any], here: Mapping[str, Any]) -> Check:
-    """Compare settings and name only those that differ."""
+    """Compare settings; the result names only those that differ."""
     names = sorted({*in_engine, *here})
     differ = [name for name in names if in_engine.get(name) != here.get(name)]
     sides = [
@@ -240,10 +267,10 @@ def _compare_settings(what: str, in_engine: Mapping[str, Any], here: Mapping[str
 
 
 def check_artefacts(folder: Path, manifest: EngineManifest) -> None:
-    """Compare every file with its size and hash, and refuse files that are not listed.
+    """Compare every file of an engine with its size and hash in the manifest.
 
     Raises:
-        EngineMismatchError: A file that is missing, changed, or should not be there.
+        EngineMismatchError: A file is missing, changed or not in the manifest.
     """
     for name, artefact in manifest.artefacts.items():
         path = folder / name
@@ -252,12 +279,12 @@ def check_artefacts(folder: Path, manifest: EngineManifest) -> None:
         num_bytes = path.stat().st_size
         if num_bytes != artefact.num_bytes:
             raise EngineMismatchError(
-                f'{name} has {num_bytes} bytes, built were {artefact.num_bytes}'
+                f'{name} has {num_bytes} bytes, the manifest says {artefact.num_bytes}'
             )
         if hash_file(path) != artefact.sha256:
             raise EngineMismatchError(f'{name} was changed after the build (other SHA-256)')
     known = {*manifest.artefacts, MANIFEST_FILE, VERIFICATION_FILE}
-    # A verification that the power cut short leaves a file of this name and does no harm.
+    # A verification that was killed leaves a file with this prefix, which is harmless.
     extra = sorted(
         path.name
         for path in folder.iterdir()
@@ -277,10 +304,10 @@ def hash_file(path: Path) -> str:
 
 
 def require_verification(folder: Path, manifest: EngineManifest, machine: Machine) -> None:
-    """Refuse an engine that was not proven against torch on this machine.
+    """Check that the engine was compared with torch on this machine and passed.
 
     Raises:
-        EngineMismatchError: Never verified, verified elsewhere, or verified and found wrong.
+        EngineMismatchError: It was not verified, verified on another machine, or failed.
     """
     command = shlex.join(['p2d', 'verify-engine', str(folder)])
     reason = verification_gap(folder, manifest, machine)
@@ -292,11 +319,11 @@ def require_verification(folder: Path, manifest: EngineManifest, machine: Machin
 
 
 def verification_gap(folder: Path, manifest: EngineManifest, machine: Machine) -> str:
-    """Say why the engine does not count as verified on this machine; empty where it does."""
+    """Return why the engine is not verified on this machine; empty: it is verified."""
     if not (folder / VERIFICATION_FILE).is_file():
         return 'it was never compared with torch on this machine'
     try:
-        record = read_json(folder / VERIFICATION_FILE)
+        record = read_engine_json(folder / VERIFICATION_FILE)
     except EngineMismatchError as err:
         return str(err)
     driver, here = record.get('driver'), machine.driver or 'none'

@@ -2,10 +2,11 @@ import json
 
 from definitions import drivelmm_o1_views, internlm2_logits
 from p2d_node.checkpoints.checkpoint import open_checkpoint
-from p2d_node.checkpoints.importing import drivelmm_o1
-from p2d_node.checkpoints.importing.drivelmm_o1 import merge_lora, plan_import
+from p2d_node.checkpoints.importing import internvl_weights
+from p2d_node.checkpoints.importing.drivelmm_o1 import plan_import
 from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.checkpoints.importing.internlm2_tokenizer import load_tokenizer
+from p2d_node.checkpoints.importing.internvl_weights import merge_lora
 from p2d_node.cli.main import main
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.families.registry import load_family
@@ -132,13 +133,13 @@ def test_an_adapter_and_its_base_give_the_same(weights, pixel_values, tmp_path, 
 def test_parts_of_the_fused_projection_that_are_exchanged_would_be_seen(
     weights, pixel_values, tmp_path, monkeypatch, name, wrong_order
 ):
-    split = getattr(drivelmm_o1, name)
+    split = getattr(internvl_weights, name)
 
     def exchange(*args):
         parts = split(*args)
         return [parts[index] for index in wrong_order]
 
-    monkeypatch.setattr(drivelmm_o1, name, exchange)
+    monkeypatch.setattr(internvl_weights, name, exchange)
     plan = plan_import(write_drivelmm_o1(tmp_path / 'in', weights))
     assert difference(load(import_to(tmp_path / 'out', plan)), weights, pixel_values) > 1e-2
 
@@ -151,7 +152,7 @@ def test_queries_that_are_not_grouped_by_key_would_be_seen(
         size = len(fused) // (num_heads + 2 * num_shared)
         return [t.clone() for t in fused.split([num_heads * size, *[num_shared * size] * 2])]
 
-    monkeypatch.setattr(drivelmm_o1, 'split_groups', all_queries_first)
+    monkeypatch.setattr(internvl_weights, 'split_groups', all_queries_first)
     plan = plan_import(write_drivelmm_o1(tmp_path / 'in', weights))
     assert difference(load(import_to(tmp_path / 'out', plan)), weights, pixel_values) > 1e-2
 
@@ -227,7 +228,7 @@ def test_the_command_says_what_it_assumes(weights, tmp_path, capsys):
     text = capsys.readouterr().out
     assert 'LoRA was merged into 18 layers' in text
     assert 'CAM_FRONT_LEFT CAM_FRONT CAM_FRONT_RIGHT / CAM_BACK_RIGHT CAM_BACK' in text
-    assert 'the authors do not say how they did' in text
+    assert 'the authors do not document their order' in text
     assert json.loads((out / 'config.json').read_text())['p2d_mosaic'] == [
         ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'],
         ['CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'],
@@ -258,8 +259,8 @@ def test_a_weight_that_is_there_twice_is_not_expected(weights, tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'use_llm_lora': 8}, 'use_llm_lora: got 8, but .* is of rank 4'),
-        ({'use_backbone_lora': 0}, 'use_backbone_lora: got 0, but .* is of rank 4'),
+        ({'use_llm_lora': 8}, 'use_llm_lora: got 8, but .* has rank 4'),
+        ({'use_backbone_lora': 0}, 'use_backbone_lora: got 0, but .* has rank 4'),
         ({'ps_version': 'v1'}, "ps_version: got 'v1', allowed: 'v2'"),
         ({'select_layer': -4}, 'select_layer: got -4, allowed: -1'),
         ({'template': 'Hermes-2'}, "template: got 'Hermes-2', allowed: 'internvl2_5'"),
@@ -311,9 +312,9 @@ def test_a_scale_that_no_adapter_has_is_refused(weights, tmp_path, field, value)
 
 def test_an_adapter_needs_its_base_and_nothing_else_has_one(weights, tmp_path):
     adapter = write_adapter(tmp_path / 'adapter', weights, prefix='base_model.model.')
-    assert 'name the model it belongs to with --base' in refusal(adapter)
+    assert f'base: got none, but {adapter} is a LoRA adapter; name the model' in refusal(adapter)
     base = write_drivelmm_o1(tmp_path / 'base', unwrapped(weights), **NO_LORA)
-    assert 'so it is no LoRA adapter' in refusal(base, base)
+    assert f'base: got {str(base)!r}, allowed only with a LoRA adapter' in refusal(base, base)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(weights, tmp_path):
