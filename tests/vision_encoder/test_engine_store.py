@@ -1,10 +1,13 @@
 """What is loaded, and everything that is refused: place, manifest, fit, files, proof."""
 
 from dataclasses import asdict, fields, replace
+import hashlib
 import json
 import os
+from pathlib import Path
 import re
 import shutil
+import tempfile
 
 from engine_helpers import (
     CPU,
@@ -22,6 +25,7 @@ from p2d_node.vision_encoder.engine_store import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import (
     Artefact,
+    DIGEST_KEY,
     EngineManifest,
     MANIFEST_FILE,
     read_manifest,
@@ -91,6 +95,48 @@ def test_a_field_of_another_type_is_refused(engine_dir, tiny_checkpoint, name):
     object.__setattr__(manifest, name, None)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
     assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'num_views': '6'}, r'Expected `int`, got `str` - at `\$\.num_views`'),
+        ({'num_views': True}, r'Expected `int`, got `bool` - at `\$\.num_views`'),
+        ({'num_views': 0}, r'Expected `int` >= 1 - at `\$\.num_views`'),
+        ({'hidden_size': 10**12}, r'Expected `int` <= 1048576 - at `\$\.hidden_size`'),
+        ({'precision': 'int8'}, r"Invalid enum value 'int8' - at `\$\.precision`"),
+        ({'input_kind': 'tensors'}, r"Invalid enum value 'tensors' - at `\$\.input_kind`"),
+        ({'min_cosine': 1.5}, r'Expected `float` <= 1\.0 - at `\$\.min_cosine`'),
+        ({'max_relative_difference': float('nan')}, r'at `\$\.max_relative_difference`'),
+        ({'compute_capabilities': [8.6]}, r'Expected `str`, .*`\$\.compute_capabilities\[0\]`'),
+        ({'artefacts': {'a': {'sha256': ''}}}, 'missing required field `num_bytes`'),
+        ({'artefacts': {'a': {'sha256': '', 'num_bytes': 1, 'x': 1}}}, 'was changed after'),
+        ({'unknown': 1}, 'was changed after the engine was built'),
+        ({'format_version': 2}, 'has format 2, allowed: 1'),
+    ],
+)
+def test_a_manifest_with_a_value_out_of_range_is_refused_by_name(built_engines, changes, reason):
+    content = read_manifest(engine_folder(built_engines)).to_json()
+    del content[DIGEST_KEY]
+    check_forged({**content, **changes}, reason)
+
+
+def test_a_manifest_without_a_field_is_refused(built_engines):
+    content = read_manifest(engine_folder(built_engines)).to_json()
+    for name in set(content) - {DIGEST_KEY}:
+        rest = {key: value for key, value in content.items() if key not in (name, DIGEST_KEY)}
+        check_forged(rest, f'missing required field `{name}`|was changed after|has format None')
+
+
+def check_forged(content, reason):
+    """Write a manifest with a valid digest; reading it must fail with `reason`."""
+    canonical = json.dumps(content, sort_keys=True, separators=(',', ':'))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps({**content, DIGEST_KEY: digest})
+        (Path(folder) / MANIFEST_FILE).write_text(text)
+        with pytest.raises(EngineMismatchError, match=reason):
+            read_manifest(Path(folder))
 
 
 @pytest.mark.parametrize('name', ['model.onnx', 'model.onnx.data', 'reference.safetensors'])

@@ -1,4 +1,6 @@
 import json
+import random
+import sys
 
 from definitions import drivelmm_o1_views, internlm2_logits
 from p2d_node.checkpoints.checkpoint import open_checkpoint
@@ -8,7 +10,7 @@ from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.checkpoints.importing.internlm2_tokenizer import load_tokenizer
 from p2d_node.checkpoints.importing.internvl_weights import merge_lora
 from p2d_node.cli.main import main
-from p2d_node.errors import ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import NUSCENES_CAMERAS
@@ -24,6 +26,7 @@ from published import (
 )
 import pytest
 from safetensors.torch import load_file
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 import torch
 from transformers import AutoTokenizer
 
@@ -218,6 +221,71 @@ def test_texts_become_the_ids_that_sentencepiece_gives(name, tmp_path):
     for case in json.loads((DATA / f'{name}.json').read_text()):
         assert tokenizer.encode(case['text'], add_special_tokens=False) == case['ids']
         assert tokenizer.decode(case['ids']) == case.get('back', case['text'])
+
+
+def damaged_models(data: bytes) -> dict[str, bytes]:
+    """Cuts, changed bytes and inserted bytes all over a SentencePiece model."""
+    models = {'empty': b'', 'random': random.Random(0).randbytes(400)}
+    for number in range(24):
+        rng = random.Random(number)
+        place = rng.randrange(len(data))
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.randrange(8)
+        models[f'cut at {place}'] = data[:place]
+        models[f'bit at {place}'] = bytes(changed)
+        models[f'inserted at {place}'] = data[:place] + rng.randbytes(5) + data[place:]
+    return models
+
+
+def outcome(folder) -> str:
+    """The message of a refusal; empty if a text can be encoded."""
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ConfigError as err:
+        return str(err)
+    assert tokenizer.encode('What is ahead?')
+    return ''
+
+
+def test_a_damaged_model_gives_one_clear_error_or_a_tokenizer(tmp_path):
+    write_json(tmp_path / 'tokenizer_config.json', {})
+    refusals = []
+    for model in damaged_models((DATA / 'plain.model').read_bytes()).values():
+        (tmp_path / 'tokenizer.model').write_bytes(model)
+        refusals.append(outcome(tmp_path))
+    refusals = list(filter(None, refusals))
+    assert len(refusals) > 40
+    assert all(str(tmp_path) in line and len(line.splitlines()) == 1 for line in refusals)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        (lambda model: model.trainer_spec.Clear(), 'is of kind 1, allowed: 2, BPE'),
+        (lambda model: setattr(model.pieces[0], 'type', 1), 'has no unknown token'),
+        (lambda model: setattr(model.pieces[5], 'piece', ''), 'has a piece without text'),
+        (
+            lambda model: setattr(model.normalizer_spec, 'precompiled_charsmap', b'\xff' * 9),
+            'the tokenizer does not load: ',
+        ),
+    ],
+)
+def test_a_model_that_is_not_one_of_internlm2_is_refused(tmp_path, change, reason):
+    model = ModelProto.FromString((DATA / 'plain.model').read_bytes())
+    assert model.pieces[0].type == model.pieces[0].UNKNOWN
+    change(model)
+    (tmp_path / 'tokenizer.model').write_bytes(model.SerializeToString())
+    write_json(tmp_path / 'tokenizer_config.json', {})
+    with pytest.raises(ConfigError, match=reason):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_sentencepiece_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    (tmp_path / 'tokenizer.model').write_bytes((DATA / 'plain.model').read_bytes())
+    monkeypatch.setitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', None)
+    reason = 'tokenizer.model needs sentencepiece, .* pip install --upgrade sentencepiece protobuf'
+    with pytest.raises(BackendUnavailableError, match=reason):
+        load_tokenizer(tmp_path)
 
 
 def test_the_command_says_what_it_assumes(weights, tmp_path, capsys):
