@@ -22,7 +22,7 @@ AHEAD_OF_TIME = BuildOptions(compute_capabilities=('8.6', '8.9'))
 
 
 def ignore_progress(phase: str, done: int, total: int) -> None:
-    """A progress callback for builds that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def plan_of(checkpoint: Path, backend: str, **changes) -> BuildPlan:

@@ -96,7 +96,12 @@ def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir
     (folder / 'verification.json').unlink()
     words = ['--engine-dir', str(engine_dir)]
     (entry,) = run_json(capsys, 'inspect-engine', str(folder), *words, status=1)
-    assert entry['fix_command'] == f'p2d verify-engine {folder}'
+    assert entry['fix_command'] == f'p2d verify-engine {folder} --engine-dir {engine_dir}'
+    program, *command = shlex.split(entry['fix_command'])
+    assert program == 'p2d'
+    verified = run_json(capsys, *command)
+    assert list(verified) == [str(folder)]
+    (folder / 'verification.json').unlink()
     verified = run_json(capsys, 'verify-engine', *words)
     assert list(verified) == [str(folder)]
     assert run_json(capsys, 'verify-engine', *words) == {}

@@ -48,7 +48,7 @@ def refusal(engine_dir, checkpoint, backend='onnxruntime'):
 
 
 def edit_manifest(folder, **changes):
-    """Change a manifest as somebody would who knows how its digest is made."""
+    """Change fields of a manifest and write it with a valid digest."""
     manifest = replace(read_manifest(folder), **changes)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
 

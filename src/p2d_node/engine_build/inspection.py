@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-import shlex
 
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.vision_encoder.engine_store import (
@@ -19,6 +18,7 @@ from p2d_node.vision_encoder.engine_store import (
     list_all_engines,
     rebuild_command,
     verification_gap,
+    verify_command,
 )
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
@@ -82,7 +82,7 @@ def inspect_engine(
         gap = verification_gap(folder, manifest, machine)
         checks.append(Check(VERIFICATION, gap or 'passed', 'passed', not gap))
         if gap and not fix_command:
-            fix_command = shlex.join(['p2d', 'verify-engine', str(folder)])
+            fix_command = verify_command(folder)
     return Inspection(folder=folder, checks=checks, fix_command=fix_command)
 
 

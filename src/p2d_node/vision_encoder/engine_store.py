@@ -139,9 +139,19 @@ def rebuild_command(
             words += ['--camera-size', f'{manifest.height}x{manifest.width}']
         if manifest.backend == 'tensorrt_rtx' and manifest.compute_capabilities:
             words += ['--compute-capability', ','.join(manifest.compute_capabilities)]
-    if engine_dir.resolve() != default_engine_dir().resolve():
-        words += ['--engine-dir', str(engine_dir)]
-    return shlex.join(words)
+    return shlex.join([*words, *_engine_dir_option(engine_dir)])
+
+
+def verify_command(folder: Path) -> str:
+    """Return the command that verifies the engine in `folder`."""
+    option = _engine_dir_option(folder.parents[1])
+    return shlex.join(['p2d', 'verify-engine', str(folder), *option])
+
+
+def _engine_dir_option(engine_dir: Path) -> list[str]:
+    if engine_dir.resolve() == default_engine_dir().resolve():
+        return []
+    return ['--engine-dir', str(engine_dir)]
 
 
 def open_engine(
@@ -225,15 +235,11 @@ def compare(
     runtime_version: str,
 ) -> list[Check]:
     """Compare the manifest of an engine with this machine and with the request."""
-
-    def equal(what: str, in_engine: object, here: object) -> Check:
-        return Check(what, str(in_engine) or 'none', str(here) or 'none', in_engine == here)
-
     vision_sha256 = request.vision_sha256()
-    checks = [
-        equal('folder name', manifest.key, folder.name),
-        equal('backend', manifest.backend, _backend_of(folder)),
-        equal('model', manifest.model_name, request.model_name),
+    return [
+        _equal('folder name', manifest.key, folder.name),
+        _equal('backend', manifest.backend, _backend_of(folder)),
+        _equal('model', manifest.model_name, request.model_name),
         Check(
             'vision weights',
             manifest.vision_sha256[:16],
@@ -241,12 +247,21 @@ def compare(
             manifest.vision_sha256 == vision_sha256,
         ),
         _compare_settings('image processor', manifest.processing, request.processing),
-        equal('number of cameras', manifest.num_views, request.num_views),
-        equal('runtime version', manifest.runtime_version, runtime_version),
+        _equal('number of cameras', manifest.num_views, request.num_views),
+        _equal('runtime version', manifest.runtime_version, runtime_version),
+        *_compare_gpu(manifest, machine),
     ]
+
+
+def _equal(what: str, in_engine: object, here: object) -> Check:
+    return Check(what, str(in_engine) or 'none', str(here) or 'none', in_engine == here)
+
+
+def _compare_gpu(manifest: EngineManifest, machine: Machine) -> list[Check]:
+    checks: list[Check] = []
     if manifest.gpu_name:
-        checks.append(equal('GPU', manifest.gpu_name, machine.gpu_name))
-        checks.append(equal('driver', manifest.driver, machine.driver))
+        checks.append(_equal('GPU', manifest.gpu_name, machine.gpu_name))
+        checks.append(_equal('driver', manifest.driver, machine.driver))
     if manifest.compute_capabilities:
         capabilities = ', '.join(manifest.compute_capabilities)
         here = machine.compute_capability
@@ -309,11 +324,10 @@ def require_verification(folder: Path, manifest: EngineManifest, machine: Machin
     Raises:
         EngineMismatchError: It was not verified, verified on another machine, or failed.
     """
-    command = shlex.join(['p2d', 'verify-engine', str(folder)])
     reason = verification_gap(folder, manifest, machine)
     if reason:
         raise EngineMismatchError(
-            f'engine {folder}: {reason}; verify it here: {command} (or set '
+            f'engine {folder}: {reason}; verify it here: {verify_command(folder)} (or set '
             'encoder.allow_unverified to true)'
         )
 
