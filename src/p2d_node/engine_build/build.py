@@ -24,7 +24,8 @@ from p2d_node.engine_build.export_folder import (
 )
 from p2d_node.engine_build.verify import require_faithful, Verification, write_verification
 from p2d_node.errors import EngineMismatchError
-from p2d_node.vision_encoder.engine_store import check_place, hash_file, list_engines
+from p2d_node.vision_encoder.engine_checks import check_place, hash_file
+from p2d_node.vision_encoder.engine_store import list_engines
 from p2d_node.vision_encoder.machine import Machine, runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import (
     EngineManifest,

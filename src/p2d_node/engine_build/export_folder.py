@@ -21,13 +21,8 @@ from p2d_node.engine_build.verify import require_faithful, THRESHOLDS, Verificat
 from p2d_node.errors import EngineMismatchError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import FRAMES
-from p2d_node.vision_encoder.engine_store import (
-    check_artefacts,
-    check_place,
-    EXPORT,
-    hash_file,
-    list_engines,
-)
+from p2d_node.vision_encoder.engine_checks import check_artefacts, check_place, hash_file
+from p2d_node.vision_encoder.engine_store import EXPORT, list_engines
 from p2d_node.vision_encoder.manifest import (
     Artefact,
     EngineManifest,

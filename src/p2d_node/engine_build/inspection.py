@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
-from p2d_node.vision_encoder.engine_store import (
+from p2d_node.vision_encoder.engine_checks import (
     Check,
     check_artefacts,
     check_place,
     compare,
+    verification_gap,
+)
+from p2d_node.vision_encoder.engine_store import (
     DEFAULT_NUM_VIEWS,
     EngineRequest,
     EXPORT,
     list_all_engines,
     rebuild_command,
-    verification_gap,
     verify_command,
 )
 from p2d_node.vision_encoder.machine import runtime_version, this_machine

@@ -13,7 +13,8 @@ from p2d_node.errors import EngineMismatchError
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
 from p2d_node.vision_encoder.base import VisionEncoder
 from p2d_node.vision_encoder.engine_buffers import INPUT_NAME, OUTPUT_NAME
-from p2d_node.vision_encoder.engine_store import check_artefacts, check_place, EXPORT
+from p2d_node.vision_encoder.engine_checks import check_artefacts, check_place
+from p2d_node.vision_encoder.engine_store import EXPORT
 from p2d_node.vision_encoder.factory import ENGINE_ENCODERS
 from p2d_node.vision_encoder.machine import Machine, runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import (

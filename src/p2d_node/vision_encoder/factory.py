@@ -9,10 +9,10 @@ from pathlib import Path
 from p2d_node.config import EncoderConfig
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.vision_encoder.base import VisionEncoder
+from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.engine_store import (
     EngineRequest,
     list_engines,
-    open_engine,
     rebuild_command,
     resolve_engine_dir,
 )

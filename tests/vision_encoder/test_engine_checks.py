@@ -21,7 +21,7 @@ from p2d_node.checkpoints.untrained import write_untrained_checkpoint
 from p2d_node.engine_build.build import build_engine
 from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
-from p2d_node.vision_encoder.engine_store import open_engine
+from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import (
     Artefact,
