@@ -1,7 +1,7 @@
 """The engine folder: which engines it holds, and the commands that build and verify them.
 
-An engine is the folder `<engine_dir>/<model>/<backend>-<precision>-<input>-<time>-<random>/`, which
-holds manifest.json and the artefacts.
+An engine is a folder `<engine_dir>/<model>/<backend>-<precision>-<input>-<time>-<random>/` with a
+manifest.json and artefacts.
 """
 
 from __future__ import annotations
