@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class P2dError(Exception):
@@ -44,21 +43,29 @@ class InferenceError(P2dError):
 
 
 @contextmanager
-def checkpoint_faults(folder: Path) -> Iterator[None]:
-    """Name the checkpoint in `folder` as the cause of whatever a library makes of its files.
+def checkpoint_faults(
+    folder: object, *, part: str = 'the checkpoint', parameter: str = 'model'
+) -> Iterator[None]:
+    """Turn the errors of libraries that load a checkpoint into a ConfigError.
 
-    Settings with values of a wrong kind end in faults without a common class.
+    The libraries have no common error class for settings of a wrong type.
+
+    Args:
+        folder: The checkpoint.
+        part: The part of the checkpoint that is loaded.
+        parameter: The parameter that names the checkpoint; empty: the message has no prefix.
 
     Raises:
-        ConfigError: In place of anything that is not raised on purpose.
+        ConfigError: In place of any error but a P2dError.
     """
     try:
         yield
     except P2dError:
         raise
     except Exception as err:
+        prefix = f'{parameter}: ' if parameter else ''
         reason = (str(err).strip().splitlines() or ['no reason given'])[0]
         raise ConfigError(
-            f'model: {folder}: does not load: {type(err).__name__}: {reason}; copy the '
-            'checkpoint again'
+            f'{prefix}{folder}: {part} does not load: {type(err).__name__}: {reason}; copy its '
+            'files again'
         ) from err

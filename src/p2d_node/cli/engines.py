@@ -14,8 +14,8 @@ from typing import Any, TYPE_CHECKING
 from p2d_node.errors import ConfigError
 
 if TYPE_CHECKING:
-    from p2d_node.engine_build.build import BuiltEngine
     from p2d_node.engine_build.export import ExportPlan
+    from p2d_node.engine_build.export_folder import BuiltEngine
     from p2d_node.engine_build.inspection import Inspection
 
 DOES_NOT_FIT = 1
@@ -143,7 +143,7 @@ def _add_inspect(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = _add_verb(
         subparsers,
         'inspect-engine',
-        text='show what of an engine fits this machine and what does not, and what mends it',
+        text='compare engines with this machine, and show the command that fixes a mismatch',
         example=INSPECT_EXAMPLE,
         run=run_inspect,
     )
@@ -167,7 +167,7 @@ def _add_clean(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Export and report."""
-    from p2d_node.engine_build.build import export_model
+    from p2d_node.engine_build.export_folder import export_model
     from p2d_node.vision_encoder.engine_store import DEFAULT_NUM_VIEWS, resolve_engine_dir
 
     views = DEFAULT_NUM_VIEWS if args.views is None else args.views
@@ -182,12 +182,8 @@ def run_build(args: argparse.Namespace) -> int:
     """Build and report."""
     from p2d_node.checkpoints.devices import choose_device
     from p2d_node.cli.parameter_file import read_drive_config
-    from p2d_node.engine_build.build import (
-        build_engine,
-        BuildPlan,
-        choose_backend,
-        DEFAULT_PRECISION,
-    )
+    from p2d_node.engine_build.build import build_engine
+    from p2d_node.engine_build.build_plan import BuildPlan, choose_backend, DEFAULT_PRECISION
     from p2d_node.vision_encoder.engine_store import resolve_engine_dir
     from p2d_node.vision_encoder.tensorrt_api import BuildOptions
 
@@ -214,8 +210,8 @@ def run_build(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """Verify and report; exit code 1 where an engine is not what torch computes."""
     from p2d_node.checkpoints.devices import choose_device
-    from p2d_node.engine_build.build import verify_engine
     from p2d_node.engine_build.inspection import unverified_engines
+    from p2d_node.engine_build.verify import verify_engine
     from p2d_node.vision_encoder.engine_store import resolve_engine_dir
 
     device, engine_dir = choose_device(args.device), resolve_engine_dir(args.engine_dir)
@@ -285,15 +281,15 @@ def _export_plan(
     from p2d_node.preprocessing import ImageProcessing
     from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 
-    takes = EncoderInput()
+    input_spec = EncoderInput()
     if args.input == FRAMES:
-        takes = EncoderInput(FRAMES, *_parse_size(args.camera_size))
+        input_spec = EncoderInput(FRAMES, *_parse_size(args.camera_size))
     with model_folder(model or SHIPPED_MODEL) as folder:
         checkpoint = open_checkpoint(folder)
         yield ExportPlan(
             checkpoint=checkpoint,
             processing=ImageProcessing.from_folder(checkpoint.folder),
-            takes=takes,
+            input_spec=input_spec,
             precision=precision,
             num_views=num_views if checkpoint.mosaic is None else 1,
         )
@@ -370,7 +366,7 @@ def _inspection_json(inspection: Inspection) -> dict[str, Any]:
         'folder': str(inspection.folder),
         'fits': inspection.fits,
         'checks': [asdict(check) for check in inspection.checks],
-        'mend': inspection.mend,
+        'fix_command': inspection.fix_command,
     }
 
 
@@ -384,5 +380,5 @@ def _print_inspection(inspection: Inspection) -> None:
     for check in inspection.checks:
         table.add_row(check.what, check.in_engine, check.here, 'yes' if check.fits else 'NO')
     Console().print(table)
-    if inspection.mend:
-        print(f'mend: {inspection.mend}\n')
+    if inspection.fix_command:
+        print(f'fix: {inspection.fix_command}\n')

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.checkpoints.checkpoint import Checkpoint
-from p2d_node.checkpoints.checkpoint_files import checked_tokenizer
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.families.base import Family
@@ -79,7 +78,7 @@ def load_family(
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    with checked_tokenizer(f'model: {folder}'):
+    with checkpoint_faults(folder, part='the tokenizer'):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ConfigError(
