@@ -366,6 +366,26 @@ CAMERA_NAMES = Parameter(
 """Names the cameras; the parameters `cameras.<NAME>.*` and `retention_ratio.<NAME>` follow it."""
 
 
+def check_camera_names(names: Any) -> tuple[str, ...]:
+    """Return the value of `camera_names` as a tuple.
+
+    Raises:
+        ConfigError: Not a list of different, non-empty texts, or a text with a dot, which
+            separates the parts of parameter names.
+    """
+    if (
+        not isinstance(names, (list, tuple))
+        or not names
+        or not all(isinstance(name, str) and name and '.' not in name for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ConfigError(
+            f'{CAMERA_NAMES.name}: got {names!r}, allowed: a list of one or more different names '
+            'without dots, such as [CAM_FRONT, CAM_BACK]'
+        )
+    return tuple(names)
+
+
 def list_parameters(
     camera_names: Sequence[str], tuned: Mapping[str, float] | None = None
 ) -> list[Parameter]:
@@ -408,6 +428,7 @@ def config_from_parameters(
     Raises:
         ConfigError: A name that is not a parameter, a value of the wrong type or out of range.
     """
+    camera_names = check_camera_names(camera_names)
     known = {parameter.name: parameter for parameter in list_parameters(camera_names, tuned)}
     for name in values:
         if name not in known:

@@ -303,7 +303,7 @@ def test_a_question_that_a_sweep_fails_with_is_given_up_with_the_reason(
     with monkeypatch.context() as patch:
         patch.setattr(drive_node._pipeline._encoder, 'encode', no_memory)
         future = client.call_async(Ask.Request(question='Is there a bus?', timeout_s=20.0))
-        wait_until(lambda: drive_node._active.worker._pending)
+        wait_until(lambda: drive_node.session.worker._pending)
         rig.publish_sweep()
         response = wait_until(lambda: future.result() if future.done() else None)
     assert not response.success
@@ -491,7 +491,7 @@ def test_of_a_burst_only_the_latest_sweep_waits(drive, node, rig, watcher):
     wait_until(
         lambda: [a for a in watcher.answers if to_nanoseconds(a.header.stamp) == last_ns], 60.0
     )
-    state, counters = drive_node._active.worker.state, drive_node._sync.counters
+    state, counters = drive_node.session.worker.state, drive_node.session.synchronizer.counters
     wait_until(lambda: state.answered + state.superseded == counters.complete)
     assert state.superseded >= 1
     stamps = [to_nanoseconds(a.header.stamp) for a in watcher.answers]

@@ -1,4 +1,4 @@
-"""The state of the node as diagnostic_msgs, one status per component (REP-107)."""
+"""Describes pipeline, synchroniser and cameras as `diagnostic_msgs` statuses (REP-107)."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.units import NS_PER_MS, NS_PER_S
 
-RATE_SHARE = 0.8
-"""A camera below this share of its rate is reported."""
+MIN_RATE_SHARE = 0.8
+"""A camera below this share of its expected rate is reported."""
 
 SILENT_S = 2.0
 """A camera without a frame for this long is reported as silent."""
 
 FAILURES_UNTIL_ERROR = 5
-"""Sweeps that may fail in a row before a warning becomes an error."""
+"""Failed sweeps in a row at which the warning becomes an error."""
 
 STALLED_S = 10.0
-"""A sweep that is in work for longer is reported."""
+"""A sweep that is processed for longer than this is reported."""
 
-FRAGMENT_REMEDY = (
+FIX_LOST_FRAGMENTS = (
     'large best-effort images lose fragments: start the publisher with '
     'FASTDDS_DEFAULT_PROFILES_FILE set to config/fastdds.xml of p2d_node (or Cyclone DDS with '
     'CYCLONEDDS_URI set to config/cyclonedds.xml), publish reliable, or publish compressed'
 )
-NETWORK_REMEDY = 'check the camera driver, its frame rate and the load of the network'
+FIX_SLOW_CAMERA = 'check the camera driver, its frame rate and the network load'
 
 
 def make_status(
     name: str, level: bytes, message: str, values: dict[str, object], hardware_id: str
 ) -> DiagnosticStatus:
-    """Return one status; keys and values go out as text."""
+    """Return one status.
+
+    Args:
+        name: Name of the component.
+        level: A level of `DiagnosticStatus`.
+        message: One line for the user.
+        values: Figures, published as text.
+        hardware_id: The device of the model.
+    """
     return DiagnosticStatus(
         name=name,
         level=level,
@@ -52,7 +61,7 @@ def camera_status(
 
     Args:
         camera: The subscription.
-        expected_hz: The rate it should have; 0.0 where nothing is known.
+        expected_hz: Its expected frame rate; 0.0 if unknown.
     """
     rate_hz = camera.rate_hz()
     silent_s = _seconds_since(camera.last_arrival_ns)
@@ -69,26 +78,26 @@ def camera_status(
     if num_publishers == 0:
         message = f'nobody publishes {camera.config.topic}; check cameras.{camera.name}.topic'
         return DiagnosticStatus.ERROR, message, values
-    if wrong_type := camera.wrong_type():
+    if published_type := camera.unexpected_type():
         message = (
-            f'{camera.config.topic} is published as {wrong_type}, but transport is '
+            f'{camera.config.topic} is published as {published_type}, but transport is '
             f'{camera.config.transport}; set cameras.{camera.name}.transport'
         )
         return DiagnosticStatus.ERROR, message, values
     if silent_s is None:
         return DiagnosticStatus.WARN, f'no frame yet on {camera.config.topic}', values
-    # A slow camera, such as a bag of keyframes, is not silent between two frames.
+    # A slow source, such as a bag of keyframes at 2 Hz, is not silent between two frames.
     if silent_s > max(SILENT_S, 2.0 / expected_hz if expected_hz else SILENT_S):
         return DiagnosticStatus.ERROR, f'no frame for {silent_s:.0f} s', values
-    if expected_hz and 0 < rate_hz < RATE_SHARE * expected_hz:
-        remedy = NETWORK_REMEDY if camera.reliable else FRAGMENT_REMEDY
-        message = f'{rate_hz:.1f} Hz, below its rate of {expected_hz:.1f} Hz: {remedy}'
+    if expected_hz and 0 < rate_hz < MIN_RATE_SHARE * expected_hz:
+        fix = FIX_SLOW_CAMERA if camera.reliable else FIX_LOST_FRAGMENTS
+        message = f'{rate_hz:.1f} Hz, below its rate of {expected_hz:.1f} Hz: {fix}'
         return DiagnosticStatus.WARN, message, values
     return DiagnosticStatus.OK, f'{rate_hz:.1f} Hz', values
 
 
 def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
-    """Return per camera the configured rate, else that of the fastest camera."""
+    """Return camera to expected rate in Hz: the configured one, or that of the fastest camera."""
     fastest_hz = max((camera.rate_hz() for camera in cameras), default=0.0)
     return {camera.name: camera.config.rate_hz or fastest_hz for camera in cameras}
 
@@ -100,7 +109,7 @@ def sync_status(
 
     Args:
         sync: The synchroniser.
-        previous: Its counters at the last report.
+        previous: Its counters at the previous report.
     """
     counters = sync.counters
     values: dict[str, object] = {
@@ -108,7 +117,7 @@ def sync_status(
         for name in ('complete', 'partial', 'dropped', 'late', 'duplicate', 'reset', 'unstamped')
     }
     values |= {f'missing {name}': count for name, count in counters.missing.items()}
-    values['tolerance (ms)'] = f'{sync.tolerance_ns / 1e6:.1f}'
+    values['tolerance (ms)'] = f'{sync.tolerance_ns / NS_PER_MS:.1f}'
     values['policy'] = sync.missing_camera_policy
     if sync.learning:
         return DiagnosticStatus.WARN, 'learning the exposure offsets', values
@@ -120,7 +129,7 @@ def sync_status(
         )
         return DiagnosticStatus.ERROR, message, values
     if counters.unstamped > previous.unstamped:
-        message = 'stamps are 0: arrival times take their place; stamp the images at capture'
+        message = 'stamps are 0, so arrival times are used; stamp the images at capture'
         return DiagnosticStatus.WARN, message, values
     return DiagnosticStatus.OK, f'{counters.complete} complete sweeps', values
 
@@ -164,4 +173,4 @@ def pipeline_status(
 
 
 def _seconds_since(steady_ns: int | None) -> float | None:
-    return None if steady_ns is None else (time.monotonic_ns() - steady_ns) / 1e9
+    return None if steady_ns is None else (time.monotonic_ns() - steady_ns) / NS_PER_S
