@@ -64,8 +64,6 @@ def declare_parameters(node: Node) -> DriveConfig:
         ConfigError: A value that is not allowed, or a ratio of a camera that is not configured.
     """
     given = _overrides(node)
-    if not isinstance(given.get('use_sim_time', False), bool):
-        raise ConfigError(f'use_sim_time: got {given["use_sim_time"]!r}, allowed: true, false')
     camera_names = check_camera_names(given.pop(CAMERA_NAMES.name, CAMERA_NAMES.default))
     tuned = tuned_ratios(str(given.get('model', SHIPPED_MODEL)))
     parameters = list_parameters(camera_names, tuned)

@@ -22,7 +22,9 @@ SOURCE_LOCATION = re.compile(r',? at \S+\.(?:c|cpp|h|hpp):\d+')
 
 PARAMETER_FILE_ERROR = re.compile(r"parse params file: '--params-file (.+?)'\. Error: (.+)")
 ARGUMENT_ERROR = re.compile(r"Couldn't parse (.+)")
-LOG_FOLDER_ERROR = re.compile(r'failed to initialize logging: (.+)')
+LOG_ERROR = re.compile(r'Failed (?:to create log directory|opening file) .+')
+ERROR_NUMBER = re.compile(r'\d+$')
+UNKNOWN_ARGUMENTS = re.compile(r'\[(.+)\]')
 
 
 def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
@@ -84,11 +86,14 @@ def _explain_init_error(reason: str) -> str:
             f'{path}: ROS cannot read this parameter file: {why}; correct it as in '
             'config/drive.yaml'
         )
-    if match := LOG_FOLDER_ERROR.search(reason):
+    if match := LOG_ERROR.search(reason):
+        why = ERROR_NUMBER.sub(lambda number: os.strerror(int(number[0])), match[0])
         return (
-            f'ROS_LOG_DIR: ROS cannot write its log: {match[1]}; set ROS_LOG_DIR to a folder '
-            'that can be written'
+            f'ROS_LOG_DIR: ROS cannot write its log: {why}; set ROS_LOG_DIR to a folder that can '
+            'be written'
         )
     if match := ARGUMENT_ERROR.search(reason):
         return f'ROS cannot read the {match[1]}; correct this argument'
+    if match := UNKNOWN_ARGUMENTS.fullmatch(reason):
+        return f'ROS arguments: got {match[1]}, which ROS does not know; remove it'
     return f'ROS does not start: {reason}; correct the ROS arguments or environment variables'
