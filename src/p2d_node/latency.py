@@ -1,8 +1,8 @@
-"""Stage durations of one sweep, on the steady clock."""
+"""Stage durations and the deadline of one sweep, on the steady clock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import time
 
@@ -10,41 +10,55 @@ import torch
 
 NS_PER_MS = 1e6
 
+MustStop = Callable[[], bool]
+"""Called between tokens; True cuts all answers that have not ended."""
+
+
+def never() -> bool:
+    """Return False: the `MustStop` without a deadline."""
+    return False
+
+
+def stop_at(end_ns: int, must_stop: MustStop) -> MustStop:
+    """Return a check that is True from `end_ns` on, or when `must_stop` is.
+
+    Args:
+        end_ns: Steady clock, nanoseconds.
+        must_stop: A further check.
+    """
+    return lambda: time.monotonic_ns() >= end_ns or must_stop()
+
 
 class StageClock:
-    """Adds up milliseconds per stage; one per sweep, one thread.
+    """Adds up milliseconds per stage. Create one per sweep; use it from one thread.
 
-    A stage inside another one is not counted in the outer one. On a GPU a stage begins when what
-    was launched before it has ended, and ends when its own kernels have: one synchronisation at
-    either end, none inside.
+    Stages follow one another and do not nest. On a GPU a stage waits for the device at its start
+    and at its end, and not in between.
+
+    Attributes:
+        started_ns: Steady clock at creation, nanoseconds.
+        durations_ms: Milliseconds per stage so far.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._synchronize = device.type == 'cuda'
-        self._start_ns = time.monotonic_ns()
-        self._inner_ms = 0.0
+        self.started_ns = time.monotonic_ns()
         self.durations_ms: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body of a `with` block and add it to stage `name`."""
-        self._settle()
+        """Add the duration of the body to stage `name`."""
+        self._wait_for_device()
         start_ns = time.monotonic_ns()
-        inner_ms, self._inner_ms = self._inner_ms, 0.0
         yield
-        self._settle()
+        self._wait_for_device()
         duration_ms = (time.monotonic_ns() - start_ns) / NS_PER_MS
-        self.add(name, duration_ms - self._inner_ms)
-        self._inner_ms = inner_ms + duration_ms
-
-    def _settle(self) -> None:
-        if self._synchronize:
-            torch.cuda.synchronize()
-
-    def add(self, name: str, duration_ms: float) -> None:
-        """Add a duration that was measured elsewhere."""
         self.durations_ms[name] = self.durations_ms.get(name, 0.0) + duration_ms
 
-    def elapsed_ms(self) -> float:
-        """Return the milliseconds since this clock was made."""
-        return (time.monotonic_ns() - self._start_ns) / NS_PER_MS
+    def mark(self, name: str) -> None:
+        """Set `name` to the milliseconds since creation, unless it is set already."""
+        self.durations_ms.setdefault(name, (time.monotonic_ns() - self.started_ns) / NS_PER_MS)
+
+    def _wait_for_device(self) -> None:
+        if self._synchronize:
+            torch.cuda.synchronize()

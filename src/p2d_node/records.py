@@ -139,7 +139,20 @@ class Cut(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimes:
-    """Milliseconds per stage on the steady clock; 0.0 where a stage did not run."""
+    """Milliseconds per stage of one sweep on the steady clock; 0.0 if a stage did not run.
+
+    Attributes:
+        sync_wait_ms: First frame received to set closed.
+        queue_ms: Set closed to work begun.
+        decode_ms: Bytes to pixels, all views.
+        preprocess_ms: Pixels to the encoder's input, all views.
+        encode_ms: Encoder's input to visual tokens, all views.
+        select_ms: Visual tokens to kept indices, all views.
+        prefill_ms: Language model over prompt and kept tokens, all questions together.
+        ttft_ms: Work begun to the first token of the first answer.
+        generate_ms: Decoding after the first token, all questions together.
+        total_ms: First frame received to last answer.
+    """
 
     sync_wait_ms: float = 0.0
     queue_ms: float = 0.0
@@ -170,8 +183,7 @@ class DrivingAnswer:
         mean_log_probability: Mean natural-log probability of the generated tokens; NaN if none.
         num_generated_tokens: Generated tokens, the end token included.
         cut: Why the answer ended.
-        times: Shared stages as for the sweep; ttft of this answer; of prefill and generate its
-            share: questions that are answered together have equal ones.
+        times: Of the sweep; the same in all its answers.
     """
 
     stamp_ns: int

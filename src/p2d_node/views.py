@@ -1,10 +1,15 @@
-"""Models that see all views stitched into one picture: its layout, and which tokens are whose."""
+"""How camera views become the pictures that the vision encoder sees, and which tokens are whose.
+
+Most models see each view as a picture of its own (`SeparateViews`). Some see all views stitched
+into one picture (`MosaicViews`); the tokens of a view are then a region of that picture. All other
+code uses the interface `Views` and does not ask which of the two it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,38 +19,142 @@ import torch
 from torch import Tensor
 
 MOSAIC_KEY = 'p2d_mosaic'
-"""In config.json: rows of camera names, top to bottom; absent where views stay apart."""
+"""In config.json: rows of camera names, top to bottom; absent where views are separate."""
+
+Grid = tuple[int, int]
+"""Rows and columns of visual tokens, numbered row by row from the top left."""
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
-    """The tokens of one view in the grid of the whole picture.
+class ViewBatch:
+    """Visual tokens of cameras whose views have the same grid.
 
     Attributes:
-        indices: int64 [tokens], row by row.
-        grid: Rows and columns of them.
+        cameras: Names of the cameras.
+        states: Float [cameras, tokens, hidden].
+        grid: Of each view.
     """
 
-    indices: Tensor
-    grid: tuple[int, int]
+    cameras: tuple[str, ...]
+    states: Tensor
+    grid: Grid
+
+
+class Views(Protocol):
+    """The pictures of a sweep.
+
+    Attributes:
+        grid: Of one picture.
+        stitched: Whether all views share one picture.
+    """
+
+    grid: Grid
+    stitched: bool
+
+    def count_pictures(self, num_cameras: int) -> int:
+        """Return how many pictures the views of `num_cameras` cameras are."""
+        ...
+
+    def count_tokens(self, camera: str) -> int:
+        """Return the number of visual tokens of one camera before any is dropped."""
+        ...
+
+    def check_cameras(self, cameras: Sequence[str]) -> None:
+        """Raise `ConfigError` if a camera has no place in the pictures."""
+        ...
+
+    def to_pictures(self, frames: Sequence[DecodedFrame]) -> list[DecodedFrame]:
+        """Return the pictures of a sweep, each as a frame.
+
+        Raises:
+            ImageDecodeError: Frames that do not fit together.
+        """
+        ...
+
+    def split_states(self, states: Tensor, cameras: Sequence[str]) -> list[ViewBatch]:
+        """Split float [pictures, tokens, hidden] by camera, in the order of `cameras`."""
+        ...
+
+    def to_picture_indices(self, camera: str, indices: Tensor) -> Tensor:
+        """Map indices into one camera's tokens to indices into its picture's tokens, int64."""
+        ...
+
+    def merge_indices(self, keep_indices: Sequence[Tensor]) -> list[Tensor]:
+        """Merge kept indices per camera into ascending indices per picture."""
+        ...
+
+    def token_map(self, camera: str, height: int, width: int) -> npt.NDArray[np.int64]:
+        """Return for each pixel of a camera's frame the token that covers it.
+
+        Returns:
+            int64 [height, width], indices into the tokens of the camera's picture.
+        """
+        ...
+
+
+class SeparateViews:
+    """Each view is a picture of its own; see `Views`."""
+
+    stitched = False
+
+    def __init__(self, grid: Grid, *, padded: bool) -> None:
+        """Describe the pictures.
+
+        Args:
+            grid: Rows and columns of the tokens of one view.
+            padded: Whether the grid covers the frame padded to a square, or the frame itself.
+        """
+        self.grid = grid
+        self._padded = padded
+
+    def count_pictures(self, num_cameras: int) -> int:
+        """Return the number of cameras."""
+        return num_cameras
+
+    def count_tokens(self, camera: str) -> int:
+        """Return the number of tokens of one view; the same for all cameras."""
+        return self.grid[0] * self.grid[1]
+
+    def check_cameras(self, cameras: Sequence[str]) -> None:
+        """Accept any camera."""
+
+    def to_pictures(self, frames: Sequence[DecodedFrame]) -> list[DecodedFrame]:
+        """Return the frames."""
+        return list(frames)
+
+    def split_states(self, states: Tensor, cameras: Sequence[str]) -> list[ViewBatch]:
+        """Return all views as one batch."""
+        return [ViewBatch(tuple(cameras), states, self.grid)]
+
+    def to_picture_indices(self, camera: str, indices: Tensor) -> Tensor:
+        """Return `indices`."""
+        return indices
+
+    def merge_indices(self, keep_indices: Sequence[Tensor]) -> list[Tensor]:
+        """Return `keep_indices`."""
+        return list(keep_indices)
+
+    def token_map(self, camera: str, height: int, width: int) -> npt.NDArray[np.int64]:
+        """Return which token covers each pixel; see `Views`."""
+        return _token_map(self.grid, height, width, padded=self._padded)
 
 
 @dataclass(frozen=True, slots=True)
 class Mosaic:
-    """How views are stitched.
+    """How views are stitched into one picture.
 
     Attributes:
-        rows: Names of cameras, top to bottom, each left to right; all rows are as long.
+        rows: Camera names, top to bottom, each row left to right; all rows are equally long.
     """
 
     rows: tuple[tuple[str, ...], ...]
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Mosaic | None:
-        """Return what a checkpoint's config.json says; None where its views stay apart.
+        """Read the layout from a checkpoint's config.json; None if its views are separate.
 
         Raises:
-            ConfigError: No table of different names.
+            ConfigError: The value is not a table of different names.
         """
         rows = config.get(MOSAIC_KEY)
         if rows is None:
@@ -55,7 +164,7 @@ class Mosaic:
         if not names or len({len(row) for row in rows}) > 1 or len(set(names)) < len(names):
             raise ConfigError(
                 f'model: config.json: {MOSAIC_KEY}: got {rows!r}, allowed: rows of different '
-                'camera names, all as long'
+                'camera names, all of the same length'
             )
         return cls(tuple(tuple(str(name) for name in row) for row in rows))
 
@@ -69,50 +178,135 @@ class Mosaic:
         """Rows and columns of views."""
         return len(self.rows), len(self.rows[0])
 
-    def stitch(self, frames: Sequence[DecodedFrame]) -> DecodedFrame:
-        """Put frames of one size side by side; where one is missing it stays black.
+    def place(self, camera: str) -> tuple[int, int]:
+        """Return the row and column of a camera."""
+        return divmod(self.cameras.index(camera), self.shape[1])
+
+    def crop(self, picture: npt.NDArray[Any], camera: str) -> npt.NDArray[Any]:
+        """Return the part of `picture` [height, width, ...] that shows `camera`, as a view."""
+        row, column = self.place(camera)
+        rows, columns = self.shape
+        height, width = picture.shape[0] // rows, picture.shape[1] // columns
+        return picture[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """The tokens of one view within the mosaic: int64 [tokens], row by row, and their grid."""
+
+    indices: Tensor
+    grid: Grid
+
+
+class MosaicViews:
+    """All views are stitched into one picture; see `Views`."""
+
+    stitched = True
+
+    def __init__(
+        self, mosaic: Mosaic, grid: Grid, *, padded: bool, device: torch.device, model: str
+    ) -> None:
+        """Find the tokens of every view: those whose centre lies in it.
+
+        Args:
+            mosaic: The layout.
+            grid: Rows and columns of the tokens of the whole picture.
+            padded: Whether the grid covers the picture padded to a square, or the picture itself.
+            device: Of the indices.
+            model: Name of the model, for messages.
+        """
+        self.grid = grid
+        self._mosaic = mosaic
+        self._padded = padded
+        self._model = model
+        self._regions = {name: _find_region(mosaic, name, grid, device) for name in mosaic.cameras}
+
+    def count_pictures(self, num_cameras: int) -> int:
+        """Return 1."""
+        return 1
+
+    def count_tokens(self, camera: str) -> int:
+        """Return the number of tokens of the camera's region."""
+        return len(self._regions[camera].indices)
+
+    def check_cameras(self, cameras: Sequence[str]) -> None:
+        """Raise `ConfigError` for a camera that the mosaic does not show."""
+        for camera in cameras:
+            if camera not in self._regions:
+                raise ConfigError(
+                    f'cameras: got {camera}, allowed with {self._model}: '
+                    f'{", ".join(self._regions)}, which are stitched into one picture'
+                )
+
+    def to_pictures(self, frames: Sequence[DecodedFrame]) -> list[DecodedFrame]:
+        """Stitch frames of one size; the place of a missing view stays black.
 
         Raises:
             ImageDecodeError: Frames of different sizes or channel orders.
         """
         first = frames[0]
-        rows, columns = self.shape
+        rows, columns = self._mosaic.shape
         height, width = first.pixels.shape[:2]
         picture = np.zeros((rows * height, columns * width, 3), np.uint8)
         for frame in frames:
             if _kind(frame) != _kind(first):
                 raise ImageDecodeError(
-                    f'{frame.camera}: got {_kind(frame)}, but {first.camera} {_kind(first)}; this '
-                    'model takes one picture stitched of views of one size'
+                    f'{frame.camera}: got {_kind(frame)}, but {first.camera} {_kind(first)}; '
+                    f'{self._model} takes one picture stitched from views of one size'
                 )
-            self.cut(picture, frame.camera)[:] = frame.pixels
-        return DecodedFrame('mosaic', first.stamp_ns, picture, first.channel_order)
+            self._mosaic.crop(picture, frame.camera)[:] = frame.pixels
+        return [DecodedFrame('mosaic', first.stamp_ns, picture, first.channel_order)]
 
-    def cut(self, picture: npt.NDArray[Any], camera: str) -> npt.NDArray[Any]:
-        """Return the part of `picture` [height, width, ...] that shows `camera`, no copy."""
-        row, column = self._place(camera)
-        rows, columns = self.shape
-        height, width = picture.shape[0] // rows, picture.shape[1] // columns
-        return picture[row * height : (row + 1) * height, column * width : (column + 1) * width]
-
-    def region(self, camera: str, grid: tuple[int, int], device: torch.device) -> Region:
-        """Return the tokens of `camera`: those whose middle lies in its view.
-
-        Args:
-            camera: One of `cameras`.
-            grid: Rows and columns of the tokens of the whole picture.
-            device: Where the indices go.
-        """
-        inside = [
-            [i for i in range(tokens) if (2 * i + 1) * views // (2 * tokens) == place]
-            for tokens, views, place in zip(grid, self.shape, self._place(camera), strict=True)
+    def split_states(self, states: Tensor, cameras: Sequence[str]) -> list[ViewBatch]:
+        """Return one batch per camera: regions may differ in size."""
+        regions = {camera: self._regions[camera] for camera in cameras}
+        return [
+            ViewBatch((camera,), states[:, region.indices], region.grid)
+            for camera, region in regions.items()
         ]
-        token_rows, token_columns = (torch.tensor(side, device=device) for side in inside)
-        indices = token_rows[:, None] * grid[1] + token_columns
-        return Region(indices.flatten(), (len(token_rows), len(token_columns)))
 
-    def _place(self, camera: str) -> tuple[int, int]:
-        return divmod(self.cameras.index(camera), self.shape[1])
+    def to_picture_indices(self, camera: str, indices: Tensor) -> Tensor:
+        """Map indices into the camera's region to indices into the picture."""
+        return self._regions[camera].indices[indices]
+
+    def merge_indices(self, keep_indices: Sequence[Tensor]) -> list[Tensor]:
+        """Return the kept tokens of all cameras as one picture's, ascending."""
+        return [torch.cat(list(keep_indices)).sort().values]
+
+    def token_map(self, camera: str, height: int, width: int) -> npt.NDArray[np.int64]:
+        """Return which token covers each pixel; see `Views`."""
+        rows, columns = self._mosaic.shape
+        whole = _token_map(self.grid, rows * height, columns * width, padded=self._padded)
+        return self._mosaic.crop(whole, camera)
+
+
+def make_views(
+    mosaic: Mosaic | None, grid: Grid, *, padded: bool, device: torch.device, model: str
+) -> Views:
+    """Return the views of a model; for the arguments see `SeparateViews` and `MosaicViews`."""
+    if mosaic is None:
+        return SeparateViews(grid, padded=padded)
+    return MosaicViews(mosaic, grid, padded=padded, device=device, model=model)
+
+
+def _find_region(mosaic: Mosaic, camera: str, grid: Grid, device: torch.device) -> _Region:
+    inside = [
+        [i for i in range(tokens) if (2 * i + 1) * views // (2 * tokens) == place]
+        for tokens, views, place in zip(grid, mosaic.shape, mosaic.place(camera), strict=True)
+    ]
+    rows, columns = (torch.tensor(side, device=device) for side in inside)
+    indices = rows[:, None] * grid[1] + columns
+    return _Region(indices.flatten(), (len(rows), len(columns)))
+
+
+def _token_map(grid: Grid, height: int, width: int, *, padded: bool) -> npt.NDArray[np.int64]:
+    rows, columns = grid
+    full_height, full_width = height, width
+    if padded:
+        full_height = full_width = max(height, width)
+    row_of_pixel = (np.arange(height) + (full_height - height) // 2) * rows // full_height
+    column_of_pixel = (np.arange(width) + (full_width - width) // 2) * columns // full_width
+    return np.asarray(row_of_pixel[:, None] * columns + column_of_pixel, np.int64)
 
 
 def _kind(frame: DecodedFrame) -> str:

@@ -5,7 +5,7 @@ from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.generate import generate_greedy
-from p2d_node.language_model.layout import keep_tokens
+from p2d_node.language_model.input_sequence import drop_tokens
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import Cut
 import pytest
@@ -41,7 +41,9 @@ def visual_tokens(family, pixel_values):
 def start(family, visual_tokens, keep):
     prompt = family.build_prompt(QUESTION, CAMERAS)
     inputs = family.embed_prefix(prompt, visual_tokens)
-    return inputs.end_position, family.decoder.prefill(inputs, select=lambda states: keep)
+    return inputs.end_position, family.decoder.resume_prefill(
+        family.decoder.begin_prefill(inputs), keep
+    )
 
 
 def generate(family, position, prefix, question=QUESTION, max_new_tokens=MAX_NEW_TOKENS, **bounds):
@@ -104,7 +106,7 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
 def test_kept_tokens_and_newlines_stand_at_their_original_positions(family, visual_tokens):
     keep = keep_some(visual_tokens)
     prompt = family.build_prompt(QUESTION, CAMERAS)
-    inputs = keep_tokens(family.embed_prefix(prompt, visual_tokens), keep)
+    inputs = drop_tokens(family.embed_prefix(prompt, visual_tokens), keep)
     num_tokens = visual_tokens.shape[1]
     base = len(prompt.segments[0])
     expected = list(range(base))
@@ -113,7 +115,7 @@ def test_kept_tokens_and_newlines_stand_at_their_original_positions(family, visu
         expected += [*(kept + first).tolist(), first + num_tokens]
     assert inputs.positions[0].tolist() == expected
     assert inputs.end_position == base + len(CAMERAS) * (num_tokens + 1)
-    at_front = inputs.embeddings[0, base : base + len(keep[0])]
+    at_front = inputs.hidden_states[0, base : base + len(keep[0])]
     torch.testing.assert_close(at_front, visual_tokens[0][keep[0]], rtol=0, atol=0)
 
 
@@ -147,7 +149,7 @@ def test_generation_stops_where_it_is_told_to_and_says_why(family, visual_tokens
     assert ended.cut is Cut.END
     assert ended.token_ids == full.token_ids[: len(ended.token_ids)]
     assert np.isfinite(ended.mean_log_probability)
-    told = generate(family, *asked, is_answered=lambda row, token_ids: len(token_ids) == 3)
+    told = generate(family, *asked, ends_answer=lambda token_ids: len(token_ids) == 3)
     assert (told.cut, told.token_ids) == (Cut.STOP, full.token_ids[:3])
 
 

@@ -43,13 +43,13 @@ def load(folder, dtype=torch.float64):
 
 def new_decoder(family, *, graphs):
     decoder = Decoder(family.decoder._model, family.decoder._lm_head)
-    assert decoder.fixed_shapes  # on a GPU by itself
-    decoder.fixed_shapes = graphs
+    assert decoder.static_shapes  # on a GPU by itself
+    decoder.static_shapes = graphs
     return decoder
 
 
 @torch.inference_mode()
-def ask(family, decoder, *, questions=QUESTIONS, room=NUM_TOKENS, seed=0, prune_layer=0):
+def ask(family, decoder, *, questions=QUESTIONS, max_new_tokens=NUM_TOKENS, seed=0, prune_layer=0):
     generator = torch.Generator(DEVICE).manual_seed(seed)
     weight = family._embed_tokens.weight
     num_deepstack = len(
@@ -59,12 +59,12 @@ def ask(family, decoder, *, questions=QUESTIONS, room=NUM_TOKENS, seed=0, prune_
     tokens = torch.randn(shape, generator=generator, device=DEVICE).to(weight.dtype)
     inputs = family.embed_prefix(family.build_prompt('why?', CAMERAS), tokens)
     keep = [torch.arange(count, device=DEVICE) for count in KEPT]
-    prefix = decoder.prefill(inputs, select=lambda states: keep, prune_layer=prune_layer)
+    prefix = decoder.resume_prefill(decoder.begin_prefill(inputs, prune_layer), keep)
     texts = [
         family.embed_text(family.build_prompt(question, CAMERAS).suffix, inputs.end_position)
         for question in questions
     ]
-    return decoder.extend(prefix, texts, room=room)
+    return decoder.extend(prefix, texts, max_new_tokens=max_new_tokens)
 
 
 def answer(family, decoder, asked, num_tokens=NUM_TOKENS):
@@ -82,7 +82,7 @@ def ids(answers):
 
 
 def num_graphs(decoder):
-    return sum(step.graph is not None for step in decoder._graphs._steps.values())
+    return sum(step.graph is not None for step in decoder._steps._steps.values())
 
 
 @pytest.mark.parametrize('prune_layer', [0, 1])
@@ -116,7 +116,7 @@ def test_a_step_never_waits_and_an_answer_waits_once_per_token(llava):
     decoder = new_decoder(llava, graphs=True)
     answer_sweep(llava, decoder)
     asked, logits = ask(llava, decoder)
-    steps = decoder.begin_fixed_steps(asked, llava.embed)
+    steps = decoder.begin_decode_loop(asked, llava.embed)
     choice = most_likely(logits)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
@@ -142,7 +142,7 @@ def test_a_replayed_step_allocates_nothing(llava):
     decoder = new_decoder(llava, graphs=True)
     answer_sweep(llava, decoder)
     asked, logits = ask(llava, decoder)
-    steps = decoder.begin_fixed_steps(asked, llava.embed)
+    steps = decoder.begin_decode_loop(asked, llava.embed)
     tokens = most_likely(logits)[0]
     count = torch.cuda.memory_stats()['allocation.all.allocated']
     for _ in range(NUM_TOKENS - 1):
@@ -155,10 +155,10 @@ def test_after_memory_ran_out_the_next_sweep_is_decoded_in_graphs_again(llava):
     decoder = new_decoder(llava, graphs=True)
     expected = ids(answer_sweep(llava, decoder))
     with pytest.raises(torch.OutOfMemoryError):
-        ask(llava, decoder, room=1 << 40)
+        ask(llava, decoder, max_new_tokens=1 << 40)
     decoder.release()
     gc.collect()
-    assert not decoder._room._buffers
+    assert not decoder._cache_pool._buffers
     assert ids(answer_sweep(llava, decoder)) == expected
     assert num_graphs(decoder) == 1
 
@@ -173,9 +173,9 @@ def test_graphs_of_one_batch_do_not_write_into_another_that_is_in_use(llava):
 
 def test_graphs_are_captured_anew_where_the_buffers_grew(llava):
     plain, graphs = (new_decoder(llava, graphs=graphs) for graphs in (False, True))
-    for room in (NUM_TOKENS, 700, NUM_TOKENS):
-        expected = answer_sweep(llava, plain, room=room)
-        assert ids(answer_sweep(llava, graphs, room=room)) == ids(expected)
+    for max_new_tokens in (NUM_TOKENS, 700, NUM_TOKENS):
+        expected = answer_sweep(llava, plain, max_new_tokens=max_new_tokens)
+        assert ids(answer_sweep(llava, graphs, max_new_tokens=max_new_tokens)) == ids(expected)
     assert num_graphs(graphs) == 2
 
 

@@ -9,10 +9,10 @@ import weakref
 
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.language_model.decode import Decoder, most_likely
+from p2d_node.language_model.decode_loop import MAX_SHAPES
 from p2d_node.language_model.families.registry import load_family
-from p2d_node.language_model.fixed_step import MAX_SHAPES
 from p2d_node.language_model.generate import generate_greedy
-from p2d_node.language_model.kv_cache import CAPACITY_STEP, RoomCache
+from p2d_node.language_model.kv_cache import CAPACITY_STEP, StaticCache
 from p2d_node.preprocessing import ImageProcessing
 import pytest
 from tiny_checkpoints import WRITERS
@@ -47,9 +47,9 @@ def load(folder):
     return family
 
 
-def new_decoder(family, *, fixed_shapes=False, make_cache=None):
+def new_decoder(family, *, static_shapes=False, make_cache=None):
     decoder = Decoder(family.decoder._model, family.decoder._lm_head, make_cache=make_cache)
-    decoder.fixed_shapes = fixed_shapes
+    decoder.static_shapes = static_shapes
     return decoder
 
 
@@ -62,16 +62,16 @@ def read_views(family, decoder, *, prune_layer=0, kept=KEPT, seed=3):
     tokens = torch.randn(shape, generator=generator, dtype=torch.float64)
     inputs = family.embed_prefix(family.build_prompt('why?', CAMERAS), tokens)
     keep = [torch.arange(count) for count in kept]
-    prefix = decoder.prefill(inputs, select=lambda states: keep, prune_layer=prune_layer)
+    prefix = decoder.resume_prefill(decoder.begin_prefill(inputs, prune_layer), keep)
     return prefix, inputs.end_position
 
 
-def ask(family, decoder, prefix, position, questions=QUESTIONS, room=NUM_TOKENS):
+def ask(family, decoder, prefix, position, questions=QUESTIONS, max_new_tokens=NUM_TOKENS):
     texts = [
         family.embed_text(family.build_prompt(question, CAMERAS).suffix, position)
         for question in questions
     ]
-    return decoder.extend(prefix, texts, room=room)
+    return decoder.extend(prefix, texts, max_new_tokens=max_new_tokens)
 
 
 def answer(family, decoder, asked, logits, num_tokens=NUM_TOKENS):
@@ -97,10 +97,10 @@ def assert_same(ours, expected):
 
 
 @pytest.mark.parametrize('prune_layer', [0, 1])
-@pytest.mark.parametrize('fixed_shapes', [False, True])
-def test_answers_are_those_of_a_cache_that_grows(family, fixed_shapes, prune_layer):
+@pytest.mark.parametrize('static_shapes', [False, True])
+def test_answers_are_those_of_a_cache_that_grows(family, static_shapes, prune_layer):
     growing = new_decoder(family, make_cache=DynamicCache)
-    decoder = new_decoder(family, fixed_shapes=fixed_shapes)
+    decoder = new_decoder(family, static_shapes=static_shapes)
     for questions in (QUESTIONS, QUESTIONS[:1]):  # with padding and without
         views = {'questions': questions, 'prune_layer': prune_layer}
         expected = answer_sweep(family, growing, **views)
@@ -112,17 +112,17 @@ def test_answers_are_those_of_a_cache_that_grows(family, fixed_shapes, prune_lay
 def test_steps_of_one_shape_have_the_logits_of_a_cache_that_grows(family, prune_layer):
     """In float64, with tokens that the model would not have chosen, over rows with padding."""
     results = []
-    for fixed_shapes in (True, False):
+    for static_shapes in (True, False):
         head = RecordingHead(family.decoder._lm_head)
-        make_cache = None if fixed_shapes else DynamicCache
+        make_cache = None if static_shapes else DynamicCache
         decoder = Decoder(family.decoder._model, head, make_cache=make_cache)
-        decoder.fixed_shapes = fixed_shapes
+        decoder.static_shapes = static_shapes
         asked, _ = ask(family, decoder, *read_views(family, decoder, prune_layer=prune_layer))
         assert asked.is_real is not None
-        steps = decoder.begin_fixed_steps(asked, family.embed)
+        steps = decoder.begin_decode_loop(asked, family.embed)
         for step in range(NUM_TOKENS):
             tokens = torch.arange(len(QUESTIONS)) + step
-            if fixed_shapes:
+            if static_shapes:
                 best = steps.advance(tokens)[0]
                 assert best.tolist() == head.logits[-1].argmax(dim=-1).tolist()
             else:
@@ -146,11 +146,11 @@ class RecordingHead(torch.nn.Module):
 
 def test_what_lies_in_the_empty_columns_is_not_read(llava):
     expected = answer_sweep(llava, new_decoder(llava, make_cache=DynamicCache))
-    for fixed_shapes in (False, True):
-        decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
+    for static_shapes in (False, True):
+        decoder = new_decoder(llava, static_shapes=static_shapes)
         answer_sweep(llava, decoder)
         with torch.inference_mode():
-            for buffer in decoder._room._buffers.values():
+            for buffer in decoder._cache_pool._buffers.values():
                 buffer.fill_(torch.nan)
         assert_same(answer_sweep(llava, decoder), expected)
 
@@ -159,7 +159,7 @@ def test_buffers_are_kept_from_sweep_to_sweep_and_grow_where_they_must(llava):
     decoder = new_decoder(llava)
 
     def buffers():
-        return {i: (b.data_ptr(), b.numel()) for i, b in decoder._room._buffers.items()}
+        return {i: (b.data_ptr(), b.numel()) for i, b in decoder._cache_pool._buffers.items()}
 
     answer_sweep(llava, decoder)
     first = buffers()
@@ -185,12 +185,12 @@ def test_a_cache_that_is_in_use_keeps_what_it_holds(llava):
 
 
 def test_steps_of_two_batches_may_take_turns(llava):
-    decoder = new_decoder(llava, fixed_shapes=True)
+    decoder = new_decoder(llava, static_shapes=True)
     views = read_views(llava, decoder)
     batches = [
         ask(llava, decoder, *views, questions) for questions in (QUESTIONS, QUESTIONS[::-1])
     ]
-    runs = [decoder.begin_fixed_steps(asked, llava.embed) for asked, _ in batches]
+    runs = [decoder.begin_decode_loop(asked, llava.embed) for asked, _ in batches]
     chosen = [[most_likely(logits)] for _, logits in batches]
     for _ in range(NUM_TOKENS - 1):
         for run, choices in zip(runs, chosen, strict=True):
@@ -200,13 +200,13 @@ def test_steps_of_two_batches_may_take_turns(llava):
     assert tokens == [expected, expected[::-1]]
 
 
-@pytest.mark.parametrize('fixed_shapes', [False, True])
-def test_release_frees_all_buffers_and_the_next_sweep_works(llava, fixed_shapes):
-    decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
+@pytest.mark.parametrize('static_shapes', [False, True])
+def test_release_frees_all_buffers_and_the_next_sweep_works(llava, static_shapes):
+    decoder = new_decoder(llava, static_shapes=static_shapes)
     expected = answer_sweep(llava, decoder)
-    held = [weakref.ref(buffer) for buffer in decoder._room._buffers.values()]
-    held += [weakref.ref(step.choice) for step in decoder._graphs._steps.values()]
-    assert len(held) == decoder.num_layers + fixed_shapes
+    held = [weakref.ref(buffer) for buffer in decoder._cache_pool._buffers.values()]
+    held += [weakref.ref(step.choice) for step in decoder._steps._steps.values()]
+    assert len(held) == decoder.num_layers + static_shapes
     decoder.release()
     gc.collect()
     assert all(ref() is None for ref in held)
@@ -216,7 +216,7 @@ def test_release_frees_all_buffers_and_the_next_sweep_works(llava, fixed_shapes)
 def test_what_is_kept_does_not_keep_the_model(tmp_path):
     """A node that loads another model needs the memory of the first at once."""
     family = load(WRITERS['llava_llama'](tmp_path))
-    family.decoder.fixed_shapes = True
+    family.decoder.static_shapes = True
     answer_sweep(family, family.decoder)
     held = weakref.ref(family._embed_tokens.weight)
     gc.disable()
@@ -227,27 +227,27 @@ def test_what_is_kept_does_not_keep_the_model(tmp_path):
         gc.enable()
 
 
-@pytest.mark.parametrize('fixed_shapes', [False, True])
-def test_more_tokens_than_there_is_room_for_are_refused(llava, fixed_shapes):
-    decoder = new_decoder(llava, fixed_shapes=fixed_shapes)
-    asked, logits = ask(llava, decoder, *read_views(llava, decoder), room=1)
-    assert isinstance(asked.cache, RoomCache)
-    with pytest.raises(ValueError, match=r'cache: got .*; reserve more room'):
+@pytest.mark.parametrize('static_shapes', [False, True])
+def test_more_tokens_than_there_is_room_for_are_refused(llava, static_shapes):
+    decoder = new_decoder(llava, static_shapes=static_shapes)
+    asked, logits = ask(llava, decoder, *read_views(llava, decoder), max_new_tokens=1)
+    assert isinstance(asked.cache, StaticCache)
+    with pytest.raises(ValueError, match=r'cache: got .*; acquire a larger cache'):
         answer(llava, decoder, asked, logits, num_tokens=CAPACITY_STEP + 2)
 
 
 def test_without_room_the_cache_grows(llava):
-    decoder = new_decoder(llava, fixed_shapes=True)
-    asked, logits = ask(llava, decoder, *read_views(llava, decoder), room=0)
+    decoder = new_decoder(llava, static_shapes=True)
+    asked, logits = ask(llava, decoder, *read_views(llava, decoder), max_new_tokens=0)
     assert isinstance(asked.cache, DynamicCache)
-    assert not decoder._room._buffers
+    assert not decoder._cache_pool._buffers
     expected = answer_sweep(llava, new_decoder(llava))
     assert_same(answer(llava, decoder, asked, logits), expected)
 
 
 def test_shapes_are_kept_and_bounded_and_dropped_with_their_buffers(llava):
-    decoder = new_decoder(llava, fixed_shapes=True)
-    shapes = decoder._graphs._steps
+    decoder = new_decoder(llava, static_shapes=True)
+    shapes = decoder._steps._steps
     answer_sweep(llava, decoder, questions=['why?'] * (MAX_SHAPES + 2))
     (largest,) = shapes.values()
     for count in range(1, MAX_SHAPES + 2):
@@ -265,15 +265,15 @@ def test_where_nothing_can_be_captured_decoding_goes_on_and_says_so_once(
     llava, monkeypatch, caplog
 ):
     expected = answer_sweep(llava, new_decoder(llava))
-    decoder = new_decoder(llava, fixed_shapes=True)
-    run = decoder._graphs.run
+    decoder = new_decoder(llava, static_shapes=True)
+    run = decoder._steps.run
 
     def run_and_capture(step, compute):
         run(step, compute)
-        if decoder._graphs._capture_works:
-            step.graph = decoder._graphs._capture(compute, CPU)
+        if decoder._steps._can_capture:
+            step.graph = decoder._steps._capture(compute, CPU)
 
-    monkeypatch.setattr(decoder._graphs, 'run', run_and_capture)
+    monkeypatch.setattr(decoder._steps, 'run', run_and_capture)
     for _ in range(2):
         assert_same(answer_sweep(llava, decoder), expected)
     (record,) = caplog.records
@@ -307,7 +307,7 @@ def is_tensor(value):
 def test_a_step_makes_nothing_of_the_size_of_the_cache(llava, way):
     """Only the growing cache is copied with every token."""
     make_cache = DynamicCache if way == 'growing' else None
-    decoder = new_decoder(llava, fixed_shapes=way == 'fixed shapes', make_cache=make_cache)
+    decoder = new_decoder(llava, static_shapes=way == 'fixed shapes', make_cache=make_cache)
     views = read_views(llava, decoder, kept=(25, 25, 25))
     asked, logits = ask(llava, decoder, *views, ['why?'])
     keys = asked.cache.layers[0].keys[:, :, : asked.cache.get_seq_length(0)]

@@ -172,7 +172,9 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
         do_sample=False,
         max_new_tokens=MAX_NEW_TOKENS,
     )[0, input_ids.shape[1] :].tolist()
-    prefix = family.decoder.prefill(family.embed_prefix(prompt, visual_tokens))
+    prefix = family.decoder.resume_prefill(
+        family.decoder.begin_prefill(family.embed_prefix(prompt, visual_tokens))
+    )
     end_position = input_ids.shape[1] - len(prompt.suffix)
     asked, logits = family.decoder.extend(prefix, [family.embed_text(prompt.suffix, end_position)])
     (ours,) = generate_greedy(

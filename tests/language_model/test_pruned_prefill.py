@@ -64,16 +64,16 @@ def make_decoder(family, cache):
 
 def full_sequence(inputs, keep, text):
     """Prefix and text as one sequence, with what is dropped marked."""
-    length, text_length = inputs.embeddings.shape[1], text.embeddings.shape[1]
+    length, text_length = inputs.hidden_states.shape[1], text.hidden_states.shape[1]
     visual = torch.zeros(length + text_length, dtype=torch.bool)
     dropped = torch.zeros(length + text_length, dtype=torch.bool)
-    for view, kept in zip(inputs.views, keep, strict=True):
+    for view, kept in zip(inputs.pictures, keep, strict=True):
         visual[view] = True
         dropped[view] = True
         dropped[view.start + kept] = False
     positions = text.positions.expand(*inputs.positions.shape[:-1], -1)
     return Sequence(
-        torch.cat([inputs.embeddings, text.embeddings], dim=1)[0],
+        torch.cat([inputs.hidden_states, text.hidden_states], dim=1)[0],
         torch.cat([inputs.positions, positions], dim=-1).squeeze(-2),
         visual,
         dropped,
@@ -81,21 +81,15 @@ def full_sequence(inputs, keep, text):
     )
 
 
-def selector(keep, seen):
-    """T-FPS that keeps `KEPT` tokens per view, and what it saw."""
-
-    def select(states):
-        seen.append(states)
-        keep.extend(select_tokens(states, list(KEPT)))
-        return keep
-
-    return select
+def select(states):
+    """T-FPS that keeps `KEPT` tokens per view."""
+    return select_tokens(states, list(KEPT))
 
 
 def run_and_step(family, decoder, prefix, position, questions, num_steps):
     """Logits after the questions and after each of the following greedy tokens, and those ids."""
     texts = [family.embed_text(question, position) for question in questions]
-    prompts, logits = decoder.extend(prefix, texts, room=num_steps)
+    prompts, logits = decoder.extend(prefix, texts, max_new_tokens=num_steps)
     all_logits, all_tokens = [logits], []
     for _ in range(num_steps):
         tokens = all_logits[-1].argmax(dim=-1)
@@ -109,8 +103,10 @@ def run_and_step(family, decoder, prefix, position, questions, num_steps):
 @pytest.mark.parametrize('prune_layer', [0, 1, 2])
 def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
-    keep, seen = [], []
-    prefix = decoder.prefill(inputs, select=selector(keep, seen), prune_layer=prune_layer)
+    paused = decoder.begin_prefill(inputs, prune_layer)
+    seen = paused.visual_states
+    keep = select(seen)
+    prefix = decoder.resume_prefill(paused, keep)
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     logits, tokens = run_and_step(
         family, decoder, prefix, inputs.end_position, [suffix], NUM_STEPS
@@ -119,7 +115,7 @@ def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, c
     text = family.embed_text([*suffix, *tokens[0].tolist()], inputs.end_position)
     expected, before = run(decoder, full_sequence(inputs, keep, text), prune_layer)
     torch.testing.assert_close(logits[0], expected[-NUM_STEPS - 1 :], **EXACT)
-    for view, states in zip(inputs.views, seen[0], strict=True):
+    for view, states in zip(inputs.pictures, seen, strict=True):
         torch.testing.assert_close(states, before[view], **EXACT)
     assert [len(kept) for kept in keep] == list(KEPT)
 
@@ -128,7 +124,8 @@ def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, c
 @pytest.mark.parametrize('prune_layer', [0, 1])
 def test_questions_together_have_the_logits_of_each_alone(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
-    prefix = decoder.prefill(inputs, select=selector([], []), prune_layer=prune_layer)
+    paused = decoder.begin_prefill(inputs, prune_layer)
+    prefix = decoder.resume_prefill(paused, select(paused.visual_states))
     suffixes = [family.build_prompt(question, CAMERAS).suffix for question in OTHERS]
     assert len({len(suffix) for suffix in suffixes}) == 3
     position = inputs.end_position
@@ -143,8 +140,11 @@ def test_where_tokens_are_dropped_changes_the_logits(family, inputs):
     """What the tests above compare depends on the layer, and on dropping at all."""
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     results = []
-    for select, layer in [(None, 0), (selector([], []), 0), (selector([], []), 1)]:
-        prefix = family.decoder.prefill(inputs, select=select, prune_layer=layer)
+    for prunes, layer in [(False, 0), (True, 0), (True, 1)]:
+        paused = family.decoder.begin_prefill(inputs, layer)
+        prefix = family.decoder.resume_prefill(
+            paused, select(paused.visual_states) if prunes else None
+        )
         text = family.embed_text(suffix, inputs.end_position)
         results.append(family.decoder.extend(prefix, [text])[1])
     for first, second in [(0, 1), (0, 2), (1, 2)]:
@@ -154,14 +154,14 @@ def test_where_tokens_are_dropped_changes_the_logits(family, inputs):
 def test_keeping_everything_is_pruning_nothing(family, inputs):
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     text = family.embed_text(suffix, inputs.end_position)
-    num_tokens = inputs.views[0].stop - inputs.views[0].start
+    num_tokens = inputs.pictures[0].stop - inputs.pictures[0].start
     results = []
-    for select in (None, lambda states: [torch.arange(num_tokens)] * len(CAMERAS)):
-        prefix = family.decoder.prefill(inputs, select=select, prune_layer=1)
+    for keep in (None, [torch.arange(num_tokens)] * len(CAMERAS)):
+        prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs, 1), keep)
         results.append(family.decoder.extend(prefix, [text])[1])
     torch.testing.assert_close(*results, **EXACT)
 
 
 def test_a_layer_that_is_not_there_is_refused(family, inputs):
     with pytest.raises(ValueError, match='prune_layer: got 99, allowed: 0 to'):
-        family.decoder.prefill(inputs, prune_layer=99)
+        family.decoder.begin_prefill(inputs, 99)

@@ -50,7 +50,7 @@ def read(family):
     tokens = torch.randn(2, family.grid[0] * family.grid[1], size * widths, generator=generator)
     prompt = family.build_prompt(QUESTION, CAMERAS)
     inputs = family.embed_prefix(prompt, tokens)
-    prefix = family.decoder.prefill(inputs)
+    prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     text = family.embed_text(prompt.suffix, inputs.end_position)
     return family.decoder.extend(prefix, [text])[1]
 

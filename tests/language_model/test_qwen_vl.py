@@ -141,7 +141,7 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
         max_new_tokens=MAX_NEW_TOKENS,
     )[0, input_ids.shape[1] :].tolist()
     inputs = family.embed_prefix(prompt, visual_tokens)
-    prefix = family.decoder.prefill(inputs)
+    prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     question = family.embed_text(prompt.suffix, inputs.end_position)
     asked, logits = family.decoder.extend(prefix, [question])
     (ours,) = generate_greedy(
@@ -174,7 +174,7 @@ def test_the_pipeline_answers_with_it_and_leaves_out_missing_views(folder):
         assert set(answer.tokens_kept.values()) == {1}
         assert answer.answer
     pipeline.close()
-    assert pipeline.grid == GRID
+    assert pipeline.views.grid == GRID
 
 
 def test_the_grid_baseline_follows_rows_and_columns(folder):

@@ -66,8 +66,7 @@ def read_question(family, question: str, visual: torch.Tensor, keep=None):
     """The prefix of one question alone, and the logits after it; `keep` None keeps all tokens."""
     prompt = family.build_prompt(question, NUSCENES_CAMERAS)
     inputs = family.embed_prefix(prompt, visual)
-    select = None if keep is None else lambda states: keep
-    prefix = family.decoder.prefill(inputs, select=select)
+    prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs), keep)
     text = family.embed_text(prompt.suffix, inputs.end_position)
     return family.decoder.extend(prefix, [text])
 

@@ -1,4 +1,4 @@
-"""From the parameters `device` and `dtype` to torch's own values."""
+"""From the parameters `device`, `dtype` and `num_threads` to what torch takes."""
 
 from __future__ import annotations
 
@@ -45,3 +45,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise ConfigError(f'dtype: got {name!r}, allowed: auto or a torch dtype')
     return dtype
+
+
+def default_num_threads() -> int:
+    """Return torch's number of threads less one, which is left for the camera callbacks."""
+    return max(1, torch.get_num_threads() - 1)

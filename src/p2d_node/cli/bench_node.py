@@ -101,8 +101,7 @@ def _write_bag(args: argparse.Namespace, bag: Path) -> Path:
 
 def _config(args: argparse.Namespace) -> DriveConfig:
     """Return the node's settings, with device and threads by name: the report says them."""
-    from p2d_node.checkpoints.devices import choose_device
-    from p2d_node.pipeline import default_num_threads
+    from p2d_node.checkpoints.devices import choose_device, default_num_threads
 
     questions = [DEFAULT_QUESTIONS[i % len(DEFAULT_QUESTIONS)] for i in range(args.questions)]
     return DriveConfig(

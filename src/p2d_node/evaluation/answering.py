@@ -164,12 +164,15 @@ def answer_keyframe(
     except (ImageDecodeError, InferenceError) as err:
         raise InferenceError(name_picture(keyframe, err)) from err
     return [
-        _to_record(question, answer, job)
+        _to_record(question, answer, len(answers), job)
         for question, answer in zip(keyframe.questions, answers, strict=True)
     ]
 
 
-def _to_record(question: SweepQuestion, answer: DrivingAnswer, job: AnswerJob) -> dict[str, Any]:
+def _to_record(
+    question: SweepQuestion, answer: DrivingAnswer, num_questions: int, job: AnswerJob
+) -> dict[str, Any]:
+    """Return the record of an answer; prefill and generation are its share of the sweep's."""
     times = answer.times
     return {
         'id': question.id,
@@ -178,8 +181,8 @@ def _to_record(question: SweepQuestion, answer: DrivingAnswer, job: AnswerJob) -
         'cut': answer.cut.value,
         'tokens_kept': sum(answer.tokens_kept.values()),
         'tokens_total': sum(answer.tokens_total.values()),
-        'prefill_ms': times.prefill_ms,
-        'generate_ms': times.generate_ms,
+        'prefill_ms': times.prefill_ms / num_questions,
+        'generate_ms': times.generate_ms / num_questions,
         'encode_ms': times.encode_ms,
         'select_ms': times.select_ms,
         'workers': job.workers,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from p2d_node.checkpoints.untrained import make_tokenizer
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.decode import Prefix, SelectTokens
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
-from p2d_node.language_model.layout import Embedded
+from p2d_node.language_model.input_sequence import InputSequence
+from p2d_node.language_model.prefix import Prefix
 from p2d_node.language_model.prompt import Prompt
 from p2d_node.records import NUSCENES_CAMERAS
 import torch
@@ -106,6 +106,9 @@ Attention has a larger share here than in DriveMM, for it grows with the tokens 
 the width: the share of operations that is left after pruning is given for both.
 """
 
+SelectTokens = Callable[[Tensor], Sequence[Tensor]]
+"""Maps hidden states [views, tokens, hidden] to the kept indices of each view, ascending."""
+
 SHAPES = {shape.name: shape for shape in (DRIVEMM, SCALED)}
 
 
@@ -158,7 +161,7 @@ def prefill(
     select: SelectTokens | None,
     prune_layer: int,
     *,
-    room: int = 0,
+    max_new_tokens: int = 0,
 ) -> tuple[Prefix, Tensor]:
     """Run everything that comes before the first generated token; as the pipeline does it.
 
@@ -166,17 +169,29 @@ def prefill(
         family: The model.
         prompt: What it is asked.
         visual_tokens: [views, tokens, hidden].
-        select: As in `Decoder.prefill`.
-        prune_layer: Likewise.
-        room: Tokens that are to follow at most; 0: the cache grows with each of them.
+        select: Chooses the kept tokens of each view; None keeps all.
+        prune_layer: The layer before which tokens are dropped.
+        max_new_tokens: Number of tokens to reserve capacity for; 0: the cache grows with each.
 
     Returns:
         The prefilled prompt and the logits [1, vocabulary] after it.
     """
     inputs = family.embed_prefix(prompt, visual_tokens)
-    views = family.decoder.prefill(inputs, select=select, prune_layer=prune_layer)
-    question: Embedded = family.embed_text(prompt.suffix, inputs.end_position)
-    return family.decoder.extend(views, [question], room=room)
+    prefix = prefill_views(family, inputs, select, prune_layer)
+    question: InputSequence = family.embed_text(prompt.suffix, inputs.end_position)
+    return family.decoder.extend(prefix, [question], max_new_tokens=max_new_tokens)
+
+
+def prefill_views(
+    family: LlavaOnevision,
+    inputs: InputSequence,
+    select: SelectTokens | None,
+    prune_layer: int,
+) -> Prefix:
+    """Run both halves of the prefill, with token selection between them; None keeps all."""
+    paused = family.decoder.begin_prefill(inputs, prune_layer)
+    keep = None if select is None else select(paused.visual_states)
+    return family.decoder.resume_prefill(paused, keep)
 
 
 class FlopCount:

@@ -21,11 +21,12 @@ from p2d_node.evaluation.model_shape import (
     ModelShape,
     prefill,
     SCALED,
+    SelectTokens,
 )
 from p2d_node.evaluation.selection_benchmark import describe_machine, DTYPES, percentile
-from p2d_node.language_model.decode import Prefix, SelectTokens
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.generate import generate_greedy
+from p2d_node.language_model.prefix import Prefix
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import make_selector, num_keep_from_retention
 import torch
@@ -182,7 +183,7 @@ class Bench:
         steps = self.plan.answer_tokens
         prefill_ms, cpu_ms, (prompt, logits) = self.time_ms(
             lambda: prefill(
-                self.family, self.prompt, self.visual_tokens, select, layer, room=steps
+                self.family, self.prompt, self.visual_tokens, select, layer, max_new_tokens=steps
             )
         )
         samples.kv_cache_mib = _cache_mib(prompt)

@@ -9,7 +9,7 @@ from typing import Any
 
 from p2d_node.checkpoints.untrained import WORDS
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation.model_shape import ModelShape, prefill, SCALED
+from p2d_node.evaluation.model_shape import ModelShape, prefill, prefill_views, SCALED
 from p2d_node.evaluation.prefill_benchmark import Bench, generate, NUM_VIEWS, PrefillBenchmark
 from p2d_node.evaluation.selection_benchmark import describe_machine
 from p2d_node.language_model.prompt import Prompt, split_opening
@@ -75,7 +75,7 @@ class _Contenders:
         select = self.bench.selector(plan.retention_ratio)
         tokens = self.bench.visual_tokens
         asked, logits = prefill(
-            family, prompt, tokens, select, plan.prune_layer, room=plan.answer_tokens
+            family, prompt, tokens, select, plan.prune_layer, max_new_tokens=plan.answer_tokens
         )
         return generate(family, asked, logits, plan.answer_tokens)
 
@@ -91,11 +91,8 @@ class _Contenders:
         family, plan = self.bench.family, self._plan
         opening, endings = split_opening([prompt.suffix for prompt in self._prompts])
         inputs = family.embed_prefix(self._prompts[0], self.bench.visual_tokens)
-        prefix = family.decoder.prefill(
-            inputs,
-            select=self.bench.selector(plan.retention_ratio),
-            prune_layer=plan.prune_layer,
-        )
+        select = self.bench.selector(plan.retention_ratio)
+        prefix = prefill_views(family, inputs, select, plan.prune_layer)
         inputs = family.embed_text(opening, inputs.end_position)
         prefix, _ = family.decoder.extend(prefix, [inputs])
         answers: Answers = []
@@ -104,7 +101,7 @@ class _Contenders:
                 family.embed_text(ids, inputs.end_position)
                 for ids in endings[start : start + batch]
             ]
-            asked, logits = family.decoder.extend(prefix, texts, room=plan.answer_tokens)
+            asked, logits = family.decoder.extend(prefix, texts, max_new_tokens=plan.answer_tokens)
             answers += generate(family, asked, logits, plan.answer_tokens)
         return answers
 

@@ -1,56 +1,39 @@
-"""Prefill with pruning before any decoder layer, and steps over the KV cache that it leaves.
+"""The decoder: prefill in two halves, between which tokens are dropped, and decode steps.
 
-Layers before `prune_layer` see and cache all tokens, the layers from it on only the kept ones: the
-cache is ragged, and each of the two parts has a causal mask and rotary phases of its own. A kept
-token's rotary phase is the one it had in the full sequence, and decoding continues from the full
-sequence's length.
+Layers before `prune_layer` see and cache all tokens; the layers from it on see and cache only the
+kept ones. The cache is ragged: each of the two groups of layers has its own causal mask and rotary
+phases. A kept token's rotary phase is that of its position in the full sequence, and decoding
+continues from the length of the full sequence.
 
-The shared beginning has a cache of its own. Questions go on in one with room for their answers,
-whose buffers are kept from sweep to sweep (`kv_cache`).
+The shared prefix has a cache of its own. Questions continue in a second cache with capacity for
+their answers, whose buffers are reused from sweep to sweep (`kv_cache`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.fixed_step import FixedStep, FixedSteps, StepGraphs, StepShape
-from p2d_node.language_model.kv_cache import CacheRoom, RoomCache
-from p2d_node.language_model.layout import Embedded, keep_tokens, stack_rows
+from p2d_node.language_model.decode_loop import CapturedStep, DecodeLoop, StepCache, StepShape
+from p2d_node.language_model.input_sequence import drop_tokens, InputSequence, pad_to_batch
+from p2d_node.language_model.kv_cache import CachePool, StaticCache
+from p2d_node.language_model.prefix import PausedPrefill, Prefix
 import torch
 from torch import nn, Tensor
 from transformers import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 
-SelectTokens = Callable[[Tensor], Sequence[Tensor]]
-"""Maps hidden states [views, tokens, hidden] to the kept indices of each view, ascending."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """A prefilled beginning, of one row or of several, that decoding goes on from.
-
-    Attributes:
-        cache: Keys and values of every layer.
-        prune_layer: The layers from this one on have cached fewer tokens than those before it.
-        end_positions: int64 [rows], the position of the token that follows.
-        is_real: Bool [rows, columns] over the last cached columns, False where one is padding;
-            whatever lies before them is not. None where there is no padding at all.
-    """
-
-    cache: Cache
-    prune_layer: int
-    end_positions: Tensor
-    is_real: Tensor | None = None
-
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Return float64 [2, rows]: the ids of the largest logits, and their log probabilities.
+    """Return the ids of the largest logits and their log probabilities, float64 [2, rows].
 
-    Ids are exact in float64, and both reach the host in one copy.
+    float64 represents ids exactly, so that both reach the host in one copy.
+
+    Args:
+        logits: [rows, vocabulary].
     """
     scores = logits.float()
     best = scores.max(dim=-1)
@@ -59,13 +42,13 @@ def most_likely(logits: Tensor) -> Tensor:
 
 
 class Decoder:
-    """A causal language model: its transformer and its output layer.
+    """A causal language model: decoder layers and output layer.
 
     Use it from one thread at a time.
 
     Attributes:
         num_layers: Number of decoder layers.
-        fixed_shapes: Whether answers are decoded in steps of one shape, which a GPU replays as a
+        static_shapes: Whether answers are decoded with static shapes, which a GPU replays as a
             CUDA graph. On a CPU that would only mean attention over empty columns.
     """
 
@@ -81,12 +64,12 @@ class Decoder:
         Args:
             text_model: Has `layers`, `norm`, `rotary_emb` and `config` as Llama's has them.
             lm_head: Maps hidden states to logits.
-            make_cache: Returns an empty KV cache, of which there is then a new one for every batch
-                of questions; None: one with room for the answers, in buffers that are kept.
+            make_cache: Returns an empty KV cache; a new cache is created per batch of questions.
+                None: caches with capacity for the answers, in buffers that are reused.
 
         Raises:
-            ConfigError: A model with sliding-window layers: they count cached tokens, which gaps
-                in the positions would falsify.
+            ConfigError: A model with sliding-window attention: it counts cached tokens, and gaps
+                in the positions would make that count wrong.
         """
         model: Any = text_model
         if 'sliding_attention' in (getattr(model.config, 'layer_types', None) or ()):
@@ -97,23 +80,19 @@ class Decoder:
         self._model = model
         self._lm_head = lm_head
         self._make_cache = make_cache or DynamicCache
-        self._keeps_room = make_cache is None
-        self._room = CacheRoom()
-        self._graphs = StepGraphs()
+        self._reuses_buffers = make_cache is None
+        self._cache_pool = CachePool()
+        self._steps = StepCache()
         self.num_layers = len(model.layers)
-        self.fixed_shapes = next(model.parameters()).is_cuda
+        self.static_shapes = next(model.parameters()).is_cuda
 
     @torch.inference_mode()
-    def prefill(
-        self, inputs: Embedded, *, select: SelectTokens | None = None, prune_layer: int = 0
-    ) -> Prefix:
-        """Run the model over the tokens that all questions share.
+    def begin_prefill(self, inputs: InputSequence, prune_layer: int = 0) -> PausedPrefill:
+        """Run the layers before `prune_layer` over the tokens that all questions share.
 
         Args:
-            inputs: The sequence with all visual tokens.
-            select: Chooses the kept visual tokens by their hidden states before layer
-                `prune_layer`; None keeps all.
-            prune_layer: In [0, num_layers); 0 drops tokens before the model.
+            inputs: The embedded sequence with all visual tokens.
+            prune_layer: In [0, num_layers). With 0 no layer runs yet.
         """
         if not 0 <= prune_layer < self.num_layers:
             raise ValueError(
@@ -121,51 +100,63 @@ class Decoder:
             )
         cache = self._make_cache()
         inputs = self._run_sequence(inputs, range(prune_layer), cache)
-        if select is not None:
-            states = torch.stack([inputs.embeddings[0, view] for view in inputs.views])
-            inputs = keep_tokens(inputs, select(states))
-        self._run_sequence(inputs, range(prune_layer, self.num_layers), cache)
-        ends = torch.tensor([inputs.end_position], device=inputs.embeddings.device)
-        return Prefix(cache, prune_layer, ends)
+        return PausedPrefill(inputs, cache, prune_layer)
+
+    @torch.inference_mode()
+    def resume_prefill(
+        self, paused: PausedPrefill, keep_indices: Sequence[Tensor] | None = None
+    ) -> Prefix:
+        """Run the remaining layers over the kept tokens.
+
+        Args:
+            paused: From `begin_prefill`; use it once, its cache becomes the prefix's.
+            keep_indices: Per picture the kept visual tokens, int64, ascending; None keeps all.
+        """
+        inputs = paused.inputs
+        if keep_indices is not None:
+            inputs = drop_tokens(inputs, keep_indices)
+        self._run_sequence(inputs, range(paused.prune_layer, self.num_layers), paused.cache)
+        ends = torch.tensor([inputs.end_position], device=inputs.hidden_states.device)
+        return Prefix(paused.cache, paused.prune_layer, ends)
 
     @torch.inference_mode()
     def extend(
-        self, prefix: Prefix, pieces: Sequence[Embedded], *, room: int = 0
+        self, prefix: Prefix, texts: Sequence[InputSequence], *, max_new_tokens: int = 0
     ) -> tuple[Prefix, Tensor]:
-        """Go on from `prefix`, which stays as it is, with text: one row per piece.
+        """Append texts to copies of `prefix`, one row per text; `prefix` itself stays unchanged.
 
         Args:
-            prefix: Of one row, without padding.
-            pieces: The texts, each beginning at the prefix's end position.
-            room: Tokens that are to follow at most; 0: the cache grows with each of them.
+            prefix: One row without padding.
+            texts: Each begins at the prefix's end position.
+            max_new_tokens: Number of tokens to reserve capacity for; 0: the cache grows with each.
 
         Returns:
             The longer prefix on a cache of its own, and the logits [rows, vocabulary] after it.
         """
-        rows = stack_rows(pieces)
-        num_more = rows.embeddings.shape[1] + room if room else 0
-        cache = self._fork(prefix.cache, len(pieces), num_more)
-        longer = Prefix(cache, prefix.prune_layer, rows.end_positions, rows.is_real)
-        return longer, self._append(longer, rows.embeddings, rows.positions)
+        batch = pad_to_batch(texts)
+        capacity = batch.embeddings.shape[1] + max_new_tokens if max_new_tokens else 0
+        cache = self._copy_cache(prefix.cache, len(texts), capacity)
+        longer = Prefix(cache, prefix.prune_layer, batch.end_positions, batch.is_real)
+        return longer, self._append(longer, batch.embeddings, batch.positions)
 
     @torch.inference_mode()
-    def fork(self, prefix: Prefix, num_rows: int, *, room: int = 0) -> Prefix:
-        """Return `num_rows` copies of `prefix`, which is of one row and stays as it is.
+    def fork(self, prefix: Prefix, num_rows: int, *, max_new_tokens: int = 0) -> Prefix:
+        """Return `num_rows` copies of `prefix`, which stays unchanged.
 
         Args:
-            prefix: What is copied.
-            num_rows: How often.
-            room: As in `extend`.
+            prefix: One row.
+            num_rows: Number of copies.
+            max_new_tokens: As in `extend`.
         """
-        cache = self._fork(prefix.cache, num_rows, room)
+        cache = self._copy_cache(prefix.cache, num_rows, max_new_tokens)
         return replace(prefix, cache=cache, end_positions=prefix.end_positions.expand(num_rows))
 
     @torch.inference_mode()
     def step(self, prefix: Prefix, embeddings: Tensor) -> tuple[Prefix, Tensor]:
-        """Append one token to every row of `prefix`, whose cache is used up by it.
+        """Append one token to every row; the cache of `prefix` becomes the longer prefix's.
 
         Args:
-            prefix: What comes before.
+            prefix: The sequence so far.
             embeddings: [rows, 1, hidden] of the tokens.
 
         Returns:
@@ -178,82 +169,86 @@ class Decoder:
         return longer, self._append(longer, embeddings, prefix.end_positions[:, None])
 
     @torch.inference_mode()
-    def begin_fixed_steps(
+    def begin_decode_loop(
         self, prefix: Prefix, embed: Callable[[Tensor], Tensor]
-    ) -> FixedSteps | None:
-        """Make ready to append tokens to `prefix`, whose cache is used up by it.
+    ) -> DecodeLoop | None:
+        """Prepare to append tokens to `prefix` with static shapes; takes over its cache.
 
         Args:
-            prefix: What comes before.
-            embed: Maps int64 [rows, 1] token ids to their embeddings; always the model's own, for
-                it becomes part of graphs that are kept.
+            prefix: The sequence so far.
+            embed: Maps int64 [rows, 1] token ids to their embeddings. It must be the model's own:
+                captured graphs contain it.
 
         Returns:
-            None where steps do not have one shape: they are off, or `prefix` has no room.
+            None if static shapes are off, or the cache of `prefix` is not a `StaticCache`.
         """
         cache: Any = prefix.cache
-        if not self.fixed_shapes or not isinstance(cache, RoomCache):
+        if not self.static_shapes or not isinstance(cache, StaticCache):
             return None
-        parts = self._parts(prefix.prune_layer)
-        of_parts = [cache.layers[part.start] for part in parts]
+        groups = self._layer_groups(prefix.prune_layer)
+        first_layers = [cache.layers[group.start] for group in groups]
         shape = StepShape(
             num_rows=len(prefix.end_positions),
-            capacities=tuple(layer.capacity for layer in of_parts),
-            first_layers=tuple(part.start for part in parts),
+            capacities=tuple(layer.capacity for layer in first_layers),
+            first_layers=tuple(group.start for group in groups),
         )
-        first = of_parts[0]
-        step = self._graphs.find(shape, cache.version, dtype=first.dtype, device=first.device)
-        step.load(prefix.end_positions, [layer.length for layer in of_parts], prefix.is_real)
-        num_left = min(layer.capacity - layer.length for layer in of_parts)
-        for part, slot in zip(parts, step.slots, strict=True):
-            for index in part:
-                cache.layers[index].fix_shape(slot)
-        compute = partial(self._compute_step, step, cache, parts, embed)
-        return FixedSteps(self._graphs, step, compute, num_left)
+        dtype, device = first_layers[0].dtype, first_layers[0].device
+        step = self._steps.find(shape, cache.version, dtype=dtype, device=device)
+        step.load(prefix.end_positions, [layer.length for layer in first_layers], prefix.is_real)
+        num_free_columns = min(layer.capacity - layer.length for layer in first_layers)
+        for group, slot in zip(groups, step.slots, strict=True):
+            for index in group:
+                cache.layers[index].use_static_shape(slot)
+        compute = partial(self._compute_step, step, cache, groups, embed)
+        return DecodeLoop(self._steps, step, compute, num_free_columns)
 
     def _compute_step(
         self,
-        step: FixedStep,
+        step: CapturedStep,
         cache: Cache,
-        parts: Sequence[range],
+        groups: Sequence[range],
         embed: Callable[[Tensor], Tensor],
     ) -> None:
-        """Append the step's tokens; no shape depends on how many were cached before."""
-        step.show_token()
+        """Append the step's tokens; no shape depends on the number of cached tokens."""
+        step.unmask_token()
         hidden = embed(step.tokens)
         rotary = self._model.rotary_emb(hidden, step.positions)
-        for layers, mask in zip(parts, step.masks, strict=True):
+        for layers, mask in zip(groups, step.masks, strict=True):
             for index in layers:
                 hidden = self._run_layer(index, hidden, mask, rotary, cache)
-        step.move_on(most_likely(self._lm_head(self._model.norm(hidden[:, -1]))))
+        step.advance(most_likely(self._lm_head(self._model.norm(hidden[:, -1]))))
 
     def release(self) -> None:
-        """Free what is kept from sweep to sweep; the next sweep allocates it again."""
-        self._graphs.release()
-        self._room.release()
+        """Free the reused buffers and graphs; the next sweep allocates them again."""
+        self._steps.release()
+        self._cache_pool.release()
 
-    def _parts(self, prune_layer: int) -> list[range]:
-        """Return the layers in parts that have cached the same tokens."""
-        parts = (range(prune_layer), range(prune_layer, self.num_layers))
-        return [part for part in parts if part]
+    def _layer_groups(self, prune_layer: int) -> list[range]:
+        """Return the layers in groups that have cached the same tokens."""
+        groups = (range(prune_layer), range(prune_layer, self.num_layers))
+        return [group for group in groups if group]
 
     def _append(self, prefix: Prefix, hidden: Tensor, positions: Tensor) -> Tensor:
-        """Append tokens to `prefix`, whose other fields already count them; returns logits."""
-        for layers in self._parts(prefix.prune_layer):
+        """Append tokens to the cache of `prefix`, whose other fields already include them.
+
+        Returns:
+            Logits [rows, vocabulary] after the last token.
+        """
+        for layers in self._layer_groups(prefix.prune_layer):
             hidden = self._run(hidden, positions, layers, prefix.cache, is_real=prefix.is_real)
         logits: Tensor = self._lm_head(self._model.norm(hidden[:, -1]))
         return logits
 
-    def _run_sequence(self, inputs: Embedded, layers: range, cache: Cache) -> Embedded:
+    def _run_sequence(self, inputs: InputSequence, layers: range, cache: Cache) -> InputSequence:
         hidden = self._run(
-            inputs.embeddings,
+            inputs.hidden_states,
             inputs.positions,
             layers,
             cache,
             deepstack=inputs.deepstack,
             visual_columns=inputs.visual_columns if inputs.deepstack is not None else None,
         )
-        return replace(inputs, embeddings=hidden)
+        return replace(inputs, hidden_states=hidden)
 
     def _run(
         self,
@@ -266,16 +261,16 @@ class Decoder:
         deepstack: Tensor | None = None,
         visual_columns: Tensor | None = None,
     ) -> Tensor:
-        """Append tokens to the cache of `layers`, all of which have cached the same tokens.
+        """Run tokens through `layers`, all of which have cached the same tokens.
 
         Args:
             hidden: [rows, length, hidden] before the first of the layers.
             positions: int64 [rows, length] or [3, rows, length].
-            layers: Which layers run; may be empty.
-            cache: Keys and values so far.
+            layers: The layers to run; may be empty.
+            cache: Keys and values so far; the tokens are appended.
             is_real: As in `Prefix`, these tokens included.
-            deepstack: As in `Embedded`.
-            visual_columns: Where the deepstack features go.
+            deepstack: As in `InputSequence`.
+            visual_columns: int64, the columns that the deepstack features are added to.
 
         Returns:
             [rows, length, hidden] after the last of the layers.
@@ -293,8 +288,8 @@ class Decoder:
     def _run_layer(
         self, index: int, hidden: Tensor, mask: Any, rotary: Any, cache: Cache
     ) -> Tensor:
-        # Positions go in through the rotary phases only: attention would read their gaps as
-        # borders between packed sequences.
+        # Positions enter through the rotary phases only: attention would read gaps in position_ids
+        # as boundaries between packed sequences.
         output: Tensor = self._model.layers[index](
             hidden,
             attention_mask=mask,
@@ -317,14 +312,14 @@ class Decoder:
             layer_idx=layer,
         )
 
-    def _fork(self, cache: Cache, num_rows: int, room: int) -> Cache:
+    def _copy_cache(self, cache: Cache, num_rows: int, num_new_tokens: int) -> Cache:
         """Return a cache with `num_rows` copies of the one row in `cache`."""
-        if room and self._keeps_room:
-            return self._room.lend(cache, num_rows, room)
-        fork = self._make_cache()
+        if num_new_tokens and self._reuses_buffers:
+            return self._cache_pool.acquire(cache, num_rows, num_new_tokens)
+        copy = self._make_cache()
         for index, layer in enumerate(cache.layers):
             length = int(cache.get_seq_length(index))
             keys, values = layer.keys[:, :, :length], layer.values[:, :, :length]
             shape = (num_rows, -1, -1, -1)
-            fork.update(keys.expand(shape), values.expand(shape), index)
-        return fork
+            copy.update(keys.expand(shape), values.expand(shape), index)
+        return copy

@@ -1,4 +1,4 @@
-"""Greedy decoding of one or several answers at once, and the likelihood of given ones."""
+"""Greedy decoding of one or several answers at once, and the likelihood of given answers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 import math
 
-from p2d_node.language_model.decode import Decoder, most_likely, Prefix
+from p2d_node.language_model.decode import Decoder, most_likely
+from p2d_node.language_model.prefix import Prefix
+from p2d_node.latency import MustStop, never
 from p2d_node.records import Cut
 import torch
 from torch import Tensor
 
+TokenIds = Sequence[int]
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What greedy decoding gave for one question.
+    """The generated tokens of one answer.
 
     Attributes:
-        token_ids: The generated ids, the end token included where the model ended.
+        token_ids: The generated ids, including the end token if the model ended the answer.
         mean_log_probability: Mean natural-log probability of these ids; NaN if there are none.
-        cut: Why it ended.
+        cut: Why the answer ended.
     """
 
     token_ids: tuple[int, ...]
@@ -29,14 +33,14 @@ class Generation:
 
 @dataclass(slots=True)
 class _Row:
-    """One answer while it grows."""
+    """One answer while it is decoded."""
 
     token_ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
     cut: Cut | None = None
 
-    def finished(self) -> Generation:
-        """Return the answer; one that nothing has ended ran into the length limit."""
+    def to_generation(self) -> Generation:
+        """Return the answer; without another reason it ended at the length limit."""
         mean = self.log_probability / len(self.token_ids) if self.token_ids else math.nan
         return Generation(tuple(self.token_ids), mean, self.cut or Cut.LENGTH)
 
@@ -49,46 +53,47 @@ def generate_greedy(
     *,
     embed: Callable[[Tensor], Tensor],
     max_new_tokens: int,
-    end_token_ids: Sequence[int],
-    must_stop: Callable[[], bool] = lambda: False,
-    is_answered: Callable[[int, Sequence[int]], bool] | None = None,
+    end_token_ids: TokenIds,
+    must_stop: MustStop = never,
+    ends_answer: Callable[[TokenIds], bool] | None = None,
+    on_token: Callable[[int, TokenIds], None] | None = None,
 ) -> list[Generation]:
-    """Decode greedily after `prompts`, which are used up by it.
+    """Decode greedily after `prompts`; their cache is used up.
 
-    Prompts with room for `max_new_tokens` are decoded in place; the cache of others grows.
+    Prompts with capacity for `max_new_tokens` are decoded in place; other caches grow.
 
     Args:
         decoder: The language model.
         prompts: The prefilled prompts, one row each.
         logits: [rows, vocabulary] after each prompt's last token.
         embed: Maps int64 [rows, 1] token ids to their embeddings.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Maximum length of an answer.
         end_token_ids: Ids that end an answer.
-        must_stop: Asked before every further token; True cuts all answers that have not ended.
-        is_answered: Told a row's number and ids after each new one that does not end it; True ends
-            it.
+        must_stop: Called before every further token; True cuts all answers that have not ended.
+        ends_answer: Gets a row's ids after each new one; True ends the answer.
+        on_token: Gets a row's number and ids after each new one that is not an end token.
 
     Returns:
-        One per row. Reading the rows' ids is the one synchronisation per token.
+        One per row. Reading the ids is the only synchronisation with the device per token.
     """
     rows = [_Row() for _ in range(len(logits))]
-    steps = decoder.begin_fixed_steps(prompts, embed) or _PlainSteps(decoder, prompts, embed)
+    loop = decoder.begin_decode_loop(prompts, embed) or _GrowingLoop(decoder, prompts, embed)
     choice = most_likely(logits)
     for step in range(max_new_tokens):
-        _append_tokens(rows, choice, end_token_ids, is_answered)
+        _append_tokens(rows, choice, end_token_ids, ends_answer, on_token)
         if step + 1 == max_new_tokens or all(row.cut for row in rows):
             break
         if must_stop():
             for row in rows:
                 row.cut = row.cut or Cut.DEADLINE
             break
-        # Rows that have ended go on with what nobody reads: the batch keeps its shape.
-        choice = steps.advance(choice[0])
-    return [row.finished() for row in rows]
+        # Ended rows go on, and their tokens are ignored: the batch keeps its shape.
+        choice = loop.advance(choice[0])
+    return [row.to_generation() for row in rows]
 
 
-class _PlainSteps:
-    """Appends tokens over the columns of the cache that are filled."""
+class _GrowingLoop:
+    """Appends tokens over the filled columns of the cache; the counterpart of `DecodeLoop`."""
 
     def __init__(
         self, decoder: Decoder, prompts: Prefix, embed: Callable[[Tensor], Tensor]
@@ -98,7 +103,7 @@ class _PlainSteps:
         self._embed = embed
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """Append the ids [rows]; returns what `most_likely` gives after them."""
+        """Append the ids [rows]; returns the result of `most_likely` after them."""
         embeddings = self._embed(tokens.long()[:, None])
         self._prompts, logits = self._decoder.step(self._prompts, embeddings)
         return most_likely(logits)
@@ -109,20 +114,20 @@ def score_answers(
     decoder: Decoder,
     prompt: Prefix,
     logits: Tensor,
-    answers: Sequence[Sequence[int]],
+    answers: Sequence[TokenIds],
     *,
     embed: Callable[[Tensor], Tensor],
-    end_token_ids: Sequence[int],
+    end_token_ids: TokenIds,
 ) -> list[float]:
-    """Compute how likely given answers are, as whole answers: their tokens and then an end.
+    """Compute the likelihood of given answers as whole answers: their tokens and then an end.
 
     Args:
         decoder: The language model.
-        prompt: The prefilled prompt, of one row; it stays as it is.
+        prompt: The prefilled prompt, one row; it stays unchanged.
         logits: [1, vocabulary] after its last token.
         answers: The token ids of each answer, without an end token.
         embed: Maps int64 [rows, 1] token ids to their embeddings.
-        end_token_ids: Ids that end an answer; any of them will do.
+        end_token_ids: Ids that end an answer; their probabilities are added.
 
     Returns:
         Natural log of each answer's probability.
@@ -133,7 +138,7 @@ def score_answers(
         tokens[row, : len(ids)] = torch.tensor(ids, device=logits.device)
     lengths = torch.tensor([len(ids) for ids in answers], device=logits.device)
     ends = torch.tensor(list(end_token_ids), device=logits.device)
-    rows = decoder.fork(prompt, len(answers), room=longest)
+    rows = decoder.fork(prompt, len(answers), max_new_tokens=longest)
     logits = logits.expand(len(answers), -1)
     total = torch.zeros(len(answers), dtype=torch.float64, device=logits.device)
     for step in range(longest + 1):
@@ -149,8 +154,9 @@ def score_answers(
 def _append_tokens(
     rows: Sequence[_Row],
     choice: Tensor,
-    end_token_ids: Sequence[int],
-    is_answered: Callable[[int, Sequence[int]], bool] | None,
+    end_token_ids: TokenIds,
+    ends_answer: Callable[[TokenIds], bool] | None,
+    on_token: Callable[[int, TokenIds], None] | None,
 ) -> None:
     ids, scores = choice.tolist()
     for index, row in enumerate(rows):
@@ -160,11 +166,14 @@ def _append_tokens(
         row.log_probability += scores[index]
         if row.token_ids[-1] in end_token_ids:
             row.cut = Cut.END
-        elif is_answered is not None and is_answered(index, row.token_ids):
+            continue
+        if on_token is not None:
+            on_token(index, row.token_ids)
+        if ends_answer is not None and ends_answer(row.token_ids):
             row.cut = Cut.STOP
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
-    """Return `text` up to where the first of the texts in `stop` appears."""
+    """Return `text` up to the first occurrence of any of the texts in `stop`."""
     ends = [text.find(mark) for mark in stop]
     return text[: min((end for end in ends if end >= 0), default=len(text))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Sequence
 
 from builtin_interfaces.msg import Time
 import numpy as np
@@ -44,18 +43,6 @@ def to_timing(header: Header, times: StageTimes, *, now_ns: int) -> StageTiming:
         header=header,
         **{name: getattr(times, name) for name in StageTimes.__dataclass_fields__},
         age_at_publish_ms=(now_ns - stamp_ns) / NS_PER_MS,
-    )
-
-
-def sweep_times(answers: Sequence[DrivingAnswer]) -> StageTimes:
-    """Return the times of one sweep: shared stages once, prefill and generation summed up."""
-    first = answers[0].times
-    return StageTimes(
-        **{
-            **{name: getattr(first, name) for name in StageTimes.__dataclass_fields__},
-            'prefill_ms': sum(answer.times.prefill_ms for answer in answers),
-            'generate_ms': sum(answer.times.generate_ms for answer in answers),
-        }
     )
 
 

@@ -9,7 +9,7 @@ from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
-from p2d_node.ros.conversions import sweep_times, to_answer, to_header, to_image, to_timing
+from p2d_node.ros.conversions import to_answer, to_header, to_image, to_timing
 from p2d_node.ros.overlay import draw_kept_tokens
 from rclpy.node import Node
 from sensor_msgs.msg import Image
@@ -59,7 +59,7 @@ class Outputs:
             self._answer.publish(to_answer(answer, header, now_ns=self._now_ns()))
             line = self._as_line(answer.question, answer.answer)
             self._answer_text.publish(String(data=line))
-        self._timing.publish(to_timing(header, sweep_times(answers), now_ns=self._now_ns()))
+        self._timing.publish(to_timing(header, answers[0].times, now_ns=self._now_ns()))
         if self._kept_tokens.get_subscription_count():
             self._publish_kept_tokens(frame_set, answers[0], header)
 
@@ -75,13 +75,7 @@ class Outputs:
     def _publish_kept_tokens(
         self, frame_set: FrameSet, answer: DrivingAnswer, header: Header
     ) -> None:
-        picture = draw_kept_tokens(
-            frame_set,
-            answer,
-            self._pipeline.grid,
-            padded=self._pipeline.pads_frames,
-            mosaic=self._pipeline.mosaic,
-        )
+        picture = draw_kept_tokens(frame_set, answer, self._pipeline.views)
         self._kept_tokens.publish(to_image(picture, header))
 
     def _as_line(self, question: str, answer: str) -> str:

@@ -1,4 +1,4 @@
-"""The picture of what the model saw: six views, kept patches lit, the rest dimmed."""
+"""A picture of what the model saw: the views of a sweep, kept patches lit, the rest dimmed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import DrivingAnswer, FrameSet
-from p2d_node.views import Mosaic
+from p2d_node.views import Views
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -17,7 +17,7 @@ LAYOUT = (
     ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
     ('CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT'),
 )
-"""As the cameras sit around the car; other rigs are laid out three in a row."""
+"""Where the cameras are on the vehicle; other cameras are laid out three in a row."""
 
 VIEW_WIDTH_PX = 480
 DIM = 0.30
@@ -25,22 +25,13 @@ CAPTION_HEIGHT_PX = 26
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_kept_tokens(
-    frame_set: FrameSet,
-    answer: DrivingAnswer,
-    grid: tuple[int, int],
-    *,
-    padded: bool,
-    mosaic: Mosaic | None = None,
-) -> Pixels:
+def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, views: Views) -> Pixels:
     """Draw which patches of a sweep the language model saw.
 
     Args:
-        frame_set: The sweep; decoded here again, so draw only when somebody looks.
+        frame_set: The sweep. It is decoded again, so draw only when somebody looks.
         answer: An answer about it, with the kept indices.
-        grid: Rows and columns of the patches of one picture.
-        padded: Whether they lie over the frame padded to a square, or over the frame itself.
-        mosaic: How views were stitched into one picture; None where each was one.
+        views: Which patch covers which pixel.
 
     Returns:
         BGR uint8 [height, width, 3].
@@ -54,44 +45,9 @@ def draw_kept_tokens(
         view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
         keep = answer.keep_indices[camera]
         caption = f'{camera}  {len(keep)}/{answer.tokens_total[camera]}'
-        if mosaic is None:
-            mask = kept_mask(keep, grid, *view.shape[:2], padded=padded)
-        else:
-            height, width = (n * m for n, m in zip(mosaic.shape, view.shape[:2], strict=True))
-            mask = mosaic.cut(kept_mask(keep, grid, height, width, padded=padded), camera)
-        panels[camera] = _caption(_light(np.asarray(view, np.uint8), mask), caption)
+        lit = np.isin(views.token_map(camera, *view.shape[:2]), keep)
+        panels[camera] = _caption(_light(np.asarray(view, np.uint8), lit), caption)
     return _tile(panels, _rows(tuple(panels)))
-
-
-def kept_mask(
-    keep: npt.NDArray[np.int64],
-    grid: tuple[int, int],
-    height: int,
-    width: int,
-    *,
-    padded: bool,
-) -> npt.NDArray[np.bool_]:
-    """Return which pixels of a view lie in a kept patch.
-
-    Args:
-        keep: Kept patch indices, row by row from the top left.
-        grid: Rows and columns of the patches.
-        height: Of the view, pixels.
-        width: Of the view, pixels.
-        padded: Whether the patches lie over the view padded to a square.
-
-    Returns:
-        bool [height, width]; the square's padding is cut off.
-    """
-    rows, columns = grid
-    lit = np.zeros(rows * columns, bool)
-    lit[keep] = True
-    full_height = full_width = max(height, width)
-    if not padded:
-        full_height, full_width = height, width
-    row_of_pixel = (np.arange(height) + (full_height - height) // 2) * rows // full_height
-    column_of_pixel = (np.arange(width) + (full_width - width) // 2) * columns // full_width
-    return np.asarray(lit.reshape(grid)[row_of_pixel[:, None], column_of_pixel], np.bool_)
 
 
 def _light(view: Pixels, mask: npt.NDArray[np.bool_]) -> Pixels:

@@ -15,7 +15,8 @@ import threading
 import time
 
 from p2d_node.errors import ImageDecodeError, P2dError
-from p2d_node.pipeline import DrivingPipeline, OnPartial
+from p2d_node.language_model.conversation import OnPartial
+from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
 from p2d_node.ros.unexpected_error import unexpected_error
 from p2d_node.units import NS_PER_S

@@ -1,11 +1,13 @@
-"""Choosing which visual tokens the language model sees."""
+"""Selection of the visual tokens that the language model sees."""
 
 from p2d_node.token_selection.allocation import keep_by_coverage, select_adaptively
 from p2d_node.token_selection.base import num_keep_from_retention, require_finite
 from p2d_node.token_selection.factory import make_selector, order_tokens, select_tokens
+from p2d_node.token_selection.sweep_selector import SweepSelector
 from p2d_node.token_selection.tfps import TokenOrder
 
 __all__ = [
+    'SweepSelector',
     'TokenOrder',
     'keep_by_coverage',
     'make_selector',

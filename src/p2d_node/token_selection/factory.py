@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-import threading
-from typing import cast
 
 from p2d_node.errors import ConfigError
 from p2d_node.token_selection.base import TokenSelector
@@ -23,20 +20,22 @@ SELECTORS: dict[str, Callable[[], TokenSelector]] = {
 }
 
 UNAVAILABLE = {
-    'fastv': 'it ranks tokens by attention inside the language model, and selection runs before '
-    'that, where there is no attention',
+    'fastv': 'it ranks tokens by attention inside the language model, and selection here uses no '
+    'attention',
 }
-"""Methods that readers of the papers look for, and why they are not here."""
+"""Methods of other papers that are not implemented, and why."""
 
 
 def make_selector(method: str, grid_size: tuple[int, int] | None = None) -> TokenSelector:
-    """Return a new selector called `method`; raises `ConfigError` where there is none.
+    """Return a new selector. Hold it from sweep to sweep and use it from one thread at a time.
 
-    `grid_size` is rows and columns of a view's tokens, for methods that look at places; None: they
-    form a square.
+    Args:
+        method: Name of the selection method.
+        grid_size: Rows and columns of a view's tokens, for methods that use positions; None: the
+            tokens form a square.
 
-    Keep it for sweep after sweep and use it from one thread: on GPUs without Triton it holds CUDA
-    graphs between calls, and a new one would capture them again.
+    Raises:
+        ConfigError: No such method.
     """
     allowed = ', '.join(SELECTORS)
     if method in UNAVAILABLE:
@@ -56,7 +55,10 @@ def select_tokens(
     *,
     grid_size: tuple[int, int] | None = None,
 ) -> list[Tensor]:
-    """Choose which visual tokens of each view are kept; from any thread.
+    """Choose which visual tokens of each view are kept. May be called from any thread.
+
+    It creates a selector per call. For sweep after sweep hold one of `make_selector`: on GPUs
+    without Triton it owns CUDA graphs.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
@@ -71,12 +73,11 @@ def select_tokens(
         ConfigError: No such method.
         InferenceError: Shapes or counts that do not fit; on a CPU also NaN or infinite tokens.
     """
-    selector = _selector_of_thread(method, grid_size, threading.get_ident())
-    return selector.select(visual_tokens, num_keep)
+    return make_selector(method, grid_size).select(visual_tokens, num_keep)
 
 
 def order_tokens(visual_tokens: Tensor, num_picks: int) -> TokenOrder:
-    """Return the first `num_picks` picks of T-FPS in every view, in their order; any thread.
+    """Return the first `num_picks` picks of T-FPS in every view, in order. Any thread may call it.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
@@ -85,13 +86,4 @@ def order_tokens(visual_tokens: Tensor, num_picks: int) -> TokenOrder:
     Raises:
         InferenceError: As `select_tokens`.
     """
-    selector = _selector_of_thread('tfps', None, threading.get_ident())
-    return cast(TfpsSelector, selector).order(visual_tokens, num_picks)
-
-
-@lru_cache(maxsize=32)
-def _selector_of_thread(
-    method: str, grid_size: tuple[int, int] | None, thread: int
-) -> TokenSelector:
-    """Return this thread's selector, so that what it captured for a GPU is used again."""
-    return make_selector(method, grid_size)
+    return TfpsSelector().order(visual_tokens, num_picks)

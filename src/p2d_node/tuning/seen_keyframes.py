@@ -72,7 +72,7 @@ class SeenKeyframe:
 def selects_by_order(pipeline: DrivingPipeline) -> bool:
     """Tell whether one order of each view's tokens holds the picks for every ratio."""
     config = pipeline.config
-    return config.selector == 'tfps' and config.prune_layer == 0 and pipeline.mosaic is None
+    return config.selector == 'tfps' and config.prune_layer == 0 and not pipeline.views.stitched
 
 
 def digest_pictures(

@@ -59,7 +59,7 @@ def pixel_values():
 @torch.inference_mode()
 def our_logits(family, prompt, visual_tokens):
     inputs = family.embed_prefix(prompt, visual_tokens)
-    prefix = family.decoder.prefill(inputs)
+    prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     text = family.embed_text(prompt.suffix, inputs.end_position)
     return family.decoder.extend(prefix, [text])[1][0]
 

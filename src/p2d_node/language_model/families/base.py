@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.layout import Embedded
+from p2d_node.language_model.input_sequence import InputSequence
 from p2d_node.language_model.prompt import Prompt
 from torch import nn, Tensor
 
@@ -47,11 +47,11 @@ class Family(Protocol):
         """Return the tokens in `text` that steer the model, as placeholders and ends of turns."""
         ...
 
-    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
         """Lay out text and all visual tokens, up to and including the last view."""
         ...
 
-    def embed_text(self, token_ids: Sequence[int], start: int) -> Embedded:
+    def embed_text(self, token_ids: Sequence[int], start: int) -> InputSequence:
         """Lay out text that begins at position `start`."""
         ...
 

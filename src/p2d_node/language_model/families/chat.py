@@ -8,7 +8,7 @@ from typing import Any, TYPE_CHECKING
 
 from jinja2 import TemplateError
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.layout import Embedded, text_positions
+from p2d_node.language_model.input_sequence import InputSequence, text_positions
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from p2d_node.language_model.quantize import quantize_layers
 from p2d_node.views import MOSAIC_KEY
@@ -205,11 +205,11 @@ class ChatModel:
         """Add what the family's processor puts around each image placeholder; here nothing."""
         return token_ids
 
-    def embed_text(self, token_ids: Sequence[int], start: int) -> Embedded:
+    def embed_text(self, token_ids: Sequence[int], start: int) -> InputSequence:
         """Lay out text that begins at position `start`."""
         embeddings = self.embed_ids(token_ids)
         positions = text_positions(start, len(token_ids), embeddings.device)
-        return Embedded(embeddings, positions, start + len(token_ids))
+        return InputSequence(embeddings, positions, start + len(token_ids))
 
     def embed_ids(self, token_ids: Sequence[int]) -> Tensor:
         """Return the embeddings [1, length, hidden] of `token_ids`."""

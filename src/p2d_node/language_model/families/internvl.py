@@ -12,7 +12,7 @@ from typing import Any
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
-from p2d_node.language_model.layout import Embedded, lay_out_views
+from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
 from torch import nn, Tensor
 from transformers import InternVLForConditionalGeneration
@@ -98,10 +98,10 @@ class InternVL(FixedSizeModel):
                 framed.append(token_id)
         return framed
 
-    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
         """Lay out text and all visual tokens; see `Family`."""
         segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
-        return lay_out_views(segments, visual_tokens, newline=None)
+        return interleave_pictures(segments, visual_tokens, newline=None)
 
 
 def _grid(config: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
-from p2d_node.language_model.layout import Embedded, lay_out_views
+from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
 import torch
 from torch import nn, Tensor
@@ -63,7 +63,7 @@ class LlavaOnevision(FixedSizeModel):
         """Return vision tower and projector as one module; see `FixedSizeModel`."""
         return _VisionModule(model.model)
 
-    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
         """Lay out text and all visual tokens; see `Family`."""
         segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
-        return lay_out_views(segments, visual_tokens, self._newline)
+        return interleave_pictures(segments, visual_tokens, self._newline)

@@ -14,7 +14,7 @@ from typing import Any
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import ChatModel, load_weights, place_model
-from p2d_node.language_model.layout import Embedded, lay_out_views
+from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
 import torch
 from torch import nn, Tensor
@@ -118,12 +118,12 @@ class _QwenVL(ChatModel):
             'InternVL; leave encoder.backend at torch'
         )
 
-    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> Embedded:
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
         """Lay out text and all visual tokens; see `Family`."""
         segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
         hidden = self._embed_tokens.embedding_dim
         tokens, *deepstack = torch.split(visual_tokens, hidden, dim=-1)
-        inputs = lay_out_views(segments, tokens, newline=None)
+        inputs = interleave_pictures(segments, tokens, newline=None)
         positions, end_position = self._mrope_positions(prompt.segments)
         return replace(
             inputs,

@@ -90,12 +90,12 @@ def answer_log_likelihood(pipeline, monkeypatch, text):
     """Log likelihood of one answer: its tokens are put in the place of the likeliest ones."""
     from p2d_node.language_model import generate
 
-    ids = [*pipeline._family.tokenize(text), None]
+    ids = [*pipeline._language_model._family.tokenize(text), None]
     scores = []
 
     def forced(logits):
         log_probabilities = logits.double().log_softmax(dim=-1)[0]
-        ends = list(pipeline._family.end_token_ids)
+        ends = list(pipeline._language_model._family.end_token_ids)
         token = ids[len(scores)]
         if token is None:
             scores.append(log_probabilities[ends].logsumexp(dim=0).item())
@@ -143,12 +143,12 @@ def test_when_memory_runs_out_nothing_is_kept_and_the_next_sweep_is_answered(
 ):
     expected = pipeline.answer(make_frame_set(), [QUESTION])[0].answer
     held = []
-    decoder = pipeline._family.decoder
+    decoder = pipeline._language_model._family.decoder
     step = decoder.step
 
     def run_out(prefix, embeddings):
         held.extend(weakref.ref(layer.keys) for layer in prefix.cache.layers)
-        held.extend(weakref.ref(buffer) for buffer in decoder._room._buffers.values())
+        held.extend(weakref.ref(buffer) for buffer in decoder._cache_pool._buffers.values())
         torch.empty(1 << 60)  # the allocator's own refusal
         return step(prefix, embeddings)
 

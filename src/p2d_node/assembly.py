@@ -1,0 +1,156 @@
+"""The configuration comes in; the loaded stages of a pipeline go out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from p2d_node.answers import ModelIdentity
+from p2d_node.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from p2d_node.checkpoints.devices import choose_device, choose_dtype, default_num_threads
+from p2d_node.checkpoints.model_folder import model_folder
+from p2d_node.config import DriveConfig
+from p2d_node.errors import checkpoint_faults, ConfigError
+from p2d_node.language_model.conversation import Conversation
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.families.registry import hash_vision_part, load_family
+from p2d_node.language_model.quantize import AS_IS
+from p2d_node.preprocessing import ImageProcessing
+from p2d_node.token_selection import SweepSelector
+from p2d_node.views import make_views, Views
+from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
+from p2d_node.vision_encoder.engine_store import EngineRequest
+from p2d_node.vision_encoder.factory import make_vision_encoder
+from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
+from p2d_node.vision_frontend import VisionFrontend
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """The stages of a pipeline, in their order, and what they share.
+
+    Attributes:
+        frontend: Frames to pixels.
+        encoder: Pixels to visual tokens.
+        selector: Visual tokens to kept tokens.
+        language_model: Kept tokens and questions to answers.
+        views: How views become pictures.
+        device: Where the models run.
+        model: What answers say about the model.
+        encoders_refused: With backend auto: why the preferred backends do not run.
+        picture_settings: Resize and normalisation of pictures, as JSON data.
+    """
+
+    frontend: VisionFrontend
+    encoder: VisionEncoder
+    selector: SweepSelector
+    language_model: Conversation
+    views: Views
+    device: torch.device
+    model: ModelIdentity
+    encoders_refused: Mapping[str, str]
+    picture_settings: Mapping[str, Any]
+
+
+def assemble(config: DriveConfig) -> Stages:
+    """Load everything that `config` names; sets torch's number of threads.
+
+    Raises:
+        ConfigError: A folder, a file or a value that cannot be used.
+        BackendUnavailableError: A device or library that is missing.
+        EngineMismatchError: An engine that must not be loaded.
+    """
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    torch.set_num_threads(config.num_threads or default_num_threads())
+    with model_folder(config.model) as folder:
+        return _assemble(config, folder, dtype, device)
+
+
+def _assemble(
+    config: DriveConfig, folder: Path, dtype: torch.dtype, device: torch.device
+) -> Stages:
+    with checkpoint_faults(folder):
+        checkpoint = open_checkpoint(folder)
+        processing = ImageProcessing.from_folder(folder, max_pixels=config.view_max_pixels)
+        view_size = (processing.height_px, processing.width_px)
+        family = load_family(
+            checkpoint, view_size=view_size, dtype=dtype, device=device, weights=config.weights
+        )
+        views = _make_views(checkpoint, family, processing, device)
+    views.check_cameras(tuple(config.cameras))
+    _check_prune_layer(config, family, checkpoint)
+    request = _engine_request(config, checkpoint, views, processing)
+    chosen = make_vision_encoder(
+        config.encoder, request, family.vision_module, dtype=dtype, device=device
+    )
+    if not isinstance(chosen.encoder, TorchVisionEncoder):
+        family.release_vision_module()
+    takes = chosen.encoder.takes
+    model = _identify(config, checkpoint, chosen.encoder)
+    return Stages(
+        frontend=VisionFrontend(
+            views,
+            processing,
+            num_cameras=len(config.cameras),
+            frame_size=(takes.height, takes.width) if takes.kind == FRAMES else None,
+            device=device,
+        ),
+        encoder=chosen.encoder,
+        selector=SweepSelector(views),
+        language_model=Conversation(
+            family,
+            model_name=model.name,
+            cameras=tuple(config.cameras),
+            num_visual_tokens=sum(map(views.count_tokens, config.cameras)),
+        ),
+        views=views,
+        device=device,
+        model=model,
+        encoders_refused=chosen.refused,
+        picture_settings=processing.to_json(),
+    )
+
+
+def _make_views(
+    checkpoint: Checkpoint, family: Family, processing: ImageProcessing, device: torch.device
+) -> Views:
+    padded = processing.fit == 'pad'
+    return make_views(
+        checkpoint.mosaic, family.grid, padded=padded, device=device, model=checkpoint.name
+    )
+
+
+def _check_prune_layer(config: DriveConfig, family: Family, checkpoint: Checkpoint) -> None:
+    if config.prune_layer >= family.decoder.num_layers:
+        raise ConfigError(
+            f'prune_layer: got {config.prune_layer}, allowed: 0 to '
+            f'{family.decoder.num_layers - 1}, the layers of {checkpoint.name}'
+        )
+
+
+def _engine_request(
+    config: DriveConfig, checkpoint: Checkpoint, views: Views, processing: ImageProcessing
+) -> EngineRequest:
+    return EngineRequest(
+        model_name=checkpoint.folder.name,
+        model_folder=config.model,
+        vision_sha256=cache(lambda: hash_vision_part(checkpoint)),
+        processing=processing.to_json(),
+        num_views=views.count_pictures(len(config.cameras)),
+    )
+
+
+def _identify(
+    config: DriveConfig, checkpoint: Checkpoint, encoder: VisionEncoder
+) -> ModelIdentity:
+    quantized = '' if config.weights == AS_IS else f' {config.weights}'
+    return ModelIdentity(
+        name=f'{checkpoint.name}{quantized}',
+        encoder=encoder.identity,
+        untrained=checkpoint.untrained,
+    )

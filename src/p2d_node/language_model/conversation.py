@@ -1,0 +1,329 @@
+"""Questions about a sweep and its visual tokens come in; answers go out.
+
+All questions share one prefix: the pictures, and the words that all questions begin with. `begin`
+and `resume` prefill it, with token selection between them; `ask` appends a batch of questions to
+it; `generate` decodes their answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+import math
+import threading
+
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
+from p2d_node.language_model.prefix import PausedPrefill, Prefix
+from p2d_node.language_model.prompt import Prompt, split_opening
+from p2d_node.latency import MustStop, never
+from p2d_node.records import Cut
+import torch
+from torch import Tensor
+
+OnPartial = Callable[[str, str], None]
+"""Gets a question and its answer so far."""
+
+MAX_QUESTION_CHARACTERS = 4000
+"""A question is prefilled in one pass, without regard to the deadline: longer ones would delay the
+others."""
+
+INCOMPLETE_CHARACTER = '\ufffd'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What ends an answer, besides the model itself.
+
+    Attributes:
+        max_new_tokens: Maximum number of generated tokens.
+        stop: Texts that end an answer; they are not part of it.
+        must_stop: Called between tokens; True cuts all answers.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    must_stop: MustStop = never
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswer:
+    """One answer as text.
+
+    Attributes:
+        text: Without special tokens and stop texts.
+        num_tokens: Number of generated tokens, the end token included.
+        mean_log_probability: Mean natural-log probability of the tokens; NaN if there are none.
+        cut: Why the answer ended.
+    """
+
+    text: str
+    num_tokens: int
+    mean_log_probability: float
+    cut: Cut
+
+
+UNANSWERED = TextAnswer('', 0, math.nan, Cut.DEADLINE)
+"""Stands for the answer to a question that was not asked before the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionBatch:
+    """Questions that are answered together.
+
+    Attributes:
+        questions: Their texts.
+        endings: Per question the token ids after the shared prefix.
+    """
+
+    questions: tuple[str, ...]
+    endings: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PausedConversation:
+    """The shared prefix, prefilled up to `prune_layer`.
+
+    Attributes:
+        prefill: The paused prefill.
+        opening: Token ids after the pictures that all questions begin with.
+        batch: All questions.
+    """
+
+    prefill: PausedPrefill
+    opening: tuple[int, ...]
+    batch: QuestionBatch
+
+    @property
+    def visual_states(self) -> Tensor:
+        """The features to select tokens by, float [pictures, tokens, hidden]."""
+        return self.prefill.visual_states
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """The prefilled part that all questions share.
+
+    Attributes:
+        prefix: Its KV cache, one row.
+        end_position: Position where the questions continue.
+        batch: All questions.
+    """
+
+    prefix: Prefix
+    end_position: int
+    batch: QuestionBatch
+
+    def batches(self, size: int) -> Iterator[QuestionBatch]:
+        """Yield the questions in batches of at most `size`."""
+        questions, endings = self.batch.questions, self.batch.endings
+        for start in range(0, len(questions), size):
+            yield QuestionBatch(questions[start : start + size], endings[start : start + size])
+
+
+@dataclass(frozen=True, slots=True)
+class AskedBatch:
+    """A batch of questions, prefilled; `generate` uses its cache up.
+
+    Attributes:
+        questions: Their texts.
+        prompts: One row per question.
+        logits: [rows, vocabulary] after each question.
+    """
+
+    questions: tuple[str, ...]
+    prompts: Prefix
+    logits: Tensor
+
+
+class Conversation:
+    """Asks a loaded model. Use it from one thread; any thread may call `check_questions`."""
+
+    def __init__(
+        self, family: Family, *, model_name: str, cameras: Sequence[str], num_visual_tokens: int
+    ) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            family: The model.
+            model_name: For messages.
+            cameras: All cameras of the vehicle, in the model's order.
+            num_visual_tokens: Of all cameras, before any is dropped.
+        """
+        self._family = family
+        self._model_name = model_name
+        self._cameras = tuple(cameras)
+        self._num_visual_tokens = num_visual_tokens
+        self._tokenizer_lock = threading.Lock()  # tokenizers are not thread-safe
+
+    def check_questions(self, questions: Sequence[str]) -> None:
+        """Raise `ConfigError` for a question that cannot be asked; any thread may call it.
+
+        A question may be too long, or contain special tokens that only the chat template may
+        write. A chat template that fails is found here too.
+        """
+        for question in questions:
+            self._check_question(question)
+
+    def _check_question(self, question: str) -> None:
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise ConfigError(
+                f'question: got a text of {len(question)} characters, allowed: up to '
+                f'{MAX_QUESTION_CHARACTERS}'
+            )
+        with self._tokenizer_lock:
+            special = self._family.special_tokens_in(question)
+        if special:
+            raise ConfigError(
+                f'question: got a text with {special[0]}, which only the chat template of '
+                f'{self._model_name} may write; remove it'
+            )
+        prompt = self._build_prompt(question, self._cameras)
+        num_text_tokens = sum(map(len, prompt.segments)) + len(prompt.suffix)
+        length = num_text_tokens + self._num_visual_tokens
+        if length >= self._family.max_positions:
+            raise ConfigError(
+                f'question: got a text of {len(question)} characters, which with the pictures '
+                f'makes {length} tokens; allowed with {self._model_name}: fewer than '
+                f'{self._family.max_positions}; shorten it, or lower view_max_pixels if the model '
+                'takes views of any size'
+            )
+
+    def _build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+        with self._tokenizer_lock:
+            return self._family.build_prompt(question, cameras)
+
+    @torch.inference_mode()
+    def begin(
+        self,
+        questions: Sequence[str],
+        cameras: Sequence[str],
+        visual_tokens: Tensor,
+        prune_layer: int,
+    ) -> PausedConversation:
+        """Run the layers before `prune_layer` over the shared prefix, with all visual tokens.
+
+        Args:
+            questions: One or more.
+            cameras: The cameras of this sweep, in the order of their views.
+            visual_tokens: [pictures, tokens, features], as the vision encoder returns them.
+            prune_layer: The layer before which tokens are dropped.
+        """
+        prompts = [self._build_prompt(question, cameras) for question in questions]
+        opening, endings = split_opening([prompt.suffix for prompt in prompts])
+        inputs = self._family.embed_prefix(prompts[0], visual_tokens)
+        prefill = self._family.decoder.begin_prefill(inputs, prune_layer)
+        batch = QuestionBatch(tuple(questions), tuple(endings))
+        return PausedConversation(prefill, opening, batch)
+
+    @torch.inference_mode()
+    def resume(
+        self, paused: PausedConversation, keep_indices: Sequence[Tensor] | None
+    ) -> SharedPrefix:
+        """Run the remaining layers over the shared prefix, with the kept tokens.
+
+        Args:
+            paused: From `begin`; use it once.
+            keep_indices: Per picture the kept tokens, int64, ascending; None keeps all.
+        """
+        decoder = self._family.decoder
+        prefix = decoder.resume_prefill(paused.prefill, keep_indices)
+        end_position = paused.prefill.inputs.end_position
+        if paused.opening:
+            text = self._family.embed_text(paused.opening, end_position)
+            prefix, _ = decoder.extend(prefix, [text])
+            end_position = text.end_position
+        return SharedPrefix(prefix, end_position, paused.batch)
+
+    @torch.inference_mode()
+    def ask(
+        self, shared: SharedPrefix, batch: QuestionBatch, *, max_new_tokens: int = 0
+    ) -> AskedBatch:
+        """Append questions to copies of the shared prefix.
+
+        Args:
+            shared: From `resume`; it stays unchanged.
+            batch: One of its batches.
+            max_new_tokens: Number of tokens to reserve capacity for.
+        """
+        texts = [self._family.embed_text(ids, shared.end_position) for ids in batch.endings]
+        prompts, logits = self._family.decoder.extend(
+            shared.prefix, texts, max_new_tokens=max_new_tokens
+        )
+        return AskedBatch(batch.questions, prompts, logits)
+
+    def generate(
+        self, asked: AskedBatch, limits: Limits, on_partial: OnPartial | None = None
+    ) -> list[TextAnswer]:
+        """Decode the answers to a batch of questions.
+
+        Args:
+            asked: From `ask`.
+            limits: What ends an answer.
+            on_partial: Called with a question and its answer so far after each of its tokens.
+        """
+
+        def ends_answer(token_ids: Sequence[int]) -> bool:
+            text = self._family.text_of(token_ids)
+            return len(cut_at(text, limits.stop)) < len(text)
+
+        def on_token(row: int, token_ids: Sequence[int]) -> None:
+            text = cut_at(self._family.text_of(token_ids), limits.stop)
+            # The last character may lack bytes that the next token brings.
+            text = text.rstrip(INCOMPLETE_CHARACTER).strip()
+            if on_partial is not None:
+                on_partial(asked.questions[row], text)
+
+        generations = generate_greedy(
+            self._family.decoder,
+            asked.prompts,
+            asked.logits,
+            embed=self._family.embed,
+            max_new_tokens=limits.max_new_tokens,
+            end_token_ids=self._family.end_token_ids,
+            must_stop=limits.must_stop,
+            ends_answer=ends_answer if limits.stop else None,
+            on_token=on_token if on_partial is not None else None,
+        )
+        return [self._to_text(generation, limits.stop) for generation in generations]
+
+    def _to_text(self, generation: Generation, stop: Sequence[str]) -> TextAnswer:
+        return TextAnswer(
+            text=cut_at(self._family.text_of(generation.token_ids), stop).strip(),
+            num_tokens=len(generation.token_ids),
+            mean_log_probability=generation.mean_log_probability,
+            cut=generation.cut,
+        )
+
+    def tokenize_choices(self, choices: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the token ids of each choice.
+
+        Raises:
+            ConfigError: No choices, or choices that are empty or equal.
+        """
+        with self._tokenizer_lock:
+            answers = [self._family.tokenize(choice) for choice in choices]
+        if not answers or not all(answers) or len(set(choices)) < len(choices):
+            raise ConfigError(f'choices: got {list(choices)!r}, allowed: different, not empty')
+        return answers
+
+    def score(self, asked: AskedBatch, answers: Sequence[Sequence[int]]) -> list[float]:
+        """Return the natural-log likelihood of each of `answers` as the whole answer.
+
+        Args:
+            asked: One question.
+            answers: Token ids of each, from `tokenize_choices`.
+        """
+        return score_answers(
+            self._family.decoder,
+            asked.prompts,
+            asked.logits,
+            answers,
+            embed=self._family.embed,
+            end_token_ids=self._family.end_token_ids,
+        )
+
+    def release(self) -> None:
+        """Free the buffers that are reused from sweep to sweep."""
+        self._family.decoder.release()

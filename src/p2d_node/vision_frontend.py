@@ -1,0 +1,77 @@
+"""The frames of a sweep come in; the vision encoder's input goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from p2d_node.image_decoding import decode_frame
+from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
+from p2d_node.records import DecodedFrame, FrameSet
+from p2d_node.views import Views
+import torch
+from torch import Tensor
+
+
+class VisionFrontend:
+    """Decodes and preprocesses the frames of a sweep, one thread per view.
+
+    Use it from one thread at a time. Threads and buffers are allocated once; `close` frees them.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        processing: ImageProcessing,
+        *,
+        num_cameras: int,
+        frame_size: tuple[int, int] | None,
+        device: torch.device,
+    ) -> None:
+        """Allocate threads and buffers.
+
+        Args:
+            views: How views become pictures.
+            processing: The checkpoint's resize and normalisation.
+            num_cameras: Largest number of frames of a sweep.
+            frame_size: Height and width of the frames, pixels, for an engine that resizes by
+                itself; None for an encoder that takes pixel_values.
+            device: Of the pixel_values.
+        """
+        self._views = views
+        self._processing = processing
+        self._device = device
+        self._pool = ThreadPoolExecutor(max_workers=num_cameras, thread_name_prefix='view')
+        self._stack: FrameStack | None = None
+        if frame_size is not None:
+            num_pictures = views.count_pictures(num_cameras)
+            self._stack = FrameStack(num_pictures, *frame_size, pinned=device.type == 'cuda')
+
+    def decode(self, frame_set: FrameSet) -> list[DecodedFrame]:
+        """Decode the frames of a sweep, in its order of cameras.
+
+        Raises:
+            ImageDecodeError: A frame that cannot be used.
+        """
+        return list(self._pool.map(decode_frame, frame_set.frames.values()))
+
+    def preprocess(self, frames: Sequence[DecodedFrame]) -> Tensor:
+        """Return the encoder's input.
+
+        Returns:
+            pixel_values float32 [pictures, 3, height, width] on the device; or, for an engine that
+            resizes, uint8 BGR [pictures, height, width, 3] on the host, which the next call
+            overwrites.
+
+        Raises:
+            ImageDecodeError: Frames of a size that the encoder does not take.
+        """
+        pictures = self._views.to_pictures(frames)
+        if self._stack is not None:
+            return self._stack.fill(pictures, self._pool)
+        resized = list(self._pool.map(lambda p: resize_frame(p, self._processing), pictures))
+        return normalize(resized, self._processing, self._device)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
