@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from p2d_node.config import list_parameters
+from p2d_node.config_parameters import list_parameters
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.active_session import ActiveSession

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from typing import Any
 
-from p2d_node.config import (
+from p2d_node.config import DriveConfig, Option, SHIPPED_MODEL
+from p2d_node.config_parameters import (
     CAMERA_NAMES,
     check_camera_names,
     closest_name,
     config_from_parameters,
-    DriveConfig,
     list_parameters,
-    Option,
     Parameter,
-    SHIPPED_MODEL,
 )
 from p2d_node.errors import ConfigError
 from p2d_node.retention_presets import tuned_ratios
