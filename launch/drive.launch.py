@@ -35,8 +35,8 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'retention_ratio',
         default_value='',
-        description='Share of the visual tokens to keep, for all cameras, above 0 to 1; empty: the '
-        'values of the parameter files, or those tuned for the model.',
+        description='Share of the visual tokens to keep, for all cameras, above 0 to 1; empty: '
+        'the values of the parameter files, or those tuned for the model.',
     ),
     DeclareLaunchArgument(
         'encoder_backend',

@@ -127,6 +127,12 @@ def test_parameters_that_do_not_fit_are_named(values, reason):
         config_from_parameters(NUSCENES_CAMERAS, values)
 
 
+@pytest.mark.parametrize('names', [[], [0, 1], ['a', 'a'], [''], ['a.b'], 'CAM_FRONT', None])
+def test_camera_names_that_are_not_different_names_are_refused(names):
+    with pytest.raises(ConfigError, match=r'camera_names: got .*, allowed: a list of one or more'):
+        config_from_parameters(names, {})
+
+
 def test_whole_numbers_pass_as_floats():
     config = config_from_parameters(NUSCENES_CAMERAS, {'retention_ratio.CAM_BACK': 1})
     assert config.retention_ratio['CAM_BACK'] == 1.0
