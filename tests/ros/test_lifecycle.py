@@ -11,8 +11,13 @@ from p2d_node.errors import EngineMismatchError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.drive_node import DriveNode
+from p2d_node.ros.health import HealthReporter
+from p2d_node.ros.outputs import Outputs
 from p2d_node.ros.unexpected_error import UnexpectedError
 import pytest
+
+
+SUBSCRIBE = CameraSubscription._subscribe
 
 
 def change(node, transition) -> bool:
@@ -106,18 +111,56 @@ def test_configure_succeeds_after_the_parameter_is_corrected(drive, node, rig, w
     assert next_answer(watcher, rig).question == 'Is there a car?'
 
 
+def test_a_configuration_that_fails_half_way_is_logged_undone_and_can_be_repeated(
+    drive, node, capfd, monkeypatch
+):
+    drive(autostart=False)
+    closed = []
+    close = DrivingPipeline.close
+    monkeypatch.setattr(
+        DrivingPipeline, 'close', lambda pipeline: closed.append(pipeline) or close(pipeline)
+    )
+    create = Outputs._create
+
+    def fail_for_the_last_topic(outputs, message_type, topic, *options, **more):
+        if topic == '~/kept_tokens':
+            fail()
+        return create(outputs, message_type, topic, *options, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outputs, '_create', fail_for_the_last_topic)
+        assert not change(node, Transition.TRANSITION_CONFIGURE)
+    assert state_of(node) == 'unconfigured'
+    (line,) = errors_in(capfd.readouterr().err)
+    assert 'configure: unexpected error, please report it: LookupError' in line
+    assert len(closed) == 1
+    wait_until(lambda: not node.count_publishers('/p2d/answer'))
+    assert change(node, Transition.TRANSITION_CONFIGURE)
+    wait_until(lambda: node.count_publishers('/p2d/answer') == 1)
+
+
+def fail_for_the_last_camera(camera):
+    return fail() if camera.name == 'CAM_BACK_RIGHT' else SUBSCRIBE(camera)
+
+
+def fail_for_a_session(reporter, session):
+    return session and fail()
+
+
+@pytest.mark.parametrize(
+    ('owner', 'method', 'replacement'),
+    [
+        (CameraSubscription, '_subscribe', fail_for_the_last_camera),
+        (HealthReporter, 'use_session', fail_for_a_session),
+    ],
+)
 def test_an_activation_that_fails_half_way_is_logged_undone_and_can_be_repeated(
-    drive, node, rig, watcher, capfd, monkeypatch
+    drive, node, rig, watcher, capfd, monkeypatch, owner, method, replacement
 ):
     drive_node = drive(autostart=False)
     assert change(node, Transition.TRANSITION_CONFIGURE)
-    subscribe = CameraSubscription._subscribe
-
-    def fail_for_the_last_camera(camera):
-        return fail() if camera.name == 'CAM_BACK_RIGHT' else subscribe(camera)
-
     with monkeypatch.context() as patch:
-        patch.setattr(CameraSubscription, '_subscribe', fail_for_the_last_camera)
+        patch.setattr(owner, method, replacement)
         assert not change(node, Transition.TRANSITION_ACTIVATE)
     assert state_of(node) == 'inactive'
     (line,) = errors_in(capfd.readouterr().err)
