@@ -16,7 +16,6 @@ from p2d_node.ros.outputs import Outputs
 from p2d_node.ros.unexpected_error import UnexpectedError
 import pytest
 
-
 SUBSCRIBE = CameraSubscription._subscribe
 
 
