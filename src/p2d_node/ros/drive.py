@@ -10,6 +10,8 @@ import signal
 import sys
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.library_logs import silence_import_warnings
+
 if TYPE_CHECKING:
     from p2d_node.ros.drive_node import DriveNode
 
@@ -26,6 +28,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 after a shutdown, 2 if the node cannot start. The log says why.
     """
+    silence_import_warnings()
     with _silent_interrupt():
         from p2d_node.errors import P2dError
         from p2d_node.ros.drive_node import DriveNode

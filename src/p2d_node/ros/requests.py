@@ -99,7 +99,11 @@ class Requests:
         return response
 
     def _ask(self, question: str, requested_timeout_s: float) -> DrivingAnswerMsg:
-        """Wait for the answer to a question; raises P2dError if there is none."""
+        """Wait for the answer to a question.
+
+        Raises:
+            P2dError: The reason why there is no answer.
+        """
         timeout_s = requested_timeout_s or DEFAULT_TIMEOUT_S
         if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
             raise ConfigError(
