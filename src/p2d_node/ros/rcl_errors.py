@@ -11,7 +11,7 @@ from typing import Any
 from p2d_node.errors import ConfigError
 import rclpy
 from rclpy.exceptions import NameValidationException, ParameterException
-from rclpy.logging import LoggingSeverity, set_logger_level
+from rclpy.logging import get_logger_effective_level, LoggingSeverity, set_logger_level
 
 DOMAIN_VARIABLE = 'ROS_DOMAIN_ID'
 MAX_DOMAIN_ID = 232
@@ -45,7 +45,8 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
     except RuntimeError as err:  # the base of rclpy's RCLError and UnknownROSArgsError
         raise ConfigError(_explain_init_error(rcl_reason(err))) from err
     finally:
-        set_logger_level('rcl', LoggingSeverity.UNSET)
+        if get_logger_effective_level('rcl') == LoggingSeverity.FATAL:  # not set by the arguments
+            set_logger_level('rcl', LoggingSeverity.UNSET)
 
 
 def rcl_reason(err: Exception) -> str:
