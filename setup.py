@@ -1,10 +1,21 @@
-"""Build of the ROS 2 package p2d_node (ament_python, sources under src/)."""
+"""Build of the package p2d_node, for colcon (ament_python) and for pip; sources lie under src/.
+
+`pyproject.toml` leaves some fields of `[project]` to this file. Setuptools 59, the version of
+ROS 2 Humble, does not read `[project]` and takes everything from here.
+"""
 
 from pathlib import Path
+import re
 
 from setuptools import find_packages, setup
 
 PACKAGE = 'p2d_node'
+
+
+def read_version() -> str:
+    """Return `__version__` of the package, which cannot be imported without its dependencies."""
+    text = Path('src', PACKAGE, '__init__.py').read_text(encoding='utf-8')
+    return re.findall(r"^__version__ = '(.+)'$", text, re.MULTILINE)[0]
 
 
 def share_files(*folders: str) -> list[tuple[str, list[str]]]:
@@ -19,7 +30,7 @@ def share_files(*folders: str) -> list[tuple[str, list[str]]]:
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version=read_version(),
     package_dir={'': 'src'},
     packages=find_packages('src'),
     package_data={PACKAGE: ['py.typed']},

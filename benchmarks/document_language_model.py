@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from measured_tables import MACHINE, write_tables
+from measured_tables import MACHINE, read_report, write_tables
 
 
 def machine_of(report: dict[str, Any]) -> str:
@@ -62,10 +62,11 @@ def questions_table(report: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def table_of(report: dict[str, Any]) -> str:
-    """Return the table of a report."""
+def make_table(name: str) -> str:
+    """Return the table of the report in the JSON file `name`."""
+    report = read_report(name)
     return prefill_table(report) if 'rows' in report else questions_table(report)
 
 
 if __name__ == '__main__':
-    sys.exit(write_tables('language_model.md', table_of))
+    sys.exit(write_tables('docs/language_model.md', make_table))

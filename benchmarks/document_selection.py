@@ -1,38 +1,72 @@
-"""Writes the measured table of docs/token_selection.md from its JSON; `--check` only compares."""
+"""Writes the measured tables of docs/token_selection.md from JSON; `--check` only compares."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from measured_tables import MACHINE, write_tables
+from measured_tables import MACHINE, markdown_table, read_report, write_tables
 
 SHOWN_HIDDEN = (1152, 4096)
+METHODS = {
+    'tfps': 'T-FPS',
+    'tfps adaptive': 'T-FPS, one budget for all cameras',
+    'divprune': 'DivPrune',
+    'random': 'random',
+    'grid': 'uniform grid',
+}
 
 
-def table_of(report: dict[str, Any]) -> str:
-    """Return the report's cases as a Markdown table."""
-    lines = [
-        f'{MACHINE}, torch {report["torch"].split("+")[0]}, {report["torch_threads"]} threads, '
+def timing_table(report: dict[str, Any]) -> str:
+    """Return the cases of `p2d bench select`."""
+    machine = (
+        f'{MACHINE}, torch {report["torch"].split("+")[0]}, threads: {report["torch_threads"]}, '
         f'{report["dtype"]}, {report["input"]}; {report["repeats"]} sweeps after '
-        f'{report["warm_up"]} to warm up.\n',
-        '| views x tokens x hidden | kept per view | T-FPS | p95 | loop | p95 | ratio |',
-        '|---|---:|---:|---:|---:|---:|---:|',
+        f'{report["warm_up"]} to warm up.\n\n'
+    )
+    rows = [
+        [
+            f'{case["num_views"]} x {case["num_tokens"]} x {case["hidden"]}',
+            f'{case["num_keep"]} ({case["retention_ratio"]:.0%})',
+            f'{case["tfps_median_ms"]:.1f}',
+            f'{case["tfps_p95_ms"]:.1f}',
+            f'{case["baseline_median_ms"]:.1f}',
+            f'{case["baseline_p95_ms"]:.1f}',
+            f'{case["speedup"]:.1f}x{"" if case["steady"] else " *"}',
+        ]
+        for case in report['cases']
+        if case['hidden'] in SHOWN_HIDDEN
     ]
-    for case in report['cases']:
-        if case['hidden'] not in SHOWN_HIDDEN:
-            continue
-        lines.append(
-            f'| {case["num_views"]} x {case["num_tokens"]} x {case["hidden"]} '
-            f'| {case["num_keep"]} ({case["retention_ratio"]:.0%}) '
-            f'| {case["tfps_median_ms"]:.1f} | {case["tfps_p95_ms"]:.1f} '
-            f'| {case["baseline_median_ms"]:.1f} | {case["baseline_p95_ms"]:.1f} '
-            f'| {case["speedup"]:.1f}x{"" if case["steady"] else " *"} |'
-        )
-    if any(' * |' in line for line in lines):
-        lines.append('\n\\* disturbed at every attempt')
-    return '\n'.join(lines) + '\n'
+    header = ['views x tokens x hidden', 'kept per view', 'T-FPS', 'p95', 'loop', 'p95', 'ratio']
+    disturbed = any(row[-1].endswith('*') for row in rows)
+    note = '\n\\* disturbed at every attempt\n' if disturbed else ''
+    return machine + markdown_table(header, 'lrrrrrr', rows) + note
+
+
+def coverage_table(report: dict[str, Any]) -> str:
+    """Return the figures of benchmarks/coverage.py."""
+    drawn, real = report['drawn sweeps'], report['nuScenes keyframes']
+    head = (
+        f'{report["model"]}, {report["retention_ratio"]:.0%} kept, {drawn["sweeps"]} drawn sweeps '
+        f'and {real["sweeps"]} nuScenes keyframes.\n\n'
+    )
+    rows = [
+        [
+            label,
+            *(f'{part["methods"][method]["mean"]:.4f}' for part in (drawn, real)),
+            *(f'{part["methods"][method]["worst"]:.3f}' for part in (drawn, real)),
+        ]
+        for method, label in METHODS.items()
+    ]
+    header = ['selector', 'mean, drawn', 'mean, nuScenes', 'worst, drawn', 'worst, nuScenes']
+    return head + markdown_table(header, 'lrrrr', rows)
+
+
+def make_table(name: str) -> str:
+    """Return the table of the report in the JSON file `name`."""
+    report = read_report(name)
+    return timing_table(report) if 'cases' in report else coverage_table(report)
 
 
 if __name__ == '__main__':
-    sys.exit(write_tables('token_selection.md', table_of))
+    sys.exit(write_tables('docs/token_selection.md', make_table))

@@ -1,9 +1,9 @@
-"""Measures how fast p2d_sim draws sweeps: for training, and at the size of real cameras.
+"""Measures how fast p2d_sim draws sweeps, for training and at full size.
 
     PYTHONPATH=ros2_ws/src/p2d_sim python benchmarks/sim_rendering.py [--json]
 
-CPU time of one thread per sweep of six views, scene generation and id maps included; every sweep
-is a scene of its own, after a warm-up that fills the caches of shapes and textures.
+The figures are CPU time of one thread per sweep of six views, with scene generation and id maps.
+Every sweep is another scene. A warm-up fills the caches of meshes and textures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from p2d_sim.training.samples import make_sample
 WARM_UP = 20
 CASES: dict[str, Callable[[int], object]] = {
     '168 x 168': lambda seed: _render(seed, 168, 168, 0.15),
-    'training sample, 336 px shrunk to 168, disturbed, labelled': lambda seed: make_sample(
+    'training sample, 336 px shrunk to 168, augmented, labelled': lambda seed: make_sample(
         seed, 168, 14
     ),
     '1600 x 900': lambda seed: _render(seed, 900, 1600, METRES_PER_PX),
@@ -61,8 +61,10 @@ def measure(num_sweeps: int) -> dict[str, object]:
 def main() -> None:
     """Print the measurements as a table or as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--sweeps', type=int, default=60)
-    parser.add_argument('--json', action='store_true', help='print JSON')
+    parser.add_argument(
+        '--sweeps', type=int, default=60, help='sweeps to draw per case (default: %(default)s)'
+    )
+    parser.add_argument('--json', action='store_true', help='print the result as JSON')
     args = parser.parse_args()
     result = measure(args.sweeps)
     if args.json:

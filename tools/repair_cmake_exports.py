@@ -1,8 +1,8 @@
-"""Points the CMake files of ROS wheels at this environment.
+"""Replaces paths of the build machine in the CMake files of ROS wheels.
 
-The wheels carry the include and site-packages folders of the machine that built them
-(`/opt/python/cp3XX-cp3XX/...`); CMake refuses targets with folders that do not exist.
-Run by tools/setup.sh with the environment's own Python; running it again changes nothing.
+The files name include and site-packages folders of the machine that built the wheels
+(`/opt/python/cp3XX-cp3XX/...`). CMake refuses targets with folders that do not exist.
+tools/setup.sh runs this script with the Python of the environment. A second run changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUILD_NUMPY = re.compile(
 
 
 def main() -> None:
-    """Rewrite every CMake file below the environment that names a build machine's folder."""
+    """Rewrite every CMake file of the environment that names such a folder."""
     include, numpy_include = sysconfig.get_paths()['include'], numpy.get_include()
     for path in Path(sys.prefix, 'share').rglob('*.cmake'):
         text = path.read_text(encoding='utf-8')

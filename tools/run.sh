@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command inside the environment: tools/run.sh VENV SUFFIX COMMAND...
+# Runs a command in the environment: tools/run.sh VENV SUFFIX COMMAND...
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$root/$1 suffix=$2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Creates the environment VENV from the pinned requirements and builds ros2_ws in it.
-# Usage: tools/setup.sh ROS_DISTRO VENV SUFFIX; does nothing where nothing has changed.
+# Usage: tools/setup.sh ROS_DISTRO VENV SUFFIX. It does nothing if nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 distro=$1 venv=$2 suffix=$3
@@ -18,7 +18,7 @@ find_python() {
   done
   local version
   version=$(${PYTHON:-python3} --version 2> /dev/null || echo "no ${PYTHON:-python3}")
-  fail "got ${version}, needed: Python 3.11 or 3.12 with venv (the ROS wheels have no other); \
+  fail "got ${version}, needed: Python 3.11 or 3.12 with venv (there are no ROS wheels for others); \
 install one and name it: make ... PYTHON=python3.11"
 }
 
@@ -42,7 +42,7 @@ if [ "$(cat "$venv/.p2d-requirements" 2> /dev/null)" != "$stamp" ]; then
   echo "$stamp" > "$venv/.p2d-requirements"
 fi
 
-# Python sources are linked, not copied: only what is generated or listed needs a new build.
+# Python sources are linked, not copied: only messages, data files and entry points need a build.
 stamp=$(
   { cat setup.py setup.cfg package.xml "$venv/.p2d-requirements"; find launch config models resource -type f | sort
     find ros2_ws/src/p2d_msgs -type f -exec cat {} +

@@ -16,6 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+NS_PER_S = 1_000_000_000
+
 NUSCENES_CAMERAS = (
     'CAM_FRONT',
     'CAM_FRONT_LEFT',

@@ -203,7 +203,7 @@ def test_a_bag_that_fails_half_way_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize('name', ['file/bag', 'x' * 300])
 def test_a_bag_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / 'file').touch()
-    with pytest.raises(ConfigError, match=r'--out: .* cannot be written: (Not a d|File (n|ex))'):
+    with pytest.raises(ConfigError, match=r'^bag: .* cannot be written: (Not a d|File (n|ex))'):
         write_bag(generate_images(1, height=90, width=160), tmp_path / name)
 
 
@@ -240,8 +240,32 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
         list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
 
 
+@pytest.mark.parametrize(
+    ('table', 'column', 'value', 'reason'),
+    [
+        ('sample_data', 'timestamp', 'noon', "ValueError: .*'noon'"),
+        ('sample_data', 'calibrated_sensor_token', 'nowhere', "KeyError: 'nowhere'"),
+        (
+            'calibrated_sensor',
+            'camera_intrinsic',
+            [[1.0, 0.0]],
+            'got 2 values, allowed: 9',
+        ),
+        ('calibrated_sensor', 'camera_intrinsic', None, 'TypeError'),
+    ],
+)
+def test_nuscenes_tables_with_wrong_values_are_named(nuscenes, table, column, value, reason):
+    path = nuscenes / 'v1.0-mini' / f'{table}.json'
+    rows = json.loads(path.read_text())
+    for row in rows:
+        row[column] = value
+    path.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=f'not nuScenes tables: .*{reason}.*; check the down'):
+        list(read_nuscenes_images(nuscenes, NuscenesSelection()))
+
+
 def test_bags_that_are_missing_or_damaged_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"--bag: got '.*nowhere', which does not exist"):
+    with pytest.raises(ConfigError, match=r"^bag: got '.*nowhere', which does not exist"):
         BagReader(tmp_path / 'nowhere')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ConfigError, match='not a readable rosbag2'):
@@ -260,6 +284,6 @@ def test_bags_that_are_missing_or_damaged_are_named(tmp_path):
 def test_broken_metadata_is_named_in_one_line(tmp_path):
     write_bag(generate_images(1, height=90, width=160), tmp_path / 'bag')
     (tmp_path / 'bag' / 'metadata.yaml').write_text('a: [b')
-    with pytest.raises(ConfigError, match=r'^--bag: .*metadata\.yaml: while parsing .*$') as error:
+    with pytest.raises(ConfigError, match=r'^bag: .*metadata\.yaml: while parsing .*$') as error:
         BagReader(tmp_path / 'bag')
     assert '\n' not in str(error.value)

@@ -70,6 +70,7 @@ def test_drivemm_at_a_tenth_costs_what_the_paper_says():
     assert 100 * count.prefill(72, 0) / unpruned == pytest.approx(10.4, abs=0.5)
 
 
+@pytest.mark.slow
 def test_the_prefill_benchmark_measures_every_case_beside_unpruned():
     plan = PrefillBenchmark(shape=TINY, answer_tokens=3, repeats=2, retention_ratios=(1.0, 0.1))
     *steps, report = run_prefill_benchmark(plan)
@@ -90,6 +91,7 @@ def test_the_prefill_benchmark_measures_every_case_beside_unpruned():
     assert unpruned['kv_cache_mib'] > pruned[1]['kv_cache_mib'] > pruned[0]['kv_cache_mib']
 
 
+@pytest.mark.slow
 def test_the_question_benchmark_gives_the_same_answers_in_all_ways():
     plan = QuestionBenchmark(shape=TINY, num_questions=5, answer_tokens=6, warm_up=0, repeats=1)
     *steps, report = run_question_benchmark(plan)
@@ -100,6 +102,7 @@ def test_the_question_benchmark_gives_the_same_answers_in_all_ways():
     assert report['share_of_separately'] < 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('_tiny_shape')
 @pytest.mark.parametrize('verb', ['prefill', 'questions'])
 def test_the_verbs_print_figures(verb, capsys):
@@ -113,6 +116,7 @@ def test_the_verbs_print_figures(verb, capsys):
     assert 'tiny, 2 of 4 layers' in ' '.join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('_tiny_shape')
 def test_the_tables_are_whole_in_80_columns(capsys, monkeypatch):
     monkeypatch.setenv('COLUMNS', '80')
@@ -126,6 +130,7 @@ def test_the_tables_are_whole_in_80_columns(capsys, monkeypatch):
     assert 'baseline: unpruned, in the same run' in ' '.join(printed.split())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('_tiny_shape')
 def test_without_the_unpruned_case_there_is_no_baseline(capsys):
     arguments = ['bench', 'prefill', '--shape', 'tiny', '--layers', '1', '--repeats', '1']

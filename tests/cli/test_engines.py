@@ -19,6 +19,7 @@ def run_json(capsys, *words, status=0):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_model_goes_from_checkpoint_to_engine(tiny_checkpoint, tmp_path, capsys):
     shared = ['--engine-dir', str(tmp_path), '--model', str(tiny_checkpoint)]
     shared += ['--input', 'pixel_values']
@@ -37,6 +38,7 @@ def test_a_model_goes_from_checkpoint_to_engine(tiny_checkpoint, tmp_path, capsy
     assert 'nothing to remove' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     folder = engine_folder(engine_dir, 'tensorrt_rtx')
     words = ['inspect-engine', str(folder), '--engine-dir', str(engine_dir), '--device', 'cpu']
@@ -51,6 +53,7 @@ def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     assert table.count('NO') == 2
 
 
+@pytest.mark.slow
 def test_the_command_of_a_refusal_builds_for_the_cameras_of_the_node(
     engine_dir, tiny_checkpoint, tmp_path
 ):
@@ -70,6 +73,7 @@ def test_the_command_of_a_refusal_builds_for_the_cameras_of_the_node(
     assert load(engine_dir).encode(torch.zeros(1, 3, 126, 126)).shape == (1, 81, 64)
 
 
+@pytest.mark.slow
 def test_the_command_of_an_inspection_keeps_the_number_of_cameras(
     tiny_checkpoint, tmp_path, capsys
 ):

@@ -44,7 +44,7 @@ def test_make_bag_says_what_it_made(drivelm, tmp_path, capsys):  # noqa: F811
             'no.json: cannot',
         ),
         (['make-bag', '--drivelm', 'no.json', '--out', 'x'], '--images is missing'),
-        (['make-bag', '--nuscenes', 'nowhere', '--out', 'x'], 'got 0 versions'),
+        (['make-bag', '--nuscenes', 'nowhere', '--out', 'x'], '--version: got 0 versions'),
         (['replay', '--bag', 'nowhere'], "--bag: got 'nowhere', which does not exist"),
         (['replay', '--bag', 'nowhere', '--rate', '0'], '--rate: got 0, allowed: above 0'),
         (['replay', '--bag', 'x', '--wait', 'nan'], '--wait: got nan, allowed: 0 or more'),

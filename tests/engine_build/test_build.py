@@ -41,6 +41,7 @@ def test_onnx_runtime_computes_what_torch_computes(built_engines, tiny_checkpoin
     assert engine.encode(pixel_values[:4]).shape == (4, 81, 64)
 
 
+@pytest.mark.slow
 def test_the_same_export_is_made_once(tiny_checkpoint, tmp_path):
     plan = plan_of(tiny_checkpoint, 'onnxruntime').export
     first = export_model(plan, tmp_path, ignore_progress)
@@ -144,6 +145,7 @@ def _hold_lock(engine_dir, is_held, may_end):
         may_end.wait(30)
 
 
+@pytest.mark.slow
 def test_two_builds_in_one_folder_do_not_run_at_once(tiny_checkpoint, tmp_path):
     context = multiprocessing.get_context('spawn')
     is_held, may_end = context.Event(), context.Event()
@@ -175,6 +177,7 @@ def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
         clean_engines(engine_dir, 0)
 
 
+@pytest.mark.slow
 def test_cleaning_keeps_the_newest_for_every_number_of_cameras(tiny_checkpoint, tmp_path):
     six, two = (
         export_model(
@@ -191,6 +194,7 @@ def test_cleaning_keeps_the_newest_for_every_number_of_cameras(tiny_checkpoint, 
     assert list_all_engines(tmp_path) == [two]
 
 
+@pytest.mark.slow
 def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint, tmp_path):
     plan = plan_of(tiny_checkpoint, 'onnxruntime').export
     sound = export_model(plan, tmp_path, ignore_progress).folder
@@ -200,6 +204,7 @@ def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint
     assert clean_engines(tmp_path, 1) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('input_kind', ['frames', 'pixel_values'])
 def test_internvl_is_exported_with_its_pixel_shuffle(tmp_path, input_kind):
     checkpoint = write_internvl(tmp_path / 'internvl')
@@ -212,6 +217,7 @@ def test_internvl_is_exported_with_its_pixel_shuffle(tmp_path, input_kind):
     assert built.manifest.processing['fit'] == 'squash'
 
 
+@pytest.mark.slow
 def test_a_family_that_cannot_be_exported_is_refused(tmp_path):
     checkpoint = write_qwen2_5_vl(tmp_path / 'qwen')
     plan = plan_of(checkpoint, 'onnxruntime')

@@ -46,6 +46,7 @@ def run_killed_build(tmp_path, checkpoint, engine_dir, step):
     return subprocess.run(words, env=environment, capture_output=True, timeout=100, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', STEPS, ids=lambda s: f'{s[0]}-{s[1]}-{s[2]}'.replace(' ', '_'))
 def test_a_build_that_is_killed_leaves_no_engine_that_is_not_whole(
     built_engines, tiny_checkpoint, tmp_path, step
@@ -81,6 +82,7 @@ def copy_folder(source, target):
         (target / path.name).write_bytes(path.read_bytes())
 
 
+@pytest.mark.slow
 def test_a_killed_build_harms_no_engine_that_was_there(engine_dir, tiny_checkpoint, tmp_path):
     before = engine_folder(engine_dir)
     step = ('onnxruntime', 'publish', 0)

@@ -107,6 +107,7 @@ def test_a_file_that_is_not_ours_stays_as_it_is(drivelm_folder, words, content, 
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('field', ['id', *RECORD_FIELDS])
 def test_an_answer_that_lacks_something_is_named(drivelm_folder, words, field, capsys):
     run_json(capsys, words)

@@ -96,6 +96,7 @@ def assert_same(ours, expected):
         assert a.mean_log_probability == pytest.approx(e.mean_log_probability, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prune_layer', [0, 1])
 @pytest.mark.parametrize('static_shapes', [False, True])
 def test_answers_are_those_of_a_cache_that_grows(family, static_shapes, prune_layer):

@@ -13,7 +13,9 @@ import numpy as np
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
-from p2d_sim.publisher import CameraPublisher, main, PublisherOptions, topic_of
+from p2d_sim.cli.cameras import main
+from p2d_sim.publisher import CameraPublisher, topic_of
+from p2d_sim.publisher_options import PublisherOptions
 import pytest
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image

@@ -11,7 +11,8 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
 from p2d_sim.scenarios import EVENT_S
 from p2d_sim.sweeps import to_jpeg, World
-from p2d_sim.training.evaluation import agreement_with_pipeline, Evaluator
+from p2d_sim.training.evaluation import agreement_with_pipeline
+from p2d_sim.training.held_out import Evaluator
 import pytest
 
 MINI = Path(__file__).resolve().parents[2] / 'models' / 'p2d-mini'
@@ -47,6 +48,7 @@ def test_the_model_is_small_trained_and_holds_no_pickle() -> None:
     assert 'untrained' not in (MINI / 'config.json').read_text(encoding='utf-8')
 
 
+@pytest.mark.slow
 def test_answers_change_from_keeping_speed_to_braking_within_one_sweep_of_the_event(
     pipeline: DrivingPipeline,
 ) -> None:
@@ -62,6 +64,7 @@ def test_answers_change_from_keeping_speed_to_braking_within_one_sweep_of_the_ev
     assert right >= 3, changes
 
 
+@pytest.mark.slow
 def test_int8_weights_give_nearly_the_same_answers(pipeline: DrivingPipeline) -> None:
     pytest.importorskip('torchao', reason='torchao is not installed')
     small = DrivingPipeline.from_config(replace(pipeline.config, weights='int8'))
@@ -76,12 +79,13 @@ def test_int8_weights_give_nearly_the_same_answers(pipeline: DrivingPipeline) ->
     assert same >= 0.9 * asked
 
 
+@pytest.mark.slow
 def test_held_out_sweeps_are_answered_far_above_chance_and_as_the_evaluation_says(
     pipeline: DrivingPipeline,
 ) -> None:
     evaluator = Evaluator(MINI)
     sweeps = list(evaluator.sweeps(60))
-    right = [good for s in sweeps for good in evaluator.right(s.packed, s.visual)]
+    right = [good for s in sweeps for good in evaluator.check_answers(s.packed, s.visual)]
     assert sum(right) / len(right) > 0.7
     agreed, asked = agreement_with_pipeline(evaluator, sweeps[:1], method='tfps', retention=0.1)
     assert asked >= 20

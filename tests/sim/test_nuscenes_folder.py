@@ -16,14 +16,10 @@ from p2d_node.cli.main import main as p2d
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_sim.cameras import CAMERAS
-from p2d_sim.cli import main
+from p2d_sim.cli.world import main
 from p2d_sim.generated import generate_images
-from p2d_sim.nuscenes_folder import (
-    camera_quaternion,
-    FolderOptions,
-    VERSION,
-    write_nuscenes_folder,
-)
+from p2d_sim.nuscenes_folder import FolderOptions, VERSION, write_nuscenes_folder
+from p2d_sim.nuscenes_tables import camera_quaternion
 from p2d_sim.questions import LETTERS
 import pytest
 
@@ -176,7 +172,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize('name', ['file', 'file/x', 'x' * 300])
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / 'file').touch()
-    with pytest.raises(ConfigError, match=r'--out: .* cannot be written: [A-Z]'):
+    with pytest.raises(ConfigError, match=r'^root: .* cannot be written: [A-Z]'):
         next(write_nuscenes_folder(tmp_path / name, OPTIONS))
 
 
@@ -198,7 +194,8 @@ def test_the_command_says_in_one_line_what_is_wrong(
         assert reason in capsys.readouterr().err
     assert main(['--out', str(tmp_path.parent)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith('exists already; remove it or choose another --out')
+    assert line.startswith(f'world: --out: {tmp_path.parent} ')
+    assert line.endswith('exists already; remove it or name another folder')
     assert not (tmp_path / 'x').exists()
 
 
@@ -219,7 +216,7 @@ def test_generated_images_fill_a_bag_and_are_the_same_every_time(tmp_path: Path)
     assert [image.jpeg for image in first] == [image.jpeg for image in again]
     assert [image.stamp_ns for image in first] == sorted(image.stamp_ns for image in first)
     assert write_bag(first, tmp_path / 'bag') == 12
-    with pytest.raises(ConfigError, match='--scenario'):
+    with pytest.raises(ConfigError, match=r"^scenario: got 'nothing'"):
         list(generate_images(1, scenario='nothing'))
 
 

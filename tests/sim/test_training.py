@@ -14,6 +14,7 @@ from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing, normalize
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention, select_tokens
+from p2d_sim.cli.train import main, report_smoke
 from p2d_sim.training.batches import (
     batches_from,
     BatchPlan,
@@ -21,11 +22,12 @@ from p2d_sim.training.batches import (
     collate_samples,
     pack_sample,
 )
-from p2d_sim.training.cli import _report_smoke, main
-from p2d_sim.training.evaluation import Evaluator, wilson
-from p2d_sim.training.model import export, TINY
+from p2d_sim.training.evaluation import wilson
+from p2d_sim.training.held_out import Evaluator
+from p2d_sim.training.model import export
 from p2d_sim.training.model_card import END, fill_model_card, START
-from p2d_sim.training.run import Run, RunPlan
+from p2d_sim.training.plan import RunPlan, TINY
+from p2d_sim.training.run import Run
 from p2d_sim.training.samples import HELD_OUT_SEED, make_sample
 from p2d_sim.training.scoring import right_answers
 from p2d_sim.training.starting import start_from
@@ -41,7 +43,7 @@ SEED = HELD_OUT_SEED + 77
 @pytest.fixture(scope='module')
 def parts() -> Parts:
     """Untrained parts with weights large enough that answers depend on the pictures."""
-    made = Parts.fresh(TINY, 3, CPU)
+    made = Parts.untrained(TINY, 3, CPU)
     with torch.no_grad():
         for name, parameter in made.model.named_parameters():
             if parameter.dim() == 2 and 'embed' not in name:
@@ -73,7 +75,7 @@ def read_question(family, question: str, visual: torch.Tensor, keep=None):
 
 @torch.inference_mode()
 def packed_logits(parts: Parts, batch) -> torch.Tensor:
-    hidden, _ = parts.understand(encode(parts.model, batch['pixels']), batch)
+    hidden, _ = parts.forward_features(encode(parts.model, batch['pixels']), batch)
     return parts.model.lm_head(hidden.asked)
 
 
@@ -189,10 +191,10 @@ def test_a_resumed_smoke_run_judges_only_the_stages_that_it_has_trained(
     plan = short_run(tmp_path, (2, 3))
     Run(plan, show_progress=False)._train_stage(0)
     resumed = Run(plan, show_progress=False)
-    assert _report_smoke(resumed) == 0
+    assert report_smoke(resumed.losses, resumed.plan) == 0
     assert capsys.readouterr().out == ''
     resumed.train()
-    _report_smoke(resumed)
+    report_smoke(resumed.losses, resumed.plan)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith('joint: loss')
 
@@ -206,7 +208,7 @@ def test_few_tokens_in_a_packed_row_equal_few_tokens_in_the_pipelines_prefix(
     pruning = evaluator.pruning(method, 0.25, 0)
     batch = collate_packed([sweep.packed])
     with torch.inference_mode():
-        hidden, _ = evaluator.parts.read(sweep.visual, batch, pruning)
+        hidden, _ = evaluator.parts.forward_tokens(sweep.visual, batch, pruning)
         logits = evaluator.parts.model.lm_head(hidden.asked)[0]
     family = load_family(open_checkpoint(exported), dtype=torch.float32, device=CPU)
     num_keep = [num_keep_from_retention(TINY.num_tokens, 0.25)] * 6
@@ -222,12 +224,14 @@ def test_keeping_every_token_changes_no_answer_whatever_the_layer(exported: Path
     sweep = evaluator.sweep(SEED)
     batch = collate_packed([sweep.packed])
     with torch.inference_mode():
-        plain, _ = evaluator.parts.read(sweep.visual, batch)
+        plain, _ = evaluator.parts.forward_tokens(sweep.visual, batch)
         for layer in (0, 1, 2):
             pruning = evaluator.pruning('tfps', 1.0, layer)
-            kept, _ = evaluator.parts.read(sweep.visual, batch, pruning)
+            kept, _ = evaluator.parts.forward_tokens(sweep.visual, batch, pruning)
             torch.testing.assert_close(kept.asked, plain.asked, atol=1e-4, rtol=1e-4)
-        few, _ = evaluator.parts.read(sweep.visual, batch, evaluator.pruning('tfps', 0.1, 1))
+        few, _ = evaluator.parts.forward_tokens(
+            sweep.visual, batch, evaluator.pruning('tfps', 0.1, 1)
+        )
     assert not torch.allclose(few.asked, plain.asked, atol=1e-2)
 
 
@@ -259,7 +263,7 @@ def test_the_model_card_gets_its_tables_between_the_marks_and_keeps_the_rest(
     assert '| exist | 9 | 90.0 | 40.0 | 30.0 | 35.0 |' in text
     assert '| 0 | tfps | 90.0 (88.0-92.0) |' in text
     card.write_text('no marks', encoding='utf-8')
-    with pytest.raises(ValueError, match='no place'):
+    with pytest.raises(ConfigError, match='no place'):
         fill_model_card(card, results)
 
 
@@ -276,25 +280,23 @@ def test_a_run_starts_from_a_finished_model_also_of_another_vocabulary(
     model.resize_token_embeddings(len(words))
     folder = tmp_path / 'old'
     write_checkpoint(folder, model, old, pads=False)
-    started = Parts.fresh(TINY, 9, CPU)
+    started = Parts.untrained(TINY, 9, CPU)
     start_from(started, folder)
     ids, old_ids = make_tokenizer().get_vocab(), old.get_vocab()
-    for mine, his in (
+    for new, trained in (
         (started.model.get_input_embeddings(), model.get_input_embeddings()),
         (started.model.get_output_embeddings(), model.get_output_embeddings()),
     ):
-        assert torch.equal(mine.weight[ids['car']], his.weight[old_ids['car']])
-        both = (his.weight[old_ids['front']] + his.weight[old_ids['left']]) / 2
-        torch.testing.assert_close(mine.weight[ids['front left']], both)
+        assert torch.equal(new.weight[ids['car']], trained.weight[old_ids['car']])
+        both = (trained.weight[old_ids['front']] + trained.weight[old_ids['left']]) / 2
+        torch.testing.assert_close(new.weight[ids['front left']], both)
     for name, tensor in started.model.model.vision_tower.state_dict().items():
         assert torch.equal(tensor, parts.model.model.vision_tower.state_dict()[name])
 
 
 def test_a_start_that_does_not_fit_is_refused(exported: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r'--start: .* holds no finished model'):
-        start_from(Parts.fresh(TINY, 0, CPU), tmp_path)
-    other = Parts.fresh(replace(TINY, text_hidden=128), 0, CPU)
-    with pytest.raises(
-        ConfigError, match=r'--start: .* is a model of another size: size mismatch'
-    ):
+    with pytest.raises(ConfigError, match=r'start: .* holds no trained model'):
+        start_from(Parts.untrained(TINY, 0, CPU), tmp_path)
+    other = Parts.untrained(replace(TINY, text_hidden=128), 0, CPU)
+    with pytest.raises(ConfigError, match=r'start: .* is a model of another size: size mismatch'):
         start_from(other, exported)

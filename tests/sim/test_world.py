@@ -9,7 +9,7 @@ from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_sim.cameras import CAMERAS
 from p2d_sim.drawing import render_sweep, Renderer, SIGNAL_ID
-from p2d_sim.ground_truth import find_truth, judge, outline
+from p2d_sim.ground_truth import find_plan, find_truth, outline
 from p2d_sim.questions import ask_all, LETTERS, VIEW_NAMES
 from p2d_sim.scenarios import DURATION_S, EVENT_S, make_scenario, SCENARIOS
 from p2d_sim.scenes import HAZARDS, make_scene
@@ -171,9 +171,9 @@ def test_the_ego_vehicle_hits_nothing_in_any_scenario() -> None:
 def test_the_right_action_changes_at_the_event(scenario: str, before, after) -> None:
     for seed in range(5):
         scene = make_scenario(scenario, seed)
-        plan = judge(snapshot_at(scene, EVENT_S - 0.05))
+        plan = find_plan(snapshot_at(scene, EVENT_S - 0.05))
         assert (plan.action if plan else None) == before
-        plan = judge(snapshot_at(scene, EVENT_S + 0.05))
+        plan = find_plan(snapshot_at(scene, EVENT_S + 0.05))
         assert plan is not None
         assert plan.action == after
 
@@ -185,7 +185,7 @@ def test_every_hazard_is_judged_as_what_it_is(hazard: str) -> None:
         'braking lead': 'brake', 'pedestrian': 'brake', 'cyclist': 'slow down',
         'obstacle': 'brake', 'red': 'brake', 'yellow': 'slow down',
     }  # fmt: skip
-    plans = [judge(snapshot_at(make_scene(seed, hazard=hazard), 0.0)) for seed in range(30)]
+    plans = [find_plan(snapshot_at(make_scene(seed, hazard=hazard), 0.0)) for seed in range(30)]
     given = [plan.action for plan in plans if plan is not None]
     assert len(given) > 20
     assert set(given) == {wanted[hazard]}

@@ -118,6 +118,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('_one_thread')
 def test_on_one_core_it_beats_the_loop_and_hardly_grows():
     # One thread, as the share of a busy machine's other cores is anybody's guess, and less than

@@ -7,6 +7,7 @@ import random
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, Tag
 from p2d_node.tuning.comparison import bootstrap, LOSS, UNDECIDED, units_of, WIN
 from p2d_node.tuning.objective import Objective
+import pytest
 
 NUM_KEYFRAMES = 40
 OBJECTIVE = Objective(ratio_penalty=0.0)
@@ -55,6 +56,7 @@ def test_a_clear_difference_is_told_in_its_direction():
     assert compare(bad, good)['score'].verdict == LOSS
 
 
+@pytest.mark.slow
 def test_chance_is_told_as_a_difference_about_as_often_as_the_level_says():
     told = [
         compare(answers_with(0.7, seed), answers_with(0.7, 1000 + seed))['accuracy'].verdict

@@ -80,6 +80,7 @@ def assert_each_slot_finished_once(ledger: Ledger, num_trials: int) -> None:
     assert not [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_killed_worker_costs_no_trial_and_doubles_none(storage, name):
     workers = [start_worker(storage, name, 14, 0.3) for _ in range(2)]
@@ -99,6 +100,7 @@ def test_a_killed_worker_costs_no_trial_and_doubles_none(storage, name):
     victim.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_two_workers_do_their_trials_at_the_same_time(storage, name):
     workers = [start_worker(storage, name, 10, 0.4) for _ in range(2)]

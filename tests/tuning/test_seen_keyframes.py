@@ -39,6 +39,7 @@ def see_all(pipeline, keyframes, image_root, folder, model_digest='a model'):
     return seen, digests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'selection',
     [{}, {'prune_layer': 1}, {'allocation': 'adaptive'}, {'selector': 'grid'}],

@@ -49,6 +49,7 @@ def assert_each_slot_finished_once(trials, count):
     assert len(slots) == len(set(slots)) == count
 
 
+@pytest.mark.slow
 def test_a_search_leaves_a_parameter_file_a_picture_and_a_report(
     searched_folder, held_out_folder, tmp_path, capsys
 ):
@@ -120,6 +121,7 @@ def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) 
     raise AssertionError('no trial began')
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ('end', 'code'), [(signal.SIGKILL, -9), (signal.SIGINT, EXIT_INTERRUPTED)]
@@ -255,6 +257,7 @@ def test_a_path_that_was_the_output_folder_costs_no_trial(searched_folder, tmp_p
     assert out.read_text() == 'a file'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('installed', [True, False])
 def test_ratios_go_where_the_node_looks_for_them(
     searched_folder, tmp_path, capsys, monkeypatch, installed

@@ -51,6 +51,7 @@ def test_what_a_sweep_was_seen_as_is_left_alone_by_the_next(config, built_engine
         pipeline.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['built_engines', 'frame_engines'])
 def test_an_engine_keeps_the_same_tokens_and_gives_the_same_answers(
     config, on_torch, request, kind
@@ -125,6 +126,7 @@ def test_another_number_of_cameras_needs_another_engine(config, built_engines):
         on_engine(fewer, built_engines)
 
 
+@pytest.mark.slow
 def test_the_untrained_model_has_engines_too(config, tmp_path):
     from p2d_node.cli.main import main
 

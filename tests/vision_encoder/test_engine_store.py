@@ -309,6 +309,7 @@ def open_plan(engine_dir, tiny_checkpoint):
     return folder / 'engine.plan', open_here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', ['truncated', 'one byte', 'missing', 'of another model'])
 def test_a_damaged_plan_never_reaches_the_runtime(open_plan, tmp_path, damage):
     path, open_here = open_plan

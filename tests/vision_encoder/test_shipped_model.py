@@ -24,6 +24,7 @@ def engine_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_its_tensorrt_engine_is_built_ahead_of_time(tmp_path):
     takes = EncoderInput(FRAMES, 900, 1600)
     plan = plan_of(shipped_model_folder(), 'tensorrt_rtx', takes=takes)
@@ -42,6 +43,7 @@ def answers_of(sweeps, **encoder):
         pipeline.close()
 
 
+@pytest.mark.slow
 def test_real_frames_keep_the_same_tokens_on_the_engine_as_on_torch(engine_dir, nuscenes_sample):
     questions = read_questions(nuscenes_sample / 'drivelm_sample.json')
     sweeps = [

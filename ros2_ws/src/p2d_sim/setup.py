@@ -20,10 +20,10 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
-            'cameras = p2d_sim.publisher:main',
-            'train = p2d_sim.training.cli:main',
-            'evaluate = p2d_sim.training.evaluation_cli:main',
-            'world = p2d_sim.cli:main',
+            'cameras = p2d_sim.cli.cameras:main',
+            'train = p2d_sim.cli.train:main',
+            'evaluate = p2d_sim.cli.evaluate:main',
+            'world = p2d_sim.cli.world:main',
         ],
     },
 )

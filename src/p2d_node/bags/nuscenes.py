@@ -1,4 +1,4 @@
-"""The nuScenes tables come in; the camera images of its scenes come out, by capture time."""
+"""The nuScenes tables come in; the camera images go out in the order of their capture stamps."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2d_node.bags.drivelm import NS_PER_US, read_image, read_json
+from p2d_node.bags.image_files import NS_PER_US, read_image
+from p2d_node.bags.json_files import format_faults, read_json
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 
 TABLES = ('scene', 'sample', 'sample_data', 'calibrated_sensor', 'sensor')
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NuscenesSelection:
-    """Which part of the data set goes into a bag.
+    """Which part of the data set to read.
 
     Attributes:
         version: Folder of the tables, e.g. `v1.0-mini`; empty: the only one there is.
@@ -31,52 +33,60 @@ class NuscenesSelection:
 
 
 def read_nuscenes_images(root: Path, selection: NuscenesSelection) -> Iterator[BagImage]:
-    """Yield the images of the six cameras, by capture time.
+    """Yield the images of the six cameras in the order of their capture stamps.
 
     Args:
-        root: Data set root with `<version>/*.json`, `samples/` and `sweeps/`.
-        selection: Which part.
+        root: Root of the data set, with `<version>/*.json`, `samples/` and `sweeps/`.
+        selection: Which part to read.
 
     Raises:
-        ConfigError: A table, scene or image that is missing or not what it should be.
+        ConfigError: A table, scene or image is missing, or not in the format of nuScenes.
     """
-    tables = _read_tables(root, selection.version)
-    try:
-        rows = _select_rows(tables, selection)
-        for row, camera, sensor in sorted(rows, key=lambda item: item[0]['timestamp']):
-            intrinsic = [value for line in sensor['camera_intrinsic'] for value in line]
+    with format_faults(root, 'nuScenes tables', 'check the download'):
+        tables = _read_tables(root, selection.version)
+        images = sorted(_select_rows(tables, selection), key=lambda image: _stamp_ns(image[0]))
+        for row, camera, sensor in images:
             yield read_image(
                 root / row['filename'],
                 camera=camera,
-                stamp_ns=int(row['timestamp']) * NS_PER_US,
-                camera_matrix=tuple(map(float, intrinsic)) or UNCALIBRATED,
+                stamp_ns=_stamp_ns(row),
+                camera_matrix=_camera_matrix(sensor),
             )
-    except (KeyError, TypeError) as err:
-        raise ConfigError(
-            f'{root}: not nuScenes tables: {type(err).__name__}: {err}; check the download'
-        ) from err
 
 
-def _read_tables(root: Path, version: str) -> dict[str, list[dict[str, Any]]]:
+def _stamp_ns(row: Row) -> int:
+    """Return the capture stamp of a row of `sample_data`, nanoseconds since the epoch."""
+    return int(row['timestamp']) * NS_PER_US
+
+
+def _camera_matrix(sensor: Row) -> tuple[float, ...]:
+    """Return the intrinsics of a row of `calibrated_sensor`, row by row."""
+    values = tuple(float(value) for line in sensor['camera_intrinsic'] for value in line)
+    if len(values) not in (0, len(UNCALIBRATED)):
+        raise ValueError(f'camera_intrinsic: got {len(values)} values, allowed: 9 or none')
+    return values or UNCALIBRATED
+
+
+def _read_tables(root: Path, version: str) -> dict[str, list[Row]]:
     if not version:
         versions = sorted(path.parent.name for path in root.glob('v*/sample_data.json'))
         if len(versions) != 1:
             raise ConfigError(
-                f'{root}: got {len(versions)} versions ({", ".join(versions) or "no tables"}), '
-                'allowed: one, or name it with --version'
+                f'version: got {len(versions)} versions in {root} '
+                f'({", ".join(versions) or "no tables"}), allowed: one, or the name of one'
             )
         version = versions[0]
     return {name: read_json(root / version / f'{name}.json') for name in TABLES}
 
 
 def _select_rows(
-    tables: dict[str, list[dict[str, Any]]], selection: NuscenesSelection
-) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
+    tables: dict[str, list[Row]], selection: NuscenesSelection
+) -> list[tuple[Row, str, Row]]:
     """Return (sample_data row, camera, calibrated_sensor row) of the selected images."""
     scenes = {row['token']: row['name'] for row in tables['scene']}
     if selection.scene and selection.scene not in scenes.values():
         raise ConfigError(
-            f'--scene: got {selection.scene!r}, allowed: {", ".join(sorted(scenes.values()))}'
+            f'scene: got {selection.scene!r}, allowed: {", ".join(sorted(scenes.values()))}'
         )
     samples = {
         row['token']

@@ -1,4 +1,4 @@
-"""A rosbag2 comes in; its messages come out as the bytes they were recorded as."""
+"""A rosbag2 comes in; its messages go out as the bytes that were recorded."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class SerializedMessage:
     """One recorded message.
 
     Attributes:
-        topic: Where it was published.
-        log_time_ns: When, nanoseconds since the epoch.
-        data: CDR bytes.
+        topic: Name of the topic.
+        log_time_ns: When it was recorded, nanoseconds since the epoch.
+        data: The message in CDR.
     """
 
     topic: str
@@ -27,24 +27,30 @@ class SerializedMessage:
 
 
 class BagReader:
-    """Opens a bag; use it as a context manager. Not thread-safe."""
+    """Opens a bag; use it as a context manager. Not thread-safe.
+
+    Attributes:
+        topics: Name of each topic to its type, such as `sensor_msgs/msg/Image`.
+        start_ns: Log time of the first message, nanoseconds since the epoch.
+        duration_ns: Time from the first to the last message.
+    """
 
     def __init__(self, bag: Path) -> None:
         """Open `bag`.
 
         Raises:
-            ConfigError: There is no bag, or it cannot be read.
+            ConfigError: The bag does not exist or cannot be read.
         """
         if not bag.exists():
             raise ConfigError(
-                f'--bag: got {str(bag)!r}, which does not exist; allowed: the folder of a rosbag2'
+                f'bag: got {str(bag)!r}, which does not exist; allowed: the folder of a rosbag2'
             )
         self._bag = bag
         try:
             self._reader = Reader(bag)
             self._reader.open()
         except (ReaderError, OSError, ValueError) as err:
-            raise ConfigError(f'--bag: {bag}: not a readable rosbag2: {_one_line(err)}') from err
+            raise ConfigError(f'bag: {bag}: not a readable rosbag2: {_one_line(err)}') from err
         self.topics = {c.topic: c.msgtype for c in self._reader.connections}
         self.start_ns = self._reader.start_time
         self.duration_ns = self._reader.duration
@@ -61,7 +67,7 @@ class BagReader:
         self._reader.close()
 
     def messages(self) -> Iterator[SerializedMessage]:
-        """Yield all messages, by log time.
+        """Yield all messages in the order of their log times.
 
         Raises:
             ConfigError: The bag is damaged.
@@ -70,9 +76,9 @@ class BagReader:
             for connection, log_time_ns, data in self._reader.messages():
                 yield SerializedMessage(connection.topic, log_time_ns, data)
         except (ReaderError, OSError, ValueError) as err:
-            raise ConfigError(f'--bag: {self._bag} is damaged: {_one_line(err)}') from err
+            raise ConfigError(f'bag: {self._bag} is damaged: {_one_line(err)}') from err
 
 
 def _one_line(err: Exception) -> str:
-    """Return the message of `err`; YAML's show the spot on lines of their own."""
+    """Return the message of `err` in one line; YAML's errors have several."""
     return ' '.join(str(err).split())

@@ -1,4 +1,4 @@
-"""What a bag is made of: single camera images with their capture stamps."""
+"""What a bag holds: single camera images with their capture stamps, and their topics."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ UNCALIBRATED = (0.0,) * 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BagImage:
-    """One camera image on its way into a bag.
+    """One camera image for a bag.
 
     Attributes:
         camera: Name of the camera.
-        stamp_ns: Capture time, nanoseconds since the epoch.
-        jpeg: The image file as it is.
-        height: Pixels.
-        width: Pixels.
+        stamp_ns: Capture stamp, nanoseconds since the epoch.
+        jpeg: Content of the JPEG file.
+        height: Of the image, pixels.
+        width: Of the image, pixels.
         camera_matrix: 3x3 intrinsics, row by row; zeros where unknown.
     """
 
@@ -27,3 +27,13 @@ class BagImage:
     height: int
     width: int
     camera_matrix: tuple[float, ...] = UNCALIBRATED
+
+
+def image_topic(camera: str, encoding: str) -> str:
+    """Return the topic of a camera's images, as the preset `nuscenes` and nuscenes2mcap use it.
+
+    Args:
+        camera: Name of the camera.
+        encoding: `jpeg` or `bgr8`.
+    """
+    return f'/{camera}/image_rect_compressed' if encoding == 'jpeg' else f'/{camera}/image_rect'

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from p2d_node.bags.records import BagImage
+from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
+from p2d_node.records import NS_PER_S
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
@@ -21,26 +22,21 @@ STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 ENCODINGS = ('jpeg', 'bgr8')
 NO_ROOM_REMEDY = 'free disk space or name another folder'
 BAG_VERSION: Literal[8] = 8
-"""The newest that every distribution from Humble on reads."""
+"""The newest version that all distributions from Humble on read."""
 
-NS_PER_S = 1_000_000_000
 TYPESTORE = Stores.ROS2_HUMBLE
-
-
-def image_topic(camera: str, encoding: str) -> str:
-    """Return the topic of a camera's images, as the preset `nuscenes` and nuscenes2mcap use it."""
-    return f'/{camera}/image_rect_compressed' if encoding == 'jpeg' else f'/{camera}/image_rect'
 
 
 def write_bag(
     images: Iterable[BagImage], bag: Path, *, storage: str = 'mcap', encoding: str = 'jpeg'
 ) -> int:
-    """Write `images` with their CameraInfo into a new bag, stamped and logged at capture.
+    """Write `images` with their CameraInfo into a new bag.
 
-    The bag appears under its name only when it is whole.
+    Header stamp and log time of a message are the capture stamp of its image. The bag appears
+    under its name only when it is complete.
 
     Args:
-        images: By capture time.
+        images: Images in the order of their capture stamps.
         bag: Folder of the bag; must not exist.
         storage: `mcap` or `sqlite3`.
         encoding: `jpeg` keeps the files as they are, `bgr8` writes raw images.
@@ -49,28 +45,28 @@ def write_bag(
         The number of images.
 
     Raises:
-        ConfigError: The bag exists or cannot be written, an argument is not allowed, or there
-            is no image.
+        ConfigError: The bag exists or cannot be written, `storage` or `encoding` is not allowed,
+            or there is no image.
     """
     if storage not in STORAGES:
-        raise ConfigError(f'--storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
+        raise ConfigError(f'storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
     if encoding not in ENCODINGS:
-        raise ConfigError(f'--encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
-    with write_faults(f'--out: {bag}', NO_ROOM_REMEDY):
-        return _write_whole(images, bag, storage, encoding)
+        raise ConfigError(f'encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
+    with write_faults(f'bag: {bag}', NO_ROOM_REMEDY):
+        return _write_complete(images, bag, storage, encoding)
 
 
-def _write_whole(images: Iterable[BagImage], bag: Path, storage: str, encoding: str) -> int:
+def _write_complete(images: Iterable[BagImage], bag: Path, storage: str, encoding: str) -> int:
     if bag.exists():
-        raise ConfigError(f'{bag}: exists already; remove it or choose another --out')
+        raise ConfigError(f'bag: {bag} exists already; remove it or name another folder')
     bag.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{bag.name}-', dir=bag.parent) as folder:
-        # The bag's name is also its file's name, so it is written under it.
+        # The file in the bag has the name of the folder it is written to.
         unfinished = Path(folder) / bag.name
         with Writer(unfinished, version=BAG_VERSION, storage_plugin=STORAGES[storage]) as writer:
             count = _write_images(_BagWriter(writer, encoding), images)
         if count == 0:
-            raise ConfigError(f'{bag}: there are no images to write; check the source')
+            raise ConfigError(f'bag: {bag}: there are no images to write; check the source')
         shutil.move(unfinished, bag)
     return count
 
@@ -84,7 +80,7 @@ def _write_images(writer: _BagWriter, images: Iterable[BagImage]) -> int:
 
 
 class _BagWriter:
-    """Makes messages of images and keeps one connection per topic."""
+    """Converts images to messages and writes them, with one connection per topic."""
 
     def __init__(self, writer: Writer, encoding: str) -> None:
         self._writer = writer

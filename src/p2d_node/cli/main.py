@@ -18,6 +18,7 @@ from p2d_node.cli import (
     tune_ratios,
     watch,
 )
+from p2d_node.cli.option_names import name_options
 from p2d_node.errors import P2dError
 
 VERBS = (
@@ -54,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.run(parsed))
     except P2dError as err:
-        print(f'p2d {parsed.verb}: {err}', file=sys.stderr)
+        print(f'p2d {parsed.verb}: {name_options(str(err), parsed)}', file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

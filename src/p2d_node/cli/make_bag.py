@@ -62,7 +62,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help='jpeg keeps the files as they are; bgr8 writes raw images (default: jpeg)',
     )
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
-    parser.set_defaults(run=run)
+    names = {'bag': '--out', 'scenario': '--synthetic'}
+    parser.set_defaults(run=run, option_names=names)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -34,7 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument('--duration', type=float, metavar='S', help='stop after this long')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
-    parser.set_defaults(run=run)
+    names = {'wait_s': '--wait', 'duration_s': '--duration'}
+    parser.set_defaults(run=run, option_names=names)
 
 
 def run(args: argparse.Namespace) -> int:

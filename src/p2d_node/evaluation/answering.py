@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from p2d_node.bags.drivelm import resolve_image, stamp_ns_of
+from p2d_node.bags.image_files import resolve_image, stamp_ns_of
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError
 from p2d_node.evaluation.record_file import RecordFile

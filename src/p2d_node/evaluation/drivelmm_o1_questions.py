@@ -15,7 +15,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from p2d_node.bags.drivelm import read_json
+from p2d_node.bags.json_files import read_json
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import camera_of
 from p2d_node.evaluation.predictions import first_duplicate

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from p2d_node.bags.drivelm import read_json
+from p2d_node.bags.json_files import read_json
 from p2d_node.errors import ConfigError
 
 ID_NAMES = ('id', 'idx')

@@ -111,6 +111,7 @@ def test_a_merged_checkpoint_gives_the_same(weights, pixel_values, tmp_path):
     assert difference(family, weights, pixel_values) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prefix', ['base_model.model.language_model.', 'base_model.model.'])
 @pytest.mark.parametrize(
     'settings', [{}, {'use_rslora': True, 'lora_alpha': 4}], ids=['plain', 'rslora']
@@ -126,6 +127,7 @@ def test_an_adapter_and_its_base_give_the_same(weights, pixel_values, tmp_path, 
     assert difference(family, without_vision, pixel_values) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'wrong_order'), [('split_thirds', (1, 0, 2)), ('split_groups', (0, 2, 1))]
 )

@@ -124,6 +124,7 @@ def test_a_region_keeps_the_most_diverse_of_its_own_tokens(folder, weights):
         assert answer.keep_indices[name].tolist() == chosen
 
 
+@pytest.mark.slow
 def test_an_engine_sees_the_stitched_picture(folder, tmp_path):
     command = ['build-engine', '--model', str(folder), '--backend', 'onnxruntime']
     options = ['--camera-size', '180x480', '--engine-dir', str(tmp_path)]

@@ -252,6 +252,7 @@ import_checkpoint(plan_import(Path(sys.argv[1])), Path(sys.argv[2]), on_progress
 """
 
 
+@pytest.mark.slow
 def test_a_killed_import_leaves_no_folder_and_the_next_one_cleans_up(published, out, capsys):
     command = [sys.executable, '-c', KILLED, str(published), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Six pinhole cameras, mounted as nuScenes mounts them: calibration and projection."""
+"""Calibration and projection of six pinhole cameras, mounted as those of nuScenes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 FULL_HEIGHT_PX = 900
 FULL_WIDTH_PX = 1600
 CENTRE_PX = (800.0, 480.0)
-"""Principal point x, y of the full-size picture; a little below the middle, as in nuScenes."""
+"""Principal point x, y of the full-size image; a little below the middle, as in nuScenes."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -21,10 +21,10 @@ class Camera:
     """A camera on the ego vehicle, level, without distortion.
 
     Attributes:
-        name: As in nuScenes.
+        name: Name in nuScenes.
         yaw: Direction of view, radians, 0 ahead, positive to the left.
         position_m: x, y, z on the ego vehicle.
-        focal_px: In the full-size picture.
+        focal_px: Focal length in the full-size image.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Camera:
         return np.array([[s, -c, 0.0], [0.0, 0.0, -1.0], [c, s, 0.0]])
 
     def intrinsics(self, height: int, width: int) -> FloatArray:
-        """Return the [3, 3] camera matrix of a picture squeezed to `height` x `width`."""
+        """Return the [3, 3] camera matrix of an image that is resized to `height` x `width`."""
         sx, sy = width / FULL_WIDTH_PX, height / FULL_HEIGHT_PX
         return np.array(
             [
@@ -76,4 +76,4 @@ CAMERAS = {
         _camera('CAM_BACK_RIGHT', -110.0, (1.04, -0.48, 1.57), 1260.0),
     )
 }
-"""Rounded from the calibration that nuScenes publishes: 65 degrees, 90 at the back."""
+"""Rounded from the calibration of nuScenes; fields of view of 65 degrees, at the back 90."""

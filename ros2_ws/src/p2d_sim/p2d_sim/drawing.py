@@ -1,4 +1,4 @@
-"""A snapshot and a camera come in; the picture and a map of what is where in it go out."""
+"""A snapshot and a camera come in; the image and its id map go out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from p2d_sim.cameras import Camera
 from p2d_sim.ground import AHEAD_M, draw_ground, SIDE_M
+from p2d_sim.meshes import CORNERS, join, Mesh
 from p2d_sim.roadside import building_mesh, plant_mesh
-from p2d_sim.shapes import actor_mesh, CORNERS, join, Mesh, signal_mesh
-from p2d_sim.traffic import around
+from p2d_sim.shapes import actor_mesh, signal_mesh
+from p2d_sim.traffic import wrap_around
 from p2d_sim.weather import apply_weather, draw_sky
 from p2d_sim.world import Snapshot
 
@@ -22,11 +23,11 @@ NEAR_M = 0.4
 FAR_M = 55.0
 SUBPIXEL_BITS = 4
 SIGNAL_ID = 255
-"""Number of the traffic light in id maps; actors are `index + 1`, everything else 0."""
+"""Id of the traffic light in id maps; actors have `index + 1`, everything else 0."""
 
 SIGNAL_Y_M = -5.9
 STRIDE_M = 0.5
-"""Way of a walker between two poses."""
+"""Distance that a pedestrian walks between two poses."""
 
 Picture = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float64]
@@ -46,14 +47,14 @@ class View:
 
 
 class Renderer:
-    """Draws the cameras of one snapshot; what they share is prepared once."""
+    """Draws the cameras of one snapshot. Ground and meshes are prepared once for all cameras."""
 
     def __init__(self, snapshot: Snapshot, *, metres_per_px: float = 0.15) -> None:
         """Prepare ground and faces.
 
         Args:
             snapshot: What to draw.
-            metres_per_px: Fineness of the ground; 0.15 for training, 0.05 for full-size views.
+            metres_per_px: Resolution of the ground.
         """
         self._snapshot = snapshot
         self._metres_per_px = metres_per_px
@@ -66,7 +67,14 @@ class Renderer:
         self._group_sizes = np.diff(self._group_starts, append=len(owner))
 
     def draw(self, camera: Camera, height: int, width: int, *, noise_seed: int = 0) -> View:
-        """Draw one camera at `height` x `width`, squeezed as far as needed."""
+        """Draw one camera.
+
+        Args:
+            camera: The camera.
+            height: Of the image, pixels.
+            width: Of the image, pixels; the aspect ratio may differ from the camera's.
+            noise_seed: Seed of the sensor noise and of rain.
+        """
         pixels = np.empty((height, width, 3), np.uint8)
         ids = np.zeros((height, width), np.uint8)
         matrix = camera.intrinsics(height, width)
@@ -122,7 +130,7 @@ class Renderer:
         seen = (depth > NEAR_M).any(axis=1) & (depth < FAR_M).any(axis=1)
         seen &= (points[:, :, 0] < reach * depth + NEAR_M).any(axis=1)
         seen &= (points[:, :, 0] > -reach * depth - NEAR_M).any(axis=1)
-        # A face looks at the camera where its normal points against the line of sight.
+        # A face is visible if its normal points towards the camera.
         edge_a, edge_b = points[:, 1] - points[:, 0], points[:, 2] - points[:, 0]
         facing = (np.cross(edge_a, edge_b) * points[:, 0]).sum(axis=1) < 0.0
         seen &= facing | self._mesh.two_sided
@@ -134,17 +142,17 @@ class Renderer:
 
 
 def _rank_by_occlusion(xy: FloatArray, owner: npt.NDArray[np.int64]) -> FloatArray:
-    """Rank things so that whatever stands behind another one has the higher rank.
+    """Rank objects so that one behind another has the higher rank.
 
-    Footprints do not overlap, so two of them are apart in x or in y; the one on the ego vehicle's
-    side of the gap is in front.
+    Footprints do not overlap, so there is a gap in x or in y between two of them; the object on
+    the same side of the gap as the ego vehicle is in front.
 
     Args:
         xy: [faces, corners, 2], ego frame.
-        owner: Per face the number of its thing, ascending.
+        owner: Number of the object of each face, ascending.
 
     Returns:
-        Rank per face, 0 in front.
+        Rank of each face, 0 in front.
     """
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     low = np.minimum.reduceat(xy.min(axis=1), starts)
@@ -164,12 +172,12 @@ def _place_all(snapshot: Snapshot) -> tuple[list[Mesh], list[int]]:
     meshes, numbers = [], []
     ego_x = snapshot.ego_x_m
     for building in snapshot.scene.buildings:
-        x = around(building.x_m - ego_x)
+        x = wrap_around(building.x_m - ego_x)
         if abs(x) > FAR_M:
             continue
         meshes.append(building_mesh(building).placed(x, building.y_m, 0.0))
     for plant in snapshot.scene.plants:
-        x = around(plant.x_m - ego_x)
+        x = wrap_around(plant.x_m - ego_x)
         if abs(x) > FAR_M:
             continue
         meshes.append(plant_mesh(plant).placed(x, plant.y_m, 0.0))
@@ -188,16 +196,16 @@ def _place_all(snapshot: Snapshot) -> tuple[list[Mesh], list[int]]:
 
 
 def _project(points: FloatArray, matrix: FloatArray) -> FloatArray:
-    """Map camera points [..., 3] to pixels [..., 2], kept within what OpenCV can draw."""
+    """Map camera points [..., 3] to pixels [..., 2], clipped to the range that OpenCV can draw."""
     depth = np.maximum(points[..., 2], 1e-6)
     x = points[..., 0] / depth * matrix[0, 0] + matrix[0, 2]
     y = points[..., 1] / depth * matrix[1, 1] + matrix[1, 2]
-    # Pixel centres lie at whole numbers for OpenCV, at halves for the camera matrix.
+    # Pixel centres are whole numbers in OpenCV and halves with the camera matrix.
     return np.clip(np.stack([x, y], axis=-1) - 0.5, -30_000.0, 30_000.0)
 
 
 def _clip_near(points: FloatArray, matrix: FloatArray) -> npt.NDArray[np.int32]:
-    """Return the part of a polygon before the near plane, as fixed-point pixels."""
+    """Return the part of a polygon beyond the near plane, as fixed-point pixels."""
     kept: list[FloatArray] = []
     for i in range(CORNERS):
         a, b = points[i - 1], points[i]
@@ -218,7 +226,7 @@ def render_sweep(
     metres_per_px: float = 0.15,
     noise_seed: int = 0,
 ) -> list[View]:
-    """Draw `cameras` at one moment."""
+    """Draw all `cameras` at the same moment, see `Renderer`."""
     renderer = Renderer(snapshot, metres_per_px=metres_per_px)
     return [
         renderer.draw(camera, height, width, noise_seed=noise_seed * 8 + number)

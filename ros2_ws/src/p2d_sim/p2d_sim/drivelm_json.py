@@ -1,4 +1,4 @@
-"""Ground truth comes in; DriveLM's JSON (v1.1, a graph of scenes and keyframes) goes out."""
+"""Ground truth and questions come in; JSON in the format of DriveLM v1.1 goes out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from p2d_sim.cameras import CAMERAS, FULL_HEIGHT_PX, FULL_WIDTH_PX
-from p2d_sim.ground_truth import find_truth, Sighting, Truth
-from p2d_sim.questions import ask_all, Question, VIEW_NAMES
-from p2d_sim.world import Snapshot, VEHICLES
+from p2d_sim.ground_truth import Sighting, Truth
+from p2d_sim.questions import Question, VIEW_NAMES
+from p2d_sim.world import VEHICLES
 
 GROUPS = ('perception', 'prediction', 'planning', 'behavior')
 CATEGORIES = {
@@ -27,9 +27,9 @@ def key_frame(
     """Return one keyframe.
 
     Args:
-        truth: Of the sweep.
-        questions: About it.
-        image_paths: Camera to image file, relative to where the data set will lie.
+        truth: Ground truth of the sweep.
+        questions: Questions about the sweep.
+        image_paths: Camera to image file, relative to the root of the data set.
     """
     qa: dict[str, list[dict[str, Any]]] = {group: [] for group in GROUPS}
     for question in questions:
@@ -38,7 +38,7 @@ def key_frame(
 
 
 def _item(question: Question) -> dict[str, Any]:
-    """Return one question; beyond DriveLM's fields it names the cameras that it is about."""
+    """Return one question; the field `cameras` is not in DriveLM."""
     names = list(CAMERAS)
     return {
         'Q': question.text,
@@ -54,7 +54,7 @@ def _item(question: Question) -> dict[str, Any]:
 
 
 def key_objects(truth: Truth) -> dict[str, Any]:
-    """Return the clearly visible objects, each in the view that shows most of it."""
+    """Return the clearly visible objects, each in the view with its largest box."""
     best: dict[int, tuple[float, int, Sighting]] = {}
     for view, seen in enumerate(truth.views):
         for sighting in seen.sightings:
@@ -85,19 +85,11 @@ def _describe(sighting: Sighting) -> dict[str, Any]:
 
 
 def describe_scene(truth: Truth) -> str:
-    """Return one sentence about a sweep."""
+    """Return a sentence that describes a sweep."""
     counts = [sum(sighting.clear for sighting in seen.sightings) for seen in truth.views]
     busiest = VIEW_NAMES[int(np.argmax(counts))]
     conditions = truth.snapshot.scene.conditions
     return f'A street at {conditions}; most objects are in the {busiest} view.'
-
-
-def ask_snapshot(
-    snapshot: Snapshot, ids: Sequence[np.ndarray], seed: int
-) -> tuple[Truth, list[Question]]:
-    """Return truth and questions of a moment whose six id maps are `ids`."""
-    truth = find_truth(snapshot, list(CAMERAS.values()), ids)
-    return truth, ask_all(truth, np.random.default_rng((9, seed)))
 
 
 def write_drivelm(path: Path, scenes: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The ground around the ego vehicle as a textured picture from above."""
+"""The ground around the ego vehicle, as a textured image from above."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from p2d_sim.world import (
 
 AHEAD_M = 45.0
 SIDE_M = 30.0
-"""The picture reaches so far ahead and back, and to both sides."""
+"""Distance that the image covers ahead and behind, and to each side."""
 
 TILE_M = 40.0
 """Period of the texture; divides the ring."""

@@ -1,4 +1,4 @@
-"""Id maps and a snapshot come in; what can be seen, and what the ego vehicle should do, go out."""
+"""A snapshot and its id maps come in; visible actors and the plan of the ego vehicle go out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 import math
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -22,21 +23,21 @@ from p2d_sim.world import (
     WIDTH_M,
 )
 
+TRUTH_PX = 168
+"""Side of the id maps from which ground truth is derived; the shares below belong to it."""
+
 HINT_SHARE = 0.0003
-"""Less of the picture than this is not seen at all ..."""
+"""An object with a smaller share of the image counts as not visible."""
 
 CLEAR_SHARE = 0.0020
-"""... and from this on an object may be asked about."""
-
 CLEAR_PART = 0.27
-"""Least visible part of an object's bounding box."""
+"""Least share of the image, and visible part of the bounding box, of a clear object."""
 
-PATH_HALF_M = 1.5
 CLOSE_M = (9.5, 14.0)
-"""Gap to a vehicle ahead: below the first close, above the second far."""
+"""A vehicle ahead is close below the first gap and far above the second."""
 
 LANE_TAKEN_M, LANE_FREE_M = 13.0, 18.0
-"""A neighbouring lane is taken by what is nearer than the first, free beyond the second."""
+"""A lane is taken if an actor is nearer than the first, free if all are beyond the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +45,10 @@ class Sighting:
     """An actor in one view.
 
     Attributes:
-        actor: Its state.
-        box: Left, top, right, bottom of what is visible, as parts of width and height.
-        centre: Centroid x, y of what is visible, as parts of width and height.
-        clear: False where so much is hidden or cut that nothing should be asked about it.
+        actor: State of the actor.
+        box: Left, top, right, bottom of the visible part, as parts of width and height.
+        centre: Centroid x, y of the visible part, as parts of width and height.
+        clear: True if enough is visible to ask about the actor.
     """
 
     actor: ActorState
@@ -58,7 +59,14 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewTruth:
-    """What one camera sees; sightings by actor index."""
+    """What one camera shows.
+
+    Attributes:
+        camera: Name of the camera.
+        sightings: Visible actors, by index.
+        signal_clear: True if enough of the traffic light is visible to ask about it.
+        signal_hint: True if any pixel of the traffic light is visible.
+    """
 
     camera: str
     sightings: tuple[Sighting, ...]
@@ -72,8 +80,8 @@ class Plan:
 
     Attributes:
         action: `keep speed`, `slow down` or `brake`.
-        reason: In words.
-        cause: The actor it is about; None where it is the light or nothing.
+        reason: The reason in words.
+        cause: The actor that is the reason; None for the traffic light and a clear road.
     """
 
     action: str
@@ -83,19 +91,25 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """Everything that questions about one sweep may use.
+    """The ground truth that questions about one sweep use.
 
     Attributes:
         snapshot: The moment.
         views: One per camera, in the cameras' order.
-        plan: None where it would be a matter of opinion.
-        lane_taken: For `left` and `right`: True, False, or None where it is close.
+        plan: What the ego vehicle should do; None if that is ambiguous.
+        lane_taken: `left` and `right` to whether that lane is taken; None if that is ambiguous.
     """
 
     snapshot: Snapshot
     views: tuple[ViewTruth, ...]
     plan: Plan | None
     lane_taken: dict[str, bool | None]
+
+
+def shrink_ids(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return an id map of any size at `TRUTH_PX` x `TRUTH_PX`, for `find_truth`."""
+    size = (TRUTH_PX, TRUTH_PX)
+    return np.asarray(cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def find_truth(
@@ -106,16 +120,16 @@ def find_truth(
     Args:
         snapshot: The moment.
         cameras: The cameras.
-        ids: Their id maps, see `drawing.View`.
+        ids: Their id maps, uint8 [height, width] each, see `drawing.View` and `shrink_ids`.
     """
     views = tuple(
-        _see(snapshot, camera, id_map) for camera, id_map in zip(cameras, ids, strict=True)
+        _view_truth(snapshot, camera, id_map) for camera, id_map in zip(cameras, ids, strict=True)
     )
     lanes = {'left': _lane_taken(snapshot, 1.0), 'right': _lane_taken(snapshot, -1.0)}
-    return Truth(snapshot=snapshot, views=views, plan=judge(snapshot), lane_taken=lanes)
+    return Truth(snapshot=snapshot, views=views, plan=find_plan(snapshot), lane_taken=lanes)
 
 
-def _see(snapshot: Snapshot, camera: Camera, ids: npt.NDArray[np.uint8]) -> ViewTruth:
+def _view_truth(snapshot: Snapshot, camera: Camera, ids: npt.NDArray[np.uint8]) -> ViewTruth:
     rows, columns = np.nonzero(ids)
     numbers = ids[rows, columns]
     counts = np.bincount(numbers, minlength=256)
@@ -123,7 +137,7 @@ def _see(snapshot: Snapshot, camera: Camera, ids: npt.NDArray[np.uint8]) -> View
     for number in np.flatnonzero(counts[:SIGNAL_ID] >= HINT_SHARE * ids.size):
         actor = snapshot.actors[int(number) - 1]
         mine = numbers == number
-        sightings.append(_sight(actor, camera, rows[mine], columns[mine], ids.shape))
+        sightings.append(_make_sighting(actor, camera, rows[mine], columns[mine], ids.shape))
     share = counts[SIGNAL_ID] / ids.size
     return ViewTruth(
         camera=camera.name,
@@ -133,7 +147,7 @@ def _see(snapshot: Snapshot, camera: Camera, ids: npt.NDArray[np.uint8]) -> View
     )
 
 
-def _sight(
+def _make_sighting(
     actor: ActorState,
     camera: Camera,
     rows: npt.NDArray[np.int64],
@@ -166,7 +180,7 @@ def outline(actor: ActorState) -> npt.NDArray[np.float64]:
 
 
 def _outline_share(actor: ActorState, camera: Camera) -> float:
-    """Return the area of an actor's box on the unbounded picture, as a part of the picture."""
+    """Return the area of the projected box of an actor, also outside the image, per image area."""
     points = camera.to_camera(outline(actor))
     depth = np.maximum(points[:, 2], 0.5)
     spans = np.ptp(points[:, :2] / depth[:, None], axis=0) * camera.focal_px
@@ -174,21 +188,21 @@ def _outline_share(actor: ActorState, camera: Camera) -> float:
 
 
 def in_path(actor: ActorState) -> bool | None:
-    """Tell whether the ego vehicle would drive into `actor`; None where it is close."""
+    """Return whether the ego vehicle would hit `actor`; None if that is ambiguous."""
     half = WIDTH_M[actor.kind] / 2 if actor.kind in VEHICLES else 0.0
     if actor.kind == 'pedestrian' and actor.status == 'walking':
-        return _three_way(abs(actor.y_m), 2.0, 4.5)
-    return _three_way(max(0.0, abs(actor.y_m) - half), 0.9, 1.4)
+        return _decide(abs(actor.y_m), 2.0, 4.5)
+    return _decide(max(0.0, abs(actor.y_m) - half), 0.9, 1.4)
 
 
-def _three_way(value: float, inside: float, outside: float) -> bool | None:
+def _decide(value: float, inside: float, outside: float) -> bool | None:
     if value <= inside:
         return True
     return False if value >= outside else None
 
 
-def judge(snapshot: Snapshot) -> Plan | None:
-    """Return what to do now; None where something is on the verge or two things compete."""
+def find_plan(snapshot: Snapshot) -> Plan | None:
+    """Return what to do now; None if a case is ambiguous or several actors need a reaction."""
     plans = []
     for actor in snapshot.actors:
         gap = actor.x_m - LENGTH_M[actor.kind] / 2 - 1.7
@@ -198,12 +212,12 @@ def judge(snapshot: Snapshot) -> Plan | None:
         if inside is None:
             return None
         if inside:
-            plan = _heed(actor, gap)
+            plan = _plan_for_actor(actor, gap)
             if plan is None:
                 return None
             plans.append(plan)
     if snapshot.signal_x_m is not None and 4.0 < snapshot.signal_x_m < 25.0:
-        plans += _heed_light(snapshot.signal_state)
+        plans += _plan_for_light(snapshot.signal_state)
     urgent = [plan for plan in plans if plan.action != 'keep speed']
     if len(urgent) > 1:
         return None
@@ -212,7 +226,7 @@ def judge(snapshot: Snapshot) -> Plan | None:
     )[0]
 
 
-def _heed(actor: ActorState, gap_m: float) -> Plan | None:
+def _plan_for_actor(actor: ActorState, gap_m: float) -> Plan | None:
     if actor.kind == 'pedestrian' or actor.kind in OBSTACLES:
         action, reason = 'brake', f'a {actor.kind} is in the way'
     elif actor.status == 'braking':
@@ -225,7 +239,7 @@ def _heed(actor: ActorState, gap_m: float) -> Plan | None:
 
 
 def _keep_distance(actor: ActorState, gap_m: float) -> Plan | None:
-    close = _three_way(gap_m, *CLOSE_M)
+    close = _decide(gap_m, *CLOSE_M)
     if close is None:
         return None
     if close:
@@ -233,7 +247,7 @@ def _keep_distance(actor: ActorState, gap_m: float) -> Plan | None:
     return Plan(action='keep speed', reason='the road is clear', cause=None)
 
 
-def _heed_light(state: str) -> list[Plan]:
+def _plan_for_light(state: str) -> list[Plan]:
     actions = {'red': 'brake', 'yellow': 'slow down'}
     if state not in actions:
         return []
@@ -241,9 +255,9 @@ def _heed_light(state: str) -> list[Plan]:
 
 
 def _lane_taken(snapshot: Snapshot, side: float) -> bool | None:
-    """Tell whether the lane on `side` (1 left, -1 right) is taken beside the ego vehicle."""
+    """Return whether the lane on `side` (1 left, -1 right) is taken; None if ambiguous."""
     nearest = math.inf
     for actor in snapshot.actors:
         if 1.9 < side * actor.y_m < 5.1:
             nearest = min(nearest, abs(actor.x_m) - LENGTH_M[actor.kind] / 2)
-    return _three_way(nearest, LANE_TAKEN_M, LANE_FREE_M)
+    return _decide(nearest, LANE_TAKEN_M, LANE_FREE_M)

@@ -1,4 +1,4 @@
-"""Buildings, trees and poles as meshes: clutter that fills the views beside the road."""
+"""Meshes of the buildings, trees and lamp poles beside the road."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from p2d_sim.shapes import Mesh, MeshBuilder
+from p2d_sim.meshes import Mesh, MeshBuilder
 from p2d_sim.world import Building, Plant
 
 
 @lru_cache(maxsize=4096)
 def building_mesh(building: Building) -> Mesh:
-    """Return a building with windows on the sides that the road sees, centred at the origin."""
+    """Return a building at the origin, with windows on the sides that face the road."""
     builder = MeshBuilder()
     half_x, half_y, height = building.length_m / 2, building.depth_m / 2, building.height_m
     builder.box((-half_x, -half_y, 0.0), (half_x, half_y, height), building.wall)

@@ -1,6 +1,6 @@
-"""Named pieces of traffic for live topics, bags and folders: the ego drives, things happen.
+"""Named scenarios for live topics, bags and folders.
 
-Every scenario is quiet until `EVENT_S`; then what its name says begins to matter, and the ego
+Nothing happens until `EVENT_S`; then the event in the name of the scenario begins, and the ego
 vehicle reacts a moment later.
 """
 
@@ -12,17 +12,18 @@ import math
 
 import numpy as np
 
-from p2d_sim.scenes import EGO_SPEED_MPS, in_junction, make_scene, paint_of
+from p2d_sim.scenes import EGO_SPEED_MPS, make_scene, paint_of
+from p2d_sim.surroundings import in_junction
 from p2d_sim.world import Actor, LANE_M, LENGTH_M, Motion, Scene, Signal, VEHICLES
 
 EVENT_S = 6.0
 DURATION_S = 14.0
-"""Length of a scenario; the world begins anew after it, with the next seed."""
+"""Length of a scenario; a drive then starts it again with the next seed."""
 
 REACTION_S = 0.8
 LEAD_GAP_M = 16.0
 EGO_NOSE_M = 1.7
-"""From the ego origin to the front camera, from which gaps ahead are counted."""
+"""From the ego origin to the front camera; gaps ahead are measured from there."""
 
 STROLL_MPS = 1.4
 
@@ -32,14 +33,14 @@ def make_scenario(name: str, seed: int) -> Scene:
 
     Args:
         name: One of `SCENARIOS`.
-        seed: Chooses surroundings, colours and weather.
+        seed: Seed of surroundings, colours and weather.
     """
     scene = _open_road(make_scene(seed, hazard='clear'))
     return SCENARIOS[name](scene, np.random.default_rng((31, seed)))
 
 
 def _open_road(scene: Scene) -> Scene:
-    """Take away what a driving ego vehicle would run into, or what would run into it."""
+    """Remove everything that would collide with the moving ego vehicle."""
     actors = []
     for actor in scene.actors:
         if not actor.parked and actor.kind in VEHICLES:
@@ -65,14 +66,14 @@ def _vehicle(rng: np.random.Generator, kind: str, gap_m: float, motion: Motion) 
 
 
 def _cruise(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A vehicle far ahead, nothing else."""
+    """Put one vehicle far ahead."""
     kind = str(rng.choice(VEHICLES))
     lead = _vehicle(rng, kind, LEAD_GAP_M + 4.0, Motion(speed_mps=EGO_SPEED_MPS))
     return _add(scene, lead, Motion(speed_mps=EGO_SPEED_MPS))
 
 
 def _lead_brakes(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The vehicle ahead brakes to a standstill."""
+    """Let the vehicle ahead brake to a standstill."""
     kind = str(rng.choice(VEHICLES))
     motion = Motion(speed_mps=EGO_SPEED_MPS, brake_s=EVENT_S)
     ego = Motion(speed_mps=EGO_SPEED_MPS, brake_s=EVENT_S + REACTION_S)
@@ -80,7 +81,7 @@ def _lead_brakes(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _pedestrian_crosses(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A pedestrian leaves the pavement and is on the ego lane from `EVENT_S` on."""
+    """Let a pedestrian leave the pavement who reaches the ego lane at `EVENT_S`."""
     start_y, lane_edge = -8.8, -2.0
     walker = Actor(
         kind='pedestrian',
@@ -94,7 +95,7 @@ def _pedestrian_crosses(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _light_turns_red(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A light turns yellow at `EVENT_S` and red two seconds later."""
+    """Let a traffic light turn yellow at `EVENT_S` and red two seconds later."""
     del rng
     states = ((-math.inf, 'green'), (EVENT_S, 'yellow'), (EVENT_S + 2.0, 'red'))
     signal = Signal(x_m=EGO_SPEED_MPS * EVENT_S + 20.0, states=states)
@@ -114,7 +115,7 @@ def _light_turns_red(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _cut_in(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A car from the left lane moves close in front of the ego vehicle."""
+    """Let a car from the left lane move close in front of the ego vehicle."""
     motion = Motion(speed_mps=EGO_SPEED_MPS, shift_m=-LANE_M, shift_s=EVENT_S)
     car = replace(_vehicle(rng, 'car', 6.5, motion), y_m=LANE_M)
     others = tuple(a for a in scene.actors if abs(a.y_m - LANE_M) > 1.5)

@@ -1,4 +1,4 @@
-"""A seed comes in; a scene goes out, with or without something that the ego vehicle must heed."""
+"""A seed comes in; a random scene goes out, with or without a hazard for the ego vehicle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from p2d_sim.cameras import Camera, CAMERAS
 from p2d_sim.shapes import CLOTHES
+from p2d_sim.surroundings import make_buildings, make_plants, make_surfaces
 from p2d_sim.world import (
     Actor,
-    Building,
     COLOURS,
     CONDITIONS,
     CROSSING_M,
@@ -21,11 +21,8 @@ from p2d_sim.world import (
     LENGTH_M,
     LIGHTS,
     Motion,
-    Plant,
-    RING_M,
     Scene,
     Signal,
-    Surfaces,
     VEHICLES,
     WALK_HALF_M,
     WIDTH_M,
@@ -36,25 +33,24 @@ HAZARDS = (
     'red', 'yellow',
 )  # fmt: skip
 HAZARD_WEIGHTS = (2.0, 2.0, 1.4, 1.4, 1.2, 1.4, 1.0, 1.5, 1.4)
-"""What may be in the ego vehicle's way, and how often; about a third of it for each action."""
+"""Hazards and how often they occur, so that each action is right in about a third of the
+scenes."""
 
 OBJECTS_PER_VIEW = (0.12, 0.4, 0.32, 0.16)
-"""Probability of 0, 1, 2, 3 objects that are placed for a view."""
+"""Probability that 0, 1, 2 or 3 objects are placed for a view."""
 
 EGO_SPEED_MPS = 8.0
 PATH_HALF_M = 2.4
-"""Background actors keep out of the ego lane by this half width ..."""
-
 PATH_AHEAD_M = (-6.0, 34.0)
-"""... between these places along the road."""
+"""Half width and range along the road of the area that background actors keep out of."""
 
 
 def make_scene(seed: int, *, hazard: str | None = None) -> Scene:
-    """Return the scene of `seed`, the same to the last digit every time.
+    """Return the scene of `seed`; the same seed gives exactly the same scene.
 
     Args:
         seed: Any non-negative number.
-        hazard: One of `HAZARDS`; None draws one.
+        hazard: One of `HAZARDS`; None: chosen by the seed.
     """
     rng = np.random.default_rng((20_25, seed))
     drawn = str(rng.choice(HAZARDS, p=np.array(HAZARD_WEIGHTS) / sum(HAZARD_WEIGHTS)))
@@ -71,11 +67,11 @@ def make_scene(seed: int, *, hazard: str | None = None) -> Scene:
         seed=seed,
         conditions=str(rng.choice(CONDITIONS)),
         oncoming_left=oncoming,
-        surfaces=_make_surfaces(rng),
+        surfaces=make_surfaces(rng),
         ego=Motion(speed_mps=EGO_SPEED_MPS),
         actors=tuple(actors),
-        buildings=tuple(_make_buildings(rng, signal)),
-        plants=tuple(_make_plants(rng, signal)),
+        buildings=tuple(make_buildings(rng, signal)),
+        plants=tuple(make_plants(rng, signal)),
         signal=signal,
     )
 
@@ -90,14 +86,14 @@ def _make_signal(rng: np.random.Generator, hazard: str) -> Signal | None:
 
 
 def paint_of(rng: np.random.Generator, kind: str) -> str:
-    """Draw paint for a vehicle, clothes for a person, '' for a thing."""
+    """Choose the colour of a vehicle or the clothes of a person; empty for other kinds."""
     if kind in VEHICLES:
         return str(rng.choice(list(COLOURS)))
     return str(rng.integers(len(CLOTHES))) if kind in ('pedestrian', 'cyclist') else ''
 
 
 def _hazard_actors(rng: np.random.Generator, hazard: str) -> list[Actor]:
-    """Return what stands or moves in the ego lane ahead."""
+    """Return the hazard in the ego lane, if it is an actor."""
     lateral = float(rng.uniform(-0.4, 0.4))
     if hazard in ('far lead', 'close lead', 'braking lead'):
         kind = str(rng.choice(VEHICLES))
@@ -132,7 +128,7 @@ def _place_in_view(
     signal: Signal | None,
     oncoming: bool,
 ) -> Actor | None:
-    """Place one object where `camera` sees it and nothing else is; None where that fails."""
+    """Place one object in free space in the view of `camera`; None if no try succeeds."""
     kind = str(rng.choice(KINDS))
     for _ in range(12):
         low, high = (3.5, 16.0) if kind in ('cone', 'barrier', 'pedestrian') else (4.5, 24.0)
@@ -140,19 +136,19 @@ def _place_in_view(
         angle = camera.yaw + rng.uniform(-0.42, 0.42) * camera.fov
         x = camera.position_m[0] + distance * math.cos(angle)
         y = camera.position_m[1] + distance * math.sin(angle)
-        actor = _settle(rng, kind, x, y, oncoming)
+        actor = _place_by_kind(rng, kind, x, y, oncoming)
         if actor is not None and _is_free(actor, others, signal):
             return actor
     return None
 
 
-def _settle(
+def _place_by_kind(
     rng: np.random.Generator, kind: str, x: float, y: float, oncoming: bool
 ) -> Actor | None:
-    """Move a spot to the nearest place where `kind` belongs; None where it belongs nowhere."""
+    """Return an actor near x, y at a place that suits its kind; None if there is none."""
     side, away = math.copysign(1.0, y), abs(y)
     if kind in VEHICLES or kind == 'cyclist':
-        return _settle_traffic(rng, kind, x, y, oncoming)
+        return _place_on_road(rng, kind, x, y, oncoming)
     if kind == 'pedestrian' and away > 7.0:
         y = side * float(np.clip(away, 8.8, 11.3))
         yaw = float(rng.choice([0.0, math.pi])) + float(rng.uniform(-0.3, 0.3))
@@ -165,7 +161,7 @@ def _settle(
     return None
 
 
-def _settle_traffic(
+def _place_on_road(
     rng: np.random.Generator, kind: str, x: float, y: float, oncoming: bool
 ) -> Actor | None:
     if abs(y) > WALK_HALF_M:
@@ -184,7 +180,7 @@ def _settle_traffic(
 
 
 def _is_free(actor: Actor, others: Sequence[Actor], signal: Signal | None) -> bool:
-    """Tell whether nothing else is there, the way ahead stays free and the ego stays whole."""
+    """Return True if the actor touches nothing and blocks neither ego lane nor junction."""
     half_x, half_y = _half_extent(actor)
     in_path = abs(actor.y_m) - half_y < PATH_HALF_M - 1.0
     if in_path and PATH_AHEAD_M[0] - half_x < actor.x_m < PATH_AHEAD_M[1] + half_x:
@@ -209,86 +205,3 @@ def _half_extent(actor: Actor) -> tuple[float, float]:
 def _touch(a: Actor, b: Actor) -> bool:
     (ax, ay), (bx, by) = _half_extent(a), _half_extent(b)
     return abs(a.x_m - b.x_m) < ax + bx + 0.7 and abs(a.y_m - b.y_m) < ay + by + 0.15
-
-
-def _make_surfaces(rng: np.random.Generator) -> Surfaces:
-    grey = rng.uniform(78, 118)
-    tint = rng.uniform(-6, 6, 3)
-    verge = ((88, 118, 62), (132, 112, 82), (140, 138, 132))[int(rng.integers(3))]
-    pavement = rng.uniform(138, 182) + rng.uniform(-10, 10, 3)
-    return Surfaces(
-        asphalt=_rgb(grey + tint),
-        pavement=_rgb(pavement),
-        verge=_rgb(np.array(verge) * rng.uniform(0.8, 1.15)),
-        offset_m=float(rng.uniform(0.0, 40.0)),
-    )
-
-
-def _rgb(values: Sequence[float] | np.ndarray) -> tuple[int, int, int]:
-    red, green, blue = (int(v) for v in np.clip(values, 0, 255))
-    return red, green, blue
-
-
-def in_junction(x: float, half: float, signal: Signal | None) -> bool:
-    """Tell whether something from `x - half` to `x + half` stands on the crossing road."""
-    if signal is None:
-        return False
-    start, end = signal.x_m + 1.0, signal.x_m + CROSSING_M + 6.0
-    return any(start - half < x + turn < end + half for turn in (-RING_M, 0.0, RING_M))
-
-
-def _make_buildings(rng: np.random.Generator, signal: Signal | None) -> list[Building]:
-    buildings = []
-    for side in (-1.0, 1.0):
-        x = -RING_M / 2
-        while x < RING_M / 2 - 8.0:
-            length = float(rng.uniform(7.0, 16.0))
-            depth, height = float(rng.uniform(6.0, 10.0)), float(rng.uniform(3.5, 13.0))
-            centre = x + length / 2
-            x += length + float(rng.choice([0.3, 2.0, 6.0]))
-            wall = rng.uniform(0.75, 1.15) * np.array(WALLS[int(rng.integers(len(WALLS)))])
-            if in_junction(centre, length / 2, signal):
-                continue
-            buildings.append(
-                Building(
-                    x_m=centre,
-                    y_m=side * (WALK_HALF_M + 1.0 + depth / 2 + float(rng.uniform(0.0, 3.0))),
-                    length_m=length,
-                    depth_m=depth,
-                    height_m=height,
-                    wall=_rgb(wall),
-                    window=_rgb(rng.uniform(45, 130) + rng.uniform(-15, 25, 3)),
-                    storeys=max(1, int(height / rng.uniform(2.8, 4.0))),
-                    columns=max(2, int(length / rng.uniform(1.8, 3.5))),
-                )
-            )
-    return buildings
-
-
-WALLS = (
-    (176, 150, 124), (150, 96, 78), (190, 186, 176), (122, 126, 132), (164, 142, 96),
-    (108, 92, 84), (186, 164, 150), (138, 148, 138),
-)  # fmt: skip
-
-
-LEAVES = ((58, 92, 44), (84, 120, 56), (66, 104, 66), (110, 116, 50))
-
-
-def _make_plants(rng: np.random.Generator, signal: Signal | None) -> list[Plant]:
-    plants = []
-    for side in (-1.0, 1.0):
-        x = -RING_M / 2 + float(rng.uniform(0.0, 8.0))
-        while x < RING_M / 2:
-            tree = bool(rng.random() < 0.6)
-            plant = Plant(
-                x_m=x,
-                y_m=side * float(rng.uniform(11.7, 12.2)),
-                height_m=float(rng.choice([4.0, 5.0, 6.0])),
-                crown_m=float(rng.choice([2.0, 2.6, 3.2])) if tree else 0.0,
-                leaf=LEAVES[int(rng.integers(len(LEAVES)))],
-                shape_seed=int(rng.integers(8)),
-            )
-            x += float(rng.uniform(6.0, 15.0))
-            if not in_junction(plant.x_m, 1.0, signal):
-                plants.append(plant)
-    return plants

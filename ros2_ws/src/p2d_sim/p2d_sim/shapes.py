@@ -1,28 +1,14 @@
-"""What actors and roadside things look like: coloured polygons in their own frame.
-
-A mesh is a list of groups; a group is convex enough that its faces may be drawn in the order in
-which they are listed once those seen from behind are left out.
-"""
+"""Meshes of actors and traffic lights, heading along x."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
-import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from p2d_sim.meshes import Colour, Mesh, MeshBuilder
 from p2d_sim.world import COLOURS, HEIGHT_M, LENGTH_M, WIDTH_M
-
-CORNERS = 8
-"""Vertices per polygon; polygons with fewer repeat their last one."""
-
-FloatArray = npt.NDArray[np.float64]
-Colour = Sequence[float] | npt.NDArray[Any]
-"""Also used for other short rows of numbers: corners, spans."""
 
 GLASS = (38, 46, 60)
 TYRE = (16, 16, 18)
@@ -30,122 +16,6 @@ SKIN = (205, 160, 130)
 CLOTHES = (
     (150, 60, 60), (60, 80, 150), (70, 110, 70), (190, 180, 160), (50, 50, 55), (180, 140, 60),
 )  # fmt: skip
-SUN = np.array([0.35, 0.5, 0.8]) / np.linalg.norm([0.35, 0.5, 0.8])
-
-
-@dataclass(frozen=True, slots=True)
-class Mesh:
-    """Polygons.
-
-    Attributes:
-        points: float64 [faces, 8, 3], metres.
-        colours: float64 [faces, 3], RGB, 0..255.
-        groups: int64 [faces], numbered from 0.
-        two_sided: bool [faces]: also seen from behind.
-        solid: bool [faces]: part of the outline; details on a solid face are not.
-        lift_m: float64 [faces]: how much nearer than it is the face's group counts when sorted.
-    """
-
-    points: FloatArray
-    colours: FloatArray
-    groups: npt.NDArray[np.int64]
-    two_sided: npt.NDArray[np.bool_]
-    solid: npt.NDArray[np.bool_]
-    lift_m: FloatArray
-
-    def placed(self, x_m: float, y_m: float, yaw: float) -> Mesh:
-        """Return the mesh turned by `yaw` and moved to x, y."""
-        c, s = math.cos(yaw), math.sin(yaw)
-        turned = self.points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
-        return replace(self, points=turned + np.array([x_m, y_m, 0.0]))
-
-
-class MeshBuilder:
-    """Collects faces."""
-
-    def __init__(self) -> None:
-        self._faces: list[tuple[FloatArray, Colour, int, bool, bool, float]] = []
-        self._group = -1
-        self._lift_m = 0.0
-
-    def start_group(self, lift_m: float = 0.0) -> None:
-        """Faces from here on are sorted as one thing, as if it were `lift_m` nearer."""
-        self._group += 1
-        self._lift_m = lift_m
-
-    def face(
-        self, points: Sequence[Colour], colour: Colour, *, two_sided: bool = False, solid: bool
-    ) -> None:
-        """Add a polygon of up to 8 corners, counter-clockwise as seen from outside."""
-        corners = list(points) + [points[-1]] * (CORNERS - len(points))
-        self._faces.append(
-            (np.array(corners, float), colour, self._group, two_sided, solid, self._lift_m)
-        )
-
-    def box(self, low: Colour, high: Colour, colour: Colour, *, lift_m: float = 0.0) -> None:
-        """Add a box without its underside as a group of its own."""
-        self.start_group(lift_m)
-        (x0, y0, z0), (x1, y1, z1) = low, high
-        sides = (
-            (((x1, y0, z0), (x1, y1, z0), (x1, y1, z1), (x1, y0, z1)), (1, 0, 0)),
-            (((x0, y1, z0), (x0, y0, z0), (x0, y0, z1), (x0, y1, z1)), (-1, 0, 0)),
-            (((x1, y1, z0), (x0, y1, z0), (x0, y1, z1), (x1, y1, z1)), (0, 1, 0)),
-            (((x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)), (0, -1, 0)),
-            (((x0, y0, z1), (x1, y0, z1), (x1, y1, z1), (x0, y1, z1)), (0, 0, 1)),
-        )
-        for corners, normal in sides:
-            light = 0.78 + 0.27 * float(np.dot(normal, SUN))
-            self.face(corners, np.multiply(colour, light), solid=True)
-
-    def on_side(self, y: float, x: Colour, z: Colour, colour: Colour) -> None:
-        """Add a rectangle on a face that looks left (y > 0) or right."""
-        x0, x1 = (x[1], x[0]) if y > 0 else (x[0], x[1])
-        corners = ((x0, y, z[0]), (x1, y, z[0]), (x1, y, z[1]), (x0, y, z[1]))
-        self.face(corners, colour, solid=False)
-
-    def on_end(self, x: float, y: Colour, z: Colour, colour: Colour) -> None:
-        """Add a rectangle on a face that looks forward (x > 0) or back."""
-        y0, y1 = (y[0], y[1]) if x > 0 else (y[1], y[0])
-        corners = ((x, y0, z[0]), (x, y1, z[0]), (x, y1, z[1]), (x, y0, z[1]))
-        self.face(corners, colour, solid=False)
-
-    def disc(self, centre: Colour, radius: float, colour: Colour, *, axis: str) -> None:
-        """Add an octagon across the axis x or y, seen from both sides."""
-        turns = [math.pi / 4 * i + math.pi / 8 for i in range(CORNERS)]
-        a, z = [radius * math.cos(t) for t in turns], [radius * math.sin(t) for t in turns]
-        x0, y0, z0 = centre
-        if axis == 'y':
-            points = [(x0 + u, y0, z0 + w) for u, w in zip(a, z, strict=True)]
-        else:
-            points = [(x0, y0 + u, z0 + w) for u, w in zip(a, z, strict=True)]
-        self.face(points, colour, two_sided=True, solid=True)
-
-    def build(self) -> Mesh:
-        """Return what was collected."""
-        points, colours, groups, two_sided, solid, lift_m = zip(*self._faces, strict=True)
-        return Mesh(
-            np.stack(points),
-            np.clip(np.array(colours, float), 0.0, 255.0),
-            np.array(groups),
-            np.array(two_sided),
-            np.array(solid),
-            np.array(lift_m),
-        )
-
-
-def join(meshes: Sequence[Mesh]) -> tuple[Mesh, npt.NDArray[np.int64]]:
-    """Return one mesh of all, and per face which mesh it came from."""
-    counts = [int(mesh.groups[-1]) + 1 for mesh in meshes]
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    joined = Mesh(
-        np.concatenate([m.points for m in meshes]),
-        np.concatenate([m.colours for m in meshes]),
-        np.concatenate([m.groups + s for m, s in zip(meshes, starts, strict=True)]),
-        np.concatenate([m.two_sided for m in meshes]),
-        np.concatenate([m.solid for m in meshes]),
-        np.concatenate([m.lift_m for m in meshes]),
-    )
-    return joined, np.repeat(np.arange(len(meshes)), [len(m.groups) for m in meshes])
 
 
 @lru_cache(maxsize=512)
@@ -154,9 +24,9 @@ def actor_mesh(kind: str, colour: str, status: str, pose: int) -> Mesh:
 
     Args:
         kind: One of `KINDS`.
-        colour: Paint, or index of the clothes.
-        status: One of `STATUSES`; lamps and legs show it.
-        pose: Number of the step of walkers.
+        colour: See `world.Actor`.
+        status: One of `STATUSES`, visible in lamps and legs.
+        pose: Number of the step of a walking pedestrian.
     """
     builder = MeshBuilder()
     if kind == 'car':
@@ -177,7 +47,7 @@ def actor_mesh(kind: str, colour: str, status: str, pose: int) -> Mesh:
 
 
 def _lamps(builder: MeshBuilder, status: str, corner: Colour, size: float) -> None:
-    """Tail lamps at -x and head lamps at +x; what they show is the vehicle's status."""
+    """Add tail lamps at -x and head lamps at +x, which show the status of the vehicle."""
     x, y, z = corner
     tail = {'braking': (255, 40, 30), 'moving': (150, 12, 12)}.get(status, (70, 10, 12))
     head = (120, 120, 118) if status == 'parked' else (255, 250, 215)
@@ -303,7 +173,7 @@ def _barrier(builder: MeshBuilder) -> None:
 
 @lru_cache(maxsize=16)
 def signal_mesh(state: str) -> Mesh:
-    """Return a traffic light on a mast with arm, facing the ego vehicle; `state` is lit."""
+    """Return a traffic light on a mast with an arm, facing the ego vehicle, at colour `state`."""
     builder = MeshBuilder()
     builder.box((-0.1, -0.1, 0.0), (0.1, 0.1, 4.6), (70, 72, 74))
     builder.box((-0.08, 0.0, 4.35), (0.08, 2.4, 4.55), (70, 72, 74))

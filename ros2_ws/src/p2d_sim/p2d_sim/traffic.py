@@ -1,4 +1,4 @@
-"""A scene and a time come in; where everything is at that time goes out."""
+"""A scene and a time come in; the snapshot of that time goes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WALKERS = ('pedestrian',)
 
 
 def travelled(motion: Motion, time_s: float) -> tuple[float, float]:
-    """Return the way since time 0 in metres and the speed in metres per second."""
+    """Return the distance since time 0, metres, and the speed, metres per second."""
     moving_s = max(0.0, time_s - max(motion.start_s, 0.0))
     if time_s < motion.start_s:
         return 0.0, 0.0
@@ -26,23 +26,23 @@ def travelled(motion: Motion, time_s: float) -> tuple[float, float]:
 
 
 def sideways(motion: Motion, time_s: float) -> float:
-    """Return the metres to the left that a lane change has brought by `time_s`."""
+    """Return how far a lane change has moved the actor to the left by `time_s`, metres."""
     part = min(1.0, max(0.0, (time_s - motion.shift_s) / motion.shift_duration_s))
     return motion.shift_m * part * part * (3.0 - 2.0 * part)
 
 
-def around(x_m: float) -> float:
-    """Return `x_m` on the ring road, within half a ring ahead or behind."""
+def wrap_around(x_m: float) -> float:
+    """Return `x_m` on the ring road, at most half a ring ahead or behind."""
     return (x_m + RING_M / 2) % RING_M - RING_M / 2
 
 
 def snapshot_at(scene: Scene, time_s: float) -> Snapshot:
-    """Return the moment `time_s` of `scene`."""
+    """Return `scene` at `time_s`."""
     ego_x, ego_speed = travelled(scene.ego, time_s)
     states = tuple(_state(index, actor, time_s, ego_x) for index, actor in enumerate(scene.actors))
     signal_x, signal_state = None, ''
     if scene.signal is not None:
-        signal_x = around(scene.signal.x_m - ego_x)
+        signal_x = wrap_around(scene.signal.x_m - ego_x)
         signal_state = scene.signal.state_at(time_s)
     return Snapshot(
         scene=scene,
@@ -64,7 +64,7 @@ def _state(index: int, actor: Actor, time_s: float, ego_x: float) -> ActorState:
         index=index,
         kind=actor.kind,
         colour=actor.colour,
-        x_m=around(x - ego_x),
+        x_m=wrap_around(x - ego_x),
         y_m=y,
         yaw=actor.yaw,
         status=_status(actor, time_s, speed),

@@ -1,4 +1,4 @@
-"""Sky, light and rain: what the conditions do to a picture."""
+"""Draws the sky, and applies light, rain and sensor noise to an image."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SKIES = {
 """Colour at the zenith and at the horizon, RGB."""
 
 TONES = {'day': (1.0, 1.0, 1.0), 'dusk': (0.74, 0.62, 0.66), 'rain': (0.76, 0.79, 0.83)}
-"""Factor per channel on everything that is lit by the sky."""
+"""Factor per channel on the whole image."""
 
 NOISE_LEVEL = 4.0
-"""Standard deviation of the sensor's noise, grey levels."""
+"""Standard deviation of the sensor noise, grey levels."""
 
 Picture = npt.NDArray[np.uint8]
 
@@ -54,7 +54,7 @@ def _clouds() -> Picture:
 
 
 def apply_weather(pixels: Picture, conditions: str, rng: np.random.Generator) -> Picture:
-    """Return `pixels` under `conditions`, with sensor noise."""
+    """Return `pixels`, RGB uint8 [height, width, 3], under `conditions` and with sensor noise."""
     height, width = pixels.shape[:2]
     tone: Any = (*TONES[conditions], 1.0)
     toned = np.asarray(cv2.multiply(pixels, tone), np.uint8)

@@ -1,7 +1,7 @@
-"""What the world is made of: frozen records of a scene and of one moment in it.
+"""Frozen records of a scene and of one moment of it, and the sizes of what is in it.
 
-Frames: x forward, y left, z up, in metres. A scene is written in the frame of the ego vehicle at
-time 0; a snapshot in the frame of the ego vehicle at its own time.
+Frames: x forward, y left, z up, in metres. A scene is in the frame of the ego vehicle at time 0, a
+snapshot in the frame of the ego vehicle at its own time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import math
 
 KINDS = ('car', 'truck', 'bus', 'cyclist', 'pedestrian', 'cone', 'barrier')
-"""Classes of the actors, in the order of their class numbers (1, 2, ...; 0 is background)."""
+"""Kinds of actors, in the order of their class numbers from 1; 0 is background."""
 
 VEHICLES = ('car', 'truck', 'bus')
 OBSTACLES = ('cone', 'barrier')
@@ -23,7 +23,7 @@ COLOURS = {
     'white': (236, 236, 240),
     'black': (24, 24, 28),
 }
-"""Paint of vehicles, RGB."""
+"""Colours of vehicles, RGB."""
 
 CONDITIONS = ('day', 'dusk', 'rain')
 LIGHTS = ('red', 'yellow', 'green')
@@ -52,19 +52,21 @@ CROSSING_M = 9.0
 """Width of a crossing road."""
 
 RING_M = 160.0
-"""The world repeats along the road after this length, so that a drive never ends."""
+"""The road repeats after this length, so that a drive never ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
-    """How an actor moves along its heading; all of it in closed form of time.
+    """How an actor moves along its heading, as a function of time.
 
     Attributes:
         speed_mps: Speed before braking.
-        start_s: It stands still before this time.
-        brake_s: From here on it slows down by `deceleration` until it stands.
+        start_s: Time before which it stands still.
+        brake_s: Time from which it slows down by `deceleration` until it stands.
         deceleration: Metres per second squared.
-        shift_m: Sideways move to the left over `shift_duration_s`, beginning at `shift_s`.
+        shift_m: Distance of a move to the left.
+        shift_s: Time at which that move begins.
+        shift_duration_s: Its duration.
     """
 
     speed_mps: float = 0.0
@@ -82,12 +84,12 @@ class Actor:
 
     Attributes:
         kind: One of `KINDS`.
-        colour: One of `COLOURS` for vehicles, else an index into clothes.
+        colour: One of `COLOURS` for vehicles; the number of its clothes for persons; else empty.
         x_m: Position at time 0 along the road.
         y_m: Position at time 0 to the left.
         yaw: Heading, radians, 0 along the road, positive to the left.
-        motion: Where it goes.
-        parked: True where a vehicle stands without a driver.
+        motion: How it moves.
+        parked: True for a parked vehicle.
     """
 
     kind: str
@@ -116,7 +118,7 @@ class Building:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plant:
-    """A tree, or a lamp pole where `crown_m` is 0."""
+    """A tree, or a lamp pole if `crown_m` is 0."""
 
     x_m: float
     y_m: float
@@ -128,7 +130,7 @@ class Plant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surfaces:
-    """Base colours of the ground, RGB, and where its texture begins."""
+    """Base colours of the ground, RGB, and the offset of its texture along the road."""
 
     asphalt: tuple[int, int, int]
     pavement: tuple[int, int, int]
@@ -138,18 +140,18 @@ class Surfaces:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """A traffic light: its state over time.
+    """A traffic light over time.
 
     Attributes:
-        x_m: Stop line.
-        states: State and the time from which it holds, ascending; the first holds from ever.
+        x_m: Position of the stop line.
+        states: (time in seconds, colour from then on), ascending; the first time is -inf.
     """
 
     x_m: float
     states: tuple[tuple[float, str], ...]
 
     def state_at(self, time_s: float) -> str:
-        """Return the colour that is lit."""
+        """Return the colour at `time_s`."""
         return [state for since, state in self.states if since <= time_s][-1]
 
 
@@ -173,9 +175,9 @@ class ActorState:
     """An actor at one moment, in the ego frame of that moment.
 
     Attributes:
-        index: Position in the scene's actors; its number in rendered id maps is `index + 1`.
+        index: Position in the actors of the scene; its id in id maps is `index + 1`.
         status: One of `STATUSES`.
-        speed_mps: Along its heading.
+        speed_mps: Speed along its heading.
     """
 
     index: int
@@ -189,7 +191,7 @@ class ActorState:
 
     @property
     def distance_m(self) -> float:
-        """Distance of its centre from the ego origin."""
+        """Distance of its centre from the origin of the ego frame."""
         return math.hypot(self.x_m, self.y_m)
 
 
@@ -199,12 +201,12 @@ class Snapshot:
 
     Attributes:
         scene: The scene.
-        time_s: The moment.
-        ego_x_m: How far the ego vehicle has come along the road.
+        time_s: Time in the scene.
+        ego_x_m: Distance that the ego vehicle has driven.
         ego_speed_mps: Its speed.
         actors: States of all actors.
-        signal_x_m: Stop line ahead, None where no light is there.
-        signal_state: Colour that is lit, '' where no light is there.
+        signal_x_m: Position of the stop line; None without a traffic light.
+        signal_state: Colour of the traffic light; empty without one.
     """
 
     scene: Scene

@@ -1,1 +1,1 @@
-"""How p2d-mini is trained: data, model, losses, stages, evaluation."""
+"""Training and evaluation of p2d-mini: batches, model, losses, stages, scores."""

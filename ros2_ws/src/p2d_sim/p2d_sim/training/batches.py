@@ -1,4 +1,4 @@
-"""Batches of freshly rendered sweeps, drawn in worker processes; every step has its own seeds."""
+"""Batches of newly rendered sweeps from worker processes; every step has its own seeds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from p2d_sim.questions import ask_all
-from p2d_sim.training.model import ModelSize
+from p2d_sim.questions import ask_with_seed
 from p2d_sim.training.packing import Packed, Packer
+from p2d_sim.training.plan import ModelSize
 from p2d_sim.training.samples import make_sample, PatchLabels, Sample
 from p2d_sim.training.tokenizer import make_tokenizer
 
@@ -23,13 +23,13 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPlan:
-    """What a stage wants to be fed.
+    """Contents of the batches of one stage.
 
     Attributes:
-        size: Of the model.
-        sweeps: Per batch.
+        size: Size of the model.
+        sweeps: Sweeps per batch.
         first_seed: Seed of the first sweep of step 0.
-        with_questions: Whether questions are packed along.
+        with_questions: Add packed questions to the batches.
     """
 
     size: ModelSize
@@ -39,7 +39,7 @@ class BatchPlan:
 
 
 class SweepBatches(Dataset[Batch]):
-    """Step number to batch; the same number gives the same batch in every run."""
+    """Maps the number of a step to its batch, which is the same in every run."""
 
     def __init__(self, plan: BatchPlan) -> None:
         self._plan = plan
@@ -62,14 +62,13 @@ class SweepBatches(Dataset[Batch]):
         return batch
 
 
-def pack_sample(packer: Packer, sample: Sample, seed: int, **limits: int) -> Packed:
-    """Ask all kinds of questions about `sample` and pack them."""
-    questions = ask_all(sample.truth, np.random.default_rng((9, seed)))
-    return packer.pack(questions, sample.labels.ids, **limits)
+def pack_sample(packer: Packer, sample: Sample, seed: int) -> Packed:
+    """Ask questions about `sample` and pack them."""
+    return packer.pack(ask_with_seed(sample.truth, seed), sample.labels.ids)
 
 
 def collate_samples(samples: list[Sample]) -> Batch:
-    """Stack pictures and patch labels."""
+    """Stack images and patch labels, each [sweeps, ...]."""
     batch = {'pixels': torch.from_numpy(np.stack([sample.pixels for sample in samples]))}
     for field in fields(PatchLabels):
         arrays = [getattr(sample.labels, field.name) for sample in samples]
@@ -78,7 +77,7 @@ def collate_samples(samples: list[Sample]) -> Batch:
 
 
 def collate_packed(packed: list[Packed]) -> Batch:
-    """Stack packed questions."""
+    """Stack packed questions, each [sweeps, ...]."""
     names = [field.name for field in fields(Packed) if field.name != 'asked']
     return {
         name: torch.from_numpy(np.stack([getattr(row, name) for row in packed])) for name in names
@@ -88,7 +87,14 @@ def collate_packed(packed: list[Packed]) -> Batch:
 def batches_from(
     plan: BatchPlan, start: int, stop: int, *, workers: int
 ) -> Iterator[tuple[int, Batch]]:
-    """Yield (step, batch) for the steps from `start` to before `stop`."""
+    """Yield (step, batch) for the steps from `start` up to but not including `stop`.
+
+    Args:
+        plan: Contents of the batches.
+        start: First step.
+        stop: End of the steps.
+        workers: Processes that render; 0 renders in this process.
+    """
     options: dict[str, Any] = {'prefetch_factor': 3} if workers else {}
     loader = DataLoader(
         SweepBatches(plan),

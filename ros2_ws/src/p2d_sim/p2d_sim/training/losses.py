@@ -1,7 +1,7 @@
-"""What the encoder and the language model are asked for, and how wrong they are.
+"""The losses of training: answers, and auxiliary losses on the encoder and the language model.
 
-Besides the answers there are auxiliary losses: without them a model this small finds the right
-view and object only late. Their heads are dropped when the model is exported.
+Without the auxiliary losses a model this small learns late which view and object a question is
+about. Their heads are not exported.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from torch import nn, Tensor
 from torch.nn import functional
 
 from p2d_sim.questions import LETTERS
-from p2d_sim.training.model import ModelSize
 from p2d_sim.training.packed_forward import Hidden
+from p2d_sim.training.plan import ModelSize
 from p2d_sim.training.samples import IGNORED, SIGNAL_KIND
 from p2d_sim.world import COLOURS, CONDITIONS, LIGHTS, STATUSES
 
-LOOK_LAYERS = (1, 2)
-"""Layers whose first half of heads should look at what the question is about."""
+ATTENTION_LAYERS = (1, 2)
+"""In these layers the first half of the heads learns to attend to what the question is about."""
 
 VIEW_LAYER = 1
 CONTENT_LAYER = 3
-"""After these layers the view and the content of the answer should be known."""
+"""Layers on whose output heads predict the view and the content of the answer."""
 
 BACKGROUND_WEIGHT = 0.15
 JOINT_WEIGHTS = {
-    'look': 0.25, 'option': 0.25, 'view': 0.15, 'place': 0.3, 'content': 0.4, 'seen_in': 0.2,
+    'attention': 0.25, 'option': 0.25, 'view': 0.15, 'place': 0.3, 'content': 0.4, 'seen_in': 0.2,
     'letter': 0.2, 'patches': 0.25,
 }  # fmt: skip
 Losses = dict[str, Tensor]
 
 
 def later_layer(num_layers: int) -> int:
-    """Return the layer after which the content should be known, in a model of any depth."""
+    """Return the layer whose output predicts the content, in a model of any depth."""
     return min(CONTENT_LAYER, num_layers - 2)
 
 
 class PatchHeads(nn.Module):
-    """Linear heads on the encoder's features, one answer per patch."""
+    """Linear heads on the features of the encoder, with one prediction per patch."""
 
     def __init__(self, size: ModelSize) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ class PatchHeads(nn.Module):
             'centre': _classify(self.centre(hidden), batch['centre'], rare),
             'distance': _regress(self.log_distance(hidden)[..., 0], batch['log_distance']),
             'conditions': _classify(self.conditions(hidden.mean(dim=1)), batch['conditions']),
-            # Where a patch is must show in its features, for the language model to say where.
+            # The language model needs the position of a patch in its features.
             'row': _classify(self.row(hidden), rows),
             'column': _classify(self.column(hidden), columns),
         }
 
 
 class AnswerHeads(nn.Module):
-    """Linear heads on the language model's hidden states, one answer per question."""
+    """Linear heads on hidden states of the language model, with one prediction per question."""
 
     def __init__(self, size: ModelSize, vocabulary: int, num_views: int = 6) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class AnswerHeads(nn.Module):
             'view': _classify(self.view(early), batch['view']),
             'place': place,
             'content': _classify(self.content(late), batch['content']),
-            # The words of an option come after its letter, and must know it when they are chosen.
+            # The answer copies the letter of an option from the tokens of its words.
             'letter': _classify(self.letter(hidden.between[VIEW_LAYER]), batch['letter']),
             'seen_in': _classify(self.seen_in(late), batch['seen_in']),
         }
@@ -118,7 +118,7 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def _classify(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over the labels that are defined; 0 where none is."""
+    """Return the mean cross-entropy over the defined labels; 0 if there are none."""
     flat, wanted = logits.flatten(0, -2).float(), labels.flatten()
     total = functional.cross_entropy(flat, wanted, weight, ignore_index=IGNORED, reduction='sum')
     known = wanted != IGNORED
@@ -134,7 +134,7 @@ def _regress(values: Tensor, wanted: Tensor) -> Tensor:
 
 
 def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of the answers; every question counts alike, however long its answer.
+    """Return the cross-entropy of the answers; long and short answers have the same weight.
 
     Args:
         logits: Float [sweeps, tokens, vocabulary].
@@ -154,18 +154,20 @@ def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
     return (totals / lengths.clamp(min=1.0))[asked].mean()
 
 
-def look_loss(looks: dict[int, Tensor], batch: dict[str, Tensor], places: Tensor) -> Tensor:
-    """How little of the attention falls on what the questions are about, in nats.
+def attention_loss(
+    attention: dict[int, Tensor], batch: dict[str, Tensor], places: Tensor
+) -> Tensor:
+    """Return the negative log of the attention on what the questions are about, in nats.
 
     Args:
-        looks: Layer to attention logits [sweeps, heads, questions, prefix].
+        attention: Layer to attention logits [sweeps, heads, questions, prefix].
         batch: Packed questions.
-        places: int64 [views * patches], where the visual tokens lie in the prefix.
+        places: Places of the visual tokens in the prefix, int64 [views * patches].
     """
     target = batch['target']
     aimed = target.any(dim=-1)
     losses = []
-    for logits in looks.values():
+    for logits in attention.values():
         heads = max(1, logits.shape[1] // 2)
         log_share = logits[:, :heads].log_softmax(dim=-1)[..., places]
         masked = log_share.masked_fill(~target[:, None], -torch.inf)
@@ -174,18 +176,18 @@ def look_loss(looks: dict[int, Tensor], batch: dict[str, Tensor], places: Tensor
     return torch.stack(losses).mean()
 
 
-def option_loss(last_look: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """How little of the last layer's attention falls on the right option, in nats.
+def option_loss(last_attention: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Return the negative log of the last layer's attention on the right option, in nats.
 
     Args:
-        last_look: Attention logits [sweeps, heads, questions, prefix + tokens].
+        last_attention: Attention logits [sweeps, heads, questions, prefix + tokens].
         batch: Packed questions.
     """
     owner, option = batch['owner'], batch['option']
-    heads = max(1, last_look.shape[1] // 2)
-    numbers = torch.arange(last_look.shape[2], device=owner.device)
+    heads = max(1, last_attention.shape[1] // 2)
+    numbers = torch.arange(last_attention.shape[2], device=owner.device)
     wanted = option[:, None] & (owner[:, None] == numbers[:, None])
     offered = wanted.any(dim=-1)
-    log_share = last_look[:, :heads].log_softmax(dim=-1)[..., -owner.shape[1] :]
+    log_share = last_attention[:, :heads].log_softmax(dim=-1)[..., -owner.shape[1] :]
     share = log_share.masked_fill(~wanted[:, None], -torch.inf).logsumexp(dim=-1)
     return -share.masked_fill(~offered[:, None], 0.0).sum() / (offered.sum() * heads).clamp(min=1)

@@ -1,24 +1,26 @@
-"""Results come in; the tables of the model card go out, between their marks."""
+"""Results of an evaluation come in; the tables of the model card go out, between their marks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from p2d_node.errors import ConfigError
+
 START, END = '<!-- results: written by `evaluate --card` -->', '<!-- end of results -->'
 
 
 def fill_model_card(path: Path, results: dict[str, Any]) -> None:
-    """Replace what lies between the marks of the card at `path` by the tables of `results`.
+    """Replace the text between the marks in the card at `path` by the tables of `results`.
 
     Raises:
-        ValueError: The card has no marks.
+        ConfigError: The card has no marks.
     """
     text = path.read_text(encoding='utf-8')
     before, found, rest = text.partition(START)
     _, closed, after = rest.partition(END)
     if not (found and closed):
-        raise ValueError(f'{path}: no place for results; needed: {START} and {END}')
+        raise ConfigError(f'card: {path} has no place for results; needed: {START} and {END}')
     tables = '\n\n'.join([_scores(results), _kinds(results), _retention(results)])
     path.write_text(f'{before}{START}\n\n{tables}\n\n{END}{after}', encoding='utf-8')
 

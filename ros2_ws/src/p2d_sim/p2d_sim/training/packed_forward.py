@@ -1,7 +1,7 @@
-"""The language model over one visual prefix and many questions at once.
+"""The language model over one visual prefix and many questions in one forward pass.
 
-It computes what transformers' Qwen2 computes for each question alone: the prefix is causal, a
-question sees the prefix and itself, and the rotary positions start again with every question.
+Each question gets what transformers' Qwen2 computes for it alone: the prefix is causal, a question
+sees the prefix and itself, and the positions of every question start at the end of the prefix.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 @dataclass(slots=True, kw_only=True)
 class Hidden:
-    """What comes out, and what auxiliary losses look at.
+    """Hidden states of the questions, and what the auxiliary losses need.
 
     Attributes:
-        asked: Float [sweeps, tokens, hidden], after the last normalisation.
+        asked: Float [sweeps, tokens, hidden], after the final normalisation.
         between: Layer number to the hidden states [sweeps, tokens, hidden] after that layer.
-        looks: Layer number to attention logits [sweeps, heads, questions, prefix].
-        last_look: The last layer's, [sweeps, heads, questions, prefix + tokens], -inf where a
-            question sees nothing.
+        attention: Layer number to attention logits [sweeps, heads, questions, prefix].
+        last_attention: Attention logits of the last layer [sweeps, heads, questions, prefix +
+            tokens]; -inf for tokens that a question does not see.
     """
 
     asked: Tensor
     between: dict[int, Tensor] = field(default_factory=dict)
-    looks: dict[int, Tensor] = field(default_factory=dict)
-    last_look: Tensor | None = None
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    last_attention: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +39,60 @@ class Pruning:
     """Drops prefix tokens before a layer.
 
     Attributes:
-        layer: Before this layer; 0 drops them from the input.
-        choose: Maps prefix hidden states [1, prefix, hidden] to the places that stay, ascending.
+        layer: Layer before which they are dropped; 0 drops them from the input.
+        choose: Maps hidden states of the prefix [1, prefix, hidden] to the places to keep, int64,
+            ascending.
     """
 
     layer: int
     choose: Callable[[Tensor], Tensor]
 
 
-def question_mask(owner: Tensor) -> Tensor:
+class _Row:
+    """Prefix and questions in one row of hidden states, between two layers.
+
+    Attributes:
+        hidden: Float [sweeps, prefix + tokens, hidden].
+        split: Length of the prefix.
+        rotary: Cosine and sine of the positions.
+        seen: Which tokens a question token sees, bool [sweeps, 1, tokens, prefix + tokens].
+    """
+
+    def __init__(
+        self, text_model: Any, prefix: Tensor, asked: Tensor, batch: dict[str, Tensor]
+    ) -> None:
+        sweeps, self.split = prefix.shape[:2]
+        self.hidden = torch.cat([prefix, asked], dim=1)
+        start = torch.arange(self.split, device=prefix.device).expand(sweeps, -1)
+        self._positions = torch.cat([start, batch['positions'] + self.split], dim=1)
+        self._mask = _question_mask(batch['owner'])
+        self._rotary_emb = text_model.rotary_emb
+        self._update()
+
+    def _update(self) -> None:
+        self.rotary = self._rotary_emb(self.hidden, self._positions)
+        self.seen = functional.pad(self._mask, (self.split, 0), value=True)
+
+    @property
+    def prefix(self) -> Tensor:
+        """Hidden states of the prefix."""
+        return self.hidden[:, : self.split]
+
+    @property
+    def asked(self) -> Tensor:
+        """Hidden states of the questions."""
+        return self.hidden[:, self.split :]
+
+    def keep_prefix(self, places: Tensor) -> None:
+        """Drop all prefix tokens but those at `places`; all tokens keep their positions."""
+        rest = torch.arange(self.split, self.hidden.shape[1], device=places.device)
+        kept = torch.cat([places, rest])
+        self.hidden, self._positions = self.hidden[:, kept], self._positions[:, kept]
+        self.split = len(places)
+        self._update()
+
+
+def _question_mask(owner: Tensor) -> Tensor:
     """Return which question tokens see which, bool [sweeps, 1, tokens, tokens]."""
     same = owner[:, None, :, None] == owner[:, None, None, :]
     length = owner.shape[1]
@@ -58,14 +103,11 @@ def question_mask(owner: Tensor) -> Tensor:
 def run_packed(
     text_model: Any,
     prefix: Tensor,
-    prefix_positions: Tensor,
     asked: Tensor,
-    asked_positions: Tensor,
+    batch: dict[str, Tensor],
     *,
-    mask: Tensor,
-    looks_at: Sequence[int] = (),
-    answer_at: Tensor | None = None,
-    keep: Sequence[int] = (),
+    attention_layers: Sequence[int],
+    keep_layers: Sequence[int],
     pruning: Pruning | None = None,
 ) -> Hidden:
     """Run all layers.
@@ -73,54 +115,44 @@ def run_packed(
     Args:
         text_model: transformers' `Qwen2Model`.
         prefix: Embedded prefix, float [sweeps, prefix, hidden].
-        prefix_positions: int64 [sweeps, prefix].
         asked: Embedded questions and answers, float [sweeps, tokens, hidden].
-        asked_positions: int64 [sweeps, tokens].
-        mask: From `question_mask`.
-        looks_at: Layers whose attention from `answer_at` is wanted.
-        answer_at: int64 [sweeps, questions], places in `asked`.
-        keep: Layers whose output is wanted.
-        pruning: Drops prefix tokens; they keep their positions. For one sweep at a time.
+        batch: The packed questions, see `packing.Packed`.
+        attention_layers: Layers whose attention goes into `Hidden.attention`.
+        keep_layers: Layers whose output goes into `Hidden.between`.
+        pruning: Drops prefix tokens; for one sweep at a time.
     """
-    split = prefix.shape[1]
-    hidden = torch.cat([prefix, asked], dim=1)
-    positions = torch.cat([prefix_positions, asked_positions], dim=1)
-    rotary = text_model.rotary_emb(hidden, positions)
-    seen = functional.pad(mask, (split, 0), value=True)
+    row = _Row(text_model, prefix, asked, batch)
     result = Hidden(asked=asked)
+    answer_at = batch['answer_at']
     for number, layer in enumerate(text_model.layers):
         if pruning is not None and number == pruning.layer:
-            stay = pruning.choose(hidden[:, :split])
-            places = torch.cat([stay, torch.arange(split, hidden.shape[1], device=stay.device)])
-            hidden, positions, split = hidden[:, places], positions[:, places], len(stay)
-            rotary = text_model.rotary_emb(hidden, positions)
-            seen = functional.pad(mask, (split, 0), value=True)
-        residual = hidden
-        attention = layer.self_attn
-        query, key, value = _project(attention, layer.input_layernorm(hidden), rotary)
-        if number in looks_at and answer_at is not None:
-            result.looks[number] = _look(query[:, :, split:], key[:, :, :split], answer_at)
-        if number + 1 == len(text_model.layers) and answer_at is not None:
-            logits = _look(query[:, :, split:], key, answer_at)
-            rows = answer_at[:, None, :, None].expand(-1, 1, -1, seen.shape[3])
-            result.last_look = logits.masked_fill(~seen.gather(2, rows), -torch.inf)
-        mixed = _attend(query, key, value, split, seen)
-        hidden = residual + attention.o_proj(mixed)
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        if number in keep:
-            result.between[number] = hidden[:, split:]
-    result.asked = text_model.norm(hidden[:, split:])
+            row.keep_prefix(pruning.choose(row.prefix))
+        query, key, value = _project(layer, row)
+        if number in attention_layers:
+            result.attention[number] = _attention_logits(
+                query[:, :, row.split :], key[:, :, : row.split], answer_at
+            )
+        if number + 1 == len(text_model.layers):
+            result.last_attention = _last_attention(
+                query[:, :, row.split :], key, answer_at, row.seen
+            )
+        mixed = _attend(query, key, value, row.split, row.seen)
+        hidden = row.hidden + layer.self_attn.o_proj(mixed)
+        row.hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        if number in keep_layers:
+            result.between[number] = row.asked
+    result.asked = text_model.norm(row.asked)
     return result
 
 
-def _project(
-    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _project(layer: Any, row: _Row) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query, key and value, each [sweeps, heads, prefix + tokens, head_dim]."""
+    attention, hidden = layer.self_attn, layer.input_layernorm(row.hidden)
     shape = (*hidden.shape[:2], -1, attention.head_dim)
     query = attention.q_proj(hidden).view(shape).transpose(1, 2)
     key = attention.k_proj(hidden).view(shape).transpose(1, 2)
     value = attention.v_proj(hidden).view(shape).transpose(1, 2)
-    cos, sin = rotary
+    cos, sin = row.rotary
     query, key = apply_rotary_pos_emb(query, key, cos.to(query.dtype), sin.to(query.dtype))
     return query, key, value
 
@@ -136,19 +168,26 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, split: int, seen: Tensor)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
-def _look(query: Tensor, key: Tensor, answer_at: Tensor) -> Tensor:
+def _attention_logits(query: Tensor, key: Tensor, answer_at: Tensor) -> Tensor:
+    """Return the attention logits of the answers, float32 [sweeps, heads, questions, keys]."""
     index = answer_at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     chosen = query.gather(2, index)
     logits: Tensor = (chosen @ key.transpose(2, 3)).float() * query.shape[3] ** -0.5
     return logits
 
 
+def _last_attention(query: Tensor, key: Tensor, answer_at: Tensor, seen: Tensor) -> Tensor:
+    logits = _attention_logits(query, key, answer_at)
+    rows = answer_at[:, None, :, None].expand(-1, 1, -1, seen.shape[3])
+    return logits.masked_fill(~seen.gather(2, rows), -torch.inf)
+
+
 def lay_out_prefix(
     model: Any, segments: Sequence[Sequence[int]], preamble: Sequence[int], visual_tokens: Tensor
 ) -> Tensor:
-    """Return the embedded prefix [sweeps, prefix, hidden] with all visual tokens.
+    """Return the embedded prefix with all visual tokens, float [sweeps, prefix, hidden].
 
-    It is what `layout.lay_out_views` lays out, and the preamble that every question begins with.
+    It ends with the preamble, the tokens that every question begins with.
 
     Args:
         model: transformers' `LlavaOnevisionForConditionalGeneration`.
@@ -171,7 +210,7 @@ def lay_out_prefix(
 def patch_places(
     segments: Sequence[Sequence[int]], num_tokens: int, device: torch.device
 ) -> Tensor:
-    """Return where the visual tokens lie in the prefix, int64 [views * tokens]."""
+    """Return the places of the visual tokens in the prefix, int64 [views * tokens]."""
     places, start = [], 0
     for ids in segments:
         start += len(ids)

@@ -1,6 +1,6 @@
-"""Questions about one sweep come in; one row of tokens behind the shared visual prefix goes out.
+"""Questions about one sweep come in; one row of tokens after the shared visual prefix goes out.
 
-Positions start again with every question, where they would start if it were asked alone.
+The positions of each question are those that it has when it is asked alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from p2d_sim.training.samples import IGNORED
 
 MAX_TOKENS = 704
 MAX_QUESTIONS = 44
-"""Room per sweep; questions that do not fit are left out."""
+"""Largest number per sweep in training; further questions are left out."""
 
 PADDING = -1
 IntArray = npt.NDArray[np.int64]
@@ -36,14 +36,16 @@ class Packed:
         owner: int64 [tokens], number of the question, `PADDING` at the end.
         labels: int64 [tokens], the next token where it belongs to an answer, else `IGNORED`.
         answer_at: int64 [questions], place of the token that predicts the first answer token.
-        view: int64 [questions], the one view that matters, else `IGNORED`.
-        target: bool [questions, views * patches], what must be looked at.
-        content: int64 [questions], first token of what the answer says, behind its letter too.
-        place: int64 [questions, 2], row and column of the one object that matters.
-        seen_in: int64 [questions], the one view that shows what matters, else `IGNORED`.
+        view: int64 [questions], the view if the question is about only one, else `IGNORED`.
+        target: bool [questions, views * patches], patches that the question is about.
+        content: int64 [questions], first token of the answer; in multiple choice of the words of
+            the right option.
+        place: int64 [questions, 2], row and column of the patch of the object if the question is
+            about only one, else `IGNORED`.
+        seen_in: int64 [questions], the view with the targets if only one has them, else `IGNORED`.
         letter: int64 [tokens], number of the option that a token belongs to, else `IGNORED`.
-        option: bool [tokens], letter and words of the right option of multiple choice.
-        asked: The questions that fitted.
+        option: bool [tokens], letter and words of the right option in multiple choice.
+        asked: The packed questions.
     """
 
     tokens: IntArray
@@ -62,10 +64,15 @@ class Packed:
 
 
 class Packer:
-    """Turns questions into tokens exactly as `LlavaOnevision.build_prompt` does."""
+    """Turns questions into the same tokens as the prompt of the node. Not thread-safe.
+
+    Attributes:
+        segments: Token ids before each view.
+        preamble: Token ids after the last view that every question begins with.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Tokenise what every prompt begins with."""
+        """Tokenise the part that all prompts begin with."""
         self._tokenizer = tokenizer
         self._image = tokenizer.convert_tokens_to_ids('<image>')
         self._assistant = tokenizer.convert_tokens_to_ids('<|assistant|>')
@@ -88,7 +95,7 @@ class Packer:
         return split_at_images(ids, self._image, len(NUSCENES_CAMERAS))
 
     def words(self, text: str) -> list[int]:
-        """Return the ids of `text`, remembered."""
+        """Return the token ids of `text`; they are cached."""
         if text not in self._words:
             if len(self._words) > 50_000:
                 self._words.clear()
@@ -96,12 +103,12 @@ class Packer:
         return self._words[text]
 
     def row_of(self, question: Question) -> tuple[list[int], int]:
-        """Return the tokens of a question with its answer, and the length up to the answer."""
+        """Return the token ids of a question with its answer, and the number before the answer."""
         asked = [*self.words(question.text), self._assistant]
         return [*asked, *self.words(question.answer), self._end], len(asked)
 
     def option_of(self, question: Question) -> slice:
-        """Return where the right option stands in `row_of`; nothing where there are no options."""
+        """Return the place of the right option in `row_of`; empty if there are no options."""
         if not question.content:
             return slice(0, 0)
         tokens, _ = self.row_of(question)
@@ -111,7 +118,7 @@ class Packer:
         return slice(start, start + len(option))
 
     def letters_of(self, question: Question) -> list[int]:
-        """Return for every token of a question the number of its option, else `IGNORED`."""
+        """Return the number of the option of each token of a question, `IGNORED` outside them."""
         tokens, length = self.row_of(question)
         letters, current = [], IGNORED
         for token, following in pairwise(tokens[:length]):
@@ -131,10 +138,10 @@ class Packer:
         """Pack as many of `questions` as fit.
 
         Args:
-            questions: In the order in which they are tried.
-            patch_ids: int64 [views, patches], the object in each patch.
+            questions: The questions; the first ones have precedence.
+            patch_ids: Id of the object in each patch, int64 [views, patches].
             max_tokens: Length of the row.
-            max_questions: Most questions in it.
+            max_questions: Largest number of questions.
         """
         row = _Row(max_tokens, max_questions, patch_ids)
         for question in questions:
@@ -152,7 +159,7 @@ class Packer:
 
 
 class _Row:
-    """A row that is being filled."""
+    """Collects the packed questions of one sweep."""
 
     def __init__(self, max_tokens: int, max_questions: int, patch_ids: IntArray) -> None:
         self._max_questions = max_questions
@@ -197,11 +204,11 @@ class _Row:
         self._letter[start : start + len(letters)] = letters
         if len(question.cameras) == 1:
             self._view[number] = question.cameras[0]
-        self._aim(number, question)
+        self._set_targets(number, question)
         self._asked.append(question)
         self._used = end
 
-    def _aim(self, number: int, question: Question) -> None:
+    def _set_targets(self, number: int, question: Question) -> None:
         target = np.zeros(self._patch_ids.shape, np.bool_)
         for view, owner in question.targets:
             target[view] |= self._patch_ids[view] == owner

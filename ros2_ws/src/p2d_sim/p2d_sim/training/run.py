@@ -1,11 +1,9 @@
-"""A training run: two stages, resumable at any time."""
+"""A training run: two stages; an interrupted run can be resumed."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 import json
-from pathlib import Path
 import time
 from typing import Any
 
@@ -21,63 +19,31 @@ from p2d_sim.training.batches import (
     collate_samples,
     pack_sample,
 )
-from p2d_sim.training.model import MINI, ModelSize
+from p2d_sim.training.plan import RunPlan, STAGES
 from p2d_sim.training.samples import HELD_OUT_SEED, JOINT_SEED, make_sample, START_SEED
 from p2d_sim.training.scoring import right_answers, Score
 from p2d_sim.training.starting import start_from
 from p2d_sim.training.state import load_optimizers, load_weights, read_progress, save_state
 from p2d_sim.training.trainer import encode, make_optimizers, Parts
 
-STAGES = ('encoder', 'joint')
 WARMUP_STEPS = 60
 DECAY_PART = 0.4
-"""Over the last part of a stage the learning rate falls linearly to a twentieth."""
+"""Last part of a stage, in which the learning rate falls linearly to `LAST_RATE`."""
 
 LAST_RATE = 0.05
 LOG_EVERY = 20
 MAX_GRADIENT = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """How a run goes.
-
-    Attributes:
-        folder: Of checkpoints and log.
-        size: Of the model.
-        seed: Of the first weights.
-        steps: Per stage.
-        sweeps: Sweeps per step.
-        learning_rates: Per stage.
-        start: Finished model that a new run starts from; None: from nothing.
-        device: `cpu` or `cuda`.
-        workers: Rendering processes.
-        save_minutes: Between checkpoints.
-        check_minutes: Between looks at held-out sweeps; 0 never.
-    """
-
-    folder: Path
-    size: ModelSize = MINI
-    seed: int = 0
-    steps: tuple[int, int] = (3000, 4000)
-    sweeps: int = 4
-    learning_rates: tuple[float, float] = (2e-3, 1.5e-3)
-    start: Path | None = None
-    device: str = 'cpu'
-    workers: int = 1
-    save_minutes: float = 4.0
-    check_minutes: float = 6.0
-
-
 def rate_at(step: int, steps: int) -> float:
-    """Return the factor on the learning rate: rise, plateau, fall."""
+    """Return the factor on the learning rate: linear warm-up, constant, linear decay."""
     decay = max(1, int(DECAY_PART * steps))
     falling = 1.0 - (1.0 - LAST_RATE) * max(0, step - (steps - decay)) / decay
     return min((step + 1) / WARMUP_STEPS, falling, 1.0)
 
 
 class _StageLosses(nn.Module):
-    """The losses as a module, so that they can be computed with other weights."""
+    """The losses as a module, for `functional_call` with weights of another dtype."""
 
     def __init__(self, parts: Parts, module: nn.Module) -> None:
         super().__init__()
@@ -91,14 +57,27 @@ class _StageLosses(nn.Module):
 
 
 class Run:
-    """Trains in the foreground; `losses` remembers the total of every step."""
+    """A training run. `train` blocks the thread that calls it.
+
+    Attributes:
+        plan: Settings of the run.
+        losses: Stage to the total loss of every step of this process.
+    """
 
     def __init__(self, plan: RunPlan, *, show_progress: bool = True) -> None:
-        """Make untrained parts, or load those of the run in the plan's folder."""
+        """Load the last checkpoint in the folder of the plan, or start a new run.
+
+        Args:
+            plan: Settings of the run.
+            show_progress: Draw a progress bar.
+
+        Raises:
+            ConfigError: `plan.start` is not a trained model of the size of the plan.
+        """
         self.plan = plan
         self.losses: dict[str, list[float]] = {stage: [] for stage in STAGES}
         self._device = torch.device(plan.device)
-        self._parts = Parts.fresh(plan.size, plan.seed, self._device)
+        self._parts = Parts.untrained(plan.size, plan.seed, self._device)
         self._module = self._parts.module()
         self._losses = _StageLosses(self._parts, self._module)
         self._progress = read_progress(plan.folder)
@@ -112,16 +91,16 @@ class Run:
 
     @property
     def parts(self) -> Parts:
-        """What is trained."""
+        """The model with its auxiliary heads."""
         return self._parts
 
     @property
     def spent_s(self) -> float:
-        """Time that training has taken so far, interruptions left out."""
+        """Seconds of training so far, without interruptions."""
         return self._spent_s
 
     def train(self) -> None:
-        """Run what is left of both stages."""
+        """Run the remaining steps of both stages."""
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         first = STAGES.index(self._progress['stage']) if self._progress else 0
         for number in range(first, len(STAGES)):
@@ -169,15 +148,15 @@ class Run:
     def losses_of(self, stage: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses of one batch.
 
-        Computed in bfloat16 from end to end, which saves what autocast spends on casting; weights,
-        their gradients and the optimizers stay float32.
+        The forward pass runs in bfloat16 without autocast, which would cast in every layer;
+        weights, gradients and optimizers stay float32.
         """
         halves = {name: value.bfloat16() for name, value in self._losses.named_parameters()}
         losses: dict[str, Tensor] = functional_call(self._losses, halves, (stage, batch))
         return losses
 
     def to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copy a batch to where the model is."""
+        """Copy a batch to the device of the model."""
         return {key: value.to(self._device, non_blocking=True) for key, value in batch.items()}
 
     def count_time(self, seconds: float) -> None:
@@ -186,11 +165,11 @@ class Run:
 
     @property
     def module(self) -> torch.nn.ModuleDict:
-        """Everything that is trained, under one roof."""
+        """All trained parts as one module."""
         return self._module
 
     def save(self, stage: str, step: int, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Write a checkpoint; training goes on from `step`."""
+        """Write a checkpoint, from which training continues at `step`."""
         progress = {'stage': stage, 'step': step, 'spent_s': self._spent_s}
         save_state(self.plan.folder, self._module, optimizers, progress)
 
@@ -201,7 +180,7 @@ class Run:
 
 
 class _Loop:
-    """The steps of one stage, with checkpoints, log and looks at held-out sweeps."""
+    """The steps of one stage, with log, checkpoints and evaluations on held-out sweeps."""
 
     def __init__(
         self, run: Run, stage: str, optimizers: list[torch.optim.Optimizer], steps: int
@@ -227,10 +206,10 @@ class _Loop:
         for name, loss in losses.items():
             self._recent[name].append(float(loss.detach()))
         run.losses[self._stage].append(self._recent['total'][-1])
-        self._keep_books(step + 1)
+        self._log_and_save(step + 1)
         return run.losses[self._stage][-1]
 
-    def _keep_books(self, step: int) -> None:
+    def _log_and_save(self, step: int) -> None:
         run, now = self._run, time.monotonic()
         run.count_time(now - self._last_step_s)
         self._last_step_s = now
@@ -249,7 +228,7 @@ class _Loop:
 
 @torch.inference_mode()
 def check_held_out(parts: Parts, *, num_sweeps: int) -> dict[str, Any]:
-    """Return the accuracy per kind on a few held-out sweeps, all visual tokens kept."""
+    """Return the accuracy per kind of question on the first held-out sweeps, with all tokens."""
     score = Score()
     device = next(parts.model.parameters()).device
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + num_sweeps):
@@ -258,7 +237,7 @@ def check_held_out(parts: Parts, *, num_sweeps: int) -> dict[str, Any]:
         batch = collate_samples([sample]) | collate_packed([packed])
         batch = {key: value.to(device) for key, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16):
-            hidden, _ = parts.understand(encode(parts.model, batch['pixels']), batch)
+            hidden, _ = parts.forward_features(encode(parts.model, batch['pixels']), batch)
             logits = parts.model.lm_head(hidden.asked)
         right = right_answers(logits, batch, len(packed.asked))
         score.add(packed.asked, right.tolist())

@@ -1,4 +1,4 @@
-"""A seed comes in; a rendered sweep with labels for every patch goes out."""
+"""A seed comes in; a rendered sweep with labels of its patches goes out."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from p2d_sim.traffic import snapshot_at
 from p2d_sim.world import COLOURS, CONDITIONS, KINDS, LIGHTS, Snapshot, STATUSES
 
 HELD_OUT_SEED = 1_000_000_000
-"""Seeds from here on are never trained on."""
+"""First seed of the held-out scenes; training uses only smaller seeds."""
 
 JOINT_SEED = 100_000_000
-"""First seed of the joint stage; the encoder stage counts from 0."""
+"""First seed of the joint stage; the encoder stage starts at 0."""
 
 START_SEED = 300_000_000
-"""Added to both by runs that start from a finished model, which knows the scenes before."""
+"""Added to both if a run starts from a trained model, which has seen the scenes before."""
 
 SUPERSAMPLING = 2
 COVERED = 0.18
-"""A patch belongs to the object that covers most of it, from this part on."""
+"""Least part of a patch that an object must cover to own the patch."""
 
 IGNORED = -100
 SIGNAL_KIND = len(KINDS) + 1
@@ -37,16 +37,16 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchLabels:
-    """What every patch shows; int64 or float32 [views, patches], `IGNORED` where undefined.
+    """Labels of the patches, int64 or float32 [views, patches]; `IGNORED` if undefined.
 
     Attributes:
-        ids: Id of the object, 0 none.
-        kind: 0 none, 1.. as in `KINDS`, then the traffic light.
-        colour: Index into `COLOURS`, of vehicles.
-        status: Index into `STATUSES`, of actors.
-        light: Index into `LIGHTS`, of the traffic light.
-        log_distance: Natural log of metres, NaN where undefined.
-        centre: 1 in the patch with an object's centroid, else 0.
+        ids: Id of the object, 0: none.
+        kind: 0: none, then `KINDS` from 1, then the traffic light.
+        colour: Index into `COLOURS`, for vehicles.
+        status: Index into `STATUSES`, for actors.
+        light: Index into `LIGHTS`, for the traffic light.
+        log_distance: Natural logarithm of the distance in metres; NaN if undefined.
+        centre: 1 for the patch with the centroid of an object, else 0.
         conditions: Index into `CONDITIONS`, [views].
     """
 
@@ -66,8 +66,8 @@ class Sample:
 
     Attributes:
         pixels: RGB uint8 [views, image_px, image_px, 3].
-        labels: What every patch shows.
-        truth: Ground truth for questions.
+        labels: Labels of the patches.
+        truth: Ground truth of the sweep.
     """
 
     pixels: Picture
@@ -76,27 +76,27 @@ class Sample:
 
 
 def draw_snapshot(seed: int) -> Snapshot:
-    """Return a moment of the scene of `seed`; a third of them is not its beginning."""
+    """Return a moment of the scene of `seed`: for two thirds of the seeds its beginning."""
     rng = np.random.default_rng((3, seed))
     time_s = float(rng.uniform(0.0, 1.2)) if rng.random() < 0.33 else 0.0
     return snapshot_at(make_scene(seed), time_s)
 
 
 def make_sample(seed: int, image_px: int, grid: int, *, augment: bool = True) -> Sample:
-    """Render the sweep of `seed` squeezed to squares.
+    """Render the sweep of `seed` in square images.
 
     Args:
-        seed: Of scene, moment and disturbances.
-        image_px: Side of the squares.
+        seed: Chooses scene, moment and augmentation.
+        image_px: Side of the images, pixels.
         grid: Patches along a side.
-        augment: Disturb the pictures as cameras and codecs do.
+        augment: Change brightness and contrast, blur, or compress the images at random.
     """
     snapshot = draw_snapshot(seed)
     rng = np.random.default_rng((5, seed))
-    fineness = float(rng.choice([0.1, 0.15]))
+    metres_per_px = float(rng.choice([0.1, 0.15]))
     side = image_px * SUPERSAMPLING
     cameras = list(CAMERAS.values())
-    views = render_sweep(snapshot, cameras, side, side, metres_per_px=fineness)
+    views = render_sweep(snapshot, cameras, side, side, metres_per_px=metres_per_px)
     ids = [view.ids[::SUPERSAMPLING, ::SUPERSAMPLING] for view in views]
     truth = find_truth(snapshot, cameras, ids)
     squares = [_shrink(view, image_px, rng if augment else None) for view in views]
@@ -110,51 +110,34 @@ def make_sample(seed: int, image_px: int, grid: int, *, augment: bool = True) ->
 def _shrink(view: View, image_px: int, rng: np.random.Generator | None) -> Picture:
     pixels = view.pixels
     if rng is not None:
-        pixels = _disturb(pixels, rng)
+        pixels = _augment(pixels, rng)
     return np.asarray(
         cv2.resize(pixels, (image_px, image_px), interpolation=cv2.INTER_AREA), np.uint8
     )
 
 
-def _disturb(pixels: Picture, rng: np.random.Generator) -> Picture:
+def _augment(pixels: Picture, rng: np.random.Generator) -> Picture:
     gain, offset = rng.uniform(0.85, 1.15), rng.uniform(-14.0, 14.0)
-    disturbed: Any = cv2.convertScaleAbs(pixels, alpha=gain, beta=max(offset, -10.0))
+    augmented: Any = cv2.convertScaleAbs(pixels, alpha=gain, beta=max(offset, -10.0))
     dice = rng.random()
     if dice < 0.2:
-        disturbed = cv2.GaussianBlur(disturbed, (0, 0), float(rng.uniform(0.6, 1.3)))
+        augmented = cv2.GaussianBlur(augmented, (0, 0), float(rng.uniform(0.6, 1.3)))
     elif dice < 0.45:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(55, 96))]
-        disturbed = cv2.imdecode(cv2.imencode('.jpg', disturbed, quality)[1], cv2.IMREAD_COLOR)
-    return np.asarray(disturbed, np.uint8)
+        augmented = cv2.imdecode(cv2.imencode('.jpg', augmented, quality)[1], cv2.IMREAD_COLOR)
+    return np.asarray(augmented, np.uint8)
 
 
 def label_patches(truth: Truth, ids: Picture, grid: int) -> PatchLabels:
     """Label every patch.
 
     Args:
-        truth: Of the sweep.
-        ids: uint8 [views, side, side].
+        truth: Ground truth of the sweep.
+        ids: Id maps, uint8 [views, side, side].
         grid: Patches along a side.
     """
-    views = ids.shape[0]
     owner = _owners(ids, grid)
-    actors = truth.snapshot.actors
-    table = np.full((256, 4), IGNORED, np.int64)
-    table[:, 0] = 0
-    log_distance = np.full(256, np.nan, np.float32)
-    for actor in actors:
-        colour = list(COLOURS).index(actor.colour) if actor.colour in COLOURS else IGNORED
-        kind = KINDS.index(actor.kind) + 1
-        table[actor.index + 1] = (kind, colour, STATUSES.index(actor.status), IGNORED)
-        log_distance[actor.index + 1] = np.log(actor.distance_m)
-    if truth.snapshot.signal_state:
-        light = LIGHTS.index(truth.snapshot.signal_state)
-        table[SIGNAL_ID] = (SIGNAL_KIND, IGNORED, IGNORED, light)
-    centre = np.zeros((views, grid, grid), np.int64)
-    for view, seen in enumerate(truth.views):
-        for sighting in seen.sightings:
-            x, y = sighting.centre
-            centre[view, int(y * grid), int(x * grid)] = 1
+    table, log_distance = _label_table(truth)
     conditions = CONDITIONS.index(truth.snapshot.scene.conditions)
     return PatchLabels(
         ids=owner,
@@ -163,9 +146,35 @@ def label_patches(truth: Truth, ids: Picture, grid: int) -> PatchLabels:
         status=table[owner, 2],
         light=table[owner, 3],
         log_distance=log_distance[owner],
-        centre=centre.reshape(views, -1),
-        conditions=np.full(views, conditions, np.int64),
+        centre=_centres(truth, grid),
+        conditions=np.full(ids.shape[0], conditions, np.int64),
     )
+
+
+def _label_table(truth: Truth) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Return per id kind, colour, status and light, [256, 4], and the log distance, [256]."""
+    table = np.full((256, 4), IGNORED, np.int64)
+    table[:, 0] = 0
+    log_distance = np.full(256, np.nan, np.float32)
+    for actor in truth.snapshot.actors:
+        colour = list(COLOURS).index(actor.colour) if actor.colour in COLOURS else IGNORED
+        kind = KINDS.index(actor.kind) + 1
+        table[actor.index + 1] = (kind, colour, STATUSES.index(actor.status), IGNORED)
+        log_distance[actor.index + 1] = np.log(actor.distance_m)
+    if truth.snapshot.signal_state:
+        light = LIGHTS.index(truth.snapshot.signal_state)
+        table[SIGNAL_ID] = (SIGNAL_KIND, IGNORED, IGNORED, light)
+    return table, log_distance
+
+
+def _centres(truth: Truth, grid: int) -> IntArray:
+    """Return 1 for the patches with the centroid of an object, else 0, [views, patches]."""
+    centre = np.zeros((len(truth.views), grid, grid), np.int64)
+    for view, seen in enumerate(truth.views):
+        for sighting in seen.sightings:
+            x, y = sighting.centre
+            centre[view, int(y * grid), int(x * grid)] = 1
+    return centre.reshape(len(truth.views), -1)
 
 
 def _owners(ids: Picture, grid: int) -> IntArray:

@@ -1,4 +1,4 @@
-"""Which questions the model answers right, all questions of a sweep at once."""
+"""Checks and counts the answers of a model to packed questions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from p2d_sim.training.samples import IGNORED
 
 
 def right_answers(logits: Tensor, batch: dict[str, Tensor], num_questions: int) -> Tensor:
-    """Tell which answers greedy decoding would give word for word.
+    """Return for each question whether greedy decoding gives the right answer.
 
-    Greedy decoding gives an answer exactly if at each of its tokens, the end token included, the
-    most probable next token after the tokens before is the right one.
+    It does if every token of the answer, the end token included, is the most probable one after
+    the tokens before it.
 
     Args:
         logits: Float [1, tokens, vocabulary] over a packed row with its answers.
-        batch: The row, [1, ...].
+        batch: The packed row, each [1, ...].
         num_questions: Questions in the row.
 
     Returns:
@@ -46,25 +46,25 @@ class Score:
 
     @property
     def num_questions(self) -> int:
-        """All questions."""
+        """Number of questions."""
         return sum(self._asked.values())
 
     @property
     def num_right(self) -> int:
-        """All right answers."""
+        """Number of right answers."""
         return sum(self._right.values())
 
     @property
     def overall(self) -> float:
-        """Part of all answers that are right."""
+        """Share of right answers, 0 to 1."""
         return self.num_right / max(1, self.num_questions)
 
-    def part_right(self, *, choice: bool) -> float:
-        """Part that is right of the multiple choice questions, or of the others."""
+    def share_right(self, *, choice: bool) -> float:
+        """Return the share of right answers to multiple choice questions, or to the others."""
         kinds = [kind for kind in self._asked if kind.startswith('choice ') == choice]
         asked = sum(self._asked[kind] for kind in kinds)
         return sum(self._right[kind] for kind in kinds) / max(1, asked)
 
     def per_kind(self) -> dict[str, tuple[int, int]]:
-        """Kind to right answers and questions."""
+        """Return kind to numbers of right answers and of questions, sorted by kind."""
         return {kind: (self._right[kind], self._asked[kind]) for kind in sorted(self._asked)}

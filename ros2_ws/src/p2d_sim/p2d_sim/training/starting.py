@@ -1,4 +1,4 @@
-"""A finished model comes in; a run starts from its weights, also under a new vocabulary."""
+"""Starts a run from the weights of a trained model, also with another vocabulary."""
 
 from __future__ import annotations
 
@@ -8,40 +8,33 @@ from typing import Any
 from p2d_node.errors import ConfigError
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
+from p2d_sim.training.model import load_trained
 from p2d_sim.training.tokenizer import make_tokenizer
 from p2d_sim.training.trainer import Parts
 
 
 def start_from(parts: Parts, folder: Path) -> None:
-    """Take over the weights of the model in `folder`; auxiliary heads stay fresh.
+    """Copy the weights of the model in `folder` into `parts`; auxiliary heads stay as they are.
 
-    A token that its vocabulary does not have starts as the mean of the tokens it had instead.
+    A new token starts as the mean of the tokens that stood for it in the old vocabulary.
 
     Raises:
-        ConfigError: No such model, or one of another size.
+        ConfigError: The folder holds no trained model, or one of another size.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        finished = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError) as err:
-        reason = str(err).partition('\n')[0]
-        raise ConfigError(f'--start: {folder} holds no finished model: {reason}') from err
+    tokenizer, trained = load_trained('start', folder)
     for get in ('get_input_embeddings', 'get_output_embeddings'):
-        embeddings = getattr(finished, get)()
-        embeddings.weight = torch.nn.Parameter(_by_new_tokens(embeddings.weight, tokenizer))
+        embeddings = getattr(trained, get)()
+        embeddings.weight = torch.nn.Parameter(_map_tokens(embeddings.weight, tokenizer))
     try:
-        parts.model.load_state_dict(finished.state_dict())
+        parts.model.load_state_dict(trained.state_dict())
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
-        raise ConfigError(f'--start: {folder} is a model of another size: {reason}') from err
+        raise ConfigError(f'start: {folder} is a model of another size: {reason}') from err
 
 
-def _by_new_tokens(rows: Tensor, tokenizer: Any) -> Tensor:
-    """Return the rows [tokens, hidden] of an old vocabulary for the tokens of the new one."""
+def _map_tokens(rows: Tensor, tokenizer: Any) -> Tensor:
+    """Map embeddings [old tokens, hidden] to [new tokens, hidden]."""
     tokens = make_tokenizer().get_vocab()
     pieces = [
         tokenizer.encode(token, add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""Training state on disk: safetensors and JSON; an interruption leaves the last whole one."""
+"""Checkpoints of a run, as safetensors and JSON; an interruption keeps the last complete one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def save_state(
     optimizers: Sequence[torch.optim.Optimizer],
     progress: dict[str, Any],
 ) -> None:
-    """Write weights, optimizer state and progress; the previous state goes only afterwards.
+    """Write weights, optimizer state and progress, then delete the previous checkpoint.
 
     Args:
-        folder: Of the run.
-        module: All that is trained.
-        optimizers: In a fixed order.
-        progress: JSON values: stage, step and whatever the run wants to remember.
+        folder: Folder of the run.
+        module: All trained parts.
+        optimizers: The optimizers; `load_optimizers` needs the same order.
+        progress: JSON values with at least `stage` and `step`.
     """
     name = f'{progress["stage"]}-{progress["step"]:06d}'
     target = folder / name
@@ -50,7 +50,7 @@ def save_state(
 
 
 def read_progress(folder: Path) -> dict[str, Any] | None:
-    """Return the progress of the run in `folder`, None where there is none."""
+    """Return the progress of the run in `folder`; None if there is no run."""
     path = folder / POINTER
     if not path.is_file():
         return None
@@ -59,12 +59,12 @@ def read_progress(folder: Path) -> dict[str, Any] | None:
 
 
 def load_weights(folder: Path, state: str, module: nn.Module) -> None:
-    """Load the weights of `state`."""
+    """Load the weights of the checkpoint `state`."""
     module.load_state_dict(load_file(folder / state / 'weights.safetensors'))
 
 
 def load_optimizers(folder: Path, state: str, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Load the optimizer state of `state` into optimizers over the same parameters."""
+    """Load the state of the optimizers of the checkpoint `state`."""
     for number, optimizer in enumerate(optimizers):
         tensors = load_file(folder / state / f'optimizer{number}.safetensors')
         content = optimizer.state_dict()

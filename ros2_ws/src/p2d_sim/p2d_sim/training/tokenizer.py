@@ -1,6 +1,6 @@
-"""The tokenizer of p2d-mini: one token per word, and a chat template that marks every view.
+"""The tokenizer of p2d-mini: one token per word, and a chat template that numbers the views.
 
-Names of views in two words are one token: an answer's first token then says which view it is.
+A view name of two words is one token, so that the first token of an answer identifies the view.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CHAT_TEMPLATE = (
     '{% endfor %}'
     '{% if add_generation_prompt %}<|assistant|>{% endif %}'
 )
-"""Every view is opened by a mark of its own, which differs from the words for views."""
+"""A token of its own precedes each view."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer."""
+    """Return the tokenizer of p2d-mini."""
     words = [*WORDS.split(), *describe_views(NUSCENES_CAMERAS).replace(',', '').split()]
     words += list(NUMBER_WORDS)
     view_names = [name for name in VIEW_NAMES if ' ' in name]

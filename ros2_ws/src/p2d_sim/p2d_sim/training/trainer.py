@@ -13,25 +13,25 @@ from torch import nn, Tensor
 from p2d_sim.training.losses import (
     answer_loss,
     AnswerHeads,
+    ATTENTION_LAYERS,
+    attention_loss,
     JOINT_WEIGHTS,
     later_layer,
-    LOOK_LAYERS,
-    look_loss,
     Losses,
     option_loss,
     PatchHeads,
     VIEW_LAYER,
 )
-from p2d_sim.training.model import make_model, ModelSize
+from p2d_sim.training.model import make_model
 from p2d_sim.training.packed_forward import (
     Hidden,
     lay_out_prefix,
     patch_places,
     Pruning,
-    question_mask,
     run_packed,
 )
 from p2d_sim.training.packing import Packer
+from p2d_sim.training.plan import ModelSize
 from p2d_sim.training.tokenizer import make_tokenizer
 
 NUM_VIEWS = 6
@@ -39,7 +39,7 @@ WEIGHT_DECAY = 0.02
 
 
 def encode(model: Any, pixels: Tensor) -> Tensor:
-    """Return the encoder's features before its last normalisation, [views, patches, hidden].
+    """Return the features of the vision encoder, float [sweeps * views, patches, hidden].
 
     Args:
         model: transformers' LLaVA-OneVision.
@@ -52,7 +52,15 @@ def encode(model: Any, pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything that is trained, and the tokenizer's view of a prompt."""
+    """The model, its auxiliary heads, and the packer that tokenises questions.
+
+    Attributes:
+        size: Size of the model.
+        model: transformers' LLaVA-OneVision.
+        patch_heads: Heads on the encoder, for training only.
+        answer_heads: Heads on the language model, for training only.
+        packer: Turns questions into tokens.
+    """
 
     size: ModelSize
     model: Any
@@ -61,8 +69,8 @@ class Parts:
     packer: Packer
 
     @classmethod
-    def fresh(cls, size: ModelSize, seed: int, device: torch.device) -> Parts:
-        """Return untrained parts on `device`."""
+    def untrained(cls, size: ModelSize, seed: int, device: torch.device) -> Parts:
+        """Return parts with random weights on `device`."""
         tokenizer = make_tokenizer()
         model = make_model(size, tokenizer, seed)
         with torch.random.fork_rng(devices=[]):
@@ -77,7 +85,7 @@ class Parts:
         )
 
     def module(self) -> nn.ModuleDict:
-        """Return all that is trained under one roof, for optimizer and checkpoint."""
+        """Return all trained parts as one module, for optimizers and checkpoints."""
         return nn.ModuleDict(
             {
                 'model': self.model,
@@ -87,19 +95,22 @@ class Parts:
         )
 
     def encoder_losses(self, batch: dict[str, Tensor]) -> Losses:
-        """Losses of the encoder stage."""
+        """Return the losses of the encoder stage, and their sum as `total`."""
         losses: Losses = self.patch_heads(encode(self.model, batch['pixels']), batch)
         losses['total'] = torch.stack(list(losses.values())).sum()
         return losses
 
     def joint_losses(self, batch: dict[str, Tensor]) -> Losses:
-        """Losses of the joint stage: answers first, then everything that helps to find them."""
+        """Return the losses of the joint stage, and their weighted sum as `total`.
+
+        `answer` is the loss of the answers; the others are auxiliary.
+        """
         features = encode(self.model, batch['pixels'])
-        hidden, places = self.understand(features, batch)
+        hidden, places = self.forward_features(features, batch)
         losses: Losses = self.answer_heads(hidden, batch)
-        losses['look'] = look_loss(hidden.looks, batch, places)
-        if hidden.last_look is not None:
-            losses['option'] = option_loss(hidden.last_look, batch)
+        losses['attention'] = attention_loss(hidden.attention, batch, places)
+        if hidden.last_attention is not None:
+            losses['option'] = option_loss(hidden.last_attention, batch)
         losses['patches'] = torch.stack(list(self.patch_heads(features, batch).values())).sum()
         answers = answer_loss(self.model.lm_head(hidden.asked), batch)
         helping = [JOINT_WEIGHTS[name] * loss for name, loss in losses.items()]
@@ -107,7 +118,9 @@ class Parts:
         losses['total'] = answers + torch.stack(helping).sum()
         return losses
 
-    def understand(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Hidden, Tensor]:
+    def forward_features(
+        self, features: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Hidden, Tensor]:
         """Run projector and language model over packed questions.
 
         Args:
@@ -115,33 +128,38 @@ class Parts:
             batch: Packed questions.
 
         Returns:
-            Its hidden states, and where the visual tokens lie in the prefix.
+            Hidden states, and the places of the visual tokens, see `forward_tokens`.
         """
         visual = self.model.model.multi_modal_projector(features)
-        return self.read(visual.unflatten(0, (-1, NUM_VIEWS)), batch)
+        return self.forward_tokens(visual.unflatten(0, (-1, NUM_VIEWS)), batch)
 
-    def read(
+    def forward_tokens(
         self, visual: Tensor, batch: dict[str, Tensor], pruning: Pruning | None = None
     ) -> tuple[Hidden, Tensor]:
-        """Run the language model over visual tokens [sweeps, views, patches, hidden]."""
-        sweeps = visual.shape[0]
-        segments, preamble = self.packer.segments, self.packer.preamble
-        prefix = lay_out_prefix(self.model, segments, preamble, visual)
-        length, device = prefix.shape[1], prefix.device
+        """Run the language model over visual tokens and packed questions.
+
+        Args:
+            visual: Visual tokens, float [sweeps, views, patches, hidden].
+            batch: Packed questions.
+            pruning: Drops visual tokens; None keeps all.
+
+        Returns:
+            Hidden states, and the places of the visual tokens in the prefix, int64
+            [views * patches].
+        """
+        segments = self.packer.segments
+        prefix = lay_out_prefix(self.model, segments, self.packer.preamble, visual)
         asked = self.model.get_input_embeddings()(batch['tokens']).to(prefix.dtype)
         hidden = run_packed(
             self.model.model.language_model,
             prefix,
-            torch.arange(length, device=device).expand(sweeps, -1),
             asked,
-            batch['positions'] + length,
-            mask=question_mask(batch['owner']),
-            looks_at=LOOK_LAYERS,
-            answer_at=batch['answer_at'],
-            keep=(VIEW_LAYER, later_layer(self.size.text_layers)),
+            batch,
+            attention_layers=ATTENTION_LAYERS,
+            keep_layers=(VIEW_LAYER, later_layer(self.size.text_layers)),
             pruning=pruning,
         )
-        return hidden, patch_places(segments, visual.shape[2], device)
+        return hidden, patch_places(segments, visual.shape[2], prefix.device)
 
 
 def make_optimizers(
@@ -151,16 +169,34 @@ def make_optimizers(
 
     Args:
         module: From `Parts.module`.
-        learning_rate: Root mean square of a step, for both.
-        scales: Beginning of a parameter's name to a factor on its learning rate; 0 leaves it out.
+        learning_rate: Learning rate of both; Muon's steps are scaled to those of AdamW.
+        scales: First part of a parameter's name to a factor on its learning rate; parameters
+            with factor 0 are not trained.
 
     Raises:
-        BackendUnavailableError: This torch has no Muon.
+        BackendUnavailableError: torch is older than 2.9, the first version with Muon.
     """
     if not hasattr(torch.optim, 'Muon'):
         raise BackendUnavailableError(
-            f'training: got torch {torch.__version__}, needed: 2.9 or newer, which has Muon'
+            f'torch: got {torch.__version__}, needed for the optimizer Muon: 2.9 or newer; '
+            'upgrade torch'
         )
+    matrices, rest = _group_parameters(module, scales)
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=learning_rate,
+            weight_decay=WEIGHT_DECAY,
+            adjust_lr_fn='match_rms_adamw',
+        ),
+        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+    ]
+
+
+def _group_parameters(
+    module: nn.Module, scales: Mapping[str, float]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the matrices of the transformers and the other parameters, each by scale."""
     matrices: dict[float, list[nn.Parameter]] = {}
     rest: dict[float, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -168,18 +204,8 @@ def make_optimizers(
         if scale > 0.0:
             inner = parameter.dim() == 2 and '.layers.' in name
             (matrices if inner else rest).setdefault(scale, []).append(parameter)
-    return [
-        torch.optim.Muon(
-            _groups(matrices),
-            lr=learning_rate,
-            weight_decay=WEIGHT_DECAY,
-            adjust_lr_fn='match_rms_adamw',
-        ),
-        torch.optim.AdamW(
-            _groups(rest), lr=learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
-        ),
-    ]
+    return _to_groups(matrices), _to_groups(rest)
 
 
-def _groups(by_scale: Mapping[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
+def _to_groups(by_scale: Mapping[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
     return [{'params': params, 'scale': scale} for scale, params in sorted(by_scale.items())]

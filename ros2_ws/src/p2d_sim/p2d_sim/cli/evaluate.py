@@ -1,4 +1,4 @@
-"""The command that measures a finished model and writes results and model card."""
+"""The command that measures a trained model and writes results and model card."""
 
 from __future__ import annotations
 
@@ -6,43 +6,37 @@ import argparse
 from collections.abc import Sequence
 import json
 from pathlib import Path
-import sys
 import time
 from typing import Any
 
-from p2d_node.errors import P2dError
 from rich.progress import Progress
-import torch
 
-from p2d_sim.training.evaluation import (
-    agreement_with_pipeline,
-    evaluate,
-    Evaluator,
-    measure_retention,
-    METHODS,
-    PRUNE_LAYERS,
-    RETENTIONS,
-)
-from p2d_sim.training.model_card import fill_model_card
+from p2d_sim.cli.command import add_value, make_parser, run_command
 
-EXAMPLE = """examples:
+EXAMPLES = """examples:
   evaluate --model models/p2d-mini --out benchmarks/results/p2d_mini-2-core-cpu.json
   evaluate --model models/p2d-mini --questions 300 --no-retention
 """
 CHECKED_SWEEPS = 2
-"""Sweeps that the pipeline answers too, per method."""
+"""Sweeps that `DrivingPipeline` answers as well, for each pair of `CHECKED`."""
+
+CHECKED = (('tfps', 1.0), ('tfps', 0.1), ('grid', 0.25))
+"""Selector and retention ratio with which the pipeline must agree."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure as the command line says; returns the exit code."""
-    args = _parser().parse_args(argv)
+    return run_command(_parser(), _run, argv)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import torch
+
+    from p2d_sim.training.model_card import fill_model_card
+
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        results = _measure(args)
-    except P2dError as err:
-        print(f'evaluate: {err}', file=sys.stderr)
-        return 2
+    results = _measure(args)
     text = json.dumps(results, indent=1)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    from p2d_sim.training.evaluation import evaluate
+    from p2d_sim.training.held_out import Evaluator, HeldOut
+
     evaluator = Evaluator(args.model)
     start_s = time.monotonic()
     with Progress(transient=True, disable=args.json) as bar:
         drawing = bar.add_task('draw', total=args.questions)
-        sweeps = []
+        sweeps: list[HeldOut] = []
         for sweep in evaluator.sweeps(args.questions):
             sweeps.append(sweep)
             bar.advance(drawing, len(sweep.packed.asked))
@@ -70,20 +67,31 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             **evaluate(evaluator, sweeps, lambda: bar.advance(asking)),
         }
         if not args.no_retention:
-            pruned = [ratio for ratio in RETENTIONS if ratio < 1.0]
-            runs = 1 + len(METHODS) * len(pruned) * len(PRUNE_LAYERS)
-            pruning = bar.add_task('prune', total=runs * len(sweeps))
-            results['retention'] = measure_retention(
-                evaluator, sweeps, lambda: bar.advance(pruning)
-            )
+            results['retention'] = _measure_retention(evaluator, sweeps, bar)
         results['pipeline'] = _check_pipeline(evaluator, sweeps[:CHECKED_SWEEPS])
     results['minutes'] = round((time.monotonic() - start_s) / 60.0, 1)
     return results
 
 
-def _check_pipeline(evaluator: Evaluator, sweeps: Sequence[Any]) -> list[dict[str, Any]]:
+def _measure_retention(evaluator: Any, sweeps: Sequence[Any], bar: Progress) -> Any:
+    from p2d_sim.training.evaluation import (
+        measure_retention,
+        METHODS,
+        PRUNE_LAYERS,
+        RETENTIONS,
+    )
+
+    pruned = [ratio for ratio in RETENTIONS if ratio < 1.0]
+    runs = 1 + len(METHODS) * len(pruned) * len(PRUNE_LAYERS)
+    task = bar.add_task('prune', total=runs * len(sweeps))
+    return measure_retention(evaluator, sweeps, lambda: bar.advance(task))
+
+
+def _check_pipeline(evaluator: Any, sweeps: Sequence[Any]) -> list[dict[str, Any]]:
+    from p2d_sim.training.evaluation import agreement_with_pipeline
+
     rows = []
-    for method, retention in (('tfps', 1.0), ('tfps', 0.1), ('grid', 0.25)):
+    for method, retention in CHECKED:
         agreed, asked = agreement_with_pipeline(
             evaluator, sweeps, method=method, retention=retention
         )
@@ -112,18 +120,19 @@ def _brief(results: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog='evaluate',
-        description='Measures a model on held-out sweeps: accuracy, controls, and token pruning.',
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        'evaluate',
+        'Measures a model on held-out sweeps: accuracy, controls, and token pruning.',
+        EXAMPLES,
     )
-    parser.add_argument('--model', type=Path, required=True, help='checkpoint folder')
-    parser.add_argument('--questions', type=int, default=1500, help='at least so many')
-    parser.add_argument('--no-retention', action='store_true', help='leave token pruning out')
-    parser.add_argument('--out', type=Path, help='JSON file of the results')
-    parser.add_argument('--card', type=Path, help='model card whose tables are filled in')
-    parser.add_argument('--threads', type=int, default=0, help='threads of torch, 0: its choice')
+    parser.add_argument('--model', type=Path, required=True, help='folder of the model')
+    add_value(parser, '--questions', 1500, 'least number of questions, rounded up to whole sweeps')
+    parser.add_argument(
+        '--no-retention', action='store_true', help='do not measure token pruning, which is slow'
+    )
+    parser.add_argument('--out', type=Path, help='JSON file to write the results to')
+    parser.add_argument('--card', type=Path, help='model card whose tables are replaced')
+    add_value(parser, '--threads', 0, "threads of torch; 0 is torch's default")
     parser.add_argument('--json', action='store_true', help='print the results as JSON')
     return parser
 

@@ -1,0 +1,24 @@
+"""Writes all generated tables of README.md and docs/; `--check` only compares."""
+
+from __future__ import annotations
+
+import sys
+
+import document_figures
+import document_language_model
+import document_reference
+import document_selection
+from measured_tables import MakeTable, write_tables
+
+DOCUMENTS: dict[str, MakeTable] = {
+    'README.md': document_figures.make_table,
+    'docs/measured.md': document_figures.make_table,
+    'docs/language_model.md': document_language_model.make_table,
+    'docs/token_selection.md': document_selection.make_table,
+    **dict.fromkeys(document_reference.DOCUMENTS, document_reference.make_table),
+}
+
+
+if __name__ == '__main__':
+    codes = [write_tables(document, make_table) for document, make_table in DOCUMENTS.items()]
+    sys.exit(max(codes))

@@ -1,0 +1,1 @@
+"""The commands of p2d_sim: cameras, world, train and evaluate."""

@@ -1,0 +1,97 @@
+"""Image files of nuScenes: where they are, what their names say, and their bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import re
+
+from p2d_node.bags.records import BagImage, UNCALIBRATED
+from p2d_node.errors import ConfigError
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
+"""The end of a file name: camera, and capture stamp in microseconds since the epoch."""
+
+NS_PER_US = 1000
+
+
+def resolve_image(name: str, image_root: Path) -> Path:
+    """Return the path of an image that a file of DriveLM names.
+
+    Args:
+        name: Path with `samples/` in it, relative to any folder.
+        image_root: Folder that holds `samples/`.
+
+    Raises:
+        ConfigError: Not the name of a nuScenes image.
+    """
+    # The files name images relative to different folders; only the part from `samples` on counts.
+    parts = Path(name).parts
+    if 'samples' in parts:
+        parts = parts[parts.index('samples') :]
+    path = image_root.joinpath(*parts)
+    if '..' in parts or IMAGE_NAME.search(path.name) is None:
+        raise ConfigError(f'{name}: not a nuScenes image name (...__<CAMERA>__<microseconds>.jpg)')
+    return path
+
+
+def camera_and_stamp_of(path: Path) -> tuple[str, int]:
+    """Return camera and capture stamp in the name of a nuScenes image.
+
+    Returns:
+        Name of the camera, and nanoseconds since the epoch.
+
+    Raises:
+        ConfigError: Not the name of a nuScenes image.
+    """
+    match = IMAGE_NAME.search(path.name)
+    if match is None:
+        raise ConfigError(f'{path}: not a nuScenes image name')
+    return match[1], int(match[2]) * NS_PER_US
+
+
+def stamp_ns_of(path: Path) -> int:
+    """Return the capture stamp in the name of a nuScenes image, nanoseconds since the epoch.
+
+    Raises:
+        ConfigError: Not the name of a nuScenes image.
+    """
+    return camera_and_stamp_of(path)[1]
+
+
+def read_image(
+    path: Path,
+    *,
+    camera: str,
+    stamp_ns: int,
+    camera_matrix: tuple[float, ...] = UNCALIBRATED,
+) -> BagImage:
+    """Read one JPEG file; only its header is decoded.
+
+    Args:
+        path: The file.
+        camera: Name of the camera.
+        stamp_ns: Capture stamp, nanoseconds since the epoch.
+        camera_matrix: 3x3 intrinsics, row by row.
+
+    Raises:
+        ConfigError: The file is missing or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+        jpeg = path.read_bytes()
+    except FileNotFoundError as err:
+        raise ConfigError(
+            f'{path}: there is no such image; check the root folder of the images'
+        ) from err
+    except (UnidentifiedImageError, OSError) as err:
+        raise ConfigError(f'{path}: not a readable image: {err}') from err
+    return BagImage(
+        camera=camera,
+        stamp_ns=stamp_ns,
+        jpeg=jpeg,
+        height=height,
+        width=width,
+        camera_matrix=camera_matrix,
+    )

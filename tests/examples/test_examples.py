@@ -1,0 +1,54 @@
+"""The examples run, and print what their README shows."""
+
+from pathlib import Path
+import runpy
+import sys
+
+from p2d_node.token_selection.factory import SELECTORS
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[2] / 'examples'
+
+
+@pytest.fixture(autouse=True)
+def _examples_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    selectors, num_threads = dict(SELECTORS), torch.get_num_threads()
+    yield
+    SELECTORS.clear()
+    SELECTORS.update(selectors)
+    torch.set_num_threads(num_threads)
+    sys.modules.pop('example_sweep', None)
+
+
+def run_example(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, 'argv', [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name='__main__')
+
+
+def test_answer_folder_answers_about_six_images(tmp_path, monkeypatch, capsys):
+    from example_sweep import draw_images
+
+    for camera, data in draw_images().items():
+        (tmp_path / f'{camera}.jpg').write_bytes(data)
+    question = 'What should the ego vehicle do next?'
+    run_example('answer_folder.py', str(tmp_path), question, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert printed == 'brake (114 of 1176 visual tokens)\n'
+    assert printed in (EXAMPLES / 'README.md').read_text()
+
+
+def test_add_selector_answers_with_its_own_selector_and_with_tfps(monkeypatch, capsys):
+    run_example('add_selector.py', monkeypatch=monkeypatch)
+    own, tfps = capsys.readouterr().out.splitlines()
+    assert own.startswith('largest_norm: ')
+    assert own.endswith(' (114 visual tokens)')
+    assert tfps == 'tfps: brake (114 visual tokens)'
+
+
+def test_every_example_is_tested_and_listed():
+    names = {path.name for path in EXAMPLES.glob('*.py')} - {'example_sweep.py'}
+    tests, readme = Path(__file__).read_text(), (EXAMPLES / 'README.md').read_text()
+    assert names
+    assert all(f"'{name}'" in tests and name in readme for name in names)

@@ -1,0 +1,47 @@
+"""The help of every command starts without the libraries that only its work needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+SIM = Path(__file__).resolve().parents[2] / 'ros2_ws' / 'src' / 'p2d_sim'
+HEAVY = ('torch', 'transformers', 'cv2', 'rclpy')
+
+
+@pytest.mark.parametrize('command', ['cameras', 'world', 'train', 'evaluate'])
+def test_help_imports_neither_torch_nor_opencv_nor_ros(command: str) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(SIM)!r})
+from p2d_sim.cli.{command} import main
+try:
+    main(['--help'])
+except SystemExit as end:
+    assert end.code == 0
+assert not set({HEAVY!r}) & set(sys.modules), set({HEAVY!r}) & set(sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert f'usage: {command}' in result.stdout
+
+
+@pytest.mark.parametrize('command', ['train', 'evaluate'])
+def test_a_model_that_is_missing_is_named_in_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from p2d_sim.cli import evaluate, train
+
+    missing = str(tmp_path / 'missing')
+    if command == 'train':
+        assert train.main(['--run', str(tmp_path / 'run'), '--smoke', '--start', missing]) == 2
+    else:
+        assert evaluate.main(['--model', missing]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    option = '--start' if command == 'train' else '--model'
+    assert line.startswith(f'{command}: {option}: {missing} holds no trained model')
