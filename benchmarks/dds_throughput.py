@@ -66,7 +66,7 @@ print('{"messages": %d}' % (2 * count))
 def drive_node(folder: Path, environment: dict[str, str]) -> Iterator[None]:
     """Run the node with the raw nuScenes preset."""
     preset = config_folder() / 'cameras' / 'nuscenes_raw.yaml'
-    command = [sys.executable, '-m', 'p2d_node.ros.drive_node', '--ros-args']
+    command = [sys.executable, '-m', 'p2d_node.ros.drive', '--ros-args']
     with (folder / 'node.log').open('wb') as log:
         process = subprocess.Popen(
             [

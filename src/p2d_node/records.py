@@ -16,8 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-NS_PER_S = 1_000_000_000
-
 NUSCENES_CAMERAS = (
     'CAM_FRONT',
     'CAM_FRONT_LEFT',
@@ -96,7 +94,6 @@ class FrameSet:
         epoch: Number of time resets before this set; (epoch, stamp_ns) orders sets.
         first_arrival_ns: Arrival of the set's first frame, steady clock, nanoseconds.
         closed_ns: When the set was closed, steady clock, nanoseconds.
-        stamped: False if a publisher sent stamp 0 and arrival times are used instead.
     """
 
     stamp_ns: int
@@ -105,7 +102,6 @@ class FrameSet:
     epoch: int = 0
     first_arrival_ns: int
     closed_ns: int
-    stamped: bool = True
 
     @property
     def order(self) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def drive_node(
     }
     file = folder / 'node.yaml'
     file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}), encoding='utf-8')
-    command = [sys.executable, '-m', 'p2d_node.ros.drive_node', '--ros-args']
+    command = [sys.executable, '-m', 'p2d_node.ros.drive', '--ros-args']
     with log_file.open('wb') as log:
         process = subprocess.Popen(
             [*command, '--params-file', str(file)],
