@@ -21,9 +21,10 @@ import time
 from p2d_node.camera_sync import SweepSynchronizer
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS, SyncConfig
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.units import NS_PER_MS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
-from nuscenes_timing import Arrival, NS_PER_MS, simulate_nuscenes, whole_sweeps
+from nuscenes_timing import Arrival, simulate_nuscenes, whole_sweeps
 
 Sweep = tuple[int, int]
 

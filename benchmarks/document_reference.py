@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from measured_tables import markdown_table, ROOT, write_tables
-from p2d_node.config import CAMERA_NAMES, list_parameters, Parameter
+from p2d_node.config_parameters import CAMERA_NAMES, list_parameters, Parameter
 import tomllib
 
 CAMERA = '<CAMERA>'

@@ -39,7 +39,7 @@ PROCESSOR = {
 
 
 def write_siglip_so400m(folder: Path) -> None:
-    """Write DriveMM's vision encoder and projector, with a tiny language model."""
+    """Write DriveMM's vision encoder and projector, with a language model of one small layer."""
     tokenizer = make_tokenizer()
     config = LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
@@ -51,7 +51,7 @@ def write_siglip_so400m(folder: Path) -> None:
             patch_size=14,
             vision_use_head=False,
         ),
-        text_config=tiny_text_model(len(tokenizer)),
+        text_config=make_small_text_model(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids('<image>'),
         video_token_id=tokenizer.convert_tokens_to_ids('<video>'),
         vision_feature_layer=-1,
@@ -62,7 +62,7 @@ def write_siglip_so400m(folder: Path) -> None:
 
 
 def write_internvit_300m(folder: Path) -> None:
-    """Write InternVL2.5-8B's vision encoder and projector, with a tiny language model."""
+    """Write InternVL2.5-8B's vision encoder and projector, with the same language model."""
     special = ('<unk>', '<|im_start|>', '<|im_end|>', '<img>', '</img>', '<IMG_CONTEXT>')
     tokenizer = make_tokenizer(special)
     config = InternVLConfig(
@@ -75,7 +75,7 @@ def write_internvit_300m(folder: Path) -> None:
             'patch_size': [14, 14],
             'attention_bias': True,
         },
-        text_config=tiny_text_model(len(tokenizer)),
+        text_config=make_small_text_model(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>'),
         dtype='float16',
     )
@@ -84,8 +84,8 @@ def write_internvit_300m(folder: Path) -> None:
     save(InternVLForConditionalGeneration, config, tokenizer, folder, {**PROCESSOR, **processor})
 
 
-def tiny_text_model(vocab_size: int) -> LlamaConfig:
-    """Return a text model of the width of the real projector, small otherwise."""
+def make_small_text_model(vocab_size: int) -> LlamaConfig:
+    """Return a text model with one small layer and the hidden size of the real projector."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=4096,
@@ -107,7 +107,7 @@ MODELS = {'siglip-so400m': write_siglip_so400m, 'internvit-300m': write_internvi
 
 
 def measure(command: list[str]) -> dict[str, float]:
-    """Run a command; returns its seconds and its own peak of resident memory."""
+    """Run a command; returns its duration in seconds and its peak resident memory in GiB."""
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)

@@ -23,7 +23,7 @@ class LargestNormSelector:
         return [view.topk(count).indices.sort().values for view, count in pairs]
 
 
-SELECTORS['largest_norm'] = LargestNormSelector
+SELECTORS['largest_norm'] = lambda grid_size: LargestNormSelector()
 
 sweep = draw_sweep()
 pipeline = DrivingPipeline.from_config(DriveConfig(model='p2d-mini'))

@@ -23,54 +23,55 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'model',
         default_value='',
-        description='Checkpoint folder (Hugging Face format, safetensors), or "p2d-mini", which '
-        'ships; empty: as in the parameter files.',
+        description='Checkpoint folder (Hugging Face format, safetensors), or p2d-mini, the model '
+        'that ships with the package; empty: the value of the parameter files.',
     ),
     DeclareLaunchArgument(
         'dataset',
         default_value='nuscenes',
         choices=DATASETS,
-        description='Preset of camera topics, transport and exposure offsets.',
+        description='Preset of camera topics, transport, exposure offsets and frame rates.',
     ),
     DeclareLaunchArgument(
         'retention_ratio',
         default_value='',
-        description='Share of visual tokens kept, for all cameras, above 0 to 1; empty: as in the '
-        'parameter files, or as tuned for the model.',
+        description='Share of the visual tokens to keep, for all cameras, above 0 to 1; empty: '
+        'the values of the parameter files, or those tuned for the model.',
     ),
     DeclareLaunchArgument(
         'encoder_backend',
         default_value='',
         description='Runtime of the vision encoder: auto, tensorrt, tensorrt_rtx, onnxruntime or '
-        'torch; empty: as in the parameter files.',
+        'torch; empty: the value of the parameter files.',
     ),
     DeclareLaunchArgument(
         'build_only',
         default_value='false',
         choices=['true', 'false'],
-        description='Build the engine of model and encoder_backend for this machine, and exit.',
+        description='Build the engine of model and encoder_backend for this machine and exit.',
     ),
     DeclareLaunchArgument(
         'camera_size',
         default_value='900x1600',
-        description='With build_only: HEIGHTxWIDTH of the camera frames.',
+        description='Size of the camera frames for build_only, as HEIGHTxWIDTH.',
     ),
     DeclareLaunchArgument(
         'use_sim_time',
         default_value='false',
         choices=['true', 'false'],
-        description='Take the time from /clock (bag replay with --clock).',
+        description='Use the time of /clock, as for a bag that is played with --clock.',
     ),
     DeclareLaunchArgument(
         'params_file',
         default_value='',
-        description='ROS parameter file: stronger than the preset, weaker than other arguments.',
+        description='ROS parameter file. It overrides the dataset preset; other launch arguments '
+        'override it.',
     ),
 )
 
 
 def _given_parameters(context):
-    """Collect the arguments that the user has given, as parameters."""
+    """Return the launch arguments that are set, as parameters."""
 
     def value(name):
         return LaunchConfiguration(name).perform(context)
@@ -95,7 +96,7 @@ def _parse_ratio(text):
 
 
 def _build_engine(context):
-    """Start `p2d build-engine` in the place of the node."""
+    """Return the process `p2d build-engine`, which runs instead of the node."""
 
     def value(name):
         return LaunchConfiguration(name).perform(context)

@@ -1,4 +1,4 @@
-"""Replays a bag to the drive node: ros2 launch p2d_node replay.launch.py bag:=scene-0061."""
+"""Starts the drive node and plays a bag: ros2 launch p2d_node replay.launch.py bag:=scene-0061."""
 
 from pathlib import Path
 
@@ -36,12 +36,14 @@ def generate_launch_description():
     return LaunchDescription(
         [
             DeclareLaunchArgument('bag', description='Folder of the rosbag2 to play.'),
-            DeclareLaunchArgument('rate', default_value='1.0', description='Speed of the replay.'),
+            DeclareLaunchArgument(
+                'rate', default_value='1.0', description='Speed relative to real time.'
+            ),
             DeclareLaunchArgument(
                 'loop',
                 default_value='false',
                 choices=['true', 'false'],
-                description='Start again at the end.',
+                description='Whether to start again at the end.',
             ),
             *environment,
             drive,

@@ -1,8 +1,8 @@
-"""The decoder with pruning, written from its definition: no cache, nothing left out, one pass.
+"""The decoder with pruning, written from its definition: one pass over all tokens, no cache.
 
-All tokens go through all layers. From the layer on before which tokens are dropped, nobody attends
-to the dropped ones. What a layer computes besides attention (norms, projections, feed-forward) is
-its own; attention, rotary phases and deepstack are written out here.
+All tokens go through all layers. From `prune_layer` on, no token attends to a dropped one. Norms,
+projections and feed-forward are the model's own modules. Attention, rotary phases and deepstack
+are implemented here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sequence:
 
 
 def phases(text_model, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [length, head_dim]; with M-RoPE a frequency has one of three positions."""
+    """Cosines and sines [length, head_dim]; with M-RoPE each frequency uses one of 3 positions."""
     rotary = text_model.rotary_emb
     frequencies = rotary.inv_freq  # float32: phases are float32 in every format of the weights
     if positions.ndim == 1:
@@ -51,7 +51,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(attention, x: Tensor, cos: Tensor, sin: Tensor, allowed: Tensor) -> Tensor:
-    """Attention of x [length, hidden] where `allowed` [length, length]."""
+    """Attention of x [length, hidden] with the mask `allowed`, bool [length, length]."""
     heads = (len(x), -1, attention.head_dim)
     query, key = attention.q_proj(x).view(heads), attention.k_proj(x).view(heads)
     value = attention.v_proj(x).view(heads)
@@ -79,7 +79,7 @@ def run(decoder, sequence: Sequence, prune_layer: int) -> tuple[Tensor, Tensor]:
         if index == prune_layer:
             before = hidden
         if index >= prune_layer:
-            # A dropped token still sees itself, for a softmax over nothing is not a number.
+            # A dropped token attends to itself: a softmax over no columns is NaN.
             allowed = causal & (~sequence.dropped[None] | torch.eye(length, dtype=torch.bool))
         normed = layer.input_layernorm(hidden)
         hidden = hidden + attend(layer.self_attn, normed, cos, sin, allowed)

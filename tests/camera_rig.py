@@ -1,4 +1,4 @@
-"""Six cameras that a test moves by hand, and waiting with a bound."""
+"""Six cameras that publish when a test says so, and waiting with a time limit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_time
+from p2d_node.units import NS_PER_MS, NS_PER_S
 import pytest
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from sweeps import jpeg, picture, STAMP_NS
 
-SWEEP_PERIOD_NS = 1_000_000_000
+SWEEP_PERIOD_NS = NS_PER_S
 
 
 class CameraRig:
@@ -59,12 +60,12 @@ class CameraRig:
         for index, name in enumerate(self.cameras):
             if name in without:
                 continue
-            offset_ns = round(NUSCENES_EXPOSURE_OFFSETS_MS[name] * 1e6)
+            offset_ns = round(NUSCENES_EXPOSURE_OFFSETS_MS[name] * NS_PER_MS)
             header = Header(stamp=to_time(start_ns + offset_ns), frame_id=f'{name}_optical')
             pixels = picture(self.num_sweeps * 10 + index)
             message = change(name, _raw(header, pixels) if self.raw else _jpeg(header, pixels))
             self.publishers[name].publish(message)
-        return start_ns + round(NUSCENES_EXPOSURE_OFFSETS_MS['CAM_FRONT'] * 1e6)
+        return start_ns + round(NUSCENES_EXPOSURE_OFFSETS_MS['CAM_FRONT'] * NS_PER_MS)
 
 
 def _jpeg(header: Header, pixels: Any) -> CompressedImage:

@@ -46,7 +46,7 @@ def built_engines(tiny_checkpoint, tmp_path_factory) -> Path:
 def frame_engines(tiny_checkpoint, tmp_path_factory) -> Path:
     """An engine folder with an ONNX Runtime engine that takes frames of 90 x 160 pixels."""
     engine_dir = tmp_path_factory.mktemp('frame_engines')
-    plan = plan_of(tiny_checkpoint, 'onnxruntime', takes=EncoderInput(FRAMES, 90, 160))
+    plan = plan_of(tiny_checkpoint, 'onnxruntime', input_spec=EncoderInput(FRAMES, 90, 160))
     build_engine(plan, engine_dir, CPU, ignore_progress)
     return engine_dir
 

@@ -1,4 +1,4 @@
-"""A disk that takes no more, for tests."""
+"""A full disk, for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import resource
 
 @contextmanager
 def files_up_to(size_bytes: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `size_bytes`, as a full disk would not."""
+    """Let no file of this process grow beyond `size_bytes`, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import EncoderConfig
-from p2d_node.engine_build.build import BuildPlan
+from p2d_node.engine_build.build_plan import BuildPlan
 from p2d_node.engine_build.export import ExportPlan
 from p2d_node.language_model.families.registry import hash_vision_part, load_vision_module
 from p2d_node.preprocessing import ImageProcessing
@@ -22,7 +22,7 @@ AHEAD_OF_TIME = BuildOptions(compute_capabilities=('8.6', '8.9'))
 
 
 def ignore_progress(phase: str, done: int, total: int) -> None:
-    """A progress callback for builds that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 def plan_of(checkpoint: Path, backend: str, **changes) -> BuildPlan:
@@ -31,7 +31,7 @@ def plan_of(checkpoint: Path, backend: str, **changes) -> BuildPlan:
     export = ExportPlan(
         checkpoint=open_checkpoint(checkpoint),
         processing=ImageProcessing.from_folder(checkpoint),
-        takes=EncoderInput(),
+        input_spec=EncoderInput(),
         precision='fp16' if ahead else 'fp32',
         num_views=6,
     )

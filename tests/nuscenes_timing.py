@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import random
 
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
+from p2d_node.units import NS_PER_MS
 
-NS_PER_MS = 1_000_000
 START_NS = 1_533_280_036_154_844_000
 
 

@@ -1,16 +1,12 @@
-"""The parameter files that ship say what the configuration classes say."""
+"""The parameter files that ship agree with the configuration classes."""
 
 from pathlib import Path
 from xml.etree import ElementTree
 
 from p2d_node import retention_presets
 from p2d_node.cli.parameter_file import read_drive_config
-from p2d_node.config import (
-    config_from_parameters,
-    DriveConfig,
-    list_parameters,
-    NUSCENES_EXPOSURE_OFFSETS_MS,
-)
+from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
+from p2d_node.config_parameters import config_from_parameters, list_parameters
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
@@ -88,7 +84,7 @@ def test_a_model_is_known_by_its_folder_however_it_is_named(monkeypatch, tmp_pat
         ('p2d: 5\n', 'holds no ros__parameters'),
     ],
 )
-def test_a_parameter_file_that_is_none_is_one_line(tmp_path, content, reason):
+def test_a_file_that_is_no_parameter_file_is_refused_in_one_line(tmp_path, content, reason):
     path = tmp_path / 'drive.yaml'
     path.write_text(content)
     with pytest.raises(ConfigError, match=rf'drive\.yaml: .*{reason}') as caught:
@@ -131,6 +127,12 @@ def test_parameters_that_do_not_fit_are_named(values, reason):
         config_from_parameters(NUSCENES_CAMERAS, values)
 
 
+@pytest.mark.parametrize('names', [[], [0, 1], ['a', 'a'], [''], ['a.b'], 'CAM_FRONT', None])
+def test_camera_names_that_are_not_different_names_are_refused(names):
+    with pytest.raises(ConfigError, match=r'camera_names: got .*, allowed: a list of one or more'):
+        config_from_parameters(names, {})
+
+
 def test_whole_numbers_pass_as_floats():
     config = config_from_parameters(NUSCENES_CAMERAS, {'retention_ratio.CAM_BACK': 1})
     assert config.retention_ratio['CAM_BACK'] == 1.0
@@ -148,7 +150,7 @@ def test_launch_files_load_and_describe_their_arguments():
         assert all(argument.description for argument in arguments)
 
 
-def test_a_launch_argument_that_is_no_number_is_named():
+def test_a_launch_argument_that_is_not_a_number_is_refused_by_name():
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
     from launch import LaunchContext
     from launch.actions import OpaqueFunction

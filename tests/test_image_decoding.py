@@ -24,7 +24,7 @@ def raw(pixels: np.ndarray, encoding: str, **changes: object) -> RawImage:
 
 
 @pytest.mark.parametrize(('encoding', 'order'), [('bgr8', 'bgr'), ('rgb8', 'rgb')])
-def test_raw_colour_is_looked_at_in_place(encoding, order):
+def test_raw_rgb_and_bgr_are_used_without_a_copy(encoding, order):
     image = raw(picture(), encoding)
     decoded = decode(image)
     assert decoded.channel_order == order
@@ -34,7 +34,7 @@ def test_raw_colour_is_looked_at_in_place(encoding, order):
 
 
 @pytest.mark.parametrize('encoding', ['bgr8', 'bgra8', 'mono8', 'yuv422_yuy2'])
-def test_row_padding_is_left_out_of_the_picture(encoding):
+def test_row_padding_is_not_part_of_the_image(encoding):
     channels = {'bgr8': 3, 'bgra8': 4, 'mono8': 1, 'yuv422_yuy2': 2}[encoding]
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (20, 30 * channels), np.uint8)
@@ -57,7 +57,7 @@ def test_row_padding_is_left_out_of_the_picture(encoding):
         ('bgra8', lambda rgb: cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA)),
     ],
 )
-def test_four_channel_colours_lose_only_alpha(encoding, to_message):
+def test_four_channel_images_lose_only_alpha(encoding, to_message):
     rgb = picture()
     decoded = decode(raw(to_message(rgb), encoding))
     assert decoded.channel_order == 'rgb'
@@ -70,7 +70,7 @@ def test_grey_becomes_three_equal_channels():
     np.testing.assert_array_equal(decoded.pixels, np.stack([grey] * 3, axis=-1))
 
 
-def test_a_bayer_mosaic_of_one_colour_becomes_that_colour():
+def test_a_bayer_image_of_one_colour_decodes_to_that_colour():
     mosaic = np.zeros((20, 20), np.uint8)
     mosaic[0::2, 0::2] = 200  # the red sites of RGGB
     decoded = decode(raw(mosaic, 'bayer_rggb8'))
@@ -81,7 +81,7 @@ def test_a_bayer_mosaic_of_one_colour_becomes_that_colour():
     ('encoding', 'code'),
     [('yuv422', cv2.COLOR_RGB2YUV_UYVY), ('yuv422_yuy2', cv2.COLOR_RGB2YUV_YUY2)],
 )
-def test_packed_yuv_comes_back_as_the_colours_it_was_made_of(encoding, code):
+def test_packed_yuv_decodes_to_the_encoded_colours(encoding, code):
     rgb = np.full((20, 20, 3), (200, 60, 30), np.uint8)
     decoded = decode(raw(cv2.cvtColor(rgb, code), encoding))
     assert np.abs(decoded.pixels.astype(int) - rgb).max() <= 2
@@ -125,9 +125,10 @@ def test_array_bytes_as_rclpy_gives_them_are_accepted():
         ('a string', r'payload of type str'),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_reason(payload, reason):
-    with pytest.raises(ImageDecodeError, match=reason):
+def test_an_unusable_frame_raises_an_error_with_the_reason_and_the_camera(payload, reason):
+    with pytest.raises(ImageDecodeError, match=f'^CAM_FRONT: .*{reason}') as caught:
         decode(payload)
+    assert caught.value.camera == 'CAM_FRONT'
 
 
 def test_a_truncated_jpeg_is_refused_wherever_it_ends():

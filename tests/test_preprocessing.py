@@ -1,8 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
 import json
 
 import numpy as np
-from p2d_node.errors import ConfigError
-from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
+from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame
 import pytest
 from sweeps import picture
@@ -40,7 +41,7 @@ def test_pixel_values_equal_those_of_the_checkpoints_own_processor(
 
 @pytest.mark.parametrize('order', ['rgb', 'bgr'])
 @pytest.mark.parametrize(('height', 'width'), [(900, 1600), (90, 160), (160, 90), (126, 126)])
-def test_a_processor_without_padding_squashes_the_frame(tmp_path, order, height, width):
+def test_a_processor_without_padding_stretches_the_frame(tmp_path, order, height, width):
     settings = {
         'image_processor_type': 'SiglipImageProcessor',
         'size': {'height': 126, 'width': 126},
@@ -58,7 +59,7 @@ def test_a_processor_without_padding_squashes_the_frame(tmp_path, order, height,
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_settings_may_lie_inside_processor_config(tiny_checkpoint, tmp_path):
+def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
     settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text())
     (tmp_path / 'processor_config.json').write_text(json.dumps({'image_processor': settings}))
     assert ImageProcessing.from_folder(tmp_path) == ImageProcessing.from_folder(tiny_checkpoint)
@@ -73,7 +74,7 @@ def test_settings_may_lie_inside_processor_config(tiny_checkpoint, tmp_path):
         ({'image_mean': None}, None),
     ],
 )
-def test_settings_that_are_not_covered_are_refused(tiny_checkpoint, tmp_path, change, reason):
+def test_unsupported_settings_are_refused(tiny_checkpoint, tmp_path, change, reason):
     settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text()) | change
     if settings['image_mean'] is None:
         del settings['image_mean']
@@ -82,7 +83,18 @@ def test_settings_that_are_not_covered_are_refused(tiny_checkpoint, tmp_path, ch
         ImageProcessing.from_folder(tmp_path)
 
 
-def test_broken_json_is_named(tmp_path):
+def test_an_error_names_the_broken_json_file(tmp_path):
     (tmp_path / 'preprocessor_config.json').write_text('{')
     with pytest.raises(ConfigError, match=r'preprocessor_config\.json: not valid JSON'):
         ImageProcessing.from_folder(tmp_path)
+
+
+def test_a_frame_of_another_size_than_the_engines_raises_an_error_with_the_camera():
+    stack = FrameStack(2, 90, 160, pinned=False)
+    frames = [
+        DecodedFrame(camera, 0, picture(height=height, width=160), 'bgr')
+        for camera, height in [('CAM_FRONT', 90), ('CAM_BACK', 80)]
+    ]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ImageDecodeError, match='80x160') as caught:
+        stack.fill(frames, pool)
+    assert caught.value.camera == 'CAM_BACK'

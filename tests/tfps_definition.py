@@ -1,4 +1,4 @@
-"""T-FPS written down from its formula, slowly, in float64; and inputs that are hard for it."""
+"""A slow float64 implementation of the T-FPS formula, and difficult inputs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TIE = 2.0**-45
-"""Distances closer than this count as equal: float64 itself rounds."""
+TIE_TOLERANCE = 2.0**-45
+"""Distances within it count as equal, because float64 rounds."""
 
 
 def tfps_by_definition(tokens: Tensor, num_keep: int) -> list[int]:
     """Picks of one view [tokens, hidden], in their order."""
     distance = [[_distance(a, b) for b in tokens.tolist()] for a in tokens.tolist()]
-    everything = range(len(tokens))
+    indices = range(len(tokens))
     if len(tokens) == 1:
         return [0]
-    isolation = [min(distance[i][j] for j in everything if j != i) for i in everything]
-    picks = [_first_largest(isolation, everything)]
+    isolation = [min(distance[i][j] for j in indices if j != i) for i in indices]
+    picks = [_first_largest(isolation, indices)]
     while len(picks) < num_keep:
-        rest = [j for j in everything if j not in picks]
+        rest = [j for j in indices if j not in picks]
         to_picks = [min(distance[s][j] for s in picks) for j in rest]
         picks.append(_first_largest(to_picks, rest))
     return picks
@@ -36,9 +36,11 @@ def _distance(a: list[float], b: list[float]) -> float:
     return 1.0 - math.fsum(x * y for x, y in zip(a, b, strict=True)) / length
 
 
-def _first_largest(values: list[float], names: range | list[int]) -> int:
+def _first_largest(values: list[float], indices: range | list[int]) -> int:
     largest = max(values)
-    return next(n for n, value in zip(names, values, strict=True) if value >= largest - TIE)
+    return next(
+        i for i, value in zip(indices, values, strict=True) if value >= largest - TIE_TOLERANCE
+    )
 
 
 def kept_by_definition(visual_tokens: Tensor, num_keep: list[int]) -> list[list[int]]:
@@ -50,12 +52,12 @@ def kept_by_definition(visual_tokens: Tensor, num_keep: list[int]) -> list[list[
 
 
 def assert_every_pick_is_best(order: Tensor, tokens: Tensor, tolerance: float) -> None:
-    """Follow an order of picks in float64; each must be within `tolerance` of the farthest.
+    """Check in float64 that each pick is within `tolerance` of the farthest token.
 
     Args:
         order: Int64 [picks].
         tokens: Float [tokens, hidden].
-        tolerance: Distance by which a pick may miss the farthest token.
+        tolerance: Allowed difference to the distance of the farthest token.
     """
     unit = torch.nn.functional.normalize(tokens.double(), dim=-1)
     distance = (1.0 - unit @ unit.T).fill_diagonal_(torch.inf)
@@ -85,19 +87,19 @@ def duplicated_tokens(rng: np.random.Generator, shape: tuple[int, int, int]) -> 
 
 
 def duplicated_integers(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:
-    """Copies whose float32 products are exact in any order of summing, so that they tie."""
+    """Copies with integer features: float32 sums are exact in any order, so that copies tie."""
     tokens = rng.integers(-50, 51, shape).astype(np.float32)
     return torch.from_numpy(tokens)[:, rng.integers(0, max(1, shape[1] // 3), shape[1])]
 
 
 def scaled_copies(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:
-    """Copies in double precision that differ in length alone: their distance is 0."""
+    """Copies in float64 that differ only in their norm: their distance is 0."""
     scale = rng.uniform(0.1, 10.0, (shape[0], shape[1], 1))
     return duplicated_tokens(rng, shape).double() * torch.from_numpy(scale)
 
 
 def nearly_tied_tokens(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:
-    """Clusters so tight that float32 cosines cannot tell their tokens apart, but float64 can."""
+    """Clusters whose tokens differ in float64 cosines, but not in float32 cosines."""
     views, tokens, hidden = shape
     centres = rng.standard_normal((views, 3, hidden))
     noise = 1e-4 * rng.standard_normal(shape)
@@ -105,7 +107,7 @@ def nearly_tied_tokens(rng: np.random.Generator, shape: tuple[int, int, int]) ->
 
 
 def small_integers(rng: np.random.Generator, shape: tuple[int, int, int]) -> Tensor:
-    """Exact ties and zero vectors everywhere."""
+    """Many exact ties and zero vectors."""
     return torch.from_numpy(rng.integers(-1, 2, shape).astype(np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights of every family, in the real on-disk format."""
+"""Tiny checkpoints of every family with random weights, in the format of transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGENET = {'image_mean': [0.485, 0.456, 0.406], 'image_std': [0.229, 0.224, 0.2
 
 
 def chat_template(picture: str) -> str:
-    """A template with the structure of the Qwen2 family's, with `picture` for each image."""
+    """A template with the structure of Qwen2's, with `picture` for each image."""
     return (
         "{% for message in messages %}<|im_start|>{{ message['role'] }} "
         "{% for part in message['content'] %}"
@@ -59,7 +59,7 @@ def save(model_class, config, tokenizer, processor: dict, folder: Path, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
-        # Zeros and ones that real checkpoints do not have would hide faults.
+        # Initial zeros and ones, which trained checkpoints do not have, would hide errors.
         for parameter in model.parameters():
             if parameter.ndim == 1 or not parameter.any():
                 parameter.data += 0.05 * torch.randn_like(parameter)
@@ -146,14 +146,14 @@ QWEN_PICTURE = '<|vision_start|><|image_pad|><|vision_end|>'
 
 
 def qwen_settings(tokenizer) -> dict:
-    """Arguments of either Qwen-VL config: the ids of its special tokens."""
+    """Arguments of both Qwen-VL configs: the ids of their special tokens."""
     names = ('vision_start_token_id', 'image_token_id', 'vision_end_token_id', 'video_token_id')
     ids = tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))
     return {**dict(zip(names, ids, strict=True)), 'tie_word_embeddings': False}
 
 
 def qwen_processor(patch_size: int, pixels: int) -> dict:
-    """Settings of their image processor; views have at most `pixels` pixels."""
+    """Settings of Qwen-VL's image processor; views have at most `pixels` pixels."""
     return {
         'image_processor_type': 'Qwen2VLImageProcessorFast',
         'size': {'shortest_edge': 784, 'longest_edge': pixels},
@@ -230,4 +230,4 @@ WRITERS = {
     'qwen2_5_vl': write_qwen2_5_vl,
     'qwen3_vl': write_qwen3_vl,
 }
-"""Every family, with each of its text models."""
+"""Name to writer: every family with each of its text models."""

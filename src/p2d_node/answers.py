@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import time
 
 from p2d_node.language_model.conversation import TextAnswer
-from p2d_node.latency import NS_PER_MS, StageClock
+from p2d_node.latency import StageClock
 from p2d_node.records import DrivingAnswer, FrameSet, StageTimes
+from p2d_node.units import NS_PER_MS
 from p2d_node.views import Views
 from torch import Tensor
 

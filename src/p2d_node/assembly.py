@@ -90,14 +90,16 @@ def _assemble(
     )
     if not isinstance(chosen.encoder, TorchVisionEncoder):
         family.release_vision_module()
-    takes = chosen.encoder.takes
+    input_spec = chosen.encoder.input_spec
     model = _identify(config, checkpoint, chosen.encoder)
     return Stages(
         frontend=VisionFrontend(
             views,
             processing,
             num_cameras=len(config.cameras),
-            frame_size=(takes.height, takes.width) if takes.kind == FRAMES else None,
+            frame_size=(
+                (input_spec.height, input_spec.width) if input_spec.kind == FRAMES else None
+            ),
             device=device,
         ),
         encoder=chosen.encoder,

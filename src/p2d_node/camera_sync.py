@@ -1,9 +1,9 @@
-"""Stamped camera frames come in one by one; sets of one frame per camera of one sweep go out.
+"""Groups stamped camera frames into sets: one frame per camera, all of one sweep.
 
-A sweep is recognised by time alone: each stamp less its camera's exposure offset gives the start
-of the sweep it belongs to. Frames within the tolerance of one start form one set. Because the
-tolerance stays below half of the sweep period, a frame can never be nearer to a neighbouring
-sweep, so no set mixes two. Nothing is decoded here, and what is not used costs nothing.
+A sweep is recognised by time alone: the stamp of a frame minus the exposure offset of its camera
+is the start of its sweep. Frames within the tolerance of one start form a set. The tolerance
+stays below half of the sweep period, so a frame is never nearer to a neighbouring sweep, and no
+set mixes two sweeps. Frames are not decoded here, so an unused frame costs little.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from typing import Any
 from p2d_node.config import SyncConfig
 from p2d_node.errors import ConfigError
 from p2d_node.records import CameraFrame, FrameSet
-
-NS_PER_MS = 1_000_000
+from p2d_node.units import NS_PER_MS
 
 MAX_OPEN_SWEEPS = 8
-"""Bounds memory: 8 sweeps of six raw 1600x900 frames are 207 MB. 12 Hz needs 2 or 3."""
+"""Bounds memory: 8 sweeps of six raw 1600x900 frames take 207 MB. 12 Hz needs 2 or 3."""
 
 CLOSED_SWEEPS_REMEMBERED = 32
-"""How many closed sweeps are kept (times only) to tell late frames from new ones."""
+"""Closed sweeps whose times are kept to tell late frames from new ones."""
 
 MAX_TOLERANCE_PERIODS = 0.49
-"""The tolerance stays below this share of the shortest period of the reference camera."""
+"""Largest tolerance as a share of the shortest period of the reference camera."""
 
 PERIOD_WINDOW = 64
-"""Periods per window of the running minimum; the minimum is over this window and the last one."""
+"""Periods per window. The running minimum covers the current window and the previous one."""
 
 MIN_PERIOD_NS = 2 * NS_PER_MS
-"""Shorter distances between two reference frames are a republished frame, not a period."""
+"""Reference frames closer than this are a frame published twice, not a period."""
 
 OFFSET_SAMPLES = 12
-"""Frames per camera from which `auto` learns the exposure offsets: one second of nuScenes."""
+"""Frames per camera from which `auto` learns the offsets: one second of nuScenes."""
 
 OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
-"""After this long `auto` goes on with the cameras that have been seen."""
+"""Time after which `auto` stops waiting for cameras that send no frames."""
 
 
 @dataclass(slots=True)
 class SyncCounters:
-    """What became of frames and sweeps since the start.
+    """Counters of frames and sets since the start.
 
     Attributes:
-        complete: Sets with a frame of every camera, handed out.
-        partial: Sets closed by the deadline and handed out with cameras missing.
-        dropped: Sets closed by the deadline (or by too many open ones) and not handed out.
+        complete: Sets with a frame of every camera.
+        partial: Sets returned with cameras missing, after the deadline.
+        dropped: Sets closed with cameras missing, by the deadline or by `MAX_OPEN_SWEEPS`, and
+            not returned.
         late: Frames whose sweep was already closed.
-        duplicate: Frames of a camera whose sweep already has one.
+        duplicate: Frames whose sweep already has a frame of this camera.
         reset: Backward jumps of time.
-        unstamped: Frames with stamp 0, which got their arrival time instead.
-        received: Frames per camera.
-        missing: Sets closed without this camera, per camera.
+        unstamped: Frames with stamp 0, for which the arrival time is used.
+        received: Camera to number of frames.
+        missing: Camera to number of sets that were closed without it.
     """
 
     complete: int = 0
@@ -76,7 +76,6 @@ class _OpenSweep:
     start_ns: int
     epoch: int
     first_arrival_ns: int
-    stamped: bool
     frames: dict[str, CameraFrame] = field(default_factory=dict)
 
 
@@ -90,10 +89,10 @@ class _ClosedSweep:
 class SweepSynchronizer:
     """Groups the frames of several cameras into sweeps.
 
-    Not thread-safe: call it from one thread, or under one lock. It never blocks. Each call costs
-    a bounded number of steps, whatever came before, and memory is bounded by `MAX_OPEN_SWEEPS`.
-    Sets come out when they are complete, so under arrival jitter a set may come out before an
-    older one; `FrameSet.order` tells.
+    Not thread-safe: call it from one thread, or under one lock. It never blocks. The cost of a
+    call is bounded, and memory is bounded by `MAX_OPEN_SWEEPS`. A set is returned when it is
+    complete, so with arrival jitter it may be returned before an older set; `FrameSet.order`
+    gives the order of capture.
     """
 
     def __init__(
@@ -108,11 +107,12 @@ class SweepSynchronizer:
         """Set up for the cameras named in `exposure_offsets_ms`, in this order.
 
         Args:
-            exposure_offsets_ms: Camera to exposure after the start of the sweep.
+            exposure_offsets_ms: Camera to time of exposure after the start of the sweep.
             config: Tolerance, deadline, reference camera, source of the offsets.
-            missing_camera_policy: `skip` or `drop_view`, for sets that the deadline closes.
-            clock_ns: Steady clock that measures arrivals and deadlines.
-            stamp_clock_ns: ROS time, which stands in for stamps that are 0.
+            missing_camera_policy: `skip` or `drop_view`: whether a set with cameras missing is
+                dropped or returned at the deadline.
+            clock_ns: Steady clock in nanoseconds, for arrivals and deadlines.
+            stamp_clock_ns: ROS time in nanoseconds, used for frames whose stamp is 0.
 
         Raises:
             ConfigError: The reference camera is not among the cameras.
@@ -150,28 +150,29 @@ class SweepSynchronizer:
 
     @property
     def learning(self) -> bool:
-        """True while `auto` still learns the exposure offsets; no sets come out until then."""
+        """True while `auto` learns the exposure offsets; no sets are returned meanwhile."""
         return self._learner is not None
 
     @property
     def tolerance_ns(self) -> int:
-        """The tolerance in force: the configured one, or less where the period demands it."""
+        """The tolerance in use: the configured one, or less if the sweep period is short."""
         return min(self._tolerance_ns, self._period.max_tolerance_ns)
 
     def push(
         self, camera: str, stamp_ns: int, payload: Any, *, arrival_ns: int | None = None
     ) -> FrameSet | None:
-        """Take one frame; return a set that this frame completed or whose deadline has passed.
+        """Add a frame; return a set that is complete or whose deadline has passed.
 
         Args:
             camera: One of the configured cameras.
-            stamp_ns: Capture time, ROS time; 0 means unknown and is replaced by the arrival time.
-            payload: The frame, kept as it is.
-            arrival_ns: When the frame reached this machine, on the steady clock; None means now.
-                Deadlines count by it, so a process that was held up does not drop what had come.
+            stamp_ns: Capture time, ROS time; 0 means unknown, and the arrival time is used.
+            payload: The frame, which is not changed.
+            arrival_ns: Time at which the frame reached this machine, steady clock; None: now.
+                Deadlines are measured with it, so a process that paused does not drop frames
+                that arrived in time.
 
         Returns:
-            A set, or None. Where more than one is ready, `poll` returns the others.
+            A set, or None. If more sets are ready, `poll` returns them.
 
         Raises:
             ConfigError: The camera is not configured.
@@ -180,36 +181,29 @@ class SweepSynchronizer:
             raise ConfigError(f'camera: got {camera!r}, allowed: {", ".join(self.cameras)}')
         now_ns = self._clock_ns() if arrival_ns is None else arrival_ns
         self.counters.received[camera] += 1
-        stamped = stamp_ns != 0
-        if not stamped:
+        if stamp_ns == 0:
             self.counters.unstamped += 1
             stamp_ns = self._stamp_clock_ns()
         self._close_expired(now_ns)
         if self._learner is not None:
             self._learn(self._learner, camera, stamp_ns, now_ns)
         else:
-            self._place(CameraFrame(camera, stamp_ns, payload), now_ns, stamped=stamped)
+            self._place(CameraFrame(camera, stamp_ns, payload), now_ns)
         return self._ready.popleft() if self._ready else None
 
     def poll(self, *, delay_ns: int = 0) -> list[FrameSet]:
         """Close the sets whose deadline has passed and return every set that is ready.
 
         Args:
-            delay_ns: How long frames lie between their arrival and `push`; deadlines wait for it.
+            delay_ns: Current delay between the arrival of a frame and its `push`. Deadlines are
+                extended by it.
         """
         self._close_expired(self._clock_ns() - delay_ns)
         ready = list(self._ready)
         self._ready.clear()
         return ready
 
-    def reset(self) -> None:
-        """Forget all open and closed sweeps, e.g. when the cameras are stopped."""
-        self._open.clear()
-        self._closed.clear()
-        self._ready.clear()
-        self._newest_ns = None
-
-    def _place(self, frame: CameraFrame, now_ns: int, *, stamped: bool) -> None:
+    def _place(self, frame: CameraFrame, now_ns: int) -> None:
         start_ns = frame.stamp_ns - self.offsets_ns[frame.camera]
         if frame.camera == self.config.reference_camera:
             self._period.add(frame.stamp_ns)
@@ -221,7 +215,7 @@ class SweepSynchronizer:
                 self.counters.late += 1
             return
         if sweep is None:
-            sweep = self._start_sweep(start_ns, now_ns, stamped=stamped)
+            sweep = self._start_sweep(start_ns, now_ns)
         elif frame.camera in sweep.frames:
             self.counters.duplicate += 1
             return
@@ -239,11 +233,11 @@ class SweepSynchronizer:
                 best, best_ns = sweep, distance_ns
         return best
 
-    def _start_sweep(self, start_ns: int, now_ns: int, *, stamped: bool) -> _OpenSweep:
+    def _start_sweep(self, start_ns: int, now_ns: int) -> _OpenSweep:
         newest_ns = self._newest_ns
         if newest_ns is not None and start_ns < newest_ns - self._reset_threshold_ns:
-            # Sweeps from before the jump stay open until their deadline: their last frames may
-            # still be on the way, and the epoch keeps them apart from the ones after it.
+            # Sweeps from before the jump stay open until their deadline, because their last
+            # frames may still arrive. The epoch separates them from later sweeps.
             self.counters.reset += 1
             self._epoch += 1
             self._newest_ns = start_ns
@@ -251,7 +245,7 @@ class SweepSynchronizer:
             self._newest_ns = start_ns if newest_ns is None else max(newest_ns, start_ns)
         if len(self._open) == MAX_OPEN_SWEEPS:
             self._close(self._open[0], now_ns)
-        sweep = _OpenSweep(start_ns, self._epoch, now_ns, stamped)
+        sweep = _OpenSweep(start_ns, self._epoch, now_ns)
         self._open.append(sweep)
         return sweep
 
@@ -259,7 +253,7 @@ class SweepSynchronizer:
         # Sweeps are opened in order of arrival, so the first one expires first.
         while self._open and now_ns - self._open[0].first_arrival_ns >= self._deadline_ns:
             self._close(self._open[0], now_ns)
-        # Remembered for another deadline only, so that even a short bag may loop.
+        # Kept for one more deadline only, so that a short bag can loop.
         while self._closed and now_ns - self._closed[0].closed_ns > self._deadline_ns:
             self._closed.popleft()
 
@@ -271,14 +265,14 @@ class SweepSynchronizer:
             self.counters.missing[name] += 1
         if not missing:
             self.counters.complete += 1
-        elif self._worth_handing_out(sweep):
+        elif self._is_returned_partial(sweep):
             self.counters.partial += 1
         else:
             self.counters.dropped += 1
             return
         self._ready.append(self._frame_set(sweep, missing, now_ns))
 
-    def _worth_handing_out(self, sweep: _OpenSweep) -> bool:
+    def _is_returned_partial(self, sweep: _OpenSweep) -> bool:
         return (
             self.missing_camera_policy == 'drop_view'
             and len(sweep.frames) >= self.config.min_views
@@ -294,7 +288,6 @@ class SweepSynchronizer:
             epoch=sweep.epoch,
             first_arrival_ns=sweep.first_arrival_ns,
             closed_ns=self._clock_ns(),
-            stamped=sweep.stamped,
         )
 
     def _learn(self, learner: _OffsetLearner, camera: str, stamp_ns: int, now_ns: int) -> None:
@@ -305,7 +298,7 @@ class SweepSynchronizer:
 
 
 class _ShortestPeriod:
-    """Running minimum of the distances between frames of the reference camera."""
+    """Running minimum of the time between two frames of the reference camera."""
 
     def __init__(self) -> None:
         self._last_stamp_ns: int | None = None
@@ -315,12 +308,12 @@ class _ShortestPeriod:
 
     @property
     def max_tolerance_ns(self) -> int:
-        """Largest tolerance that cannot reach into a neighbouring sweep."""
+        """Largest tolerance, in nanoseconds, that does not reach a neighbouring sweep."""
         shortest_ns = min(self._previous_window_ns, self._window_ns)
         return int(MAX_TOLERANCE_PERIODS * min(shortest_ns, float(2**62)))
 
     def add(self, stamp_ns: int) -> None:
-        """Take the stamp of the next reference frame, in order of arrival."""
+        """Add the stamp of the next reference frame, in order of arrival."""
         if self._last_stamp_ns is not None:
             period_ns = abs(stamp_ns - self._last_stamp_ns)
             if period_ns >= MIN_PERIOD_NS:
@@ -333,7 +326,7 @@ class _ShortestPeriod:
 
 
 class _OffsetLearner:
-    """Learns each camera's exposure offset from the reference camera by their stamps."""
+    """Learns each camera's exposure offset relative to the reference camera from stamps."""
 
     def __init__(self, cameras: tuple[str, ...], reference: str) -> None:
         self._reference = reference
@@ -344,7 +337,7 @@ class _OffsetLearner:
         if self._first_arrival_ns is None:
             self._first_arrival_ns = now_ns
         stamps = self._stamps[camera]
-        # Twice the samples bound memory when another camera is dead.
+        # Bounds memory while another camera sends no frames.
         if len(stamps) < 2 * OFFSET_SAMPLES:
             stamps.append(stamp_ns)
 
@@ -364,10 +357,11 @@ class _OffsetLearner:
 
 
 def _median_offset_ns(stamps: list[int], references: list[int]) -> int:
-    """Return the steadier of the offsets to the last and to the next reference stamp.
+    """Return the median offset to the previous or to the next reference stamp, in nanoseconds.
 
-    Where the sweep period varies, only the offset within the true sweep is constant; where it does
-    not vary, both are, and the smaller one is taken. A camera that was never seen gets 0.
+    The one that varies less is returned: with a varying sweep period only the offset within the
+    true sweep is constant. With a constant period both are, and the smaller one is returned.
+    A camera without frames gets 0.
     """
     after = [s - max(r for r in references if r <= s) for s in stamps if s >= references[0]]
     before = [s - min(r for r in references if r >= s) for s in stamps if s <= references[-1]]

@@ -1,14 +1,14 @@
-"""The configuration: one frozen dataclass per stage; defaults, units, ranges and help in metadata.
+"""The configuration: one frozen dataclass per stage, checked on construction.
 
-Parameter files, the command line and the node's declared parameters all derive from these classes,
-so they cannot disagree. Values are checked on construction; what is wrong raises `ConfigError`.
+Field metadata holds the help text, the allowed values and whether a value may change at run time.
+Parameter files, command line options and ROS parameters are all derived from these classes, by
+`config_parameters`. A value that is not allowed raises `ConfigError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-import difflib
 import math
 from typing import Any, TypeVar
 
@@ -16,13 +16,13 @@ from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 
 SHIPPED_MODEL = 'p2d-mini'
-"""Value of `model` that stands for the small model that ships with this package."""
+"""Value of `model` for the small model that ships with this package."""
 
 UNTRAINED_MODEL = 'untrained'
-"""Value of `model` that stands for a tiny model with random weights, made at start."""
+"""Value of `model` for a tiny model with random weights, created at start."""
 
 DEFAULT_RETENTION_RATIO = 0.10
-"""The paper's main setting: one visual token in ten."""
+"""The main setting of the Prune2Drive paper: one visual token in ten."""
 
 NUSCENES_EXPOSURE_OFFSETS_MS = {
     'CAM_FRONT_LEFT': 0.0,
@@ -32,7 +32,7 @@ NUSCENES_EXPOSURE_OFFSETS_MS = {
     'CAM_BACK': 32.7,
     'CAM_BACK_LEFT': 42.6,
 }
-"""When the nuScenes cameras expose within a sweep, after FRONT_LEFT (read off its file names)."""
+"""Exposure of the nuScenes cameras after CAM_FRONT_LEFT, from the stamps in the file names."""
 
 DEFAULT_QUESTIONS = (
     'What are the important objects in the current scene?',
@@ -44,15 +44,15 @@ T = TypeVar('T')
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a configuration field promises about its value.
+    """Description and allowed values of a configuration field.
 
     Attributes:
-        help: One sentence for a reader of `ros2 param describe`.
-        minimum: Smallest allowed number, inclusive.
-        maximum: Largest allowed number, inclusive.
-        above: Exclusive lower limit, in place of `minimum`.
-        choices: Allowed values, where they are few.
-        runtime: True where the value may change while the node runs.
+        help: Text for `ros2 param describe` and `--help`.
+        minimum: Smallest allowed number, inclusive; None: no limit.
+        maximum: Largest allowed number, inclusive; None: no limit.
+        above: Exclusive lower limit, in place of `minimum`; None: no limit.
+        choices: Allowed values; empty: any.
+        runtime: Whether the value may change while the node runs.
     """
 
     help: str
@@ -86,19 +86,28 @@ class Option:
 
 
 def option(default: T, help: str, **limits: Any) -> T:
-    """Declare a configuration field with its default and its `Option`."""
+    """Declare a configuration field.
+
+    Args:
+        default: Value if nothing is set.
+        help: As in `Option`.
+        limits: Further fields of `Option`.
+    """
     metadata = {'option': Option(help=help, **limits)}
     return field(default=default, metadata=metadata)
 
 
 def check_value(name: str, value: Any, spec: Option, *, show: Callable[[Any], str] = repr) -> None:
-    """Raise `ConfigError` where `value` is not what `spec` allows.
+    """Check a value.
 
     Args:
-        name: The parameter's full name, for the message.
-        value: The value to check; of a list or tuple, every item.
-        spec: What is allowed.
+        name: Full name of the parameter, for the message.
+        value: The value to check; of a list or tuple every item is checked.
+        spec: The allowed values.
         show: How the message writes the value.
+
+    Raises:
+        ConfigError: The value is not allowed.
     """
     for item in value if isinstance(value, (list, tuple)) else (value,):
         if not spec.allows(item):
@@ -106,12 +115,15 @@ def check_value(name: str, value: Any, spec: Option, *, show: Callable[[Any], st
 
 
 def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = repr) -> None:
-    """Raise `ConfigError` for the first field whose value its `Option` does not allow.
+    """Check the values of a dataclass whose fields are declared by `option`.
 
     Args:
-        config: A dataclass whose fields are declared by `option`; None is allowed everywhere.
-        prefix: Put before the field's name in the message.
-        show: How the message writes the value.
+        config: The dataclass; None is an allowed value of every field.
+        prefix: Prefix of the names in messages.
+        show: How the message writes a value.
+
+    Raises:
+        ConfigError: A value is not allowed.
     """
     for item in fields(config):
         spec, value = item.metadata.get('option'), getattr(config, item.name)
@@ -120,7 +132,7 @@ def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = 
 
 
 RETENTION_RATIO = Option(
-    help="Share of this camera's visual tokens that is kept: kept/total.",
+    help="Share of this camera's visual tokens that the language model gets: kept/total.",
     minimum=0.001,
     maximum=1.0,
     runtime=True,
@@ -129,7 +141,7 @@ RETENTION_RATIO = Option(
 
 @dataclass(frozen=True, kw_only=True)
 class CameraConfig:
-    """One camera: where its frames come from and when it exposes within a sweep."""
+    """One camera: its topic, transport, exposure within a sweep and frame rate."""
 
     topic: str = option('', 'Topic of the camera images.')
     transport: str = option(
@@ -139,14 +151,14 @@ class CameraConfig:
     )
     exposure_offset_ms: float = option(
         0.0,
-        'Exposure after the start of the sweep; 0 for all cameras of a triggered rig.',
+        'Exposure after the start of the sweep, in ms; 0 for cameras that are triggered together.',
         minimum=-1000.0,
         maximum=1000.0,
     )
     rate_hz: float = option(
         0.0,
-        'Frames per second that this camera should deliver; diagnostics warn below 80 % of it. '
-        '0: as many as the fastest camera delivers.',
+        'Expected frames per second; diagnostics warn below 80 % of it. 0: the rate of the '
+        'fastest camera.',
         minimum=0.0,
         maximum=1000.0,
     )
@@ -158,38 +170,40 @@ class CameraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
-    """How frames of several cameras become one sweep."""
+    """How the frames of several cameras are grouped into sweeps."""
 
     reference_camera: str = option(
-        'CAM_FRONT', 'Camera whose capture stamp and frame_id the answers carry.'
+        'CAM_FRONT', 'Camera whose capture stamp and frame_id are in the header of the answers.'
     )
     tolerance_ms: float = option(
         24.0,
-        'Largest distance of a stamp from its sweep, exposure offset taken off; below half of the '
-        'shortest sweep period (nuScenes: 50 ms).',
+        'Largest difference, in ms, between the start of a sweep and a stamp minus its exposure '
+        'offset. Keep it below half of the shortest sweep period (nuScenes: 50 ms).',
         minimum=0.0,
         maximum=1000.0,
     )
     deadline_ms: float = option(
         150.0,
-        'A sweep is closed this long after its first frame arrived, complete or not.',
+        'Time, in ms, from the first frame of a sweep to the end of the wait for the others.',
         minimum=1.0,
         maximum=10000.0,
     )
     reset_threshold_ms: float = option(
         1000.0,
-        'A stamp this far behind the newest one is a jump of time (a bag loop), not a late frame.',
+        'A stamp this many ms before the newest one is a jump of time, such as a bag that starts '
+        'again, and not a late frame.',
         minimum=10.0,
         maximum=3600000.0,
     )
     exposure_offsets: str = option(
         'preset',
-        'preset: cameras.<NAME>.exposure_offset_ms; auto: learned from the first sweeps.',
+        'preset: use cameras.<NAME>.exposure_offset_ms; auto: learn the offsets from the first '
+        'sweeps.',
         choices=('preset', 'auto'),
     )
     min_views: int = option(
         3,
-        'With missing_camera_policy drop_view: fewer views than this are not worth an answer.',
+        'With missing_camera_policy drop_view: smallest number of views that are answered about.',
         minimum=1,
         maximum=64,
     )
@@ -201,22 +215,23 @@ class SyncConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which runtime computes the visual tokens."""
+    """Which runtime runs the vision encoder."""
 
     backend: str = option(
         'auto',
-        'Runtime of the vision encoder; auto: the first of tensorrt, tensorrt_rtx, onnxruntime '
-        'that is installed and has an engine that fits, else torch.',
+        'Runtime of the vision encoder. auto: the first of tensorrt, tensorrt_rtx, onnxruntime '
+        'that is installed and has an engine for this machine and model, otherwise torch.',
         choices=('auto', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'),
     )
     engine_dir: str = option(
         '',
-        'Folder of the built engines; only engines inside it are loaded. Empty: engines/ of the '
-        'source tree, else ~/.local/share/p2d_node/engines.',
+        'Folder of the built engines. Empty: engines/ of the source tree, or '
+        '~/.local/share/p2d_node/engines if there is no source tree.',
     )
     allow_unverified: bool = option(
         False,
-        'Load engines that p2d verify-engine has not compared with torch on this machine.',
+        'Whether to load engines that p2d verify-engine has not compared with torch on this '
+        'machine.',
     )
 
     def __post_init__(self) -> None:
@@ -226,32 +241,34 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DriveConfig:
-    """Everything the drive node and the pipeline need to know."""
+    """The configuration of the drive node and of the pipeline."""
 
     model: str = option(
         SHIPPED_MODEL,
-        'Checkpoint folder in Hugging Face format (safetensors); "p2d-mini": the small model that '
-        'ships; "untrained": a tiny one with random weights, to try the plumbing.',
+        'Checkpoint folder in Hugging Face format (safetensors); p2d-mini: the small model that '
+        'ships with the package; untrained: a tiny model with random weights, for tests without a '
+        'checkpoint.',
     )
     device: str = option(
         'auto',
-        'torch device: auto, cpu or cuda; auto takes a GPU where there is one, the first that '
-        'CUDA_VISIBLE_DEVICES leaves.',
+        'Device of torch: auto, cpu or cuda. auto: the first GPU in CUDA_VISIBLE_DEVICES, or cpu '
+        'if there is no GPU.',
     )
     dtype: str = option(
         'auto',
-        'Number format of the weights; auto: bfloat16 on a GPU, float32 on a CPU.',
+        'Number format of the weights. auto: bfloat16 on a GPU, float32 on a CPU.',
         choices=('auto', 'float32', 'bfloat16', 'float16', 'float64'),
     )
     weights: str = option(
         'as_is',
-        "Whether the language model's linear weights are quantised by torchao: as_is, int8, int4 "
-        '(NVIDIA GPUs from compute capability 8.0 on, dtype bfloat16).',
+        "Quantisation of the language model's linear weights by torchao. as_is: none. int4 needs "
+        'an NVIDIA GPU of compute capability 8.0 or higher and dtype bfloat16.',
         choices=('as_is', 'int8', 'int4'),
     )
     num_threads: int = option(
         0,
-        "CPU threads of torch; 0: torch's own choice less one for the camera callbacks.",
+        "CPU threads of torch. 0: one less than torch's default, to leave one for the camera "
+        'callbacks.',
         minimum=0,
         maximum=1024,
     )
@@ -268,15 +285,15 @@ class DriveConfig:
     sync: SyncConfig = field(default_factory=SyncConfig)
     view_max_pixels: int = option(
         0,
-        'Most pixels of a view for models that take pictures of any size (Qwen-VL); 0: as the '
-        'checkpoint says. Fewer pixels are fewer visual tokens.',
+        'Largest number of pixels of a view, for models with a variable image size (Qwen-VL). '
+        'Fewer pixels give fewer visual tokens. 0: the limit of the checkpoint.',
         minimum=0,
         maximum=100_000_000,
     )
     missing_camera_policy: str = option(
         'skip',
-        'What happens to a sweep that the deadline closed: skip drops it, drop_view answers from '
-        'the views there are.',
+        'What happens to a sweep with cameras missing at the deadline. skip: it is dropped; '
+        'drop_view: the answers use the other views.',
         choices=('skip', 'drop_view'),
         runtime=True,
     )
@@ -285,61 +302,66 @@ class DriveConfig:
     )
     selector: str = option(
         'tfps',
-        'How the kept tokens are chosen.',
+        'Method that selects the visual tokens to keep. tfps is that of the Prune2Drive paper.',
         choices=('tfps', 'random', 'grid', 'divprune'),
         runtime=True,
     )
     allocation: str = option(
         'fixed',
-        'fixed: every camera keeps its retention ratio; adaptive: all cameras share one budget, '
-        'split for every sweep by how much each token adds; the ratios then weigh the cameras.',
+        'fixed: every camera keeps its retention ratio. adaptive: the cameras share one budget, '
+        'which is split anew for every sweep; the retention ratios weight the cameras.',
         choices=('fixed', 'adaptive'),
         runtime=True,
     )
     prune_layer: int = option(
         0,
-        'Decoder layer before which tokens are dropped, below the number of layers; 0: before the '
-        'language model; 1: as in the published inference code.',
+        'Decoder layer before which tokens are dropped, less than the number of layers. 0: before '
+        'the language model; 1: as in the published inference code.',
         minimum=0,
         maximum=255,
     )
     questions: tuple[str, ...] = option(
-        DEFAULT_QUESTIONS, 'Questions that are answered for every sweep.', runtime=True
+        DEFAULT_QUESTIONS,
+        'Questions that are answered for every sweep; an empty list: none.',
+        runtime=True,
     )
     question_batch: int = option(
         16,
-        'Questions about a sweep that are answered together; fewer need less memory.',
+        'Largest number of questions that are answered in one batch. A smaller batch needs less '
+        'memory.',
         minimum=1,
         maximum=256,
         runtime=True,
     )
     max_new_tokens: int = option(
         64,
-        'Longest answer, in tokens; memory for so many is reserved.',
+        'Largest number of tokens of an answer. Memory is reserved for this number.',
         minimum=1,
         maximum=4096,
         runtime=True,
     )
     stop: tuple[str, ...] = option(
-        (), 'Texts that end an answer where they appear, and are not part of it.', runtime=True
+        (), 'Texts at which an answer ends; the answer does not contain them.', runtime=True
     )
     stream_partial_answers: bool = option(
-        False, 'Whether answers are published while they grow, on ~/answer_partial.', runtime=True
+        False,
+        'Whether unfinished answers are published on ~/answer_partial after every token.',
+        runtime=True,
     )
     deadline_ms: float = option(
         0.0,
-        'Generation for a sweep stops this long after work on it began, and the answer is marked '
-        'as cut; 0: no limit.',
+        'Time, in ms, after the start of work on a sweep at which generation stops; answers that '
+        'were cut say so. 0: no limit.',
         minimum=0.0,
         maximum=600000.0,
         runtime=True,
     )
 
     def __post_init__(self) -> None:
-        """Check the values and how they fit together."""
+        """Check each value and the values that depend on each other."""
         check_fields(self)
         if not self.cameras:
-            raise ConfigError('cameras: got none, allowed: one or more; name them in camera_names')
+            raise ConfigError('cameras: got none, allowed: one or more; set camera_names')
         if self.sync.reference_camera not in self.cameras:
             raise ConfigError(
                 f'sync.reference_camera: got {self.sync.reference_camera!r}, '
@@ -354,130 +376,17 @@ class DriveConfig:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
         if self.allocation == 'adaptive' and self.selector != 'tfps':
             raise ConfigError(
-                f'allocation: got adaptive with selector {self.selector!r}, allowed: with tfps, '
-                'whose distances it compares'
+                f'allocation: got adaptive with selector {self.selector!r}, allowed: with tfps '
+                'only; set selector to tfps or allocation to fixed'
             )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')
         if any(not question.strip() for question in self.questions):
             raise ConfigError(
-                'questions: got an empty question, allowed: non-empty texts; to ask nothing by '
-                'itself set questions to an empty list'
+                'questions: got an empty question, allowed: texts that are not empty; for no '
+                'questions set an empty list'
             )
 
     def retention_ratio_of(self, camera: str) -> float:
-        """Return the retention ratio of `camera`, the default where none is set."""
+        """Return the retention ratio of `camera`, or the default if it has none."""
         return self.retention_ratio.get(camera, DEFAULT_RETENTION_RATIO)
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One leaf of the configuration under its parameter name.
-
-    Attributes:
-        name: Dotted name, e.g. `sync.tolerance_ms`.
-        default: Value where nothing is set; its type is the parameter's type.
-        option: What is allowed.
-    """
-
-    name: str
-    default: Any
-    option: Option
-
-
-CAMERA_NAMES = Parameter(
-    'camera_names',
-    NUSCENES_CAMERAS,
-    Option(help='The cameras, in the order in which the model sees them.'),
-)
-"""Names the cameras; the parameters `cameras.<NAME>.*` and `retention_ratio.<NAME>` follow it."""
-
-
-def list_parameters(
-    camera_names: Sequence[str], tuned: Mapping[str, float] | None = None
-) -> list[Parameter]:
-    """List every parameter but `camera_names`, for these cameras, with its default.
-
-    Args:
-        camera_names: The cameras.
-        tuned: Camera to the retention ratio that was tuned for the model, where one was.
-    """
-    defaults = DriveConfig()
-    parameters = _leaves(defaults, '')
-    for section in ('encoder', 'sync'):
-        parameters += _leaves(getattr(defaults, section), f'{section}.')
-    for name in camera_names:
-        camera = defaults.cameras.get(name, CameraConfig(topic=f'/{name}/image_raw'))
-        parameters += _leaves(camera, f'cameras.{name}.')
-        ratio = (tuned or {}).get(name, DEFAULT_RETENTION_RATIO)
-        parameters.append(Parameter(f'retention_ratio.{name}', ratio, RETENTION_RATIO))
-    return parameters
-
-
-def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the parameter that a misspelt one may stand for; None where none is like it."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    return close[0] if close else None
-
-
-def config_from_parameters(
-    camera_names: Sequence[str],
-    values: Mapping[str, Any],
-    tuned: Mapping[str, float] | None = None,
-) -> DriveConfig:
-    """Build the configuration from parameter values; what is not in `values` keeps its default.
-
-    Args:
-        camera_names: The cameras.
-        values: Parameter names to values.
-        tuned: As for `list_parameters`.
-
-    Raises:
-        ConfigError: A name that is not a parameter, a value of the wrong type or out of range.
-    """
-    known = {parameter.name: parameter for parameter in list_parameters(camera_names, tuned)}
-    for name in values:
-        if name not in known:
-            close = closest_name(name, known)
-            hint = f'did you mean {close}?' if close else f'allowed: {", ".join(sorted(known))}'
-            raise ConfigError(f'{name}: there is no such parameter; {hint}')
-    typed = {
-        name: _to_type_of(parameter.default, values.get(name, parameter.default), name)
-        for name, parameter in known.items()
-    }
-
-    def section(prefix: str) -> dict[str, Any]:
-        return {
-            name.removeprefix(prefix): value
-            for name, value in typed.items()
-            if name.startswith(prefix)
-        }
-
-    return DriveConfig(
-        **{name: value for name, value in typed.items() if '.' not in name},
-        encoder=EncoderConfig(**section('encoder.')),
-        sync=SyncConfig(**section('sync.')),
-        cameras={name: CameraConfig(**section(f'cameras.{name}.')) for name in camera_names},
-        retention_ratio=section('retention_ratio.'),
-    )
-
-
-def _leaves(config: Any, prefix: str) -> list[Parameter]:
-    return [
-        Parameter(f'{prefix}{item.name}', getattr(config, item.name), item.metadata['option'])
-        for item in fields(config)
-        if 'option' in item.metadata
-    ]
-
-
-def _to_type_of(default: Any, value: Any, name: str) -> Any:
-    """Return `value` in the type of `default`: whole numbers pass as floats, lists as tuples."""
-    if isinstance(default, tuple):
-        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise ConfigError(f'{name}: got {value!r}, allowed: a list of texts')
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(default):
-        raise ConfigError(f'{name}: got {value!r}, allowed: a {type(default).__name__}')
-    return value

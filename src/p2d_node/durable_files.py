@@ -1,4 +1,4 @@
-"""Files that a power cut leaves whole: with their old content, or with the new."""
+"""Reads JSON files, and writes files so that a power cut leaves the old content or the new."""
 
 from __future__ import annotations
 
@@ -12,7 +12,47 @@ import secrets
 import tempfile
 from typing import Any
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, P2dError
+
+
+def read_json_object(
+    path: Path,
+    *,
+    parameter: str = '',
+    next_step: str = 'copy it again',
+    max_bytes: int | None = None,
+    error: type[P2dError] = ConfigError,
+) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Args:
+        path: The file, in UTF-8.
+        parameter: The parameter that names the file or its folder; messages begin with it.
+        next_step: What the user can do if it cannot be read; empty: the caller says it.
+        max_bytes: Largest size of the file; None: any size.
+        error: The class of the error.
+
+    Raises:
+        P2dError: Of class `error`: the file is missing, unreadable or too large, or its content
+            is not a JSON object.
+    """
+    name = f'{parameter}: {path}' if parameter else str(path)
+    advice = f'; {next_step}' if next_step else ''
+    try:
+        num_bytes = path.stat().st_size
+        if max_bytes is not None and num_bytes > max_bytes:
+            raise error(f'{name} has {num_bytes} bytes, allowed: {max_bytes}{advice}')
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError as err:
+        raise error(f'{name} is missing{advice}') from err
+    except OSError as err:
+        raise error(f'{name} cannot be read: {err.strerror or err}{advice}') from err
+    except (ValueError, RecursionError) as err:
+        raise error(f'{name} is not valid JSON: {err}{advice}') from err
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise error(f'{name} is not a JSON object: got a {kind}{advice}')
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -21,7 +61,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file in one step."""
+    """Write a file in one step: a reader sees the old content or the new."""
     unfinished = path.with_name(f'.{path.name}-{secrets.token_hex(4)}')
     try:
         with unfinished.open('wb') as file:
@@ -35,12 +75,12 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 @contextmanager
-def write_faults(what: str, remedy: str) -> Iterator[None]:
-    """Name what could not be written where the system refuses.
+def write_faults(what: str, next_step: str) -> Iterator[None]:
+    """Turn an OSError into a ConfigError that names the file that cannot be written.
 
     Args:
-        what: The option that says where, and the path.
-        remedy: What its user can do.
+        what: The parameter that names the file or folder, and the path.
+        next_step: What the user can do.
 
     Raises:
         ConfigError: In place of OSError.
@@ -48,20 +88,21 @@ def write_faults(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise ConfigError(f'{what} cannot be written: {err.strerror or err}; {remedy}') from err
+        reason = err.strerror or err
+        raise ConfigError(f'{what} cannot be written: {reason}; {next_step}') from err
 
 
 def require_writable(path: Path) -> None:
-    """Make the folder of a file, and make sure that the file could be written there now.
+    """Create the parent folder of a file and check that the file can be written.
 
     Raises:
-        OSError: It could not.
+        OSError: The file cannot be written.
     """
-    for number, in_the_way in (
+    for number, is_blocked in (
         (errno.ENOTDIR, path.parent.is_file()),
         (errno.EISDIR, path.is_dir()),
     ):
-        if in_the_way:
+        if is_blocked:
             raise OSError(number, os.strerror(number), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.'):
@@ -69,7 +110,7 @@ def require_writable(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -78,7 +119,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make every file in a folder survive a power cut, readable by all, writable by its owner."""
+    """Flush every file in a folder to the disk; all may read them, only the owner may write."""
     for path in folder.iterdir():
         path.chmod(0o644)
         with path.open('rb') as file:

@@ -1,14 +1,16 @@
-"""The errors of p2d_node: a message says what, the value got, what is allowed, the next step."""
+"""The errors of p2d_node.
+
+A message names the parameter or file, the value got, the allowed values and the next step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 
 class P2dError(Exception):
-    """Base of every error that p2d_node raises on purpose."""
+    """Base class of the errors that p2d_node raises."""
 
 
 class ConfigError(P2dError):
@@ -16,15 +18,24 @@ class ConfigError(P2dError):
 
 
 class BackendUnavailableError(P2dError):
-    """A library or device that the configuration asks for is not there."""
+    """A library or device that the configuration requires is not available."""
 
 
 class EngineMismatchError(P2dError):
-    """A built engine does not fit this machine, this model or its own manifest."""
+    """An engine does not match this machine, this model or its own manifest."""
 
 
 class ImageDecodeError(P2dError):
-    """The bytes of one camera frame are not a picture that can be used."""
+    """The bytes of one camera frame are not an image that can be used.
+
+    Attributes:
+        camera: Name of the camera; None if the error is not about one camera.
+    """
+
+    def __init__(self, message: str, *, camera: str | None = None) -> None:
+        """Keep the message and the camera."""
+        super().__init__(message)
+        self.camera = camera
 
 
 class InferenceError(P2dError):
@@ -32,21 +43,29 @@ class InferenceError(P2dError):
 
 
 @contextmanager
-def checkpoint_faults(folder: Path) -> Iterator[None]:
-    """Name the checkpoint in `folder` as the cause of whatever a library makes of its files.
+def checkpoint_faults(
+    folder: object, *, part: str = 'the checkpoint', parameter: str = 'model'
+) -> Iterator[None]:
+    """Turn the errors of libraries that load a checkpoint into a ConfigError.
 
-    Settings with values of a wrong kind end in faults without a common class.
+    The libraries have no common error class for settings of a wrong type.
+
+    Args:
+        folder: The checkpoint.
+        part: The part of the checkpoint that is loaded.
+        parameter: The parameter that names the checkpoint; empty: the message has no prefix.
 
     Raises:
-        ConfigError: In place of anything that is not raised on purpose.
+        ConfigError: In place of any error but a P2dError.
     """
     try:
         yield
     except P2dError:
         raise
     except Exception as err:
+        prefix = f'{parameter}: ' if parameter else ''
         reason = (str(err).strip().splitlines() or ['no reason given'])[0]
         raise ConfigError(
-            f'model: {folder}: does not load: {type(err).__name__}: {reason}; copy the '
-            'checkpoint again'
+            f'{prefix}{folder}: {part} does not load: {type(err).__name__}: {reason}; copy its '
+            'files again'
         ) from err

@@ -1,7 +1,7 @@
-"""The bytes of a camera frame come in; pixels go out, or `ImageDecodeError` with the reason.
+"""The bytes of a camera frame come in; pixels go out.
 
-Raw frames of the usual 8-bit colour encodings are looked at in place: no byte is copied. Others go
-through cv_bridge, packed YUV and JPEG through OpenCV.
+Raw frames in 8-bit RGB or BGR are used in place, without a copy. OpenCV decodes packed YUV, JPEG
+and PNG; cv_bridge converts the other encodings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from p2d_node.errors import BackendUnavailableError, ImageDecodeError
 from p2d_node.records import CameraFrame, CompressedImageLike, DecodedFrame, RawImage, RawImageLike
 
 IN_PLACE_ENCODINGS = {'rgb8': 'rgb', 'bgr8': 'bgr', '8UC3': 'bgr'}
-"""Encodings that are used as they lie in the message, and their channel order."""
+"""Encodings that are used without a copy, and their channel order."""
 
 PACKED_YUV_CODES = {
     'yuv422': cv2.COLOR_YUV2RGB_UYVY,
@@ -23,7 +23,7 @@ PACKED_YUV_CODES = {
     'yuv422_yuy2': cv2.COLOR_YUV2RGB_YUY2,
     'yuyv': cv2.COLOR_YUV2RGB_YUY2,
 }
-"""Two-byte encodings of many USB cameras, which the pure-Python cv_bridge does not know."""
+"""Two-byte encodings of many USB cameras; the pure-Python cv_bridge does not support them."""
 
 BYTES_PER_PIXEL = {
     **dict.fromkeys(IN_PLACE_ENCODINGS, 3),
@@ -37,26 +37,26 @@ BYTES_PER_PIXEL = {
     'bayer_gbrg8': 1,
     'bayer_grbg8': 1,
 }
-"""Every raw encoding that is understood."""
+"""All supported raw encodings."""
 
 JPEG_START, JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
 PNG_START, PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
 TAIL_BYTES = 64
-"""Where the end marker is looked for: some cameras pad their JPEGs with a few bytes."""
+"""The end marker must be within the last bytes: some cameras pad their JPEGs with a few bytes."""
 
 MAX_SIDE_PX = 16384
-"""A longer side is taken for a broken header, not for a camera."""
+"""A longer side means that the header is broken."""
 
 
 def decode_frame(frame: CameraFrame) -> DecodedFrame:
     """Decode the payload of `frame`, a ROS image message or a record with the same fields.
 
     Returns:
-        Pixels uint8 [height, width, 3]. For raw 8-bit colour they are a view of the message's
-        bytes, padded rows included, so the message must outlive them.
+        Pixels uint8 [height, width, 3]. For raw RGB and BGR they are a view of the message's
+        bytes, also if its rows are padded, so the message must outlive them.
 
     Raises:
-        ImageDecodeError: Broken, truncated, mis-sized or in an encoding that is not understood.
+        ImageDecodeError: The frame is broken, truncated or in an unsupported encoding.
         BackendUnavailableError: The encoding needs cv_bridge, which is not installed.
     """
     payload = frame.payload
@@ -65,11 +65,16 @@ def decode_frame(frame: CameraFrame) -> DecodedFrame:
     elif isinstance(payload, CompressedImageLike):
         pixels, channel_order = _decode_compressed(frame.camera, payload)
     else:
-        raise ImageDecodeError(
-            f'{frame.camera}: got a payload of type {type(payload).__name__}, '
-            'allowed: sensor_msgs Image or CompressedImage'
+        raise _decode_error(
+            frame.camera,
+            f'got a payload of type {type(payload).__name__}, '
+            'allowed: sensor_msgs Image or CompressedImage',
         )
     return DecodedFrame(frame.camera, frame.stamp_ns, pixels, channel_order)
+
+
+def _decode_error(camera: str, reason: str) -> ImageDecodeError:
+    return ImageDecodeError(f'{camera}: {reason}', camera=camera)
 
 
 def _decode_raw(camera: str, image: RawImageLike) -> tuple[npt.NDArray[np.uint8], str]:
@@ -88,26 +93,28 @@ def _decode_raw(camera: str, image: RawImageLike) -> tuple[npt.NDArray[np.uint8]
 
 
 def _check_raw(camera: str, image: RawImageLike) -> npt.NDArray[np.uint8]:
-    """Return the message's bytes as uint8 [bytes] without copying, or say what does not fit."""
+    """Return the message's bytes as uint8 [bytes], without a copy, after checking its fields."""
     if image.encoding not in BYTES_PER_PIXEL:
-        raise ImageDecodeError(
-            f'{camera}: got encoding {image.encoding!r}, allowed: {", ".join(BYTES_PER_PIXEL)}'
+        raise _decode_error(
+            camera, f'got encoding {image.encoding!r}, allowed: {", ".join(BYTES_PER_PIXEL)}'
         )
     if not (0 < image.height <= MAX_SIDE_PX and 0 < image.width <= MAX_SIDE_PX):
-        raise ImageDecodeError(
-            f'{camera}: got {image.width}x{image.height} px, allowed: 1 to {MAX_SIDE_PX} per side'
+        raise _decode_error(
+            camera, f'got {image.width}x{image.height} px, allowed: 1 to {MAX_SIDE_PX} per side'
         )
     width_bytes = image.width * BYTES_PER_PIXEL[image.encoding]
     if image.step < width_bytes:
-        raise ImageDecodeError(
-            f'{camera}: got a row step of {image.step} bytes, allowed: at least {width_bytes} for '
-            f'{image.width} px of {image.encoding}'
+        raise _decode_error(
+            camera,
+            f'got a row step of {image.step} bytes, allowed: at least {width_bytes} for '
+            f'{image.width} px of {image.encoding}',
         )
     data = np.frombuffer(image.data, np.uint8)
     if data.size < image.step * image.height:
-        raise ImageDecodeError(
-            f'{camera}: got {data.size} bytes, allowed: at least {image.step * image.height} for '
-            f'{image.height} rows of {image.step} bytes'
+        raise _decode_error(
+            camera,
+            f'got {data.size} bytes, allowed: at least {image.step * image.height} for '
+            f'{image.height} rows of {image.step} bytes',
         )
     return data
 
@@ -122,7 +129,7 @@ def _convert_with_cv_bridge(
             f'{camera}: encoding {image.encoding!r} needs cv_bridge, which is not installed; '
             'install ros-<distro>-cv-bridge (or the PyPI package cv-bridge), or publish bgr8'
         ) from err
-    # The pure-Python cv_bridge ignores `step`, so it gets rows without padding.
+    # The pure-Python cv_bridge ignores `step`, so pass rows without padding.
     compact = RawImage(
         height=image.height,
         width=image.width,
@@ -133,9 +140,9 @@ def _convert_with_cv_bridge(
     )
     try:
         pixels: Any = CvBridge().imgmsg_to_cv2(compact, 'rgb8')
-    except Exception as err:  # cv_bridge raises whatever its conversion ran into
-        raise ImageDecodeError(
-            f'{camera}: cv_bridge could not convert {image.encoding!r} to rgb8: {err}'
+    except Exception as err:  # cv_bridge passes on the errors of other libraries
+        raise _decode_error(
+            camera, f'cv_bridge could not convert {image.encoding!r} to rgb8: {err}'
         ) from err
     return np.asarray(pixels, np.uint8)
 
@@ -146,24 +153,26 @@ def _decode_compressed(
     data = np.frombuffer(image.data, np.uint8)
     start, tail = data[:8].tobytes(), data[-TAIL_BYTES:].tobytes()
     if not start.startswith((JPEG_START, PNG_START)):
-        raise ImageDecodeError(
-            f'{camera}: got {data.size} bytes of format {image.format!r} that start with '
-            f'{start.hex() or "nothing"}, allowed: JPEG or PNG'
+        raise _decode_error(
+            camera,
+            f'got {data.size} bytes of format {image.format!r} that start with '
+            f'{start.hex() or "nothing"}, allowed: JPEG or PNG',
         )
     end = JPEG_END if start.startswith(JPEG_START) else PNG_END
     if end not in tail:
-        # OpenCV would fill the missing part with grey and say nothing.
-        raise ImageDecodeError(
-            f'{camera}: got a truncated {image.format!r} of {data.size} bytes without its end '
-            'marker; check the network and the publisher'
+        # OpenCV would fill the missing part with grey without an error.
+        raise _decode_error(
+            camera,
+            f'got a truncated {image.format!r} of {data.size} bytes without its end '
+            'marker; check the network and the publisher',
         )
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # a header that promises a picture too large for memory
+    except cv2.error:  # a header with an image size that exceeds the memory
         pixels = None
     if pixels is None:
-        raise ImageDecodeError(
-            f'{camera}: {data.size} bytes of format {image.format!r} do not decode; '
-            'check the publisher'
+        raise _decode_error(
+            camera,
+            f'{data.size} bytes of format {image.format!r} do not decode; check the publisher',
         )
     return np.asarray(pixels, np.uint8), 'bgr'

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import time
 
+from p2d_node.units import NS_PER_MS
 import torch
-
-NS_PER_MS = 1e6
 
 MustStop = Callable[[], bool]
 """Called between tokens; True cuts all answers that have not ended."""

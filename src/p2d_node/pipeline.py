@@ -22,8 +22,9 @@ from p2d_node.assembly import assemble, Stages
 from p2d_node.config import DriveConfig
 from p2d_node.errors import InferenceError
 from p2d_node.language_model.conversation import Limits, OnPartial, TextAnswer, UNANSWERED
-from p2d_node.latency import MustStop, never, NS_PER_MS, StageClock, stop_at
+from p2d_node.latency import MustStop, never, StageClock, stop_at
 from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
+from p2d_node.units import NS_PER_MS
 import torch
 from torch import Tensor
 

@@ -1,8 +1,8 @@
-"""Decoded frames come in; pixel_values go out, bit for bit as the model's processor makes them.
+"""Decoded frames come in; pixel_values go out, bit-identical to those of the model's processor.
 
-The references are Hugging Face's Pillow image processors: LLaVA-OneVision's in its several-images
-mode, which pads frames to a square with the mean colour, those that squash frames into it
-(SigLIP's, InternVL's), and Qwen-VL's, whose size follows from the frame's. Then all resize with
+The references are the Pillow image processors of transformers. LLaVA-OneVision's, in its mode for
+several images, pads a frame to a square with the mean colour. SigLIP's and InternVL's stretch it
+to a square. Qwen-VL's stretches it to a size that depends on the frame. All of them resize with
 Pillow, rescale and normalise.
 """
 
@@ -24,28 +24,32 @@ from PIL import Image
 import torch
 from torch import Tensor
 
-Colour = tuple[int, int, int]
-
-FITS = {'LlavaOnevision': 'pad', 'Siglip': 'squash', 'GotOcr2': 'squash', 'Qwen2VL': 'squash'}
-"""First part of an image processor's class name to how a frame takes the encoder's shape."""
+FIT_OF_PROCESSOR = {
+    'LlavaOnevision': 'pad',
+    'Siglip': 'squash',
+    'GotOcr2': 'squash',
+    'Qwen2VL': 'squash',
+}
+"""Start of an image processor's class name to `ImageProcessing.fit`."""
 
 FRAME_SIZE_PX = (900, 1600)
-"""Height and width of a nuScenes frame: where the encoder's size follows from the frame's, all
-frames get the size that follows from this one."""
+"""Height and width of a nuScenes frame. Where the picture size depends on the frame size, this one
+is used for all frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessing:
-    """What a checkpoint's image processor does to a picture.
+    """Settings of a checkpoint's image processor.
 
     Attributes:
         height_px: Height of the picture that the vision encoder sees.
         width_px: Its width.
-        fit: How a frame takes that shape: `pad` adds bars, `squash` changes its aspect ratio.
+        fit: How a frame is brought to this shape. `pad` keeps its aspect ratio and adds bars;
+            `squash` stretches it.
         resample: Pillow's number of the resampling filter.
-        rescale_factor: Multiplied with 0..255.
+        rescale_factor: Factor of the pixel values 0..255.
         mean: Subtracted per channel (RGB) after rescaling.
-        std: Divided by per channel (RGB) after that.
+        std: Divisor per channel (RGB) after that.
     """
 
     height_px: int
@@ -62,14 +66,15 @@ class ImageProcessing:
 
         Args:
             folder: The checkpoint.
-            max_pixels: Most pixels of a view where the size is free; 0: as the settings say.
+            max_pixels: Maximum number of pixels of a view, for models that accept any size;
+                0: the checkpoint's own maximum.
 
         Raises:
-            ConfigError: No processor file, or one that this preprocessing does not cover.
+            ConfigError: The settings are missing or not supported.
         """
         settings = _read_settings(folder)
         if str(settings.get('image_processor_type')).startswith('Qwen2VL'):
-            height, width = _free_size(settings, folder, max_pixels)
+            height, width = _variable_size(settings, folder, max_pixels)
         else:
             height, width = _fixed_size(settings, folder)
         for switch in ('do_resize', 'do_rescale', 'do_normalize'):
@@ -86,26 +91,13 @@ class ImageProcessing:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON data, to compare an engine's with a checkpoint's."""
+        """Return the settings as JSON data; engine manifests store them."""
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return settings
 
     @property
-    def size_px(self) -> int:
-        """Side of the square that the vision encoder sees.
-
-        Raises:
-            ConfigError: It is no square.
-        """
-        if self.height_px != self.width_px:
-            raise ConfigError(
-                f'image size: got {self.height_px} x {self.width_px}, allowed here: a square'
-            )
-        return self.height_px
-
-    @property
-    def padding_colour(self) -> Colour:
-        """RGB colour of the bars that make a frame square."""
+    def padding_colour(self) -> tuple[int, int, int]:
+        """RGB colour of the bars, 0..255."""
         red, green, blue = (int(value * 255) for value in self.mean)
         return red, green, blue
 
@@ -136,51 +128,58 @@ def _fixed_size(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
     return height, width
 
 
-def _free_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> tuple[int, int]:
-    """Return the height and width that Qwen-VL's processor gives a frame of `FRAME_SIZE_PX`.
+def _variable_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> tuple[int, int]:
+    """Return the height and width that Qwen-VL's processor resizes `FRAME_SIZE_PX` to.
 
-    Both are multiples of a token's side, near the frame's shape, within the range of pixels.
+    Both are multiples of the side of a token. The aspect ratio is about that of the frame, and the
+    number of pixels is within the range of the settings.
     """
-    size = settings.get('size') or {}
-    least = settings.get('min_pixels') or size.get('shortest_edge')
-    most = settings.get('max_pixels') or size.get('longest_edge')
-    if not isinstance(least, int) or not isinstance(most, int):
-        raise ConfigError(
-            f'{folder}: image size: got {size!r}, allowed: shortest_edge and longest_edge, or '
-            'min_pixels and max_pixels, each a number of pixels'
-        )
-    most = min(most, max_pixels or most)
+    smallest, largest = _pixel_range(settings, folder)
+    largest = min(largest, max_pixels or largest)
     token_px = int(settings.get('patch_size', 14)) * int(settings.get('merge_size', 2))
     height, width = (round(side / token_px) * token_px for side in FRAME_SIZE_PX)
     area = math.prod(FRAME_SIZE_PX)
-    if height * width > most:
-        shrink = math.sqrt(area / most)
+    if height * width > largest:
+        shrink = math.sqrt(area / largest)
         sides = (math.floor(side / shrink / token_px) * token_px for side in FRAME_SIZE_PX)
         height, width = (max(token_px, side) for side in sides)
-    elif height * width < least:
-        grow = math.sqrt(least / area)
+    elif height * width < smallest:
+        grow = math.sqrt(smallest / area)
         height, width = (math.ceil(side * grow / token_px) * token_px for side in FRAME_SIZE_PX)
     return height, width
 
 
+def _pixel_range(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
+    size = settings.get('size') or {}
+    smallest = settings.get('min_pixels') or size.get('shortest_edge')
+    largest = settings.get('max_pixels') or size.get('longest_edge')
+    if not isinstance(smallest, int) or not isinstance(largest, int):
+        raise ConfigError(
+            f'{folder}: image size: got {size!r}, allowed: shortest_edge and longest_edge, or '
+            'min_pixels and max_pixels, each a number of pixels'
+        )
+    return smallest, largest
+
+
 def _read_fit(settings: dict[str, Any], folder: Path) -> str:
-    kind = settings.get('image_processor_type', 'LlavaOnevision')
-    for name, fit in FITS.items():
-        if str(kind).startswith(name):
+    processor = settings.get('image_processor_type', 'LlavaOnevision')
+    for name, fit in FIT_OF_PROCESSOR.items():
+        if str(processor).startswith(name):
             return fit
-    allowed = ', '.join(f'{name}ImageProcessor' for name in FITS)
-    raise ConfigError(f'{folder}: image_processor_type: got {kind!r}, allowed: {allowed}')
+    allowed = ', '.join(f'{name}ImageProcessor' for name in FIT_OF_PROCESSOR)
+    raise ConfigError(f'{folder}: image_processor_type: got {processor!r}, allowed: {allowed}')
 
 
 def _pad_and_resize(
-    image: Image.Image, size_px: int, padding_colour: Colour, resample: int
+    image: Image.Image, size_px: int, padding_colour: tuple[int, int, int], resample: int
 ) -> Image.Image:
-    """Pad an image to a square, centred, and resize it as Pillow does."""
+    """Pad an image to a square, centred, and resize it to `size_px` with Pillow."""
     side = max(image.size)
     canvas_size = (side, side)
     if image.width > image.height:
-        # Pillow filters rows, rounds, then filters columns. A bar's rows are one colour and stay
-        # so: filtering the rows before adding the bars gives the same bits, and no full-size copy.
+        # Pillow filters rows, rounds, then filters columns. Rows of a bar have one colour, which
+        # filtering does not change. So filtering the rows before adding the bars gives the same
+        # bits, and needs no copy of full size.
         image = image.resize((size_px, image.height), resample)
         canvas_size = (size_px, side)
     canvas = Image.new('RGB', canvas_size, padding_colour)
@@ -189,9 +188,9 @@ def _pad_and_resize(
 
 
 def resize_frame(frame: DecodedFrame, processing: ImageProcessing) -> npt.NDArray[np.uint8]:
-    """Return `frame` as the uint8 RGB picture [height_px, width_px, 3] that the encoder sees."""
+    """Resize `frame` to the encoder's RGB picture, uint8 [height_px, width_px, 3]."""
     image = Image.fromarray(frame.pixels)
-    # The channels of a BGR frame are swapped after the resize, where they are few.
+    # Channels of a BGR frame are swapped after the resize, when there are fewer pixels.
     is_bgr = frame.channel_order == 'bgr'
     if processing.fit == 'squash':
         size = (processing.width_px, processing.height_px)
@@ -199,30 +198,30 @@ def resize_frame(frame: DecodedFrame, processing: ImageProcessing) -> npt.NDArra
     else:
         colour = processing.padding_colour
         bars = colour[::-1] if is_bgr else colour
-        picture = _pad_and_resize(image, processing.size_px, bars, processing.resample)
+        picture = _pad_and_resize(image, processing.height_px, bars, processing.resample)
     return np.asarray(picture)[..., ::-1] if is_bgr else np.asarray(picture)
 
 
 class FrameStack:
-    """One fixed host buffer that the frames of a sweep are copied into, for engines that resize.
+    """A reused host buffer with the frames of one sweep, for engines that resize.
 
     Use it from one thread at a time.
     """
 
     def __init__(self, num_views: int, height: int, width: int, *, pinned: bool) -> None:
-        """Allocate the buffer; pinned memory is copied to a GPU without waiting."""
+        """Allocate the buffer; from pinned memory a copy to a GPU is asynchronous."""
         shape = (num_views, height, width, 3)
         self._buffer = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
         self._views: list[npt.NDArray[np.uint8]] = list(self._buffer.numpy())
 
     def fill(self, frames: Sequence[DecodedFrame], pool: Executor) -> Tensor:
-        """Copy `frames` in, one thread of `pool` per view, swapping RGB to BGR on the way.
+        """Copy `frames` as BGR into the buffer, one thread of `pool` per view.
 
         Returns:
             uint8 [views, height, width, 3] in BGR on the host; the next call overwrites it.
 
         Raises:
-            ImageDecodeError: A frame of another size than the engine was built for.
+            ImageDecodeError: A frame does not have the size that the engine was built for.
         """
         height, width = self._views[0].shape[:2]
         for frame in frames:
@@ -231,7 +230,8 @@ class FrameStack:
                 raise ImageDecodeError(
                     f'{frame.camera}: got a frame of {got_height}x{got_width} px, the engine was '
                     f'built for {height}x{width}; build one with p2d build-engine --camera-size '
-                    f'{got_height}x{got_width}, or --input pixel_values for any size'
+                    f'{got_height}x{got_width}, or --input pixel_values for any size',
+                    camera=frame.camera,
                 )
         list(pool.map(_copy_as_bgr, frames, self._views))
         return self._buffer[: len(frames)]
@@ -244,18 +244,18 @@ def _copy_as_bgr(frame: DecodedFrame, view: npt.NDArray[np.uint8]) -> None:
 def normalize(
     pictures: Sequence[npt.NDArray[np.uint8]], processing: ImageProcessing, device: torch.device
 ) -> Tensor:
-    """Turn RGB pictures into the encoder's input.
+    """Rescale and normalise RGB pictures.
 
     Args:
         pictures: Per view uint8 [height_px, width_px, 3].
         processing: The checkpoint's settings.
-        device: Where the result lies; the frames travel there as bytes.
+        device: Device of the result; the pictures are copied there as bytes.
 
     Returns:
         pixel_values float32 [views, 3, height_px, width_px].
     """
     pixels = torch.from_numpy(np.stack(pictures)).to(device).permute(0, 3, 1, 2)
-    # float64 for the product, as numpy does it in the reference.
+    # float64 for the product, as in the reference, which uses numpy.
     scaled = pixels.to(torch.float64).mul_(processing.rescale_factor).to(torch.float32)
     mean = torch.tensor(processing.mean, device=device).view(3, 1, 1)
     std = torch.tensor(processing.std, device=device).view(3, 1, 1)

@@ -1,8 +1,8 @@
-"""The frozen records that walk through the pipeline; each stage takes one and returns the next.
+"""The frozen records of the pipeline; each stage takes one and returns the next.
 
-Two clocks appear, and are never compared with each other: `stamp_ns` is the capture time on the
-cameras' clock (ROS time, nanoseconds since its epoch); `*_arrival_ns` and `closed_ns` are the
-steady clock of this process (`time.monotonic_ns`).
+There are two clocks, which must not be compared with each other. `stamp_ns` is the capture time
+on the cameras' clock: ROS time, nanoseconds since its epoch. `first_arrival_ns` and `closed_ns`
+are on the steady clock of this process (`time.monotonic_ns`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-NS_PER_S = 1_000_000_000
-
 NUSCENES_CAMERAS = (
     'CAM_FRONT',
     'CAM_FRONT_LEFT',
@@ -26,12 +24,12 @@ NUSCENES_CAMERAS = (
     'CAM_BACK_LEFT',
     'CAM_BACK_RIGHT',
 )
-"""The six views in the order in which driving VLMs are trained to see them."""
+"""The six views, in the order that driving VLMs are trained on."""
 
 
 @runtime_checkable
 class RawImageLike(Protocol):
-    """What is read of a `sensor_msgs/Image`."""
+    """The fields of `sensor_msgs/Image` that decoding reads."""
 
     height: int
     width: int
@@ -43,7 +41,7 @@ class RawImageLike(Protocol):
 
 @runtime_checkable
 class CompressedImageLike(Protocol):
-    """What is read of a `sensor_msgs/CompressedImage`."""
+    """The fields of `sensor_msgs/CompressedImage` that decoding reads."""
 
     format: str
     data: Any
@@ -51,7 +49,7 @@ class CompressedImageLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawImage:
-    """An uncompressed frame where no ROS message is at hand; fields as in `sensor_msgs/Image`."""
+    """An uncompressed frame without ROS; fields as in `sensor_msgs/Image`."""
 
     height: int
     width: int
@@ -63,7 +61,7 @@ class RawImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressedImage:
-    """A JPEG or PNG frame where no ROS message is at hand; as `sensor_msgs/CompressedImage`."""
+    """A JPEG or PNG frame without ROS; fields as in `sensor_msgs/CompressedImage`."""
 
     format: str
     data: Any
@@ -76,7 +74,7 @@ class CameraFrame:
     Attributes:
         camera: Name of the camera, e.g. `CAM_FRONT`.
         stamp_ns: Capture time, ROS time in nanoseconds.
-        payload: The frame itself; the synchroniser never looks inside.
+        payload: The image message; the synchroniser does not read it.
     """
 
     camera: str
@@ -89,14 +87,13 @@ class FrameSet:
     """The frames of one sweep, at most one per camera.
 
     Attributes:
-        stamp_ns: Capture of the reference camera, ROS time; where that camera is missing, the time
-            at which it would have captured.
+        stamp_ns: Capture time of the reference camera, ROS time in nanoseconds; if that camera is
+            missing, its expected capture time.
         frames: Camera name to frame, in the configured camera order.
         missing: Cameras without a frame, in the configured order.
         epoch: Number of time resets before this set; (epoch, stamp_ns) orders sets.
-        first_arrival_ns: Steady clock at the arrival of the set's first frame.
-        closed_ns: Steady clock when the set was closed.
-        stamped: False where a publisher sent stamp 0 and arrival times took its place.
+        first_arrival_ns: Arrival of the set's first frame, steady clock, nanoseconds.
+        closed_ns: When the set was closed, steady clock, nanoseconds.
     """
 
     stamp_ns: int
@@ -105,11 +102,10 @@ class FrameSet:
     epoch: int = 0
     first_arrival_ns: int
     closed_ns: int
-    stamped: bool = True
 
     @property
     def order(self) -> tuple[int, int]:
-        """Key by which a newer set compares greater than an older one, across time resets."""
+        """Sort key: newer sets compare greater, also across time resets."""
         return (self.epoch, self.stamp_ns)
 
 
@@ -121,7 +117,7 @@ class DecodedFrame:
         camera: Name of the camera.
         stamp_ns: Capture time, ROS time in nanoseconds.
         pixels: uint8 [height, width, 3]; may be a read-only view of the message's bytes.
-        channel_order: `rgb` or `bgr`: swapping a full frame costs more than swapping after resize.
+        channel_order: `rgb` or `bgr`. Channels are swapped after the resize, which costs less.
     """
 
     camera: str
@@ -141,19 +137,19 @@ class Cut(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimes:
-    """Milliseconds per stage of one sweep on the steady clock; 0.0 if a stage did not run.
+    """Stage durations of one sweep, milliseconds on the steady clock; 0.0 if a stage did not run.
 
     Attributes:
-        sync_wait_ms: First frame received to set closed.
-        queue_ms: Set closed to work begun.
+        sync_wait_ms: From the first frame's arrival to the closing of the set.
+        queue_ms: From the closing of the set to the start of work.
         decode_ms: Bytes to pixels, all views.
         preprocess_ms: Pixels to the encoder's input, all views.
         encode_ms: Encoder's input to visual tokens, all views.
         select_ms: Visual tokens to kept indices, all views.
-        prefill_ms: Language model over prompt and kept tokens, all questions together.
-        ttft_ms: Work begun to the first token of the first answer.
-        generate_ms: Decoding after the first token, all questions together.
-        total_ms: First frame received to last answer.
+        prefill_ms: Language model over prompts and visual tokens, sum of all questions.
+        ttft_ms: From the start of work to the first token of the first answer.
+        generate_ms: Decoding after the first token, sum of all questions.
+        total_ms: From the first frame's arrival to the last answer.
     """
 
     sync_wait_ms: float = 0.0
@@ -173,19 +169,20 @@ class DrivingAnswer:
     """One answer about one sweep; mirrors `p2d_msgs/DrivingAnswer`.
 
     Attributes:
-        stamp_ns: Capture of the reference camera, ROS time.
+        stamp_ns: Capture time of the reference camera, ROS time in nanoseconds.
         question: The question as asked.
         answer: The model's text, without special tokens.
-        model: Name of the checkpoint; contains `untrained` where the weights are random.
+        model: Name of the checkpoint; contains `untrained` if the weights are random.
         encoder: Backend of the vision encoder and identity of its engine or weights.
-        camera_stamps_ns: Camera to capture stamp, in the model's order.
+        camera_stamps_ns: Camera to capture time, ROS time in nanoseconds, in the model's order.
         tokens_total: Camera to number of visual tokens before selection.
-        keep_indices: Camera to the kept patch indices, int64, ascending; where views are
-            stitched into one picture, into the patches of the whole.
-        mean_log_probability: Mean natural-log probability of the generated tokens; NaN if none.
-        num_generated_tokens: Generated tokens, the end token included.
+        keep_indices: Camera to the indices of its kept tokens, int64 [kept], ascending. If views
+            are stitched into one picture, they index the tokens of that picture.
+        mean_log_probability: Mean natural-log probability of the generated tokens; NaN if there
+            are none.
+        num_generated_tokens: Number of generated tokens, the end token included.
         cut: Why the answer ended.
-        times: Of the sweep; the same in all its answers.
+        times: Stage times of the sweep; the same in all its answers.
     """
 
     stamp_ns: int
@@ -209,14 +206,14 @@ class DrivingAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrivingChoice:
-    """How likely each of some given answers is; for multiple choice and for driving actions.
+    """The likelihoods of given answers; for multiple choice and for driving actions.
 
     Attributes:
-        stamp_ns: Capture of the reference camera, ROS time.
+        stamp_ns: Capture time of the reference camera, ROS time in nanoseconds.
         question: The question as asked.
-        model: Name of the checkpoint; contains `untrained` where the weights are random.
-        log_likelihoods: Choice to the natural log of the probability that the model's whole answer
-            is this text.
+        model: Name of the checkpoint; contains `untrained` if the weights are random.
+        log_likelihoods: Choice to the natural log of the probability that this text is the
+            model's whole answer.
         tokens_kept: Camera to number of kept visual tokens.
     """
 
@@ -228,7 +225,7 @@ class DrivingChoice:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """Choice to its probability, given that the answer is one of them."""
+        """Choice to its probability, under the condition that the answer is one of the choices."""
         largest = max(self.log_likelihoods.values())
         weights = {c: math.exp(value - largest) for c, value in self.log_likelihoods.items()}
         total = sum(weights.values())
@@ -236,5 +233,5 @@ class DrivingChoice:
 
     @property
     def choice(self) -> str:
-        """The likeliest one; of equals the first."""
+        """The most likely choice; the first one in a tie."""
         return max(self.log_likelihoods, key=lambda choice: self.log_likelihoods[choice])

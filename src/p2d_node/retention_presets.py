@@ -1,4 +1,4 @@
-"""Retention ratios that were tuned for a model: config/retention/<model>.yaml."""
+"""Finds and reads the retention ratios tuned for a model: config/retention/<model>.yaml."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from p2d_node.errors import ConfigError
 import yaml
 
 FOLDERS = (Path('config/retention'), Path('share/p2d_node/config/retention'))
-"""In the source tree, and in an installed workspace."""
+"""Relative to a parent of this file: in the source tree, and in an installed workspace."""
 
 
 def preset_name(model: str) -> str:
-    """Return the name under which ratios of `model`, a name or a folder, are kept."""
-    # Links are not followed: one has the name that its user chose.
+    """Return the name of the file, without suffix, for the ratios of a model name or folder."""
+    # Symbolic links are not resolved: the user chose their names.
     return os.path.basename(os.path.abspath(Path(model).expanduser()))
 
 
 def find_preset(model: str) -> Path | None:
-    """Return the file with the ratios of `model`, a name or a folder; None where there is none."""
+    """Return the file with the ratios of a model name or folder; None if there is no file."""
     paths = (folder / f'{preset_name(model)}.yaml' for folder in _folders())
     return next((path for path in paths if path.is_file()), None)
 
 
 def writable_preset(model: str) -> Path | None:
-    """Return the file that makes ratios the defaults of `model`; None where it may not be written.
+    """Return the file whose ratios are the defaults of a model name or folder.
 
-    Args:
-        model: A name or a folder.
+    Returns:
+        A path that may not exist yet; None if its folder cannot be written.
     """
     folder = next(_folders(), None)
     if folder is None or not os.access(folder, os.W_OK):
@@ -39,7 +39,7 @@ def writable_preset(model: str) -> Path | None:
 
 
 def _folders() -> Iterator[Path]:
-    """Yield the folders that are there, the first to look at first."""
+    """Yield the folders that exist, in the order in which they are searched."""
     for parent in Path(__file__).resolve().parents:
         yield from (parent / folder for folder in FOLDERS if (parent / folder).is_dir())
 
@@ -48,8 +48,8 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is not YAML; one line says what is wrong, and where.
+        OSError: The file cannot be read.
+        ValueError: The file is not YAML. The message is one line with the line number.
     """
     try:
         return yaml.safe_load(path.read_text(encoding='utf-8'))
@@ -62,10 +62,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def tuned_ratios(model: str) -> dict[str, float]:
-    """Return camera to retention ratio as tuned for `model`; empty where nothing was tuned.
+    """Return camera to retention ratio as tuned for a model name or folder; empty if not tuned.
 
     Raises:
-        ConfigError: A file that holds something else.
+        ConfigError: The file of the model does not contain retention ratios.
     """
     path = find_preset(model)
     if path is None:
@@ -76,6 +76,6 @@ def tuned_ratios(model: str) -> dict[str, float]:
         return {str(camera): float(ratio) for camera, ratio in ratios.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
         raise ConfigError(
-            f'{path}: not a file of retention ratios: {type(err).__name__}: {err}; write it anew '
-            'with p2d tune-ratios, or remove it'
+            f'{path}: not a file of retention ratios: {type(err).__name__}: {err}; write it '
+            'again with p2d tune-ratios, or remove it'
         ) from err

@@ -252,7 +252,8 @@ class MosaicViews:
             if _kind(frame) != _kind(first):
                 raise ImageDecodeError(
                     f'{frame.camera}: got {_kind(frame)}, but {first.camera} {_kind(first)}; '
-                    f'{self._model} takes one picture stitched from views of one size'
+                    f'{self._model} takes one picture stitched from views of one size',
+                    camera=frame.camera,
                 )
             self._mosaic.crop(picture, frame.camera)[:] = frame.pixels
         return [DecodedFrame('mosaic', first.stamp_ns, picture, first.channel_order)]

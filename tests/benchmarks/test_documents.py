@@ -10,7 +10,7 @@ import sys
 from xml.etree import ElementTree
 
 from p2d_node.cli.main import main
-from p2d_node.config import CAMERA_NAMES, list_parameters
+from p2d_node.config_parameters import CAMERA_NAMES, list_parameters
 import pytest
 import yaml
 

@@ -46,10 +46,10 @@ def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     wrong = {check['what']: check for check in entry['checks'] if not check['fits']}
     assert set(wrong) == {'compute capability', 'verification'}
     assert wrong['compute capability']['in_engine'] == '8.6, 8.9'
-    assert entry['mend'].startswith('p2d build-engine --backend tensorrt_rtx')
+    assert entry['fix_command'].startswith('p2d build-engine --backend tensorrt_rtx')
     assert main(words) == 1
     table = capsys.readouterr().out
-    assert 'mend: p2d build-engine' in table
+    assert 'fix: p2d build-engine' in table
     assert table.count('NO') == 2
 
 
@@ -81,7 +81,7 @@ def test_the_command_of_an_inspection_keeps_the_number_of_cameras(
     built = run_json(capsys, 'export', '--model', str(tiny_checkpoint), *words)
     (tmp_path / 'tiny' / built['key'] / 'model.onnx').write_bytes(b'')
     (entry,) = run_json(capsys, 'inspect-engine', *words[:2], status=1)
-    assert '--views 2 ' in entry['mend']
+    assert '--views 2 ' in entry['fix_command']
 
 
 def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
@@ -92,7 +92,7 @@ def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
     (entry,) = run_json(capsys, *words, status=1)
     assert [c['what'] for c in entry['checks'] if not c['fits']] == ['manifest']
     command = f'p2d build-engine --backend onnxruntime --model tiny --engine-dir {engine_dir}'
-    assert entry['mend'] == command
+    assert entry['fix_command'] == command
 
 
 def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir, capsys):
@@ -100,7 +100,12 @@ def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir
     (folder / 'verification.json').unlink()
     words = ['--engine-dir', str(engine_dir)]
     (entry,) = run_json(capsys, 'inspect-engine', str(folder), *words, status=1)
-    assert entry['mend'] == f'p2d verify-engine {folder}'
+    assert entry['fix_command'] == f'p2d verify-engine {folder} --engine-dir {engine_dir}'
+    program, *command = shlex.split(entry['fix_command'])
+    assert program == 'p2d'
+    verified = run_json(capsys, *command)
+    assert list(verified) == [str(folder)]
+    (folder / 'verification.json').unlink()
     verified = run_json(capsys, 'verify-engine', *words)
     assert list(verified) == [str(folder)]
     assert run_json(capsys, 'verify-engine', *words) == {}
@@ -139,7 +144,7 @@ def test_an_engine_outside_the_engine_folder_is_not_verified(engine_dir, tmp_pat
     other = tmp_path / 'other'
     other.mkdir()
     assert main(['verify-engine', str(folder), '--engine-dir', str(other)]) == EXIT_BAD_INPUT
-    assert 'does not lie in' in capsys.readouterr().err
+    assert f'{folder.name} is not in {other}' in capsys.readouterr().err
 
 
 def test_model_and_backend_may_come_from_a_parameter_file(tmp_path):

@@ -6,9 +6,10 @@ import shutil
 
 from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
 from p2d_node.checkpoints.checkpoint import open_checkpoint
-from p2d_node.engine_build.atomic import locked
-from p2d_node.engine_build.build import build_engine, export_model
+from p2d_node.engine_build.build import build_engine
 from p2d_node.engine_build.cleaning import clean_engines
+from p2d_node.engine_build.engine_folders import engine_lock
+from p2d_node.engine_build.export_folder import export_model
 from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
@@ -78,10 +79,10 @@ def test_weights_of_the_language_model_do_not_count(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ('backend', 'changes', 'reason'),
     [
-        ('openvino', {}, "--backend: got 'openvino', allowed: tensorrt, tensorrt_rtx"),
-        ('onnxruntime', {'precision': 'int8'}, "--precision: got 'int8', allowed: fp32"),
-        ('onnxruntime', {'precision': 'bf16'}, '--precision: got bf16, allowed for onnxruntime'),
-        ('onnxruntime', {'num_views': 0}, '--views: got 0, allowed: 1 or more'),
+        ('openvino', {}, "backend: got 'openvino', allowed: tensorrt, tensorrt_rtx"),
+        ('onnxruntime', {'precision': 'int8'}, "precision: got 'int8', allowed: fp32"),
+        ('onnxruntime', {'precision': 'bf16'}, "precision: got 'bf16', allowed for onnxruntime"),
+        ('onnxruntime', {'num_views': 0}, 'num_views: got 0, allowed: 1 or more'),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(tiny_checkpoint, backend, changes, reason):
@@ -99,7 +100,9 @@ def test_ahead_of_time_is_only_for_tensorrt_rtx(tiny_checkpoint):
 def test_without_a_gpu_the_target_must_be_named(tiny_checkpoint, tmp_path):
     plan = plan_of(tiny_checkpoint, 'tensorrt_rtx')
     plan = replace(plan, options=replace(plan.options, compute_capabilities=()))
-    with pytest.raises(ConfigError, match='--compute-capability: needed, as this machine has no'):
+    with pytest.raises(
+        ConfigError, match='compute_capability: got none, but this machine has no GPU'
+    ):
         build_engine(plan, tmp_path, CPU, ignore_progress)
     assert not any(tmp_path.iterdir())
 
@@ -140,7 +143,7 @@ def test_an_engine_that_does_not_compute_what_torch_does_is_not_kept(
 
 
 def _hold_lock(engine_dir, is_held, may_end):
-    with locked(engine_dir):
+    with engine_lock(engine_dir):
         is_held.set()
         may_end.wait(30)
 
@@ -173,7 +176,7 @@ def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
     kinds = sorted(f.name.split('-')[0] for f in list_all_engines(engine_dir))
     assert kinds == ['onnx', 'onnx', 'onnxruntime', 'tensorrt_rtx']
     assert newer.is_dir()
-    with pytest.raises(ConfigError, match='--keep: got 0'):
+    with pytest.raises(ConfigError, match='keep: got 0'):
         clean_engines(engine_dir, 0)
 
 
@@ -208,8 +211,8 @@ def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint
 @pytest.mark.parametrize('input_kind', ['frames', 'pixel_values'])
 def test_internvl_is_exported_with_its_pixel_shuffle(tmp_path, input_kind):
     checkpoint = write_internvl(tmp_path / 'internvl')
-    takes = EncoderInput(FRAMES, 90, 160) if input_kind == FRAMES else EncoderInput()
-    plan = plan_of(checkpoint, 'onnxruntime', takes=takes)
+    input_spec = EncoderInput(FRAMES, 90, 160) if input_kind == FRAMES else EncoderInput()
+    plan = plan_of(checkpoint, 'onnxruntime', input_spec=input_spec)
     built = build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
     assert built.verification.min_cosine > 0.999999
     assert built.verification.kept_in_common == 1.0

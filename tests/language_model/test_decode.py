@@ -1,4 +1,4 @@
-"""Decoding against transformers' own generate, and what ends an answer."""
+"""Decoding against `generate` of transformers, and the ends of answers."""
 
 import numpy as np
 from p2d_node.checkpoints.checkpoint import open_checkpoint
@@ -46,17 +46,17 @@ def start(family, visual_tokens, keep):
     )
 
 
-def generate(family, position, prefix, question=QUESTION, max_new_tokens=MAX_NEW_TOKENS, **bounds):
+def generate(family, position, prefix, question=QUESTION, max_new_tokens=MAX_NEW_TOKENS, **limits):
     prompt = family.build_prompt(question, CAMERAS)
     asked, logits = family.decoder.extend(prefix, [family.embed_text(prompt.suffix, position)])
-    bounds = {'end_token_ids': family.end_token_ids, **bounds}
+    limits = {'end_token_ids': family.end_token_ids, **limits}
     (answer,) = generate_greedy(
         family.decoder,
         asked,
         logits,
         embed=family.embed,
         max_new_tokens=max_new_tokens,
-        **bounds,
+        **limits,
     )
     return answer
 
@@ -74,7 +74,7 @@ def keep_some(visual_tokens, seed=0):
     ]
 
 
-def test_everything_kept_gives_token_for_token_the_answer_of_transformers_generate(
+def test_without_pruning_the_answer_equals_that_of_transformers_generate(
     family, tiny_checkpoint, pixel_values, visual_tokens
 ):
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
@@ -99,11 +99,13 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
     )[0, input_ids.shape[1] :].tolist()
     ours = generate(family, position, prefix)
     assert list(ours.token_ids) == expected
-    assert family.text_of(ours.token_ids) == tokenizer.decode(expected, skip_special_tokens=True)
-    assert len(set(expected)) > 3  # an answer of one repeated word would prove little
+    assert family.detokenize(ours.token_ids) == tokenizer.decode(
+        expected, skip_special_tokens=True
+    )
+    assert len(set(expected)) > 3  # not one repeated token
 
 
-def test_kept_tokens_and_newlines_stand_at_their_original_positions(family, visual_tokens):
+def test_kept_tokens_and_newlines_keep_their_original_positions(family, visual_tokens):
     keep = keep_some(visual_tokens)
     prompt = family.build_prompt(QUESTION, CAMERAS)
     inputs = drop_tokens(family.embed_prefix(prompt, visual_tokens), keep)
@@ -115,8 +117,8 @@ def test_kept_tokens_and_newlines_stand_at_their_original_positions(family, visu
         expected += [*(kept + first).tolist(), first + num_tokens]
     assert inputs.positions[0].tolist() == expected
     assert inputs.end_position == base + len(CAMERAS) * (num_tokens + 1)
-    at_front = inputs.hidden_states[0, base : base + len(keep[0])]
-    torch.testing.assert_close(at_front, visual_tokens[0][keep[0]], rtol=0, atol=0)
+    first_view = inputs.hidden_states[0, base : base + len(keep[0])]
+    torch.testing.assert_close(first_view, visual_tokens[0][keep[0]], rtol=0, atol=0)
 
 
 def test_dropping_tokens_changes_the_answer(family, visual_tokens):
@@ -127,7 +129,7 @@ def test_dropping_tokens_changes_the_answer(family, visual_tokens):
     assert answers[0].token_ids != answers[1].token_ids
 
 
-def test_questions_on_one_prefix_do_not_touch_each_other(family, visual_tokens):
+def test_questions_on_one_prefix_do_not_affect_each_other(family, visual_tokens):
     questions = (QUESTION, 'Is there a car?', QUESTION)
     keep = keep_some(visual_tokens)
     shared = start(family, visual_tokens, keep)
@@ -137,7 +139,7 @@ def test_questions_on_one_prefix_do_not_touch_each_other(family, visual_tokens):
     assert together[0] == together[2] != together[1]
 
 
-def test_generation_stops_where_it_is_told_to_and_says_why(family, visual_tokens):
+def test_generation_stops_at_every_kind_of_limit_and_reports_it(family, visual_tokens):
     asked = start(family, visual_tokens, keep_some(visual_tokens))
     full = generate(family, *asked)
     assert full.cut in (Cut.LENGTH, Cut.END)
@@ -149,11 +151,11 @@ def test_generation_stops_where_it_is_told_to_and_says_why(family, visual_tokens
     assert ended.cut is Cut.END
     assert ended.token_ids == full.token_ids[: len(ended.token_ids)]
     assert np.isfinite(ended.mean_log_probability)
-    told = generate(family, *asked, ends_answer=lambda token_ids: len(token_ids) == 3)
-    assert (told.cut, told.token_ids) == (Cut.STOP, full.token_ids[:3])
+    stopped = generate(family, *asked, ends_answer=lambda token_ids: len(token_ids) == 3)
+    assert (stopped.cut, stopped.token_ids) == (Cut.STOP, full.token_ids[:3])
 
 
-def test_answers_of_a_batch_end_each_for_itself(family, visual_tokens):
+def test_answers_of_a_batch_end_independently(family, visual_tokens):
     position, prefix = start(family, visual_tokens, keep_some(visual_tokens))
     questions = (QUESTION, 'Is there a car?', 'why?')
     full = [generate(family, position, prefix, question) for question in questions]

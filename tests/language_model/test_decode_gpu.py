@@ -1,4 +1,4 @@
-"""Decoding in CUDA graphs: the same text as without, and no waiting but for the tokens."""
+"""Decoding in CUDA graphs: text, synchronisation and memory."""
 
 import gc
 import logging
@@ -43,7 +43,7 @@ def load(folder, dtype=torch.float64):
 
 def new_decoder(family, *, graphs):
     decoder = Decoder(family.decoder._model, family.decoder._lm_head)
-    assert decoder.static_shapes  # on a GPU by itself
+    assert decoder.static_shapes  # the default on a GPU
     decoder.static_shapes = graphs
     return decoder
 
@@ -86,7 +86,7 @@ def num_graphs(decoder):
 
 
 @pytest.mark.parametrize('prune_layer', [0, 1])
-def test_graphs_give_the_text_of_plain_steps_sweep_after_sweep(folder, prune_layer):
+def test_graphs_give_the_same_text_as_plain_steps_over_several_sweeps(folder, prune_layer):
     family = load(folder)
     plain, graphs = (new_decoder(family, graphs=graphs) for graphs in (False, True))
     texts = []
@@ -112,7 +112,7 @@ def test_half_precision_runs_in_graphs(folder, dtype):
     assert num_graphs(decoder) == 1
 
 
-def test_a_step_never_waits_and_an_answer_waits_once_per_token(llava):
+def test_a_step_does_not_synchronize_and_an_answer_synchronizes_once_per_token(llava):
     decoder = new_decoder(llava, graphs=True)
     answer_sweep(llava, decoder)
     asked, logits = ask(llava, decoder)
@@ -151,7 +151,7 @@ def test_a_replayed_step_allocates_nothing(llava):
     assert torch.cuda.memory_stats()['allocation.all.allocated'] == count
 
 
-def test_after_memory_ran_out_the_next_sweep_is_decoded_in_graphs_again(llava):
+def test_graphs_are_used_again_after_out_of_memory(llava):
     decoder = new_decoder(llava, graphs=True)
     expected = ids(answer_sweep(llava, decoder))
     with pytest.raises(torch.OutOfMemoryError):
@@ -163,7 +163,7 @@ def test_after_memory_ran_out_the_next_sweep_is_decoded_in_graphs_again(llava):
     assert num_graphs(decoder) == 1
 
 
-def test_graphs_of_one_batch_do_not_write_into_another_that_is_in_use(llava):
+def test_graphs_of_one_batch_do_not_write_into_another_batch(llava):
     decoder = new_decoder(llava, graphs=True)
     expected = ids(answer_sweep(llava, decoder))
     first, second = (ask(llava, decoder) for _ in range(2))
@@ -171,7 +171,7 @@ def test_graphs_of_one_batch_do_not_write_into_another_that_is_in_use(llava):
     assert ids(answer(llava, decoder, first)) == expected
 
 
-def test_graphs_are_captured_anew_where_the_buffers_grew(llava):
+def test_graphs_are_captured_again_after_the_buffers_grow(llava):
     plain, graphs = (new_decoder(llava, graphs=graphs) for graphs in (False, True))
     for max_new_tokens in (NUM_TOKENS, 700, NUM_TOKENS):
         expected = answer_sweep(llava, plain, max_new_tokens=max_new_tokens)
@@ -179,17 +179,17 @@ def test_graphs_are_captured_anew_where_the_buffers_grew(llava):
     assert num_graphs(graphs) == 2
 
 
-def test_what_cannot_be_captured_is_decoded_without_a_graph_and_said_once(llava, caplog):
-    """Reading a value on the host, as some rotary embeddings do, is not allowed in a capture."""
+def test_a_model_that_cannot_be_captured_is_decoded_without_graphs_and_logged_once(llava, caplog):
+    """Some rotary embeddings read a value on the host, which a capture does not allow."""
     expected = ids(answer_sweep(llava, new_decoder(llava, graphs=False)))
     decoder = new_decoder(llava, graphs=True)
     head = decoder._lm_head
 
-    def waiting_head(hidden):
+    def synchronizing_head(hidden):
         hidden.sum().item()
         return head(hidden)
 
-    decoder._lm_head = waiting_head
+    decoder._lm_head = synchronizing_head
     stream = torch.cuda.current_stream()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

@@ -1,7 +1,6 @@
-"""Decoding in buffers that are kept, and in steps of one shape, for every family.
+"""Decoding in static caches and with static shapes, for every family.
 
-The growing cache, which `test_pruned_prefill` compares with a pass without cache, is what both are
-compared with here.
+The reference is a growing cache, which `test_pruned_prefill` compares with a pass without cache.
 """
 
 import gc
@@ -53,8 +52,8 @@ def new_decoder(family, *, static_shapes=False, make_cache=None):
     return decoder
 
 
-def read_views(family, decoder, *, prune_layer=0, kept=KEPT, seed=3):
-    """Prefill three views; returns the prefix and where questions go on."""
+def prefill_views(family, decoder, *, prune_layer=0, kept=KEPT, seed=3):
+    """Prefill three views; returns the prefix and the position of the next token."""
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         features = family.vision_module(torch.zeros(1, 3, *family.view_size, dtype=torch.float64))
@@ -86,11 +85,11 @@ def answer(family, decoder, asked, logits, num_tokens=NUM_TOKENS):
 
 
 def answer_sweep(family, decoder, *, questions=QUESTIONS, num_tokens=NUM_TOKENS, **views):
-    asked = ask(family, decoder, *read_views(family, decoder, **views), questions, num_tokens)
+    asked = ask(family, decoder, *prefill_views(family, decoder, **views), questions, num_tokens)
     return answer(family, decoder, *asked, num_tokens)
 
 
-def assert_same(ours, expected):
+def assert_equal_answers(ours, expected):
     assert [a.token_ids for a in ours] == [e.token_ids for e in expected]
     for a, e in zip(ours, expected, strict=True):
         assert a.mean_log_probability == pytest.approx(e.mean_log_probability, rel=1e-5)
@@ -99,26 +98,26 @@ def assert_same(ours, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize('prune_layer', [0, 1])
 @pytest.mark.parametrize('static_shapes', [False, True])
-def test_answers_are_those_of_a_cache_that_grows(family, static_shapes, prune_layer):
+def test_answers_equal_those_of_a_growing_cache(family, static_shapes, prune_layer):
     growing = new_decoder(family, make_cache=DynamicCache)
     decoder = new_decoder(family, static_shapes=static_shapes)
     for questions in (QUESTIONS, QUESTIONS[:1]):  # with padding and without
         views = {'questions': questions, 'prune_layer': prune_layer}
         expected = answer_sweep(family, growing, **views)
-        assert_same(answer_sweep(family, decoder, **views), expected)
+        assert_equal_answers(answer_sweep(family, decoder, **views), expected)
         assert len({token for e in expected for token in e.token_ids}) > 3
 
 
 @pytest.mark.parametrize('prune_layer', [0, 1, 2])
-def test_steps_of_one_shape_have_the_logits_of_a_cache_that_grows(family, prune_layer):
-    """In float64, with tokens that the model would not have chosen, over rows with padding."""
+def test_static_steps_have_the_logits_of_a_growing_cache(family, prune_layer):
+    """In float64, over rows with padding, with tokens that the model would not choose."""
     results = []
     for static_shapes in (True, False):
         head = RecordingHead(family.decoder._lm_head)
         make_cache = None if static_shapes else DynamicCache
         decoder = Decoder(family.decoder._model, head, make_cache=make_cache)
         decoder.static_shapes = static_shapes
-        asked, _ = ask(family, decoder, *read_views(family, decoder, prune_layer=prune_layer))
+        asked, _ = ask(family, decoder, *prefill_views(family, decoder, prune_layer=prune_layer))
         assert asked.is_real is not None
         steps = decoder.begin_decode_loop(asked, family.embed)
         for step in range(NUM_TOKENS):
@@ -133,7 +132,7 @@ def test_steps_of_one_shape_have_the_logits_of_a_cache_that_grows(family, prune_
 
 
 class RecordingHead(torch.nn.Module):
-    """An output layer that keeps the logits it gave."""
+    """An output layer that records its logits."""
 
     def __init__(self, head):
         super().__init__()
@@ -145,7 +144,7 @@ class RecordingHead(torch.nn.Module):
         return self.logits[-1]
 
 
-def test_what_lies_in_the_empty_columns_is_not_read(llava):
+def test_empty_columns_are_not_read(llava):
     expected = answer_sweep(llava, new_decoder(llava, make_cache=DynamicCache))
     for static_shapes in (False, True):
         decoder = new_decoder(llava, static_shapes=static_shapes)
@@ -153,10 +152,10 @@ def test_what_lies_in_the_empty_columns_is_not_read(llava):
         with torch.inference_mode():
             for buffer in decoder._cache_pool._buffers.values():
                 buffer.fill_(torch.nan)
-        assert_same(answer_sweep(llava, decoder), expected)
+        assert_equal_answers(answer_sweep(llava, decoder), expected)
 
 
-def test_buffers_are_kept_from_sweep_to_sweep_and_grow_where_they_must(llava):
+def test_buffers_are_reused_and_grow_if_necessary(llava):
     decoder = new_decoder(llava)
 
     def buffers():
@@ -175,19 +174,19 @@ def test_buffers_are_kept_from_sweep_to_sweep_and_grow_where_they_must(llava):
     assert buffers() == grown
 
 
-def test_a_cache_that_is_in_use_keeps_what_it_holds(llava):
+def test_a_second_batch_does_not_overwrite_a_cache_in_use(llava):
     decoder = new_decoder(llava)
-    views = read_views(llava, decoder)
+    views = prefill_views(llava, decoder)
     expected = answer(llava, decoder, *ask(llava, decoder, *views))
     first = ask(llava, decoder, *views)
     second = ask(llava, decoder, *views, QUESTIONS[::-1])
-    assert_same(answer(llava, decoder, *second), expected[::-1])
-    assert_same(answer(llava, decoder, *first), expected)
+    assert_equal_answers(answer(llava, decoder, *second), expected[::-1])
+    assert_equal_answers(answer(llava, decoder, *first), expected)
 
 
-def test_steps_of_two_batches_may_take_turns(llava):
+def test_steps_of_two_batches_may_alternate(llava):
     decoder = new_decoder(llava, static_shapes=True)
-    views = read_views(llava, decoder)
+    views = prefill_views(llava, decoder)
     batches = [
         ask(llava, decoder, *views, questions) for questions in (QUESTIONS, QUESTIONS[::-1])
     ]
@@ -211,11 +210,11 @@ def test_release_frees_all_buffers_and_the_next_sweep_works(llava, static_shapes
     decoder.release()
     gc.collect()
     assert all(ref() is None for ref in held)
-    assert_same(answer_sweep(llava, decoder), expected)
+    assert_equal_answers(answer_sweep(llava, decoder), expected)
 
 
-def test_what_is_kept_does_not_keep_the_model(tmp_path):
-    """A node that loads another model needs the memory of the first at once."""
+def test_cached_buffers_do_not_keep_the_model_alive(tmp_path):
+    """A node that loads another model needs the memory of the first one immediately."""
     family = load(WRITERS['llava_llama'](tmp_path))
     family.decoder.static_shapes = True
     answer_sweep(family, family.decoder)
@@ -229,24 +228,24 @@ def test_what_is_kept_does_not_keep_the_model(tmp_path):
 
 
 @pytest.mark.parametrize('static_shapes', [False, True])
-def test_more_tokens_than_there_is_room_for_are_refused(llava, static_shapes):
+def test_more_tokens_than_the_capacity_are_refused(llava, static_shapes):
     decoder = new_decoder(llava, static_shapes=static_shapes)
-    asked, logits = ask(llava, decoder, *read_views(llava, decoder), max_new_tokens=1)
+    asked, logits = ask(llava, decoder, *prefill_views(llava, decoder), max_new_tokens=1)
     assert isinstance(asked.cache, StaticCache)
     with pytest.raises(ValueError, match=r'cache: got .*; acquire a larger cache'):
         answer(llava, decoder, asked, logits, num_tokens=CAPACITY_STEP + 2)
 
 
-def test_without_room_the_cache_grows(llava):
+def test_without_reserved_capacity_the_cache_grows(llava):
     decoder = new_decoder(llava, static_shapes=True)
-    asked, logits = ask(llava, decoder, *read_views(llava, decoder), max_new_tokens=0)
+    asked, logits = ask(llava, decoder, *prefill_views(llava, decoder), max_new_tokens=0)
     assert isinstance(asked.cache, DynamicCache)
     assert not decoder._cache_pool._buffers
     expected = answer_sweep(llava, new_decoder(llava))
-    assert_same(answer(llava, decoder, asked, logits), expected)
+    assert_equal_answers(answer(llava, decoder, asked, logits), expected)
 
 
-def test_shapes_are_kept_and_bounded_and_dropped_with_their_buffers(llava):
+def test_cached_shapes_are_limited_and_dropped_with_their_buffers(llava):
     decoder = new_decoder(llava, static_shapes=True)
     shapes = decoder._steps._steps
     answer_sweep(llava, decoder, questions=['why?'] * (MAX_SHAPES + 2))
@@ -261,10 +260,8 @@ def test_shapes_are_kept_and_bounded_and_dropped_with_their_buffers(llava):
     assert [shape.num_rows for shape in shapes] == [30]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='this torch can capture')
-def test_where_nothing_can_be_captured_decoding_goes_on_and_says_so_once(
-    llava, monkeypatch, caplog
-):
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
+def test_decoding_continues_without_capture_and_logs_it_once(llava, monkeypatch, caplog):
     expected = answer_sweep(llava, new_decoder(llava))
     decoder = new_decoder(llava, static_shapes=True)
     run = decoder._steps.run
@@ -276,13 +273,13 @@ def test_where_nothing_can_be_captured_decoding_goes_on_and_says_so_once(
 
     monkeypatch.setattr(decoder._steps, 'run', run_and_capture)
     for _ in range(2):
-        assert_same(answer_sweep(llava, decoder), expected)
+        assert_equal_answers(answer_sweep(llava, decoder), expected)
     (record,) = caplog.records
     assert record.getMessage().startswith('decoding without CUDA graphs, which is slower: ')
 
 
 class LargestAllocation(TorchDispatchMode):
-    """Notes the largest storage, in bytes, that an operation returned and that was not there."""
+    """Records the size in bytes of the largest storage that an operation allocated."""
 
     def __init__(self):
         super().__init__()
@@ -293,8 +290,8 @@ class LargestAllocation(TorchDispatchMode):
         inputs = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if is_tensor(a)]
         self._known = {a.untyped_storage().data_ptr() for a in inputs}
         output = func(*args, **(kwargs or {}))
-        for made in filter(is_tensor, torch.utils._pytree.tree_leaves(output)):
-            storage = made.untyped_storage()
+        for tensor in filter(is_tensor, torch.utils._pytree.tree_leaves(output)):
+            storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._known:
                 self.num_bytes = max(self.num_bytes, storage.nbytes())
         return output
@@ -304,12 +301,12 @@ def is_tensor(value):
     return isinstance(value, torch.Tensor)
 
 
-@pytest.mark.parametrize('way', ['room', 'fixed shapes', 'growing'])
-def test_a_step_makes_nothing_of_the_size_of_the_cache(llava, way):
-    """Only the growing cache is copied with every token."""
-    make_cache = DynamicCache if way == 'growing' else None
-    decoder = new_decoder(llava, static_shapes=way == 'fixed shapes', make_cache=make_cache)
-    views = read_views(llava, decoder, kept=(25, 25, 25))
+@pytest.mark.parametrize('cache', ['static', 'static shapes', 'growing'])
+def test_a_step_allocates_no_tensor_of_the_size_of_the_cache(llava, cache):
+    """Only a growing cache is copied with every token."""
+    make_cache = DynamicCache if cache == 'growing' else None
+    decoder = new_decoder(llava, static_shapes=cache == 'static shapes', make_cache=make_cache)
+    views = prefill_views(llava, decoder, kept=(25, 25, 25))
     asked, logits = ask(llava, decoder, *views, ['why?'])
     keys = asked.cache.layers[0].keys[:, :, : asked.cache.get_seq_length(0)]
     size = keys.numel() * keys.element_size()
@@ -317,4 +314,4 @@ def test_a_step_makes_nothing_of_the_size_of_the_cache(llava, way):
     assert logits_size < size / 2
     with LargestAllocation() as largest:
         answer(llava, decoder, asked, logits)
-    assert (largest.num_bytes >= size) == (way == 'growing')
+    assert (largest.num_bytes >= size) == (cache == 'growing')

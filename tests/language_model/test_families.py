@@ -1,4 +1,4 @@
-"""Every family through the pipeline, in the number formats that cars use."""
+"""Every family in the pipeline, in half precision."""
 
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
@@ -31,7 +31,7 @@ def test_half_precision_answers_and_chooses(name, dtype, prune_layer, tmp_path):
     assert all(value < 0 for value in choice.log_likelihoods.values())
 
 
-def test_weights_that_the_output_layer_shares_with_the_embeddings_count_as_present(tmp_path):
+def test_weights_shared_by_output_layer_and_embeddings_are_not_missing(tmp_path):
     checkpoint = open_checkpoint(write_internvl(tmp_path, tied=True))
     family = load_family(checkpoint, dtype=torch.float32, device=torch.device('cpu'))
     assert family.decoder._lm_head.weight is family._embed_tokens.weight

@@ -76,7 +76,7 @@ def test_visual_tokens_are_the_models_image_features(family, model, pixel_values
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_the_vision_part_loads_alone_and_computes_the_same(folder, family, pixel_values):
+def test_the_vision_part_alone_gives_the_same_tokens(folder, family, pixel_values):
     module = load_vision_module(open_checkpoint(folder))
     with torch.inference_mode():
         actual = module(pixel_values.float())
@@ -84,7 +84,7 @@ def test_the_vision_part_loads_alone_and_computes_the_same(folder, family, pixel
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_vision_part_that_is_not_whole_is_refused(folder, tmp_path):
+def test_an_incomplete_vision_part_is_refused(folder, tmp_path):
     broken = shutil.copytree(folder, tmp_path / 'broken')
     weights = load_file(broken / 'model.safetensors')
     name = next(n for n in weights if 'multi_modal_projector.linear_1.weight' in n)
@@ -95,7 +95,7 @@ def test_a_vision_part_that_is_not_whole_is_refused(folder, tmp_path):
             load_vision_module(open_checkpoint(broken))
 
 
-def test_features_of_an_inner_layer_are_the_models(folder, model, pixel_values, tmp_path):
+def test_features_of_an_inner_layer_equal_the_models(folder, model, pixel_values, tmp_path):
     copied = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float64)
     copied.config.vision_feature_layer = -2
     copied.save_pretrained(tmp_path)
@@ -107,8 +107,8 @@ def test_features_of_an_inner_layer_are_the_models(folder, model, pixel_values, 
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_tokens_stand_where_their_pixels_are(tmp_path):
-    # Without layers a token sees its own patches only.
+def test_tokens_are_in_the_order_of_their_pixels(tmp_path):
+    # Without layers a token depends only on its own patches.
     folder = write_internvl(tmp_path, vision_layers=0)
     family = load_family(open_checkpoint(folder), dtype=torch.float64, device=CPU)
     rows, columns = family.grid
@@ -123,7 +123,7 @@ def test_tokens_stand_where_their_pixels_are(tmp_path):
         assert changed == [row * columns + column]
 
 
-def test_the_vision_module_is_one_graph_without_branches_on_data(family, pixel_values):
+def test_the_vision_module_exports_as_one_graph(family, pixel_values):
     family.vision_module.vision_tower.config._attn_implementation = 'eager'
     program = torch.export.export(family.vision_module, (pixel_values,), strict=False)
     with torch.inference_mode():
@@ -132,7 +132,7 @@ def test_the_vision_module_is_one_graph_without_branches_on_data(family, pixel_v
         )
 
 
-def test_the_prompt_is_what_the_processor_makes(family, folder):
+def test_the_prompt_equals_the_processors(family, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = family.build_prompt(QUESTION, CAMERAS)
     context = tokenizer.convert_tokens_to_ids('<IMG_CONTEXT>')
@@ -140,7 +140,7 @@ def test_the_prompt_is_what_the_processor_makes(family, folder):
     for segment in prompt.segments:
         token_ids += [*segment, *[context] * 16]
     token_ids += prompt.suffix
-    # The whole processor does not load without torchvision; this is its rule for a placeholder.
+    # The processor does not load without torchvision; this is its rule for one placeholder.
     settings = SimpleNamespace(
         image_token=tokenizer.context_image_token,
         image_seq_length=16,
@@ -156,7 +156,7 @@ def test_the_prompt_is_what_the_processor_makes(family, folder):
     assert token_ids == tokenizer(text)['input_ids']
 
 
-def test_everything_kept_gives_token_for_token_the_answer_of_transformers_generate(
+def test_without_pruning_the_answer_equals_that_of_transformers_generate(
     family, model, pixel_values
 ):
     visual_tokens = family.vision_module(pixel_values)
@@ -186,10 +186,10 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
         end_token_ids=family.end_token_ids,
     )
     assert list(ours.token_ids) == expected
-    assert len(set(expected)) > 3  # an answer of one repeated word would prove little
+    assert len(set(expected)) > 3  # not one repeated token
 
 
-def test_the_pipeline_answers_with_it(folder):
+def test_the_pipeline_answers(folder):
     config = DriveConfig(model=str(folder), device='cpu', max_new_tokens=4)
     pipeline = DrivingPipeline.from_config(config)
     (answer,) = pipeline.answer(make_frame_set(), [QUESTION])
@@ -199,7 +199,7 @@ def test_the_pipeline_answers_with_it(folder):
     assert answer.answer
 
 
-def test_a_tokenizer_without_the_picture_tokens_is_refused(tmp_path):
+def test_a_tokenizer_without_image_delimiters_is_refused(tmp_path):
     folder = write_internvl(tmp_path)
     tokenizer = json.loads((folder / 'tokenizer.json').read_text())
     added = tokenizer['added_tokens']

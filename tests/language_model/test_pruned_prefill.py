@@ -1,4 +1,4 @@
-"""Pruning before any layer, for every family, against a float64 pass without cache or slices."""
+"""Pruning before any layer, for every family, against a float64 pass without cache."""
 
 from cache_free import run, Sequence
 from p2d_node.checkpoints.checkpoint import open_checkpoint
@@ -17,7 +17,7 @@ KEPT = (1, 5, 11)
 QUESTION = 'What should the ego vehicle do next?'
 OTHERS = ('Is there a car?', 'why?', QUESTION)
 NUM_STEPS = 5
-CACHES = ('room', 'dynamic', 'static')
+CACHES = ('own', 'dynamic', 'static')
 EXACT = {'rtol': 1e-9, 'atol': 1e-9}
 
 
@@ -40,7 +40,7 @@ def family(folder, view_size):
 
 @pytest.fixture(scope='module')
 def inputs(family, view_size):
-    """The sequence up to the last view, with everything in it."""
+    """The sequence up to the last view, with all visual tokens."""
     generator = torch.Generator().manual_seed(3)
     with torch.inference_mode():
         features = family.vision_module(torch.zeros(1, 3, *view_size, dtype=torch.float64))
@@ -51,7 +51,7 @@ def inputs(family, view_size):
 
 def make_decoder(family, cache):
     model = family.decoder._model
-    if cache == 'room':
+    if cache == 'own':
         return Decoder(model, family.decoder._lm_head)
     if cache == 'dynamic':
         return Decoder(model, family.decoder._lm_head, make_cache=DynamicCache)
@@ -63,7 +63,7 @@ def make_decoder(family, cache):
 
 
 def full_sequence(inputs, keep, text):
-    """Prefix and text as one sequence, with what is dropped marked."""
+    """Prefix and text as one sequence, with marked dropped tokens."""
     length, text_length = inputs.hidden_states.shape[1], text.hidden_states.shape[1]
     visual = torch.zeros(length + text_length, dtype=torch.bool)
     dropped = torch.zeros(length + text_length, dtype=torch.bool)
@@ -87,7 +87,7 @@ def select(states):
 
 
 def run_and_step(family, decoder, prefix, position, questions, num_steps):
-    """Logits after the questions and after each of the following greedy tokens, and those ids."""
+    """Logits after the questions and after each greedy token, and the ids of these tokens."""
     texts = [family.embed_text(question, position) for question in questions]
     prompts, logits = decoder.extend(prefix, texts, max_new_tokens=num_steps)
     all_logits, all_tokens = [logits], []
@@ -101,11 +101,11 @@ def run_and_step(family, decoder, prefix, position, questions, num_steps):
 
 @pytest.mark.parametrize('cache', CACHES)
 @pytest.mark.parametrize('prune_layer', [0, 1, 2])
-def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
+def test_logits_equal_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
     paused = decoder.begin_prefill(inputs, prune_layer)
-    seen = paused.visual_states
-    keep = select(seen)
+    visual_states = paused.visual_states
+    keep = select(visual_states)
     prefix = decoder.resume_prefill(paused, keep)
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     logits, tokens = run_and_step(
@@ -115,14 +115,14 @@ def test_logits_are_those_of_a_pass_without_cache(family, inputs, prune_layer, c
     text = family.embed_text([*suffix, *tokens[0].tolist()], inputs.end_position)
     expected, before = run(decoder, full_sequence(inputs, keep, text), prune_layer)
     torch.testing.assert_close(logits[0], expected[-NUM_STEPS - 1 :], **EXACT)
-    for view, states in zip(inputs.pictures, seen, strict=True):
+    for view, states in zip(inputs.pictures, visual_states, strict=True):
         torch.testing.assert_close(states, before[view], **EXACT)
     assert [len(kept) for kept in keep] == list(KEPT)
 
 
 @pytest.mark.parametrize('cache', CACHES)
 @pytest.mark.parametrize('prune_layer', [0, 1])
-def test_questions_together_have_the_logits_of_each_alone(family, inputs, prune_layer, cache):
+def test_batched_questions_have_the_same_logits_as_single_ones(family, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
     paused = decoder.begin_prefill(inputs, prune_layer)
     prefix = decoder.resume_prefill(paused, select(paused.visual_states))
@@ -136,8 +136,8 @@ def test_questions_together_have_the_logits_of_each_alone(family, inputs, prune_
         torch.testing.assert_close(together[row], alone[0], **EXACT)
 
 
-def test_where_tokens_are_dropped_changes_the_logits(family, inputs):
-    """What the tests above compare depends on the layer, and on dropping at all."""
+def test_logits_depend_on_the_layer_at_which_tokens_are_dropped(family, inputs):
+    """Otherwise the tests above could not fail."""
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     results = []
     for prunes, layer in [(False, 0), (True, 0), (True, 1)]:
@@ -151,7 +151,7 @@ def test_where_tokens_are_dropped_changes_the_logits(family, inputs):
         assert not torch.allclose(results[first], results[second], atol=1e-3)
 
 
-def test_keeping_everything_is_pruning_nothing(family, inputs):
+def test_keeping_all_tokens_equals_no_pruning(family, inputs):
     suffix = family.build_prompt(QUESTION, CAMERAS).suffix
     text = family.embed_text(suffix, inputs.end_position)
     num_tokens = inputs.pictures[0].stop - inputs.pictures[0].start
@@ -162,6 +162,6 @@ def test_keeping_everything_is_pruning_nothing(family, inputs):
     torch.testing.assert_close(*results, **EXACT)
 
 
-def test_a_layer_that_is_not_there_is_refused(family, inputs):
+def test_a_prune_layer_out_of_range_is_refused(family, inputs):
     with pytest.raises(ValueError, match='prune_layer: got 99, allowed: 0 to'):
         family.decoder.begin_prefill(inputs, 99)

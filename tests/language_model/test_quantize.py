@@ -7,7 +7,7 @@ from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.registry import load_family
-from p2d_node.language_model.quantize import check_int4_widths, check_weights
+from p2d_node.language_model.quantize import check_int4_widths, check_quantization
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing
 import pytest
@@ -41,7 +41,7 @@ def load(folder, weights, dtype=torch.float32):
     )
 
 
-def read(family):
+def compute_logits(family):
     """Logits after a question about two views."""
     generator = torch.Generator().manual_seed(0)
     size = family._embed_tokens.embedding_dim
@@ -56,7 +56,7 @@ def read(family):
 
 
 def num_bytes(module):
-    """Bytes that the weights of a module take, those inside a quantised weight counted."""
+    """Size of the weights of a module in bytes, including the parts of quantised weights."""
     total = 0
     for weight in module.parameters():
         if hasattr(weight, 'tensor_data_names'):
@@ -74,7 +74,7 @@ def linear_layers(family):
 
 
 @needs_torchao
-def test_int8_weights_are_the_nearest_of_255_per_row_in_a_quarter_of_the_bytes(folder):
+def test_int8_weights_are_rounded_to_255_steps_per_row_and_take_a_byte_each(folder):
     plain, small = load(folder, 'as_is'), load(folder, 'int8')
     for exact, quantised in zip(linear_layers(plain), linear_layers(small), strict=True):
         step = exact.weight.abs().amax(dim=1, keepdim=True) / 127
@@ -88,8 +88,8 @@ def test_int8_weights_are_the_nearest_of_255_per_row_in_a_quarter_of_the_bytes(f
 
 
 @needs_torchao
-def test_int8_gives_about_the_same_logits(folder):
-    expected, logits = (read(load(folder, weights)) for weights in ('as_is', 'int8'))
+def test_int8_logits_are_close_to_the_original_ones(folder):
+    expected, logits = (compute_logits(load(folder, weights)) for weights in ('as_is', 'int8'))
     assert not torch.equal(logits, expected)
     assert (logits - expected).norm() < 0.15 * expected.norm()  # large random weights
 
@@ -110,7 +110,7 @@ def test_only_the_decoder_layers_are_quantised(folder):
 
 @needs_torchao
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
-def test_int8_answers_a_sweep_and_says_so(dtype, tiny_checkpoint):
+def test_int8_answers_a_sweep_and_is_part_of_the_model_name(dtype, tiny_checkpoint):
     answers = []
     for weights in ('as_is', 'int8'):
         config = DriveConfig(
@@ -135,12 +135,12 @@ def test_int8_answers_a_sweep_and_says_so(dtype, tiny_checkpoint):
         ('int4', torch.float16, 'got int4 with dtype float16, allowed with it: bfloat16'),
     ],
 )
-def test_number_formats_that_the_library_does_not_take_are_refused(weights, dtype, reason):
+def test_unsupported_number_formats_are_refused(weights, dtype, reason):
     with pytest.raises(ConfigError, match=reason):
-        check_weights(weights, dtype, CPU)
+        check_quantization(weights, dtype, CPU)
 
 
-def test_int4_is_refused_where_no_kernel_runs(tiny_checkpoint):
+def test_int4_is_refused_without_a_kernel(tiny_checkpoint):
     with pytest.raises(BackendUnavailableError, match=r'got int4 on device cpu, needed: a GPU.*8'):
         load(tiny_checkpoint, 'int4', torch.bfloat16)
 
@@ -162,6 +162,6 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
     load(tiny_checkpoint, 'as_is')
 
 
-def test_other_values_are_refused():
+def test_unknown_quantisation_is_refused():
     with pytest.raises(ConfigError, match="weights: got 'int3', allowed: as_is, int8, int4"):
         DriveConfig(weights='int3')

@@ -69,7 +69,7 @@ def pixel_values(processing):
 
 @pytest.fixture(scope='module')
 def patches(folder):
-    """What the checkpoint's own processor makes of the views: pixel rows and grids."""
+    """Output of the checkpoint's own processor: flat patches and grids."""
     processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
     frames = [decode_frame(frame) for frame in make_frame_set(CAMERAS).frames.values()]
     rgb = [f.pixels if f.channel_order == 'rgb' else f.pixels[..., ::-1] for f in frames]
@@ -99,7 +99,7 @@ def test_pixels_equal_those_of_the_checkpoints_own_processor(folder, order, max_
     torch.testing.assert_close(flat, expected['pixel_values'], rtol=0, atol=0)
 
 
-def test_a_small_range_of_pixels_makes_pictures_larger_as_the_processor_does(folder, tmp_path):
+def test_a_minimum_number_of_pixels_enlarges_pictures_like_the_processor(folder, tmp_path):
     settings = json.loads((folder / 'preprocessor_config.json').read_text())
     settings['size'] = {'shortest_edge': 2_000_000, 'longest_edge': 4_000_000}
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings))
@@ -121,7 +121,7 @@ def test_visual_tokens_are_the_models_image_features(family, model, pixel_values
     torch.testing.assert_close(actual, torch.cat(features, dim=-1), rtol=0, atol=0)
 
 
-def test_everything_kept_gives_token_for_token_the_answer_of_transformers_generate(
+def test_without_pruning_the_answer_equals_that_of_transformers_generate(
     family, model, pixel_values, patches
 ):
     with torch.inference_mode():
@@ -153,10 +153,10 @@ def test_everything_kept_gives_token_for_token_the_answer_of_transformers_genera
         end_token_ids=family.end_token_ids,
     )
     assert list(ours.token_ids) == expected
-    assert len(set(expected)) > 3  # an answer of one repeated word would prove little
+    assert len(set(expected)) > 3  # not one repeated token
 
 
-def test_the_prompt_keeps_what_stands_around_pictures(family, folder):
+def test_the_prompt_keeps_the_delimiters_of_pictures(family, folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = family.build_prompt(QUESTION, CAMERAS)
     for segment in prompt.segments:
@@ -165,7 +165,7 @@ def test_the_prompt_keeps_what_stands_around_pictures(family, folder):
     assert {tokenizer.convert_ids_to_tokens(ids[0]) for ids in follow} == {'<|vision_end|>'}
 
 
-def test_the_pipeline_answers_with_it_and_leaves_out_missing_views(folder):
+def test_the_pipeline_answers_with_and_without_missing_views(folder):
     config = DriveConfig(model=str(folder), device='cpu', max_new_tokens=4)
     pipeline = DrivingPipeline.from_config(config)
     for frame_set in (make_frame_set(), make_frame_set(CAMERAS)):
@@ -177,7 +177,7 @@ def test_the_pipeline_answers_with_it_and_leaves_out_missing_views(folder):
     assert pipeline.views.grid == GRID
 
 
-def test_the_grid_baseline_follows_rows_and_columns(folder):
+def test_the_grid_baseline_uses_rows_and_columns(folder):
     config = DriveConfig(
         model=str(folder),
         device='cpu',
@@ -192,7 +192,7 @@ def test_the_grid_baseline_follows_rows_and_columns(folder):
     assert kept == {tuple(even_grid(*GRID, 6))}
 
 
-def test_fewer_pixels_are_fewer_tokens(folder):
+def test_fewer_pixels_give_fewer_tokens(folder):
     config = DriveConfig(model=str(folder), device='cpu', max_new_tokens=2, view_max_pixels=400)
     pipeline = DrivingPipeline.from_config(config)
     (answer,) = pipeline.answer(make_frame_set(), [QUESTION])
@@ -200,14 +200,14 @@ def test_fewer_pixels_are_fewer_tokens(folder):
     assert set(answer.tokens_total.values()) == {3}
 
 
-def test_a_picture_size_that_does_not_fit_is_refused(folder):
+def test_an_invalid_picture_size_is_refused(folder):
     checkpoint = open_checkpoint(folder)
     for size, reason in [((24, 50), 'got 24 x 50, allowed: multiples of 8'), (None, 'no picture')]:
         with pytest.raises(ConfigError, match=reason):
             load_family(checkpoint, view_size=size, dtype=torch.float32, device=CPU)
 
 
-def test_engines_are_refused_for_it(folder):
+def test_engines_are_refused(folder):
     with pytest.raises(ConfigError, match='engines are not built for Qwen-VL'):
         load_vision_module(open_checkpoint(folder))
 

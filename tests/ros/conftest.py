@@ -13,6 +13,8 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed: make setup')
 pytest.importorskip('p2d_msgs', reason='ros2_ws is not built or not sourced: make test does both')
 
+from camera_rig import CameraRig  # noqa: E402
+from p2d_node.ros.answer_watcher import AnswerWatcher  # noqa: E402
 from p2d_node.ros.drive_node import DriveNode  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -118,3 +120,15 @@ def drive(
     yield start
     for drive_node in nodes:
         drive_node.stop_working()
+
+
+@pytest.fixture
+def rig(node: Any) -> CameraRig:
+    """Six cameras that publish when the test says so."""
+    return CameraRig(node)
+
+
+@pytest.fixture
+def watcher(node: Any) -> AnswerWatcher:
+    """Collects what the drive node publishes."""
+    return AnswerWatcher(node, pictures=True)

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 P2D = [sys.executable, '-m', 'p2d_node.cli.main']
-DRIVE = [sys.executable, '-m', 'p2d_node.ros.drive_node']
+DRIVE = [sys.executable, '-m', 'p2d_node.ros.drive']
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def test_the_demo_leaves_answers_picture_and_plot_and_no_process(ros_domain, tmp
     assert picture.std() > 10
     assert cv2.imread(str(out / 'story.png')).shape[1] == 4 * 360
     assert (out / 'latency.png').stat().st_size > 5000
-    assert processes_of('drive_node') == []
+    assert processes_of('p2d_node.ros.drive ') == []
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_a_demo_that_is_broken_off_leaves_no_process(ros_domain, tmp_path, after
         time.sleep(after_s)
         process.send_signal(sign)
         process.wait(15)
-        wait_until(lambda: processes_of('drive_node') == [], 5.0)
+        wait_until(lambda: processes_of('p2d_node.ros.drive ') == [], 5.0)
     assert process.returncode != 0
 
 

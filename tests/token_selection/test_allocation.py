@@ -1,4 +1,4 @@
-"""The picks of T-FPS in their order, and one budget of tokens for all views."""
+"""The picks of T-FPS in their order, and adaptive allocation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_order_begins_with_the_picks_of_every_smaller_count(data: st.DataObj
 
 
 @pytest.mark.parametrize('kind', sorted(INPUTS))
-def test_its_distances_are_those_of_the_definition(kind: str):
+def test_distances_equal_those_of_the_definition(kind: str):
     tokens = INPUTS[kind](np.random.default_rng(3), (2, 24, 10))
     order = order_tokens(tokens, 24)
     for view in range(2):
@@ -60,7 +60,7 @@ def test_its_distances_are_those_of_the_definition(kind: str):
         assert (order.distances[view].diff()[1:] <= 0).all()
 
 
-def test_a_budget_goes_where_a_pick_adds_most():
+def test_the_budget_goes_to_the_picks_with_the_largest_gain():
     indices = [torch.tensor([5, 1, 3]), torch.tensor([0, 9, 4])]
     distances = [torch.tensor([np.inf, 0.5, 0.1]), torch.tensor([np.inf, 0.4, 0.3])]
 
@@ -75,10 +75,10 @@ def test_a_budget_goes_where_a_pick_adds_most():
     assert kept(6, (1.0, 1.0)) == [[1, 3, 5], [0, 4, 9]]
 
 
-def test_the_split_makes_the_worst_covered_token_of_the_sweep_best():
-    """No other split of the same budget has a smaller largest distance: tried, all of them."""
+def test_the_split_minimises_the_largest_distance_of_the_sweep():
+    """All other splits of the same budget are tried."""
     tokens = tokens_of(2, 12, hidden=3, seed=4)
-    tokens[1] = tokens[1] * 0.1 + torch.tensor([4.0, 0.0, 0.0])  # a view of one wall
+    tokens[1] = tokens[1] * 0.1 + torch.tensor([4.0, 0.0, 0.0])  # a view with little variety
     chosen = select_adaptively([tokens], [4, 4], [1.0, 1.0])
     order = order_tokens(tokens, 12)
 
@@ -93,7 +93,7 @@ def test_the_split_makes_the_worst_covered_token_of_the_sweep_best():
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_every_view_keeps_one_and_the_budget_is_spent(data: st.DataObject):
+def test_every_view_keeps_a_token_and_the_budget_is_used_up(data: st.DataObject):
     num_views, num_tokens = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 16))
     counts = st.lists(st.integers(1, num_tokens), min_size=num_views, max_size=num_views)
     num_keep = data.draw(counts)
@@ -106,20 +106,20 @@ def test_every_view_keeps_one_and_the_budget_is_spent(data: st.DataObject):
         assert indices.tolist() == select_tokens(tokens, [len(indices)] * num_views)[view].tolist()
 
 
-def test_views_of_different_sizes_share_a_budget_too():
+def test_views_of_different_sizes_share_a_budget():
     regions = [tokens_of(1, 6, seed=1), tokens_of(1, 20, seed=2)]
     kept = select_adaptively(regions, [3, 9], [1.0, 1.0])
     assert sum(len(view) for view in kept) == 12
     assert len(kept[0]) <= 6
 
 
-def test_a_count_that_does_not_fit_is_refused():
+def test_a_count_out_of_range_is_refused():
     for count in (0, 9):
         with pytest.raises(InferenceError, match=f'got {count}, allowed: 1 to 8'):
             order_tokens(tokens_of(2, 8), count)
 
 
-def test_adaptive_is_for_tfps():
+def test_adaptive_allocation_requires_tfps():
     assert replace(DriveConfig(), allocation='adaptive').selector == 'tfps'
     with pytest.raises(ConfigError, match="adaptive with selector 'grid', allowed: with tfps"):
         replace(DriveConfig(), allocation='adaptive', selector='grid')

@@ -1,7 +1,8 @@
-"""The selection methods beside T-FPS, and the one place where names become selectors."""
+"""The selection methods besides T-FPS, the map of selectors, and retention ratios."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from hypothesis import given
@@ -16,6 +17,7 @@ from p2d_node.token_selection.random_ import RandomSelector
 import pytest
 from tfps_definition import random_tokens, tfps_by_definition
 import torch
+from torch import Tensor
 
 
 def tokens_of(num_views: int, num_tokens: int, hidden: int = 8, seed: int = 0) -> torch.Tensor:
@@ -23,7 +25,7 @@ def tokens_of(num_views: int, num_tokens: int, hidden: int = 8, seed: int = 0) -
 
 
 @pytest.mark.parametrize('method', ['tfps', 'random', 'grid'])
-def test_every_method_keeps_as_many_per_view_as_asked(method: str):
+def test_every_method_keeps_the_requested_number_per_view(method: str):
     kept = select_tokens(tokens_of(3, 81), [8, 81, 1], method)
     assert [len(indices) for indices in kept] == [8, 81, 1]
     for indices in kept:
@@ -32,7 +34,7 @@ def test_every_method_keeps_as_many_per_view_as_asked(method: str):
         assert 0 <= indices.min() <= indices.max() < 81
 
 
-def test_divprune_is_one_search_over_all_views():
+def test_divprune_searches_all_views_at_once():
     tokens = tokens_of(3, 16)
     kept = select_tokens(tokens, [4, 5, 6], 'divprune')
     picks = tfps_by_definition(tokens.flatten(0, 1), 15)
@@ -47,7 +49,7 @@ def test_divprune_may_leave_a_view_empty():
     assert [len(indices) for indices in kept] == [4, 0]
 
 
-def test_random_choice_depends_on_the_seed_alone():
+def test_random_choice_depends_only_on_the_seed():
     first, second = tokens_of(2, 50, seed=1), tokens_of(2, 50, seed=2)
     chosen = [RandomSelector(seed=3).select(t, [9, 9]) for t in (first, second)]
     other = RandomSelector(seed=4).select(first, [9, 9])
@@ -57,7 +59,7 @@ def test_random_choice_depends_on_the_seed_alone():
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
-def test_a_grid_has_as_many_distinct_positions_as_asked(
+def test_a_grid_has_the_requested_number_of_distinct_positions(
     height: int, width: int, data: st.DataObject
 ):
     count = data.draw(st.integers(1, height * width))
@@ -73,24 +75,41 @@ def test_a_grid_is_even_in_both_directions():
     assert (positions % 27).unique().tolist() == list(range(1, 27, 3))
 
 
-def test_a_grid_of_another_shape_can_be_told():
+def test_a_grid_may_have_another_shape_than_a_square():
     kept = GridSelector(grid_size=(2, 8)).select(tokens_of(1, 16), [2])
     assert kept[0].tolist() == [10, 14]
     with pytest.raises(ConfigError, match='got 3 x 5, allowed: a product of 16'):
         GridSelector(grid_size=(3, 5)).select(tokens_of(1, 16), [2])
 
 
-def test_an_unknown_method_is_refused_with_the_known_ones():
+def test_an_unknown_method_is_refused_with_the_allowed_ones():
     with pytest.raises(ConfigError, match="got 'best', allowed: tfps, random, grid, divprune"):
         make_selector('best')
 
 
-def test_fastv_is_said_to_be_unavailable_and_why():
+def test_fastv_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match=r'fastv.*not available.*attention.*allowed: tfps'):
         select_tokens(tokens_of(1, 4), [2], 'fastv')
 
 
-def test_the_configuration_offers_exactly_the_selectors_there_are():
+def test_a_program_may_add_a_selector(monkeypatch: pytest.MonkeyPatch):
+    grid_sizes = []
+
+    class FirstTokens:
+        def select(self, visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
+            return [torch.arange(count) for count in num_keep]
+
+    def make_first_tokens(grid_size: tuple[int, int] | None) -> FirstTokens:
+        grid_sizes.append(grid_size)
+        return FirstTokens()
+
+    monkeypatch.setitem(SELECTORS, 'first', make_first_tokens)
+    kept = select_tokens(tokens_of(2, 12), [3, 1], 'first', grid_size=(3, 4))
+    assert [indices.tolist() for indices in kept] == [[0, 1, 2], [0]]
+    assert grid_sizes == [(3, 4)]
+
+
+def test_the_configuration_offers_all_selectors():
     (selector,) = [item for item in fields(DriveConfig) if item.name == 'selector']
     assert selector.metadata['option'].choices == tuple(SELECTORS)
 

@@ -1,4 +1,4 @@
-"""T-FPS on a CPU against its definition, and what the selector promises around it."""
+"""T-FPS on a CPU against its definition, and edge cases of the selector."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_equals_the_float64_definition_for_any_shape_and_count_per_view(data: st
 
 @pytest.mark.parametrize('kind', sorted(INPUTS))
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_equals_the_float64_definition_of_the_values_it_is_given(kind: str, dtype: torch.dtype):
+def test_equals_the_float64_definition_for_every_dtype(kind: str, dtype: torch.dtype):
     tokens = INPUTS[kind](np.random.default_rng(5), (2, 50, 24)).to(dtype)
     num_keep = [30, 7]
     assert as_lists(select_tokens(tokens, num_keep)) == kept_by_definition(tokens, num_keep)
@@ -63,16 +63,16 @@ def test_picks_come_in_the_order_of_the_definition(kind: str):
     assert order.tolist() == tfps_by_definition(tokens[0], 39)
 
 
-def test_float32_alone_would_fail_on_near_ties():
+def test_float32_alone_fails_on_near_ties():
     tokens = INPUTS['nearly tied'](np.random.default_rng(8), (1, 40, 41))
     float32_picks = batched_order(tokens, 20)[0].tolist()
     assert float32_picks != tfps_by_definition(tokens[0], 20)
 
 
-def test_tokens_that_use_up_the_budget_of_pairs_are_still_exact():
+def test_picks_are_exact_after_the_budget_of_pairs_is_used_up():
     rng = np.random.default_rng(3)
     tokens = INPUTS['duplicated'](rng, (1, 120, 32))
-    # Past the distinct tokens every remaining one is a candidate, beside all its copies.
+    # After the distinct tokens, every remaining token is a candidate, with all its copies.
     num_distinct = len(tokens[0].unique(dim=0))
     assert num_distinct < 60
     assert (120 - num_distinct) * 2 * 40 > PAIR_BUDGET
@@ -92,7 +92,7 @@ def test_reduced_precision_products_set_globally_do_not_change_the_picks():
 
 @pytest.mark.parametrize('hidden', [64, 312, 1152, 4096])
 @pytest.mark.parametrize('kind', ['normal', 'positive', 'constant', 'outlier', 'parallel'])
-def test_float32_cosines_err_less_than_estimated(hidden: int, kind: str):
+def test_the_error_of_float32_cosines_is_below_its_estimate(hidden: int, kind: str):
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randn(1, 200, hidden, generator=generator)
     if kind == 'positive':
@@ -118,7 +118,7 @@ def test_views_do_not_influence_each_other():
     assert as_lists(together) == as_lists(alone)
 
 
-def test_keeping_all_is_the_identity():
+def test_keeping_all_returns_all_indices():
     tokens = INPUTS['random'](np.random.default_rng(0), (2, 9, 4))
     assert as_lists(select_tokens(tokens, [9, 9])) == [list(range(9))] * 2
 
@@ -134,14 +134,14 @@ def test_equal_tokens_are_taken_from_the_lowest_index_on():
 
 
 def test_a_zero_token_is_at_distance_one_from_everything():
-    # Nothing else is as far from its nearest neighbour as the zero token: it is picked first.
+    # The zero token is the farthest from its nearest neighbour, so it is picked first.
     tokens = torch.tensor([[[1.0, 0.0], [1.0, 0.2], [0.0, 0.0], [1.0, -0.2]]])
     assert as_lists(select_tokens(tokens, [1])) == [[2]]
     assert as_lists(select_tokens(torch.zeros(1, 6, 3), [4])) == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf'), 1e30])
-def test_unusable_tokens_are_named_in_the_error(bad: float):
+def test_an_error_names_the_unusable_token(bad: float):
     tokens = torch.ones(3, 10, 4)
     tokens[1, 7, 2] = bad
     with pytest.raises(InferenceError, match=r'visual_tokens\[1, 7\].*check the vision encoder'):
@@ -150,14 +150,14 @@ def test_unusable_tokens_are_named_in_the_error(bad: float):
         require_finite(tokens)
 
 
-def test_finite_tokens_are_required_in_vain_only():
+def test_require_finite_accepts_finite_tokens():
     require_finite(torch.ones(2, 3, 4, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize('length', [1e-12, 1e12])
-def test_the_length_of_tokens_does_not_matter(length: float):
+@pytest.mark.parametrize('norm', [1e-12, 1e12])
+def test_the_norm_of_tokens_does_not_matter(norm: float):
     tokens = INPUTS['random'](np.random.default_rng(0), (1, 40, 8))
-    assert as_lists(select_tokens(tokens * length, [11])) == as_lists(select_tokens(tokens, [11]))
+    assert as_lists(select_tokens(tokens * norm, [11])) == as_lists(select_tokens(tokens, [11]))
 
 
 def test_indices_are_ascending_int64_and_need_no_gradient():
@@ -168,7 +168,7 @@ def test_indices_are_ascending_int64_and_need_no_gradient():
         assert (kept.diff() > 0).all()
 
 
-def test_a_view_of_a_larger_tensor_is_left_as_it_is():
+def test_a_strided_input_gives_the_same_indices_and_stays_unchanged():
     whole = INPUTS['random'](np.random.default_rng(0), (3, 40, 16))
     before = whole.clone()
     part = whole[1:, 3:30:2, :8]
@@ -186,26 +186,28 @@ def test_a_view_of_a_larger_tensor_is_left_as_it_is():
         (torch.ones(2, 4, 3), [5, 1], r'num_keep\[0\]: got 5, allowed: 1 to 4'),
     ],
 )
-def test_what_does_not_fit_is_refused(tokens: torch.Tensor, num_keep: list[int], message: str):
+def test_invalid_shapes_and_counts_are_refused(
+    tokens: torch.Tensor, num_keep: list[int], message: str
+):
     with pytest.raises(InferenceError, match=message):
         select_tokens(tokens, num_keep)
 
 
 class TestBatchedLoop:
-    """The plain torch loop, which a CUDA graph captures."""
+    """`batched_order`, which a CUDA graph captures."""
 
     @pytest.mark.parametrize('make', [INPUTS['random'], duplicated_integers])
-    def test_picks_as_the_exact_search(self, make: Callable[..., torch.Tensor]):
+    def test_equals_the_exact_search(self, make: Callable[..., torch.Tensor]):
         tokens = make(np.random.default_rng(11), (3, 64, 48))
         exact = torch.stack(exact_orders(tokens, [40] * 3))
         assert torch.equal(batched_order(tokens, 40), exact)
 
     @pytest.mark.parametrize('kind', sorted(INPUTS))
-    def test_every_pick_is_the_farthest_as_far_as_float32_can_tell(self, kind: str):
+    def test_every_pick_is_the_farthest_within_float32_error(self, kind: str):
         tokens = INPUTS[kind](np.random.default_rng(11), (1, 64, 48))
         assert_every_pick_is_best(batched_order(tokens, 60)[0], tokens[0], tolerance=2e-6)
 
-    def test_takes_unusable_tokens_after_all_others(self):
+    def test_picks_unusable_tokens_last(self):
         tokens = INPUTS['random'](np.random.default_rng(0), (1, 20, 8))
         tokens[0, 3, 1] = float('nan')
         tokens[0, 9, 0] = float('inf')

@@ -1,4 +1,4 @@
-"""T-FPS on an NVIDIA GPU: same indices by every way, no waiting, and the time it may take."""
+"""T-FPS on an NVIDIA GPU: indices of both implementations, synchronisation and time."""
 
 from __future__ import annotations
 
@@ -27,71 +27,73 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def by_graph(tokens: Tensor, count: int) -> Tensor:
+def graph_order(tokens: Tensor, count: int) -> Tensor:
     return CudaGraphs().order(tokens, count)
 
 
-def by_triton(tokens: Tensor, count: int) -> Tensor:
-    from p2d_node.token_selection.tfps_triton import triton_order
+def triton_order(tokens: Tensor, count: int) -> Tensor:
+    from p2d_node.token_selection import tfps_triton
 
-    return triton_order(tokens, count)
+    return tfps_triton.triton_order(tokens, count)
 
 
-WAYS = [by_graph, pytest.param(by_triton, marks=needs_triton)]
+ORDER_FUNCTIONS = [graph_order, pytest.param(triton_order, marks=needs_triton)]
 
 
 @pytest.fixture
-def forbid_waiting() -> Iterator[Callable[[], None]]:
+def forbid_synchronization() -> Iterator[Callable[[], None]]:
     yield lambda: torch.cuda.set_sync_debug_mode('error')
     torch.cuda.set_sync_debug_mode('default')
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('compute_order', ORDER_FUNCTIONS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('make', [INPUTS['random'], duplicated_integers])
-def test_picks_as_the_exact_search_on_the_cpu(
-    way: Callable[[Tensor, int], Tensor], dtype: torch.dtype, make: Callable[..., Tensor]
+def test_picks_equal_the_exact_search_on_the_cpu(
+    compute_order: Callable[[Tensor, int], Tensor], dtype: torch.dtype, make: Callable[..., Tensor]
 ):
     tokens = make(np.random.default_rng(11), (6, 200, 48)).to(dtype)
     exact = torch.stack(exact_orders(tokens, [100] * 6))
-    assert torch.equal(way(tokens.cuda(), 100).cpu(), exact)
+    assert torch.equal(compute_order(tokens.cuda(), 100).cpu(), exact)
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('compute_order', ORDER_FUNCTIONS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('kind', sorted(INPUTS))
-def test_every_pick_is_the_farthest_as_far_as_float32_can_tell(
-    way: Callable[[Tensor, int], Tensor], dtype: torch.dtype, kind: str
+def test_every_pick_is_the_farthest_within_float32_error(
+    compute_order: Callable[[Tensor, int], Tensor], dtype: torch.dtype, kind: str
 ):
     tokens = INPUTS[kind](np.random.default_rng(11), (2, 300, 1152)).to(dtype)
-    order = way(tokens.cuda(), 200).cpu()
+    order = compute_order(tokens.cuda(), 200).cpu()
     for view in range(2):
         assert_every_pick_is_best(order[view], tokens[view], tolerance=5e-6)
 
 
-@pytest.mark.parametrize('way', WAYS)
-def test_tf32_set_globally_does_not_change_the_picks(way: Callable[[Tensor, int], Tensor]):
+@pytest.mark.parametrize('compute_order', ORDER_FUNCTIONS)
+def test_tf32_set_globally_does_not_change_the_picks(
+    compute_order: Callable[[Tensor, int], Tensor],
+):
     tokens = INPUTS['random'](np.random.default_rng(1), (6, 200, 256))
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        order = way(tokens.cuda(), 50).cpu()
+        order = compute_order(tokens.cuda(), 50).cpu()
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert torch.equal(order, torch.stack(exact_orders(tokens, [50] * 6)))
 
 
 @needs_triton
-def test_triton_is_chosen_where_it_is_installed():
+def test_triton_is_used_if_it_is_installed():
     assert triton_runs(torch.device('cuda', 0))
 
 
-def test_selecting_never_waits_for_the_device_once_warm(forbid_waiting: Callable[[], None]):
+def test_selecting_does_not_synchronize_after_warm_up(forbid_synchronization: Callable[[], None]):
     tokens = torch.randn(6, 729, 1152, device='cuda')
     selector, num_keep = TfpsSelector(), [72, 36, 729, 1, 100, 72]
     selector.select(tokens, num_keep)
     torch.cuda.synchronize()
-    forbid_waiting()
+    forbid_synchronization()
     kept = selector.select(tokens, num_keep)
     assert [len(indices) for indices in kept] == num_keep
 
@@ -116,11 +118,11 @@ def test_a_sweep_takes_under_a_millisecond_and_thirty_times_less_than_the_loop(d
     assert timing.speedup >= 30.0
 
 
-def test_order_and_shared_budget_are_those_of_the_cpu():
+def test_order_and_adaptive_allocation_equal_those_of_the_cpu():
     tokens = INPUTS['random'](np.random.default_rng(2), (3, 60, 32))
-    here, there = order_tokens(tokens, 60), order_tokens(tokens.cuda(), 60)
-    assert torch.equal(there.indices.cpu(), here.indices)
-    torch.testing.assert_close(there.distances.cpu(), here.distances, atol=2e-6, rtol=0)
+    expected, order = order_tokens(tokens, 60), order_tokens(tokens.cuda(), 60)
+    assert torch.equal(order.indices.cpu(), expected.indices)
+    torch.testing.assert_close(order.distances.cpu(), expected.distances, atol=2e-6, rtol=0)
     on_cpu, on_gpu = (
         select_adaptively([t], [9, 9, 9], [1.0] * 3) for t in (tokens, tokens.cuda())
     )

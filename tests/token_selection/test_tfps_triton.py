@@ -1,6 +1,6 @@
 """The Triton kernels in Triton's interpreter, on machines without a GPU.
 
-bfloat16 is tested on a GPU only: the interpreter multiplies its bit patterns as integers.
+bfloat16 is tested on GPUs only: the interpreter multiplies its bit patterns as integers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CASES = _cases()
 
 @pytest.fixture(scope='module')
 def orders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """What the kernels picked, per case."""
+    """The picks of the kernels per case."""
     folder = tmp_path_factory.mktemp('triton')
     torch.save({**CASES, 'unusable': (_with_unusable(), 19)}, folder / 'cases')
     script = Path(__file__).with_name('triton_interpreted.py')
@@ -63,12 +63,12 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize('case', sorted(CASES))
-def test_the_kernels_pick_as_the_exact_search(case: str, orders: dict[str, Tensor]):
+def test_the_kernels_equal_the_exact_search(case: str, orders: dict[str, Tensor]):
     tokens, count = CASES[case]
     assert torch.equal(orders[case], torch.stack(exact_orders(tokens, [count] * len(tokens))))
 
 
-def test_the_kernels_take_unusable_tokens_after_all_others(orders: dict[str, Tensor]):
+def test_the_kernels_pick_unusable_tokens_last(orders: dict[str, Tensor]):
     order = orders['unusable'][0].tolist()
     assert order[18] == 3
     assert 9 not in order

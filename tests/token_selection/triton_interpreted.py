@@ -1,6 +1,6 @@
 """Runs the Triton kernels in Triton's interpreter: `triton_interpreted.py CASES RESULT`.
 
-The interpreter must be chosen before Triton is first imported, so this is a process of its own.
+It runs in a separate process, because the interpreter must be enabled before Triton is imported.
 """
 
 import os

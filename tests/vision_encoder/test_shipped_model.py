@@ -18,16 +18,16 @@ QUESTION = 'What should the ego vehicle do next, and why?'
 def engine_dir(tmp_path_factory):
     """An ONNX Runtime engine of p2d-mini that takes whole camera frames."""
     folder = tmp_path_factory.mktemp('engines')
-    takes = EncoderInput(FRAMES, 900, 1600)
-    plan = plan_of(shipped_model_folder(), 'onnxruntime', takes=takes)
+    input_spec = EncoderInput(FRAMES, 900, 1600)
+    plan = plan_of(shipped_model_folder(), 'onnxruntime', input_spec=input_spec)
     assert build_engine(plan, folder, CPU, ignore_progress).verification.passed
     return folder
 
 
 @pytest.mark.slow
 def test_its_tensorrt_engine_is_built_ahead_of_time(tmp_path):
-    takes = EncoderInput(FRAMES, 900, 1600)
-    plan = plan_of(shipped_model_folder(), 'tensorrt_rtx', takes=takes)
+    input_spec = EncoderInput(FRAMES, 900, 1600)
+    plan = plan_of(shipped_model_folder(), 'tensorrt_rtx', input_spec=input_spec)
     built = build_engine(plan, tmp_path, CPU, ignore_progress)
     assert built.manifest.model_name == SHIPPED_MODEL
     assert built.manifest.compute_capabilities == ('8.6', '8.9')

@@ -31,8 +31,8 @@ def backend(request):
 @pytest.fixture(scope='module', params=['fp16', 'fp32'])
 def built(request, backend, tiny_checkpoint, tmp_path_factory):
     engine_dir = tmp_path_factory.mktemp('engines')
-    takes = EncoderInput(FRAMES, 90, 160)
-    plan = plan_of(tiny_checkpoint, backend, takes=takes, precision=request.param)
+    input_spec = EncoderInput(FRAMES, 90, 160)
+    plan = plan_of(tiny_checkpoint, backend, input_spec=input_spec, precision=request.param)
     plan = replace(plan, options=BuildOptions())
     try:
         return engine_dir, build_engine(plan, engine_dir, DEVICE, ignore_progress)

@@ -7,12 +7,11 @@ import re
 
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.errors import ConfigError
+from p2d_node.units import NS_PER_US
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 """The end of a file name: camera, and capture stamp in microseconds since the epoch."""
-
-NS_PER_US = 1000
 
 
 def resolve_image(name: str, image_root: Path) -> Path:

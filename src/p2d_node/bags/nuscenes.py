@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2d_node.bags.image_files import NS_PER_US, read_image
+from p2d_node.bags.image_files import read_image
 from p2d_node.bags.json_files import format_faults, read_json
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.units import NS_PER_US
 
 TABLES = ('scene', 'sample', 'sample_data', 'calibrated_sensor', 'sensor')
 Row = dict[str, Any]

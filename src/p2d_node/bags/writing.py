@@ -13,7 +13,7 @@ import numpy as np
 from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
-from p2d_node.records import NS_PER_S
+from p2d_node.units import NS_PER_S
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores

@@ -1,1 +1,1 @@
-"""Checkpoint folders: where they are, what they hold, and how foreign ones are imported."""
+"""Checkpoint folders: opening, importing and fingerprinting them."""

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-import json
 from pathlib import Path
-from typing import Any
 
+from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError
 from p2d_node.views import Mosaic
 
 UNTRAINED_KEY = 'p2d_untrained'
-"""Set in the config.json of models whose weights are random."""
+"""Set in the config.json of models with random weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint folder that looks complete.
+    """A checkpoint folder with a config.json and weights.
 
     Attributes:
-        folder: Where it lies.
-        model_type: Its family.
-        untrained: True where the weights are random.
-        mosaic: How views are stitched into one picture; None where each is one.
+        folder: Path of the folder.
+        model_type: The model's family.
+        untrained: Whether the weights are random.
+        mosaic: How the views are stitched into one picture; None if each view is one picture.
     """
 
     folder: Path
@@ -32,7 +31,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What answers call the model."""
+        """Name of the model in answers."""
         return f'{self.folder.name} (untrained)' if self.untrained else self.folder.name
 
 
@@ -40,7 +39,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check that `folder` holds a checkpoint, without loading weights or knowing its family.
 
     Raises:
-        ConfigError: The folder, its config or its weights are missing.
+        ConfigError: The folder, its config.json or its weights are missing.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -48,7 +47,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f'model: got {str(folder)!r}, which is not a folder; allowed: a checkpoint folder in '
             'Hugging Face format, or p2d-mini, which ships'
         )
-    config = _read_config(path)
+    config = read_json_object(
+        path / 'config.json', parameter='model', next_step='copy the whole checkpoint folder'
+    )
     if not any(path.glob('*.safetensors')):
         raise ConfigError(
             f'model: {path} has no weights: no *.safetensors file in it; copy the checkpoint '
@@ -60,17 +61,3 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         untrained=bool(config.get(UNTRAINED_KEY, False)),
         mosaic=Mosaic.from_config(config),
     )
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
-    except FileNotFoundError as err:
-        raise ConfigError(
-            f'model: {path} has no config.json; copy the whole checkpoint folder'
-        ) from err
-    except ValueError as err:
-        raise ConfigError(f'model: {path}/config.json is not valid JSON: {err}') from err
-    if not isinstance(config, dict):
-        raise ConfigError(f'model: {path}/config.json is not a JSON object')
-    return config

@@ -1,36 +1,16 @@
-"""What small LLaVA-OneVision checkpoints of our own are made of: tokenizer, settings, folder."""
+"""Writes small LLaVA-OneVision checkpoints: tokenizer, settings and weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2d_node.errors import ConfigError
+from p2d_node.durable_files import write_json
 from tokenizers import models, pre_tokenizers, Regex, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 WORD_OR_MARK = r'\w+|[^\w\s]'
-
-
-@contextmanager
-def checked_tokenizer(folder: object) -> Iterator[None]:
-    """Translate what goes wrong with the tokenizer files in `folder`, as messages name it.
-
-    Raises:
-        ConfigError: They do not load, for whatever reason.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as err:  # tokenizers raises plain Exception
-        reason = next(iter(str(err).splitlines()), type(err).__name__)
-        raise ConfigError(
-            f'{folder}: the tokenizer does not load: {reason}; copy its files again'
-        ) from err
 
 
 def make_word_tokenizer(
@@ -44,10 +24,10 @@ def make_word_tokenizer(
     """Return a tokenizer with one token per word.
 
     Args:
-        special_tokens: Its first ids; the first of them stands for unknown words.
-        words: The ids after them; one that comes again is left out.
+        special_tokens: The tokens with the first ids; the first one stands for unknown words.
+        words: The tokens with the next ids; repeated words are dropped.
         end_token: The special token that ends an answer.
-        chat_template: In Jinja, as checkpoints ship it.
+        chat_template: The chat template, in Jinja.
         pattern: Regular expression of a word.
     """
     tokens = dict.fromkeys((*special_tokens, *words))
@@ -69,8 +49,8 @@ def siglip_settings(side_px: int, *, pads: bool) -> dict[str, Any]:
     """Return the content of preprocessor_config.json for a SigLIP encoder.
 
     Args:
-        side_px: Side of the square that a frame becomes, bicubic.
-        pads: Whether bars make the frame square first; else it is squeezed.
+        side_px: Side of the square that a frame is resized to (bicubic), pixels.
+        pads: Whether bars make the frame square first; otherwise its aspect ratio changes.
     """
     padding = {'do_pad': True, 'image_grid_pinpoints': [[side_px, side_px]]}
     return {
@@ -94,10 +74,10 @@ def write_checkpoint(
     """Write config, weights, tokenizer and processor settings into `folder`, which is created.
 
     Args:
-        folder: Where the files go.
-        model: transformers' LLaVA-OneVision on the CPU, in the number format of the file.
+        folder: The folder to create.
+        model: transformers' LLaVA-OneVision on the CPU, in the dtype of the file.
         tokenizer: Its tokenizer.
-        pads: As for `siglip_settings`.
+        pads: See `siglip_settings`.
     """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -111,4 +91,4 @@ def write_checkpoint(
         },
     }
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+        write_json(folder / name, content)

@@ -1,4 +1,4 @@
-"""From the parameters `device`, `dtype` and `num_threads` to what torch takes."""
+"""Converts the parameters `device`, `dtype` and `num_threads` to what torch expects."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ DEVICES = 'auto, cpu, cuda'
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn the parameter `device` into a torch device.
+    """Convert the parameter `device` to a torch device; `auto` is a GPU if there is one.
 
     Raises:
-        ConfigError: Not a device name.
-        BackendUnavailableError: A GPU is asked for and there is none.
+        ConfigError: `name` is not a device name, or names a GPU other than the first.
+        BackendUnavailableError: `name` is a GPU and there is none.
     """
     if name == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ('cpu', 'cuda'):
         raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}')
     if device.index:
-        # Kernels, graphs and engines run on the thread's current GPU, which is the first.
+        # Kernels, graphs and engines run on the current GPU of the thread, which is the first.
         raise ConfigError(
             f'device: got {name!r}, allowed: {DEVICES}; choose another GPU by the environment: '
             f'CUDA_VISIBLE_DEVICES={device.index}'
@@ -38,7 +38,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turn the parameter `dtype` into a torch dtype; auto is bfloat16 on a GPU."""
+    """Convert the parameter `dtype` to a torch dtype.
+
+    `auto` is bfloat16 on a GPU and float32 on the CPU.
+
+    Raises:
+        ConfigError: `name` is not a torch dtype.
+    """
     if name == 'auto':
         return torch.bfloat16 if device.type == 'cuda' else torch.float32
     dtype = getattr(torch, name, None)

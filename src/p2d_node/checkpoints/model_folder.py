@@ -1,4 +1,4 @@
-"""From the parameter `model` to a checkpoint folder: it is a path, or a name that needs none."""
+"""Converts the parameter `model`, a path or a name, to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from p2d_node.errors import ConfigError
 
 @contextmanager
 def model_folder(model: str) -> Iterator[Path]:
-    """Yield the folder that the parameter `model` names; `untrained` is made for the time.
+    """Yield the folder of the parameter `model`.
+
+    The folder of the model `untrained` is created, and removed at the end.
+
+    Args:
+        model: `p2d-mini`, `untrained` or the path of a checkpoint folder.
 
     Raises:
-        ConfigError: The model that ships is not where this package was installed.
+        ConfigError: p2d-mini is not installed with this package.
     """
     if model == SHIPPED_MODEL:
         yield shipped_model_folder()
@@ -29,10 +34,10 @@ def model_folder(model: str) -> Iterator[Path]:
 
 
 def shipped_model_folder() -> Path:
-    """Return where the model that ships lies: in the source tree, or in the package's share.
+    """Return the folder of p2d-mini, in the source tree or in the share folder of the package.
 
     Raises:
-        ConfigError: In neither.
+        ConfigError: It is in neither.
     """
     for parent in Path(__file__).resolve().parents:
         for folder in (parent / 'models', parent / 'share' / 'p2d_node' / 'models'):

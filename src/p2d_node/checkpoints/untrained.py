@@ -1,7 +1,6 @@
-"""A tiny LLaVA-OneVision checkpoint with random weights, in the real on-disk format.
+"""Writes a tiny LLaVA-OneVision checkpoint with random weights, for tests and trials.
 
-It has the geometry of the papers' models (384 px, 27 x 27 = 729 tokens per view) and nothing of
-their knowledge: for tests, and to try the plumbing where no checkpoint is at hand.
+It has the input size and the token counts of DriveMM: 384 px, 27 x 27 = 729 tokens per view.
 """
 
 from __future__ import annotations
@@ -44,8 +43,9 @@ def make_tokenizer(
     """Return a word-level tokenizer with a chat template.
 
     Args:
-        special_tokens: Its first ids; `<unk>`, `<|im_start|>` and `<|im_end|>` come first.
-        chat_template: In Jinja, as checkpoints ship it.
+        special_tokens: The tokens with the first ids; `<unk>`, `<|im_start|>` and `<|im_end|>`
+            come first.
+        chat_template: The chat template, in Jinja.
     """
     return make_word_tokenizer(
         special_tokens, WORDS.split(), end_token='<|im_end|>', chat_template=chat_template
@@ -58,10 +58,10 @@ def write_untrained_checkpoint(
     """Write the checkpoint into `folder`, which is created, and return it.
 
     Args:
-        folder: Where config, weights, tokenizer and processor settings go.
+        folder: The folder for config, weights, tokenizer and processor settings.
         image_size: Side of the encoder's input, pixels.
         patch_size: Side of a patch, pixels.
-        seed: Of the random weights.
+        seed: Seed of the random weights.
     """
     tokenizer = make_tokenizer()
     config = _tiny_config(tokenizer, image_size, patch_size)
@@ -95,7 +95,7 @@ def _tiny_config(
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=32768,
-            initializer_range=0.3,  # wide enough that answers vary with the pictures
+            initializer_range=0.3,  # large, so that answers depend on the pictures
             tie_word_embeddings=False,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids('<image>'),

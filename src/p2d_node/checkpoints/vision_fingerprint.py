@@ -1,4 +1,4 @@
-"""The fingerprint of a checkpoint's vision part, which an engine is built from."""
+"""The fingerprint of the vision part of a checkpoint, from which engines are built."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError
 
 CHUNK_BYTES = 1 << 22
@@ -20,23 +21,23 @@ NOT_VISION = (
     'torch_dtype',
     'quantization_config',
 )
-"""Entries of config.json that do not change what the vision part computes."""
+"""Fields of config.json that do not affect the vision part."""
 
 
 def hash_vision_weights(folder: Path, vision_keys: Sequence[str]) -> str:
-    """Return the SHA-256 of everything that the vision part is made of.
+    """Return the SHA-256 of the weights and the configuration of the vision part.
 
-    Weights count by name, format, shape and bytes, in whichever file they are stored. The language
-    model's weights and configuration do not count.
+    Names, dtypes, shapes and bytes of weights count; the files that store them do not. Weights and
+    configuration of the language model do not count.
 
     Args:
         folder: The checkpoint.
         vision_keys: A weight belongs to the vision part if its name contains one of these.
 
     Raises:
-        ConfigError: A file that is not a whole safetensors file.
+        ConfigError: config.json is not a JSON object, or a safetensors file is incomplete.
     """
-    config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    config = read_json_object(folder / 'config.json', parameter='model')
     facts = {key: value for key, value in config.items() if key not in NOT_VISION}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     tensors = {}
@@ -52,12 +53,12 @@ def hash_vision_weights(folder: Path, vision_keys: Sequence[str]) -> str:
 
 
 def _read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Return per tensor its dtype, shape and `span`: first and last byte in the file."""
+    """Return name to dtype, shape and `span`, the bytes in the file, of every tensor."""
     try:
         with path.open('rb') as file:
             size = int.from_bytes(file.read(8), 'little')
             if not 0 < size < path.stat().st_size:
-                raise ValueError(f'a header of {size} bytes in {path.stat().st_size}')
+                raise ValueError(f'a header of {size} bytes in a file of {path.stat().st_size}')
             header = json.loads(file.read(size))
         header.pop('__metadata__', None)
         for entry in header.values():
@@ -65,7 +66,7 @@ def _read_header(path: Path) -> dict[str, dict[str, Any]]:
             entry['span'] = (8 + size + first, 8 + size + last)
     except (OSError, ValueError, KeyError, AttributeError) as err:
         raise ConfigError(
-            f'model: {path}: not a whole safetensors file: {err}; copy the checkpoint again'
+            f'model: {path}: not a complete safetensors file: {err}; copy the checkpoint again'
         ) from err
     return dict(header)
 
@@ -75,6 +76,8 @@ def _update(digest: Any, file: BinaryIO, first: int, last: int) -> None:
     while first < last:
         chunk = file.read(min(CHUNK_BYTES, last - first))
         if not chunk:
-            raise ConfigError(f'model: {file.name}: shorter than its header says; copy it again')
+            raise ConfigError(
+                f'model: {file.name}: shorter than its header says; copy the checkpoint again'
+            )
         digest.update(chunk)
         first += len(chunk)

@@ -22,18 +22,13 @@ from p2d_node.cli.verbs.engines import (
     VerifyOptions,
 )
 from p2d_node.config import SHIPPED_MODEL
-from p2d_node.engine_build.build import (
-    build_engine,
-    BuildPlan,
-    BuiltEngine,
-    choose_backend,
-    DEFAULT_PRECISION,
-    export_model,
-    verify_engine,
-)
+from p2d_node.engine_build.build import build_engine
+from p2d_node.engine_build.build_plan import BuildPlan, choose_backend, DEFAULT_PRECISION
 from p2d_node.engine_build.cleaning import clean_engines
 from p2d_node.engine_build.export import ExportPlan
+from p2d_node.engine_build.export_folder import BuiltEngine, export_model
 from p2d_node.engine_build.inspection import inspect_engine, Inspection, unverified_engines
+from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.preprocessing import ImageProcessing
@@ -148,7 +143,7 @@ def _export_plan(
         yield ExportPlan(
             checkpoint=checkpoint,
             processing=ImageProcessing.from_folder(checkpoint.folder),
-            takes=input_spec,
+            input_spec=input_spec,
             precision=precision,
             num_views=num_views if checkpoint.mosaic is None else 1,
         )
@@ -210,7 +205,7 @@ def _inspection_json(inspection: Inspection) -> dict[str, Any]:
         'folder': str(inspection.folder),
         'fits': inspection.fits,
         'checks': [asdict(check) for check in inspection.checks],
-        'mend': inspection.mend,
+        'fix_command': inspection.fix_command,
     }
 
 
@@ -221,5 +216,5 @@ def _print_inspection(inspection: Inspection) -> None:
     for check in inspection.checks:
         table.add_row(check.what, check.in_engine, check.here, 'yes' if check.fits else 'NO')
     Console().print(table)
-    if inspection.mend:
-        print(f'mend: {inspection.mend}\n')
+    if inspection.fix_command:
+        print(f'fix: {inspection.fix_command}\n')

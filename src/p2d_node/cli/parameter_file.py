@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from p2d_node.config import CAMERA_NAMES, config_from_parameters, DriveConfig, SHIPPED_MODEL
+from p2d_node.config import DriveConfig, SHIPPED_MODEL
+from p2d_node.config_parameters import CAMERA_NAMES, config_from_parameters
 from p2d_node.errors import ConfigError
 from p2d_node.retention_presets import read_yaml, tuned_ratios
 

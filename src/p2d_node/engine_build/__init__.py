@@ -1,1 +1,1 @@
-"""From a checkpoint to a vision encoder engine that is proven on its machine."""
+"""Builds, verifies and removes engines of the vision encoder."""

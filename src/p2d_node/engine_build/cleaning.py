@@ -1,4 +1,4 @@
-"""Removes old engines, the newest of each kind kept."""
+"""Removes old engines and keeps the newest of each kind."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from collections import Counter
 from pathlib import Path
 import shutil
 
-from p2d_node.engine_build.atomic import locked, remove_unfinished, UNFINISHED_PREFIX
+from p2d_node.engine_build.engine_folders import (
+    engine_lock,
+    remove_unfinished,
+    UNFINISHED_PREFIX,
+)
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import read_manifest
 
 
 def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
-    """Remove all but the newest `keep` engines of every kind, and what cut builds left.
+    """Remove all but the newest `keep` engines of each kind, and the folders of killed builds.
 
-    Engines of one kind agree in model, backend, precision, input and number of cameras.
+    Engines of one kind have the same model, backend, precision, input and number of cameras.
 
     Args:
         engine_dir: The engine folder.
-        keep: Engines kept of each kind, at least 1.
-        dry_run: Only say what would go.
+        keep: Number of engines to keep of each kind, at least 1.
+        dry_run: Remove nothing.
 
     Returns:
-        The engine folders that are gone, or would go.
+        The engine folders that were removed, or with `dry_run` would be.
 
     Raises:
-        ConfigError: `keep` out of range, or the folder cannot be written.
+        ConfigError: `keep` is out of range, or the folder cannot be written.
     """
     if keep < 1:
-        raise ConfigError(f'--keep: got {keep}, allowed: 1 or more')
+        raise ConfigError(f'keep: got {keep}, allowed: 1 or more')
     if not engine_dir.is_dir():
-        raise ConfigError(f'--engine-dir: got {str(engine_dir)!r}, which is not a folder')
-    with locked(engine_dir):
+        raise ConfigError(f'engine_dir: got {str(engine_dir)!r}, which is not a folder')
+    with engine_lock(engine_dir):
         old = _old_engines(engine_dir, keep)
         if not dry_run:
             for folder in old:
@@ -50,7 +54,7 @@ def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
         num_views = _num_views(folder)
         if num_newer[model, kind, num_views] >= keep:
             old.append(folder)
-        # One that does not say its number of cameras is replaced by newer ones for any number.
+        # A damaged engine has no number of cameras: newer engines with any number replace it.
         num_newer.update({(model, kind, num_views), (model, kind, None)})
     return old
 
@@ -63,7 +67,7 @@ def _num_views(folder: Path) -> int | None:
 
 
 def _remove(folder: Path) -> None:
-    # The new name makes it no engine at once, even if the removal is cut.
-    doomed = folder.with_name(f'{UNFINISHED_PREFIX}{folder.name}')
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    # Renamed first: if the process is killed now, nothing loads half an engine.
+    unfinished = folder.with_name(f'{UNFINISHED_PREFIX}{folder.name}')
+    folder.rename(unfinished)
+    shutil.rmtree(unfinished)

@@ -1,4 +1,4 @@
-"""A checkpoint's vision encoder as an ONNX file, checked against torch before it is kept."""
+"""Exports the vision encoder of a checkpoint to ONNX, with reference inputs and torch's tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ import torch
 from torch import nn, Tensor
 
 OPSET = 20
-"""The newest opset that the parsers of TensorRT 10.x document."""
+"""The newest opset in the documentation of TensorRT 10.x's parsers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class ExportPlan:
     Attributes:
         checkpoint: The model.
         processing: Its image processor.
-        takes: What the engine will be given.
+        input_spec: The input of the engine.
         precision: Number format of the encoder: fp32, fp16 or bf16.
-        num_views: Static batch.
+        num_views: Number of cameras, the static batch size.
     """
 
     checkpoint: Checkpoint
     processing: ImageProcessing
-    takes: EncoderInput
+    input_spec: EncoderInput
     precision: str
     num_views: int
 
@@ -53,40 +53,40 @@ class ExportPlan:
         """Check the values."""
         if self.precision not in PRECISIONS:
             raise ConfigError(
-                f'--precision: got {self.precision!r}, allowed: {", ".join(PRECISIONS)}'
+                f'precision: got {self.precision!r}, allowed: {", ".join(PRECISIONS)}'
             )
         if self.num_views < 1:
-            raise ConfigError(f'--views: got {self.num_views}, allowed: 1 or more')
-        sides = (self.takes.height, self.takes.width)
-        if self.takes.kind == FRAMES and not all(1 <= side <= MAX_SIDE_PX for side in sides):
+            raise ConfigError(f'num_views: got {self.num_views}, allowed: 1 or more')
+        sides = (self.input_spec.height, self.input_spec.width)
+        if self.input_spec.kind == FRAMES and not all(1 <= side <= MAX_SIDE_PX for side in sides):
             raise ConfigError(
-                f'--camera-size: got {sides[0]}x{sides[1]}, allowed: HEIGHTxWIDTH, each 1 to '
+                f'camera_size: got {sides[0]}x{sides[1]}, allowed: HEIGHTxWIDTH, each 1 to '
                 f'{MAX_SIDE_PX}'
             )
 
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the input, pixels."""
-        if self.takes.kind == FRAMES:
-            return self.takes.height, self.takes.width
+        if self.input_spec.kind == FRAMES:
+            return self.input_spec.height, self.input_spec.width
         return self.processing.height_px, self.processing.width_px
 
 
 def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
-    """Write model.onnx with its weights, and reference inputs with torch's tokens for them.
+    """Write model.onnx with its weights, and reference inputs with torch's tokens.
 
-    A process of its own does it: the exporter never frees the weights that it has seen, and what
-    follows needs the memory.
+    The export runs in its own process, because the exporter never frees the weights and the next
+    steps need the memory.
 
     Args:
         plan: What to export.
-        folder: Where the files go; exists.
+        folder: An existing folder for the files.
 
     Returns:
         Tokens per view and features per token.
 
     Raises:
-        ConfigError: The checkpoint does not load, or the memory does not suffice.
+        ConfigError: The checkpoint does not load, or there is not enough memory.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
         try:
@@ -101,12 +101,12 @@ def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
 def _export(plan: ExportPlan, folder: Path) -> tuple[int, int]:
     encoder: nn.Module = load_vision_module(plan.checkpoint)
     dtype = PRECISIONS[plan.precision]
-    if plan.takes.kind == FRAMES:
+    if plan.input_spec.kind == FRAMES:
         resize = FrameResize(plan.processing, *plan.input_size)
         encoder = FrameEncoder(resize, encoder, torch.float32)
     frames = make_reference_frames(plan)
     with torch.inference_mode():
-        # View by view: the attention of all views at once takes six times the memory.
+        # View by view: the attention of all views at once needs six times the memory.
         tokens = torch.cat([encoder(frames[view : view + 1]) for view in range(plan.num_views)])
     save_file({INPUT_NAME: frames, OUTPUT_NAME: tokens}, folder / REFERENCE_FILE)
     encoder = _in_precision(encoder, dtype).eval()
@@ -126,7 +126,7 @@ def _export(plan: ExportPlan, folder: Path) -> tuple[int, int]:
 
 
 class _CastingEncoder(nn.Module):
-    """An encoder of pixel_values that computes in a shorter number format."""
+    """An encoder of pixel_values that computes in `dtype`."""
 
     def __init__(self, vision_module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -140,16 +140,17 @@ class _CastingEncoder(nn.Module):
 
 def _in_precision(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
     if isinstance(encoder, FrameEncoder):
-        # Bytes need 8 bits before the point and the filter's sums some after it: float32.
+        # The resize stays in float32: 0..255 needs 8 bits before the point, and sums need more.
         return FrameEncoder(encoder.resize, encoder.vision_module.to(dtype), dtype)
     return _CastingEncoder(encoder.to(dtype), dtype)
 
 
 def make_reference_frames(plan: ExportPlan, seed: int = 0) -> Tensor:
-    """Draw inputs with structure at every scale, as pictures have, the same for every export.
+    """Draw pictures with structure at every scale; equal plans and seeds give equal pictures.
 
     Returns:
-        What the encoder takes: uint8 [views, height, width, 3], or float32 pixel_values.
+        uint8 BGR [views, height, width, 3] in 0..255, or float32 pixel_values [views, 3, height,
+        width], as `plan.input_spec` says.
     """
     height, width = plan.input_size
     rng = np.random.default_rng(seed)
@@ -161,7 +162,7 @@ def make_reference_frames(plan: ExportPlan, seed: int = 0) -> Tensor:
             levels[index] += layer / octave
     levels -= levels.min()
     frames = torch.from_numpy((levels * (255 / levels.max())).astype(np.uint8))
-    if plan.takes.kind == FRAMES:
+    if plan.input_spec.kind == FRAMES:
         return frames
     mean, std = torch.tensor(plan.processing.mean), torch.tensor(plan.processing.std)
     return ((frames / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
@@ -169,7 +170,7 @@ def make_reference_frames(plan: ExportPlan, seed: int = 0) -> Tensor:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's notes about packages that it does not need off the terminal."""
+    """Silence the exporter's messages about missing packages that it does not need."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)

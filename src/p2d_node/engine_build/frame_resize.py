@@ -1,9 +1,9 @@
 """The model's image processor as a torch module: camera frames in, pixel_values out.
 
 Pillow resizes with two banded matrices, one per axis, and rounds to bytes after each. The same two
-products with the same weights run on any GPU and pass through ONNX, unlike `Resize` with
-antialiasing, which TensorRT's parser refuses. Values come out as Pillow's, but for about one byte
-in a hundred thousand that float32 sums round to a neighbour.
+products with the same weights run on any GPU and can be exported to ONNX; TensorRT's parser
+refuses `Resize` with antialiasing. The result equals Pillow's, except that float32 sums round
+about one byte in a hundred thousand to its neighbour.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PILLOW_PRECISION = 1 << 22
 """Pillow keeps filter weights as multiples of 2^-22 (Resample.c, PRECISION_BITS)."""
 
 NUM_BANDS = 8
-"""Products per axis. A weight is zero outside its filter's support, so most of one big product
-would multiply by zero; more bands waste less and add launches."""
+"""Matrix products per axis. Most weights are zero, so one large product would mostly multiply by
+zero; more bands compute fewer zeros but need more kernel launches."""
 
 
 def resize_weights(num_in: int, num_out: int, resample: int) -> npt.NDArray[np.float64]:
@@ -36,9 +36,10 @@ def resize_weights(num_in: int, num_out: int, resample: int) -> npt.NDArray[np.f
 def filters_rows_first(
     height: int, width: int, out_height: int, out_width: int, resample: int
 ) -> bool:
-    """Say whether Pillow resizes along rows before columns; tall frames it may take otherwise.
+    """Return whether Pillow resizes along rows before columns.
 
-    The order changes the rounding. It depends on Pillow's version, so it is tried, not assumed.
+    The order changes the rounding. It depends on the shape and on Pillow's version, so it is found
+    by trying.
     """
     noise = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
     image = Image.fromarray(noise)
@@ -55,7 +56,7 @@ class AxisResize(nn.Module):
 
         Args:
             weights: [num_out, num_in].
-            bias: [channels, 1, num_out], added before rounding: what bars contribute.
+            bias: [channels, 1, num_out], added before rounding: the share of the bars.
         """
         super().__init__()
         self._bands: list[tuple[int, int]] = []
@@ -68,7 +69,7 @@ class AxisResize(nn.Module):
             self._bands.append((low, high))
             band = torch.from_numpy(rows[:, low:high].T.astype(np.float32).copy())
             self.register_buffer(f'band_{index}', band)
-        # Half a level more, so that rounding down rounds to the nearest, halves up, as Pillow.
+        # floor(x + 0.5) rounds to the nearest level, halves up, as Pillow does.
         self.register_buffer('bias', torch.from_numpy((bias + 0.5).astype(np.float32)))
 
     def forward(self, levels: Tensor) -> Tensor:
@@ -124,10 +125,16 @@ def _axis(
 
 
 class FrameEncoder(nn.Module):
-    """Vision encoder with the image processor in front of it: frames to visual_tokens."""
+    """A vision encoder that includes the image processor: frames to visual_tokens."""
 
     def __init__(self, resize: FrameResize, vision_module: nn.Module, dtype: torch.dtype) -> None:
-        """Put both together; the resize stays in float32, the encoder computes in `dtype`."""
+        """Combine both.
+
+        Args:
+            resize: The image processor; it computes in float32.
+            vision_module: Maps pixel_values to visual_tokens.
+            dtype: Number format of `vision_module`.
+        """
         super().__init__()
         self.resize = resize
         self.vision_module = vision_module

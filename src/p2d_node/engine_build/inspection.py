@@ -1,24 +1,26 @@
-"""An engine's manifest beside this machine, line by line, without loading the engine."""
+"""Compares an engine with this machine line by line, without loading the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-import shlex
 
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
-from p2d_node.vision_encoder.engine_store import (
+from p2d_node.vision_encoder.engine_checks import (
     Check,
     check_artefacts,
     check_place,
     compare,
+    verification_gap,
+)
+from p2d_node.vision_encoder.engine_store import (
     DEFAULT_NUM_VIEWS,
     EngineRequest,
     EXPORT,
     list_all_engines,
     rebuild_command,
-    verification_gap,
+    verify_command,
 )
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
@@ -29,26 +31,26 @@ VERIFICATION = 'verification'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What was found about one engine folder.
+    """The result for one engine folder.
 
     Attributes:
         folder: The folder.
-        checks: One line per identity field and per kind of damage.
-        mend: Command that makes it fit; empty where everything does.
+        checks: One line for each compared field and each kind of damage.
+        fix_command: The command that rebuilds or verifies the engine; empty if all checks pass.
     """
 
     folder: Path
     checks: list[Check]
-    mend: str
+    fix_command: str
 
     @property
     def fits(self) -> bool:
-        """Whether the node would load it."""
+        """Whether the node loads it."""
         return all(check.fits for check in self.checks)
 
 
 def request_of(manifest: EngineManifest) -> EngineRequest:
-    """Return the request that a manifest fits by itself, where no model is named."""
+    """Return a request for the model of the manifest itself, for use if no model is named."""
     return EngineRequest(
         model_name=manifest.model_name,
         model_folder=manifest.model_name,
@@ -61,35 +63,37 @@ def request_of(manifest: EngineManifest) -> EngineRequest:
 def inspect_engine(
     engine_dir: Path, folder: Path, device: torch.device, request: EngineRequest | None = None
 ) -> Inspection:
-    """Compare the engine in `folder` with this machine, and with a model where one is named."""
+    """Compare the engine in `folder` with this machine, and with `request` if it is given."""
     place = _guarded('place and permissions', lambda: check_place(engine_dir, folder))
     try:
         manifest = read_manifest(folder)
     except EngineMismatchError as err:
-        damaged = Check('manifest', str(err), 'sound', False)
+        damaged = Check('manifest', str(err), 'ok', False)
         return Inspection(
-            folder=folder, checks=[place, damaged], mend=_rebuild(folder, None, request)
+            folder=folder, checks=[place, damaged], fix_command=_rebuild(folder, None, request)
         )
     asked = request or request_of(manifest)
     machine = this_machine(device)
-    checks = [place, Check('manifest', 'sound', 'sound', True)]
+    checks = [place, Check('manifest', 'ok', 'ok', True)]
     checks += compare(folder, manifest, asked, machine, _installed_version(manifest))
     checks.append(_guarded('files', lambda: check_artefacts(folder, manifest)))
-    mend = '' if all(check.fits for check in checks) else _rebuild(folder, manifest, request)
+    fix_command = ''
+    if not all(check.fits for check in checks):
+        fix_command = _rebuild(folder, manifest, request)
     if manifest.backend != EXPORT:
         gap = verification_gap(folder, manifest, machine)
         checks.append(Check(VERIFICATION, gap or 'passed', 'passed', not gap))
-        if gap and not mend:
-            mend = shlex.join(['p2d', 'verify-engine', str(folder)])
-    return Inspection(folder=folder, checks=checks, mend=mend)
+        if gap and not fix_command:
+            fix_command = verify_command(folder)
+    return Inspection(folder=folder, checks=checks, fix_command=fix_command)
 
 
 def unverified_engines(engine_dir: Path, device: torch.device) -> list[Path]:
-    """List the engines whose only lack is a verification on this machine."""
+    """List the engines that pass every check but the verification on this machine."""
     found = []
     for folder in list_all_engines(engine_dir):
-        lacks = [c.what for c in inspect_engine(engine_dir, folder, device).checks if not c.fits]
-        if lacks == [VERIFICATION]:
+        failed = [c.what for c in inspect_engine(engine_dir, folder, device).checks if not c.fits]
+        if failed == [VERIFICATION]:
             found.append(folder)
     return found
 
@@ -98,8 +102,8 @@ def _guarded(what: str, check: Callable[[], None]) -> Check:
     try:
         check()
     except (EngineMismatchError, OSError) as err:
-        return Check(what, str(err), 'sound', False)
-    return Check(what, 'sound', 'sound', True)
+        return Check(what, str(err), 'ok', False)
+    return Check(what, 'ok', 'ok', True)
 
 
 def _installed_version(manifest: EngineManifest) -> str:

@@ -173,7 +173,7 @@ class Conversation:
                 f'{MAX_QUESTION_CHARACTERS}'
             )
         with self._tokenizer_lock:
-            special = self._family.special_tokens_in(question)
+            special = self._family.find_special_tokens(question)
         if special:
             raise ConfigError(
                 f'question: got a text with {special[0]}, which only the chat template of '
@@ -265,11 +265,11 @@ class Conversation:
         """
 
         def ends_answer(token_ids: Sequence[int]) -> bool:
-            text = self._family.text_of(token_ids)
+            text = self._family.detokenize(token_ids)
             return len(cut_at(text, limits.stop)) < len(text)
 
         def on_token(row: int, token_ids: Sequence[int]) -> None:
-            text = cut_at(self._family.text_of(token_ids), limits.stop)
+            text = cut_at(self._family.detokenize(token_ids), limits.stop)
             # The last character may lack bytes that the next token brings.
             text = text.rstrip(INCOMPLETE_CHARACTER).strip()
             if on_partial is not None:
@@ -290,7 +290,7 @@ class Conversation:
 
     def _to_text(self, generation: Generation, stop: Sequence[str]) -> TextAnswer:
         return TextAnswer(
-            text=cut_at(self._family.text_of(generation.token_ids), stop).strip(),
+            text=cut_at(self._family.detokenize(generation.token_ids), stop).strip(),
             num_tokens=len(generation.token_ids),
             mean_log_probability=generation.mean_log_probability,
             cut=generation.cut,

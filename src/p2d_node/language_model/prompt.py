@@ -1,4 +1,4 @@
-"""The words around the pictures: which views there are, and the question."""
+"""Tokenised prompts: text segments between pictures, the names of the views, the question."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ NUMBER_WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', '
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A tokenised prompt with holes where the views go.
+    """A tokenised prompt, without its pictures.
 
     Attributes:
-        segments: Per view the token ids right before it; the views stand in this order.
-        suffix: Token ids after the last view: the question and the opening of the answer.
+        segments: Per picture the token ids before it, in prompt order.
+        suffix: Token ids after the last picture: the question and the start of the answer.
     """
 
     segments: tuple[tuple[int, ...], ...]
     suffix: tuple[int, ...]
 
 
-def view_name(camera: str) -> str:
-    """Return `front left` for `CAM_FRONT_LEFT`."""
+def _view_name(camera: str) -> str:
+    """Return e.g. `front left` for `CAM_FRONT_LEFT`."""
     return camera.removeprefix('CAM_').replace('_', ' ').lower()
 
 
 def describe_views(cameras: Sequence[str]) -> str:
-    """Say which view each picture shows, in order; six views read as DriveLM models learned it."""
-    names = [view_name(camera) for camera in cameras]
+    """Name the views in order; for six views, in the sentence that DriveLM models learn."""
+    names = [_view_name(camera) for camera in cameras]
     if len(names) == 1:
         return f'This image is the {names[0]} view of the ego vehicle.'
     count = NUMBER_WORDS[len(names)] if len(names) < len(NUMBER_WORDS) else str(len(names))
@@ -37,11 +37,11 @@ def describe_views(cameras: Sequence[str]) -> str:
 
 
 def split_at_images(token_ids: Sequence[int], image_token_id: int, num_views: int) -> Prompt:
-    """Cut a tokenised prompt at its image placeholders, one per view.
+    """Split a tokenised prompt at its image placeholders.
 
     Raises:
-        ValueError: The number of placeholders is not `num_views`; a chat template that drops or
-            repeats pictures.
+        ValueError: The number of placeholders is not `num_views`, because the chat template drops
+            or repeats pictures.
     """
     segments: list[tuple[int, ...]] = []
     current: list[int] = []
@@ -59,9 +59,12 @@ def split_at_images(token_ids: Sequence[int], image_token_id: int, num_views: in
 def split_opening(
     texts: Sequence[Sequence[int]],
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Split what all `texts` begin with from what follows in each; every text keeps one token.
+    """Split off the longest common beginning of all `texts`, at least one token before each end.
 
-    A text alone shares nothing, and is not split.
+    A single text is not split.
+
+    Returns:
+        The common beginning, and the rest of each text.
     """
     length = 0
     if len(texts) > 1:

@@ -1,7 +1,7 @@
-"""Weights of the decoder layers as 8- or 4-bit numbers, by torchao, PyTorch's own library.
+"""Quantises the linear weights of the decoder layers to 8 or 4 bits, with torchao.
 
-A loaded model comes in, and its decoder layers' linear weights are replaced one by one.
-Embeddings, output layer and vision encoder stay as they are; activations keep their number format.
+Layers are quantised in place. Embeddings, output layer and vision encoder are not quantised, and
+activations keep their number format.
 """
 
 from __future__ import annotations
@@ -16,19 +16,24 @@ AS_IS = 'as_is'
 INT8 = 'int8'
 INT4 = 'int4'
 
-INT4_GROUP = 128
-"""Weights of a row that share a scale: torchao's default. Rows have to be multiples of it."""
+INT4_GROUP_SIZE = 128
+"""Weights of a row that share a scale, torchao's default. It must divide the length of rows."""
 
-INT4_CAPABILITY = (8, 0)
-"""The first GPUs that torch's kernel for packed 4-bit weights runs on (Orin has 8.7)."""
+MIN_INT4_CAPABILITY = (8, 0)
+"""Minimum compute capability of torch's kernel for packed 4-bit weights (Orin has 8.7)."""
 
 
-def check_weights(weights: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Check before anything is loaded that weights can be quantised as `weights` says.
+def check_quantization(weights: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Check, before loading, that weights can be quantised.
+
+    Args:
+        weights: `as_is`, `int8` or `int4`.
+        dtype: Number format of the activations.
+        device: Device of the model.
 
     Raises:
-        ConfigError: A number format that the library does not take.
-        BackendUnavailableError: The library is missing, or the device has no kernel for it.
+        ConfigError: torchao does not support this quantisation with `dtype`.
+        BackendUnavailableError: torchao is missing, or `device` has no kernel.
     """
     if weights == AS_IS:
         return
@@ -46,13 +51,13 @@ def check_weights(weights: str, dtype: torch.dtype, device: torch.device) -> Non
 
 
 def _check_int4_device(device: torch.device) -> None:
-    needed = 'a GPU of compute capability {}.{} or more'.format(*INT4_CAPABILITY)
+    needed = 'a GPU of compute capability {}.{} or more'.format(*MIN_INT4_CAPABILITY)
     if device.type != 'cuda':
         raise BackendUnavailableError(
             f'weights: got int4 on device {device}, needed: {needed}; use int8'
         )
     capability = torch.cuda.get_device_capability(device)
-    if capability < INT4_CAPABILITY:
+    if capability < MIN_INT4_CAPABILITY:
         raise BackendUnavailableError(
             f'weights: got int4 on a GPU of compute capability {capability[0]}.{capability[1]}, '
             f'needed: {needed}; use int8'
@@ -71,17 +76,18 @@ def _import_torchao() -> Any:
 
 
 def quantize_layers(layers: nn.Module, weights: str, device: torch.device) -> None:
-    """Replace the linear weights in `layers`, which `check_weights` has found to be possible.
+    """Quantise the linear weights in `layers` in place; call `check_quantization` first.
 
-    Each is moved to `device` on its own, so that the device never holds all of them unquantised.
+    Layers are moved to `device` one at a time, so that it never holds all of them unquantised.
 
     Args:
         layers: The decoder layers.
-        weights: `as_is`, `int8` (a scale per row) or `int4` (a scale and an offset per 128).
-        device: Where they go.
+        weights: `as_is`, `int8` (a scale per row) or `int4` (a scale and an offset per group of
+            128).
+        device: Device of the quantised layers.
 
     Raises:
-        ConfigError: Layers of a width that the 4-bit kernel does not take.
+        ConfigError: The width of a layer is not supported by the 4-bit kernel.
     """
     if weights == AS_IS:
         return
@@ -91,21 +97,24 @@ def quantize_layers(layers: nn.Module, weights: str, device: torch.device) -> No
     else:
         check_int4_widths(layers)
         config = quantization.Int4WeightOnlyConfig(
-            group_size=INT4_GROUP,
-            int4_packing_format='tile_packed_to_4d',  # what torch's own kernel reads
+            group_size=INT4_GROUP_SIZE,
+            int4_packing_format='tile_packed_to_4d',  # the layout of torch's own kernel
             set_inductor_config=False,
         )
     quantization.quantize_(layers, config, device=device)
 
 
 def check_int4_widths(layers: nn.Module) -> None:
-    """Raise `ConfigError` where a layer's width is no multiple of what shares a scale.
+    """Check that the width of each linear layer is a multiple of `INT4_GROUP_SIZE`.
 
-    The library would leave such a layer as it is without a word.
+    torchao would silently leave other layers unquantised.
+
+    Raises:
+        ConfigError: A layer has another width.
     """
     for name, module in layers.named_modules():
-        if isinstance(module, nn.Linear) and module.in_features % INT4_GROUP:
+        if isinstance(module, nn.Linear) and module.in_features % INT4_GROUP_SIZE:
             raise ConfigError(
                 f'weights: got int4 for layer {name} of width {module.in_features}, allowed: '
-                f'multiples of {INT4_GROUP}; use int8'
+                f'multiples of {INT4_GROUP_SIZE}; use int8'
             )

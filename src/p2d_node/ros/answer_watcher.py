@@ -1,4 +1,4 @@
-"""Listens to a drive node and keeps what it said last."""
+"""Subscribes to a drive node and keeps its latest answers, times and diagnostics."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
 MAX_KEPT = 10_000
-"""Answers and timings that are remembered."""
+"""Answers and timings that are kept."""
 
 
 class AnswerWatcher:
-    """Subscribes to the outputs of the node called `target`.
+    """Subscribes to the outputs of one drive node.
 
-    Callbacks run in the executor of `node`; the properties may be read from any thread.
+    Callbacks run in the executor of the node. The properties may be read from any thread.
     """
 
     def __init__(self, node: Node, target: str = '/p2d', *, pictures: bool = False) -> None:
-        """Subscribe; `pictures` also to ~/kept_tokens, which costs the node some time."""
+        """Subscribe.
+
+        Args:
+            node: The node that subscribes.
+            target: Full name of the drive node.
+            pictures: Whether to subscribe to `~/kept_tokens`, which the drive node draws only
+                for subscribers.
+        """
         self._lock = threading.Lock()
         self._answers: deque[DrivingAnswer] = deque(maxlen=MAX_KEPT)
         self._timings: deque[StageTiming] = deque(maxlen=MAX_KEPT)
@@ -43,24 +50,24 @@ class AnswerWatcher:
 
     @property
     def answers(self) -> list[DrivingAnswer]:
-        """All answers so far."""
+        """The answers so far, at most the last `MAX_KEPT`."""
         with self._lock:
             return list(self._answers)
 
     @property
     def timings(self) -> list[StageTiming]:
-        """All timings so far."""
+        """The timings so far, at most the last `MAX_KEPT`."""
         with self._lock:
             return list(self._timings)
 
     @property
     def picture(self) -> Image | None:
-        """The last picture of kept tokens."""
+        """The last picture of the kept tokens; None before the first."""
         return self._picture
 
     @property
     def problems(self) -> list[str]:
-        """What the last diagnostics complain about, worst first."""
+        """Warnings and errors of the last diagnostics, the most severe first."""
         with self._lock:
             bad = [status for status in self._health.values() if status.level != b'\x00']
         return [f'{s.name}: {s.message}' for s in sorted(bad, key=_level, reverse=True)]

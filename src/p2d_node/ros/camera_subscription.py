@@ -1,122 +1,152 @@
-"""One camera topic: a subscription whose QoS follows its publishers, and what arrived on it."""
+"""One camera topic: a subscription whose QoS follows its publishers, and figures about it."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 import itertools
+import threading
 import time
 from typing import Any
 
 from p2d_node.config import CameraConfig
+from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.rcl_errors import rcl_reason
+from p2d_node.units import NS_PER_S
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 QUEUE_DEPTH = 10
-"""Frames per camera that DDS keeps for us: what a stall of 0.8 s at 12 Hz piles up."""
+"""Frames per camera that DDS queues: enough for a pause of 0.8 s at 12 Hz."""
 
 MESSAGE_TYPES = {
     'raw': (Image, 'sensor_msgs/msg/Image'),
     'compressed': (CompressedImage, 'sensor_msgs/msg/CompressedImage'),
 }
-"""Per transport the message class and its name in the graph."""
+"""Transport to message class and type name."""
 
 RATE_WINDOW_S = 5.0
-"""Time over which the rate of a camera is counted."""
+"""Time over which the frame rate is measured."""
 
-MAX_LAG_NS = 10_000_000_000
-"""A frame cannot have waited longer for us; more is a jump of the system clock."""
+MAX_STAMPS = 256
+"""Frames whose times are kept to measure the rate."""
+
+MAX_LAG_NS = 10 * NS_PER_S
+"""A longer lag between DDS and the callback means that the system clock was set."""
 
 OnFrame = Callable[[str, int, int, Any], None]
+"""Called with camera name, stamp (ROS time, ns), arrival (steady clock, ns) and message."""
+
+
+def resolve_topic(node: Node, name: str, config: CameraConfig) -> str:
+    """Return the full topic name of a camera, after expansion and remapping.
+
+    Args:
+        node: The node that subscribes.
+        name: The camera's name.
+        config: Its topic.
+
+    Raises:
+        ConfigError: The topic is not a valid ROS name.
+    """
+    try:
+        return str(node.resolve_topic_name(config.topic))
+    except RuntimeError as err:  # rclpy's RCLError
+        reason = rcl_reason(err).removeprefix('failed to resolve name: ')
+        raise ConfigError(
+            f'cameras.{name}.topic: got {config.topic!r}: {reason}; allowed: letters, digits, '
+            f"'_' and '/', where no part begins with a digit; set cameras.{name}.topic to such "
+            'a name'
+        ) from err
 
 
 class CameraSubscription:
-    """Subscribes to one camera; reliable where all its publishers are, else best-effort.
+    """Subscribes to one camera: reliable if all its publishers are, otherwise best-effort.
 
-    A reliable subscription hears nothing from a best-effort publisher, and a best-effort one loses
-    fragments of large frames that a reliable publisher would have sent again. So the publishers
-    decide, and `follow_publishers`, called once in a while, renews the subscription when they
-    change.
+    A reliable subscription receives nothing from a best-effort publisher. A best-effort one loses
+    fragments of large frames that a reliable publisher would send again. `follow_publishers`
+    subscribes again when the publishers have changed; call it about once a second.
+
+    Frames are received by the thread that spins the node. All methods may be called from any
+    thread and do not block.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        name: str,
-        config: CameraConfig,
-        on_frame: OnFrame,
-    ) -> None:
+    def __init__(self, node: Node, name: str, config: CameraConfig, on_frame: OnFrame) -> None:
         """Subscribe.
 
         Args:
             node: The node that subscribes.
             name: The camera's name.
             config: Topic and transport.
-            on_frame: Gets name, stamp (ROS time, nanoseconds), arrival on this machine (steady
-                clock, nanoseconds) and message of every frame.
+            on_frame: Called for every frame.
+
+        Raises:
+            ConfigError: The topic is not a valid ROS name.
         """
         self.name = name
         self.config = config
         self.num_received = 0
-        self.frame_id = ''
         self.last_arrival_ns: int | None = None
         self._node = node
+        self._topic = resolve_topic(node, name, config)
         self._on_frame = on_frame
-        self._stamps: deque[tuple[int, int]] = deque(maxlen=256)
+        self._stamps: deque[tuple[int, int]] = deque(maxlen=MAX_STAMPS)
+        self._lock = threading.Lock()
         self.reliable = self._publishers_are_reliable()
-        self._subscription = self._subscribe()
+        self._subscription: Any = self._subscribe()
 
     @property
     def num_publishers(self) -> int:
-        """Publishers that DDS has discovered on the topic."""
+        """Number of publishers that DDS has discovered on the topic."""
         return len(self._publishers())
 
     def follow_publishers(self) -> None:
-        """Renew the subscription if the publishers' reliability has changed."""
+        """Subscribe again if the reliability of the publishers has changed."""
         reliable = self._publishers_are_reliable()
-        if reliable == self.reliable:
-            return
-        self.reliable = reliable
-        self._node.destroy_subscription(self._subscription)
-        self._subscription = self._subscribe()
+        with self._lock:
+            if reliable == self.reliable or self._subscription is None:
+                return
+            self.reliable = reliable
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._subscribe()
         kind = 'reliable' if reliable else 'best-effort'
-        self._node.get_logger().info(f'{self.name}: now subscribed {kind}, as its publishers are')
+        self._node.get_logger().info(f'{self.name}: subscription is now {kind}, as the publishers')
 
     def destroy(self) -> None:
         """Unsubscribe."""
-        self._node.destroy_subscription(self._subscription)
+        with self._lock:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = None
 
     def rate_hz(self) -> float:
-        """Return frames per second of the last seconds, 0.0 while there are none.
+        """Return the frames per second of the last `RATE_WINDOW_S`; 0.0 without frames.
 
-        Counted against capture stamps where they advance, so that a bag at half speed does not
+        The rate is measured on capture stamps if they advance, so a bag at half speed does not
         look like a slow camera.
         """
-        horizon_ns = time.monotonic_ns() - int(RATE_WINDOW_S * 1e9)
+        horizon_ns = time.monotonic_ns() - int(RATE_WINDOW_S * NS_PER_S)
         recent = [pair for pair in tuple(self._stamps) if pair[0] >= horizon_ns]
         arrivals, stamps = [pair[0] for pair in recent], [pair[1] for pair in recent]
         return _rate_hz(stamps) or _rate_hz(arrivals)
+
+    def unexpected_type(self) -> str | None:
+        """Return the message type of the publishers if none has the subscribed type, else None."""
+        types = {publisher.topic_type for publisher in self._publishers()}
+        expected = MESSAGE_TYPES[self.config.transport][1]
+        return None if not types or expected in types else min(types)
 
     def _receive(self, message: Any, info: Any) -> None:
         arrival_ns = time.monotonic_ns() - _lag_ns(info)
         stamp_ns = to_nanoseconds(message.header.stamp)
         self.num_received += 1
-        self.frame_id = message.header.frame_id
         self.last_arrival_ns = arrival_ns
         self._stamps.append((arrival_ns, stamp_ns))
         self._on_frame(self.name, stamp_ns, arrival_ns, message)
 
-    def wrong_type(self) -> str:
-        """Return the type that publishers use if it is not the subscribed one, else nothing."""
-        types = {publisher.topic_type for publisher in self._publishers()}
-        expected = MESSAGE_TYPES[self.config.transport][1]
-        return '' if not types or expected in types else sorted(types)[0]
-
     def _publishers(self) -> list[Any]:
-        topic = self._node.resolve_topic_name(self.config.topic)
-        return list(self._node.get_publishers_info_by_topic(topic))
+        return list(self._node.get_publishers_info_by_topic(self._topic))
 
     def _publishers_are_reliable(self) -> bool:
         return all(
@@ -125,30 +155,25 @@ class CameraSubscription:
         )
 
     def _subscribe(self) -> Any:
+        reliability = (
+            ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT
+        )
         qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=QUEUE_DEPTH,
-            reliability=(
-                ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT
-            ),
+            history=HistoryPolicy.KEEP_LAST, depth=QUEUE_DEPTH, reliability=reliability
         )
-        return self._node.create_subscription(
-            MESSAGE_TYPES[self.config.transport][0],
-            self.config.topic,
-            self._receive,
-            qos,
-        )
+        message_type = MESSAGE_TYPES[self.config.transport][0]
+        return self._node.create_subscription(message_type, self.config.topic, self._receive, qos)
 
 
 def _lag_ns(info: Any) -> int:
-    """Return how long ago DDS received a message; 0 where it does not say."""
+    """Return the time since DDS received a message; 0 if the middleware does not say."""
     received_ns = int(info['received_timestamp'])
     lag_ns = time.time_ns() - received_ns if received_ns > 0 else 0
     return lag_ns if 0 <= lag_ns <= MAX_LAG_NS else 0
 
 
 def _rate_hz(times_ns: list[int]) -> float:
-    """Return events per second from the steps forward; a step back is a bag that loops."""
+    """Return events per second. Steps back in time, such as a bag that loops, do not count."""
     steps_ns = [later - earlier for earlier, later in itertools.pairwise(times_ns)]
     forward_ns = [step_ns for step_ns in steps_ns if step_ns > 0]
-    return len(forward_ns) / (sum(forward_ns) / 1e9) if forward_ns else 0.0
+    return len(forward_ns) / (sum(forward_ns) / NS_PER_S) if forward_ns else 0.0

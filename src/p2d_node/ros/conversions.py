@@ -1,4 +1,4 @@
-"""Records to ROS messages."""
+"""Converts records to ROS messages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
-from p2d_node.records import DrivingAnswer, StageTimes
+from p2d_node.records import DrivingAnswer, FrameSet, StageTimes
+from p2d_node.units import NS_PER_MS, NS_PER_S
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-
-NS_PER_S = 1_000_000_000
-NS_PER_MS = 1_000_000
 
 
 def to_time(stamp_ns: int) -> Time:
@@ -24,8 +22,18 @@ def to_time(stamp_ns: int) -> Time:
 
 
 def to_nanoseconds(stamp: Time) -> int:
-    """Return a message stamp as nanoseconds of ROS time."""
+    """Return the stamp of a message as nanoseconds of ROS time."""
     return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
+
+
+def to_header(frame_set: FrameSet, reference_camera: str) -> Header:
+    """Return the header of what is published about a sweep.
+
+    Its `frame_id` is that of the reference camera's message, empty if that camera is missing.
+    """
+    frame = frame_set.frames.get(reference_camera)
+    frame_id = str(frame.payload.header.frame_id) if frame else ''
+    return Header(stamp=to_time(frame_set.stamp_ns), frame_id=frame_id)
 
 
 def to_timing(header: Header, times: StageTimes, *, now_ns: int) -> StageTiming:
@@ -38,9 +46,14 @@ def to_timing(header: Header, times: StageTimes, *, now_ns: int) -> StageTiming:
     )
 
 
-def to_answer(answer: DrivingAnswer, *, frame_id: str, now_ns: int) -> DrivingAnswerMsg:
-    """Return an answer as a message; `now_ns` is the ROS time at publishing."""
-    header = Header(stamp=to_time(answer.stamp_ns), frame_id=frame_id)
+def to_answer(answer: DrivingAnswer, header: Header, *, now_ns: int) -> DrivingAnswerMsg:
+    """Return an answer as a message.
+
+    Args:
+        answer: The answer.
+        header: The header of its sweep.
+        now_ns: ROS time at publishing.
+    """
     return DrivingAnswerMsg(
         header=header,
         question=answer.question,
@@ -59,9 +72,9 @@ def to_answer(answer: DrivingAnswer, *, frame_id: str, now_ns: int) -> DrivingAn
 
 
 def to_image(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
-    """Return BGR pixels uint8 [height, width, 3] as a message."""
+    """Return BGR pixels, uint8 [height, width, 3], as a message."""
     height, width, _ = pixels.shape
-    # An array is taken over as it is; rclpy would check bytes one by one.
+    # rclpy takes an `array` as it is, but checks every element of other sequences.
     data = array.array('B', np.ascontiguousarray(pixels).tobytes())
     return Image(
         header=header, height=height, width=width, encoding='bgr8', step=3 * width, data=data

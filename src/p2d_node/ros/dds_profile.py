@@ -1,4 +1,4 @@
-"""Transport settings that large images need, for the processes that we start."""
+"""Selects the shipped DDS profiles, which large images need, through environment variables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CYCLONE_VARIABLE = 'CYCLONEDDS_URI'
 
 
 def config_folder() -> Path:
-    """Return the folder with presets and profiles: installed, else in the source tree."""
+    """Return the folder of presets and profiles: the installed one, or that of the source tree."""
     try:
         return Path(get_package_share_directory('p2d_node')) / 'config'
     except PackageNotFoundError:
@@ -23,13 +23,13 @@ def config_folder() -> Path:
 
 
 def fastdds_variable() -> str:
-    """Return the variable that the installed Fast DDS reads: 3 from Kilted on, 2 before."""
+    """Return the variable of the installed Fast DDS: version 3 from Kilted on, 2 before."""
     installed = any((Path(path) / 'share' / 'fastdds').is_dir() for path in get_search_paths())
     return FASTDDS_3_VARIABLE if installed else FASTDDS_2_VARIABLE
 
 
 def profile_environment() -> dict[str, str]:
-    """Return the variables that select our profiles; those that the user has set stay away."""
+    """Return the variables that select the profiles, without those that the user has set."""
     folder = config_folder()
     wanted = {}
     if FASTDDS_3_VARIABLE not in os.environ and FASTDDS_2_VARIABLE not in os.environ:
@@ -40,5 +40,5 @@ def profile_environment() -> dict[str, str]:
 
 
 def use_shipped_profiles() -> None:
-    """Set these variables for this process; call it before `rclpy.init`."""
+    """Set the variables of `profile_environment` for this process, before `rclpy.init`."""
     os.environ.update(profile_environment())

@@ -1,4 +1,4 @@
-"""The state of the node as diagnostic_msgs, one status per component (REP-107)."""
+"""Describes pipeline, synchroniser and cameras as `diagnostic_msgs` statuses (REP-107)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,44 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
-from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
+from p2d_node.units import NS_PER_MS, NS_PER_S
 
-RATE_SHARE = 0.8
-"""A camera below this share of its rate is reported."""
+Status = tuple[bytes, str, dict[str, object]]
+"""Level of `DiagnosticStatus`, one line for the user, and figures by name."""
+
+MIN_RATE_SHARE = 0.8
+"""A camera below this share of its expected rate is reported."""
 
 SILENT_S = 2.0
 """A camera without a frame for this long is reported as silent."""
 
 FAILURES_UNTIL_ERROR = 5
-"""Sweeps that may fail in a row before a warning becomes an error."""
+"""Failed sweeps in a row at which the warning becomes an error."""
 
 STALLED_S = 10.0
-"""A sweep that is in work for longer is reported."""
+"""A sweep that is processed for longer than this is reported."""
 
-FRAGMENT_REMEDY = (
+FIX_LOST_FRAGMENTS = (
     'large best-effort images lose fragments: start the publisher with '
     'FASTDDS_DEFAULT_PROFILES_FILE set to config/fastdds.xml of p2d_node (or Cyclone DDS with '
     'CYCLONEDDS_URI set to config/cyclonedds.xml), publish reliable, or publish compressed'
 )
-NETWORK_REMEDY = 'check the camera driver, its frame rate and the load of the network'
+FIX_SLOW_CAMERA = 'check the camera driver, its frame rate and the network load'
 
 
 def make_status(
     name: str, level: bytes, message: str, values: dict[str, object], hardware_id: str
 ) -> DiagnosticStatus:
-    """Return one status; keys and values go out as text."""
+    """Return one status.
+
+    Args:
+        name: Name of the component.
+        level: A level of `DiagnosticStatus`.
+        message: One line for the user.
+        values: Figures, published as text.
+        hardware_id: The device of the model.
+    """
     return DiagnosticStatus(
         name=name,
         level=level,
@@ -45,18 +57,14 @@ def make_status(
     )
 
 
-def camera_status(
-    camera: CameraSubscription, expected_hz: float
-) -> tuple[bytes, str, dict[str, object]]:
+def camera_status(camera: CameraSubscription, expected_hz: float) -> Status:
     """Return level, message and values of one camera.
 
     Args:
         camera: The subscription.
-        expected_hz: The rate it should have; 0.0 where nothing is known.
+        expected_hz: Its expected frame rate; 0.0 if unknown.
     """
-    rate_hz = camera.rate_hz()
-    silent_s = _seconds_since(camera.last_arrival_ns)
-    num_publishers = camera.num_publishers
+    rate_hz, num_publishers = camera.rate_hz(), camera.num_publishers
     values: dict[str, object] = {
         'topic': camera.config.topic,
         'transport': camera.config.transport,
@@ -66,41 +74,60 @@ def camera_status(
         'rate (Hz)': f'{rate_hz:.1f}',
         'expected rate (Hz)': f'{expected_hz:.1f}' if expected_hz else 'unknown',
     }
+    level, message = (
+        _publisher_problem(camera, num_publishers)
+        or _frame_problem(camera, rate_hz, expected_hz)
+        or (DiagnosticStatus.OK, f'{rate_hz:.1f} Hz')
+    )
+    return level, message, values
+
+
+def _publisher_problem(
+    camera: CameraSubscription, num_publishers: int
+) -> tuple[bytes, str] | None:
+    """Return level and message if no publisher sends the subscribed type."""
+    topic = camera.config.topic
     if num_publishers == 0:
-        message = f'nobody publishes {camera.config.topic}; check cameras.{camera.name}.topic'
-        return DiagnosticStatus.ERROR, message, values
-    if wrong_type := camera.wrong_type():
+        message = f'nobody publishes {topic}; check cameras.{camera.name}.topic'
+        return DiagnosticStatus.ERROR, message
+    if published_type := camera.unexpected_type():
         message = (
-            f'{camera.config.topic} is published as {wrong_type}, but transport is '
+            f'{topic} is published as {published_type}, but transport is '
             f'{camera.config.transport}; set cameras.{camera.name}.transport'
         )
-        return DiagnosticStatus.ERROR, message, values
+        return DiagnosticStatus.ERROR, message
+    return None
+
+
+def _frame_problem(
+    camera: CameraSubscription, rate_hz: float, expected_hz: float
+) -> tuple[bytes, str] | None:
+    """Return level and message if frames are missing or too rare."""
+    silent_s = _seconds_since(camera.last_arrival_ns)
     if silent_s is None:
-        return DiagnosticStatus.WARN, f'no frame yet on {camera.config.topic}', values
-    # A slow camera, such as a bag of keyframes, is not silent between two frames.
+        return DiagnosticStatus.WARN, f'no frame yet on {camera.config.topic}'
+    # A slow source, such as a bag of keyframes at 2 Hz, is not silent between two frames.
     if silent_s > max(SILENT_S, 2.0 / expected_hz if expected_hz else SILENT_S):
-        return DiagnosticStatus.ERROR, f'no frame for {silent_s:.0f} s', values
-    if expected_hz and 0 < rate_hz < RATE_SHARE * expected_hz:
-        remedy = NETWORK_REMEDY if camera.reliable else FRAGMENT_REMEDY
-        message = f'{rate_hz:.1f} Hz, below its rate of {expected_hz:.1f} Hz: {remedy}'
-        return DiagnosticStatus.WARN, message, values
-    return DiagnosticStatus.OK, f'{rate_hz:.1f} Hz', values
+        return DiagnosticStatus.ERROR, f'no frame for {silent_s:.0f} s'
+    if expected_hz and 0 < rate_hz < MIN_RATE_SHARE * expected_hz:
+        fix = FIX_SLOW_CAMERA if camera.reliable else FIX_LOST_FRAGMENTS
+        message = f'{rate_hz:.1f} Hz, below its rate of {expected_hz:.1f} Hz: {fix}'
+        return DiagnosticStatus.WARN, message
+    return None
 
 
 def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
-    """Return per camera the configured rate, else that of the fastest camera."""
+    """Return camera to expected rate in Hz: the configured one, or that of the fastest camera."""
     fastest_hz = max((camera.rate_hz() for camera in cameras), default=0.0)
     return {camera.name: camera.config.rate_hz or fastest_hz for camera in cameras}
 
 
-def sync_status(
-    sync: SweepSynchronizer, previous: SyncCounters
-) -> tuple[bytes, str, dict[str, object]]:
+def sync_status(sync: SweepSynchronizer, previous: SyncCounters) -> Status:
     """Return level, message and values of the synchroniser.
 
     Args:
         sync: The synchroniser.
-        previous: Its counters at the last report.
+        previous: Its counters at the previous report.
     """
     counters = sync.counters
     values: dict[str, object] = {
@@ -108,7 +135,7 @@ def sync_status(
         for name in ('complete', 'partial', 'dropped', 'late', 'duplicate', 'reset', 'unstamped')
     }
     values |= {f'missing {name}': count for name, count in counters.missing.items()}
-    values['tolerance (ms)'] = f'{sync.tolerance_ns / 1e6:.1f}'
+    values['tolerance (ms)'] = f'{sync.tolerance_ns / NS_PER_MS:.1f}'
     values['policy'] = sync.missing_camera_policy
     if sync.learning:
         return DiagnosticStatus.WARN, 'learning the exposure offsets', values
@@ -120,16 +147,18 @@ def sync_status(
         )
         return DiagnosticStatus.ERROR, message, values
     if counters.unstamped > previous.unstamped:
-        message = 'stamps are 0: arrival times take their place; stamp the images at capture'
+        message = 'stamps are 0, so arrival times are used; stamp the images at capture'
         return DiagnosticStatus.WARN, message, values
     return DiagnosticStatus.OK, f'{counters.complete} complete sweeps', values
 
 
-def pipeline_status(
-    worker: SweepWorker, pipeline: DrivingPipeline
-) -> tuple[bytes, str, dict[str, object]]:
+def pipeline_status(worker: SweepWorker, pipeline: DrivingPipeline) -> Status:
     """Return level, message and values of the pipeline."""
-    state = worker.state
+    level, message = _pipeline_health(worker.state, pipeline)
+    return level, message, _pipeline_values(worker.state, pipeline)
+
+
+def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str, object]:
     totals_ms = sorted(state.totals_ms)
     since_s = _seconds_since(state.last_answer_ns)
     values: dict[str, object] = {
@@ -145,23 +174,28 @@ def pipeline_status(
     if totals_ms:
         values['latency median (ms)'] = f'{statistics.median(totals_ms):.1f}'
         values['latency p95 (ms)'] = f'{totals_ms[int(0.95 * (len(totals_ms) - 1))]:.1f}'
+    return values
+
+
+def _pipeline_health(state: WorkerState, pipeline: DrivingPipeline) -> tuple[bytes, str]:
+    """Return level and message."""
     if state.failed_in_a_row >= FAILURES_UNTIL_ERROR:
         message = f'{state.failed_in_a_row} sweeps failed in a row: {state.last_error}'
-        return DiagnosticStatus.ERROR, message, values
+        return DiagnosticStatus.ERROR, message
     if state.failed_in_a_row:
-        return DiagnosticStatus.WARN, state.last_error, values
+        return DiagnosticStatus.WARN, state.last_error
     working_s = _seconds_since(state.begun_ns)
     if working_s is not None and working_s > STALLED_S:
         message = (
             f'a sweep has been in work for {working_s:.0f} s; lower retention_ratio or '
             'max_new_tokens, or set deadline_ms'
         )
-        return DiagnosticStatus.WARN, message, values
+        return DiagnosticStatus.WARN, message
     if pipeline.untrained:
         message = 'the model is untrained: its answers are random words; set model to a checkpoint'
-        return DiagnosticStatus.WARN, message, values
-    return DiagnosticStatus.OK, f'{state.answered} sweeps answered', values
+        return DiagnosticStatus.WARN, message
+    return DiagnosticStatus.OK, f'{state.answered} sweeps answered'
 
 
 def _seconds_since(steady_ns: int | None) -> float | None:
-    return None if steady_ns is None else (time.monotonic_ns() - steady_ns) / 1e9
+    return None if steady_ns is None else (time.monotonic_ns() - steady_ns) / NS_PER_S

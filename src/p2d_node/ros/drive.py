@@ -1,21 +1,103 @@
-"""Starts the drive node. Ctrl-C while its libraries are imported ends it without a word."""
+"""Entry point of the drive node: starts it, runs it until it is told to stop, and ends it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+import gc
+import os
 import signal
 import sys
+from typing import Any, TYPE_CHECKING
 
 from p2d_node.library_logs import silence_import_warnings
 
+if TYPE_CHECKING:
+    from p2d_node.ros.drive_node import DriveNode
 
-def main() -> int:
-    """Run the node; returns the exit status."""
+EXIT_OK = 0
+EXIT_BAD_INPUT = 2
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the drive node.
+
+    Args:
+        args: Command line with the ROS arguments; None: that of the process.
+
+    Returns:
+        The exit status: 0 after a shutdown, 2 if the node cannot start. The log says why.
+    """
     silence_import_warnings()
-    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from p2d_node.ros import drive_node
+    with _silent_interrupt():
+        from p2d_node.errors import P2dError
+        from p2d_node.ros.drive_node import DriveNode
+        from p2d_node.ros.rcl_errors import init_rclpy
+        import rclpy
+    try:
+        init_rclpy(args)
+        node = DriveNode()
+    except P2dError as err:
+        rclpy.logging.get_logger('p2d').fatal(str(err))
+        _shut_down()
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        _shut_down()
+        return EXIT_OK
+    return _run(node)
 
+
+@contextmanager
+def _silent_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process without a traceback while libraries are imported."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
     signal.signal(signal.SIGINT, previous)
-    return drive_node.main()
+
+
+def _run(node: DriveNode) -> int:
+    """Start the node, spin it until a shutdown, and destroy it; returns the exit status."""
+    from p2d_node.errors import P2dError
+    from p2d_node.ros.spinning import spin_until_shutdown
+    from rclpy.executors import SingleThreadedExecutor
+
+    executor = SingleThreadedExecutor()
+    status = EXIT_OK
+    try:
+        executor.add_node(node)
+        if node.autostart:
+            node.start()
+        spin_until_shutdown(executor, node.context)
+    except P2dError:  # the transition that failed has logged it
+        status = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _end(node, executor, status)
+    return status
+
+
+def _end(node: DriveNode, executor: Any, status: int) -> None:
+    """Stop and destroy the node. Ends the process if the model is still busy after that."""
+    # A second Ctrl-C must not interrupt the shutdown.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    has_stopped = node.stop_working()
+    executor.shutdown(timeout_sec=0.2)
+    node.destroy_node()
+    _shut_down()
+    if not has_stopped:
+        # A kernel that runs for seconds cannot be interrupted; the process must still end now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _shut_down() -> None:
+    import rclpy
+
+    rclpy.try_shutdown()
+    # Without this the interpreter spends a second on garbage collection at its end.
+    gc.freeze()
 
 
 if __name__ == '__main__':

@@ -1,18 +1,18 @@
-"""ROS parameters from the configuration classes: declaration, descriptors, validation."""
+"""Declares the ROS parameters of the configuration classes, and builds configurations of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from typing import Any
 
-from p2d_node.config import (
+from p2d_node.config import DriveConfig, Option, SHIPPED_MODEL
+from p2d_node.config_parameters import (
     CAMERA_NAMES,
+    check_camera_names,
     closest_name,
     config_from_parameters,
-    DriveConfig,
     list_parameters,
-    Option,
     Parameter,
-    SHIPPED_MODEL,
 )
 from p2d_node.errors import ConfigError
 from p2d_node.retention_presets import tuned_ratios
@@ -22,18 +22,19 @@ from rclpy.node import Node
 
 RATIO_PREFIX = 'retention_ratio.'
 
-NODE_PARAMETERS = ('use_sim_time', 'start_type_description_service', 'autostart')
-"""Parameters that rclpy or the node declare themselves."""
+AUTOSTART = Parameter(
+    'autostart', True, Option(help='Whether the node configures and activates itself at start.')
+)
 
 
 def descriptor_of(parameter: Parameter) -> ParameterDescriptor:
-    """Describe a parameter to ROS: help, range, allowed values, whether it may change."""
+    """Return help, range and allowed values of a parameter, and whether it may change."""
     option = parameter.option
     descriptor = ParameterDescriptor(
         name=parameter.name,
         description=option.help,
         read_only=not option.runtime,
-        # Lets `1` stand for `1.0` and an empty list for no texts; the types are checked by us.
+        # rclpy would refuse `1` for `1.0` and an empty list; `config_from_parameters` checks.
         dynamic_typing=isinstance(parameter.default, (float, tuple)),
     )
     if option.choices:
@@ -55,23 +56,17 @@ def _add_range(descriptor: ParameterDescriptor, default: Any, option: Option) ->
 
 
 def declare_parameters(node: Node) -> DriveConfig:
-    """Declare every parameter of the drive node and return the configuration they make.
+    """Declare every parameter of the drive node and return the configuration.
 
     Raises:
         ConfigError: A value that is not allowed, or a ratio of a camera that is not configured.
     """
-    given = _take_overrides(node)
-    camera_names = given.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
-    if not isinstance(camera_names, (list, tuple)):
-        raise ConfigError(f'camera_names: got {camera_names!r}, allowed: a list of names')
+    given = _overrides(node)
+    camera_names = check_camera_names(given.pop(CAMERA_NAMES.name, CAMERA_NAMES.default))
     tuned = tuned_ratios(str(given.get('model', SHIPPED_MODEL)))
     parameters = list_parameters(camera_names, tuned)
     known = {parameter.name for parameter in parameters}
-    # Files for many nodes may hold parameters of others, but a ratio of a misspelt camera is an
-    # error.
-    for name in given.keys() - known:
-        if close := closest_name(name, known):
-            node.get_logger().warning(f'{name}: not a parameter; did you mean {close}?')
+    _warn_of_misspelt(node, given, known)
     ours = {n: v for n, v in given.items() if n in known or n.startswith(RATIO_PREFIX)}
     config = config_from_parameters(camera_names, ours, tuned)
     _declare(node, CAMERA_NAMES, camera_names)
@@ -80,33 +75,57 @@ def declare_parameters(node: Node) -> DriveConfig:
     return config
 
 
-def _take_overrides(node: Node) -> dict[str, Any]:
-    """Undeclare what rclpy declared from parameter files, so that it can be declared in full."""
-    given = {}
-    for name, parameter in node.get_parameters_by_prefix('').items():
-        if name not in NODE_PARAMETERS and not name.startswith('qos_overrides.'):
-            given[name] = parameter.value
-            node.undeclare_parameter(name)
-    return given
+def declare_autostart(node: Node) -> bool:
+    """Declare the parameter `autostart` and return its value.
+
+    Raises:
+        ConfigError: The value is not a boolean.
+    """
+    value = _overrides(node).get(AUTOSTART.name, AUTOSTART.default)
+    if not isinstance(value, bool):
+        raise ConfigError(f'{AUTOSTART.name}: got {value!r}, allowed: true, false')
+    _declare(node, AUTOSTART, value)
+    return value
+
+
+def _overrides(node: Node) -> dict[str, Any]:
+    """Return the values from parameter files, command line and constructor, by parameter name."""
+    # rclpy has no public method for this. Its automatic declaration refuses an empty list, which
+    # rcl hands over as a parameter without a type.
+    overrides = node._parameter_overrides
+    values = {name: parameter.value for name, parameter in overrides.items()}
+    return {name: [] if value is None else value for name, value in values.items()}
+
+
+def _warn_of_misspelt(node: Node, given: Iterable[str], known: Set[str]) -> None:
+    # A file for many nodes may hold parameters of other nodes, so an unknown name is no error.
+    for name in given:
+        if name not in known and (close := closest_name(name, known)):
+            node.get_logger().warning(f'{name}: not a parameter; did you mean {close}?')
 
 
 def _declare(node: Node, parameter: Parameter, value: Any) -> None:
     value = list(value) if isinstance(value, tuple) else value
     try:
-        node.declare_parameter(parameter.name, value, descriptor_of(parameter))
+        node.declare_parameter(
+            parameter.name, value, descriptor_of(parameter), ignore_override=True
+        )
     except ParameterException as err:
         raise ConfigError(f'{parameter.name}: {err}') from err
 
 
 def updated_config(config: DriveConfig, changes: dict[str, Any]) -> DriveConfig:
-    """Return `config` with changed parameters.
+    """Return a copy of `config` with changed parameters.
+
+    Args:
+        config: The configuration.
+        changes: Parameter names to new values.
 
     Raises:
         ConfigError: A value that is not allowed.
     """
     names = tuple(config.cameras)
-    values = dict(_values_of(config, names))
-    return config_from_parameters(names, {**values, **changes})
+    return config_from_parameters(names, {**_values_of(config, names), **changes})
 
 
 def _values_of(config: DriveConfig, camera_names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs a `Replayer` as a process of its own: node, signals, transport profile."""
+"""Plays a bag from a command: sets the transport profile, and creates and destroys the node."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import time
 
 from p2d_node.bags.reading import BagReader
 from p2d_node.ros.dds_profile import use_shipped_profiles
+from p2d_node.ros.rcl_errors import init_rclpy, node_creation_errors
 from p2d_node.ros.replay import Replayer, ReplayOptions
 import rclpy
 
 
 @dataclass(frozen=True, slots=True)
 class PlaybackResult:
-    """What was played; `all_subscribed` is False where an image topic had no subscriber."""
+    """What was played.
+
+    Attributes:
+        num_published: Messages that were published.
+        all_subscribed: False if an image topic had no subscriber before the start.
+    """
 
     num_published: int
     all_subscribed: bool
@@ -23,15 +29,22 @@ class PlaybackResult:
 def play_bag(
     bag: Path, options: ReplayOptions, *, duration_s: float | None = None
 ) -> PlaybackResult:
-    """Play `bag` until its end, Ctrl-C, or `duration_s` after the start.
+    """Play a bag until its end or Ctrl-C.
+
+    Args:
+        bag: Folder of the bag.
+        options: How it is played.
+        duration_s: Longest time to play, in seconds; None: no limit.
 
     Raises:
-        ConfigError: No such bag, or a damaged one.
+        ConfigError: The bag does not exist or is damaged, or ROS refuses the environment
+            variables.
     """
     with BagReader(bag) as reader:
         use_shipped_profiles()
-        rclpy.init()
-        node = rclpy.create_node('p2d_replay')
+        init_rclpy()
+        with node_creation_errors():
+            node = rclpy.create_node('p2d_replay')
         try:
             replayer = Replayer(node, reader, options)
             all_subscribed = replayer.wait_for_subscribers(lambda: not rclpy.ok())

@@ -1,4 +1,4 @@
-"""Plays a bag over DDS where there is no `ros2 bag`: same topics and bytes, paced by log time."""
+"""Plays a bag over DDS without `ros2 bag`: same topics and bytes, paced by log time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_time
 from p2d_node.ros.spinning import ended_by_shutdown
+from p2d_node.units import NS_PER_S
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
@@ -20,14 +21,14 @@ CLOCK_PERIOD_S = 0.02
 """Longest time between two messages on /clock."""
 
 DISCOVERY_POLL_S = 0.05
-SETTLE_S = 1.0
-"""Discovery goes on for a while after the first side has seen the other."""
+DISCOVERY_MARGIN_S = 1.0
+"""The subscribers may discover a publisher this much later than it discovers them."""
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 PUBLISHER_DEPTH = 10
-"""A depth alone means reliable, which both reliable and best-effort readers match."""
+"""A depth alone means reliable QoS, which matches reliable and best-effort readers."""
+
 ACKNOWLEDGE_TIMEOUT_S = 1.0
-NS_PER_S = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +36,10 @@ class ReplayOptions:
     """How a bag is played.
 
     Attributes:
-        rate: Speed against real time, above 0.
-        loop: Start again at the end.
-        clock: Publish the bag's time on /clock.
-        wait_s: Longest wait for subscribers to all image topics before the start.
+        rate: Speed relative to real time, above 0.
+        loop: Whether to start again at the end.
+        clock: Whether to publish the time of the bag on /clock.
+        wait_s: Longest wait, in seconds, for subscribers to all image topics before the start.
     """
 
     rate: float = 1.0
@@ -50,25 +51,33 @@ class ReplayOptions:
         """Check the values."""
         if not 0.0 < self.rate <= 1000.0:
             raise ConfigError(f'--rate: got {self.rate:g}, allowed: above 0 to 1000')
-        if not self.wait_s >= 0.0:  # as nan, too, is not
+        if not self.wait_s >= 0.0:  # also refuses nan
             raise ConfigError(f'--wait: got {self.wait_s:g}, allowed: 0 or more seconds')
 
 
 def check_duration(duration_s: float | None) -> None:
-    """Check a time after which publishing stops; None: never.
+    """Check the time, in seconds, after which publishing stops; None: never.
 
     Raises:
-        ConfigError: Nothing could be published in it.
+        ConfigError: The time is not above 0.
     """
-    if duration_s is not None and not duration_s > 0.0:  # as nan, too, is not
+    if duration_s is not None and not duration_s > 0.0:  # also refuses nan
         raise ConfigError(f'--duration: got {duration_s:g}, allowed: above 0 seconds')
 
 
 class Replayer:
-    """Publishes the messages of one bag. Blocks the thread that calls `play`."""
+    """Publishes the messages of one bag. `wait_for_subscribers` and `play` block their caller."""
 
     def __init__(self, node: Node, bag: BagReader, options: ReplayOptions) -> None:
-        """Create a publisher per topic; types that are not installed are left out, with a word."""
+        """Create a publisher per topic.
+
+        A topic whose message type is not installed is skipped, with a warning.
+
+        Args:
+            node: The node that publishes.
+            bag: The bag to play.
+            options: How it is played.
+        """
         self.num_published = 0
         self._node = node
         self._bag = bag
@@ -77,7 +86,9 @@ class Replayer:
         for topic, type_name in bag.topics.items():
             message_type = find_message_type(type_name)
             if message_type is None:
-                node.get_logger().warning(f'{topic}: {type_name} is not installed, left out')
+                node.get_logger().warning(
+                    f'{topic}: {type_name} is not installed; this topic is skipped'
+                )
             else:
                 self._publishers[topic] = node.create_publisher(
                     message_type, topic, PUBLISHER_DEPTH
@@ -85,13 +96,17 @@ class Replayer:
         self._clock = node.create_publisher(Clock, '/clock', 10) if options.clock else None
 
     def wait_for_subscribers(self, must_stop: Callable[[], bool]) -> bool:
-        """Wait until every image topic is listened to; False where time or context ends first."""
-        is_heard = False
+        """Wait until every image topic has a subscriber.
+
+        Returns:
+            False if `wait_s`, `must_stop` or a shutdown ended the wait.
+        """
+        all_subscribed = False
         with ended_by_shutdown(self._node.context):
-            is_heard = self._poll_subscribers(must_stop)
-            if is_heard:
-                self._settle(must_stop)
-        return is_heard
+            all_subscribed = self._poll_subscribers(must_stop)
+            if all_subscribed:
+                self._wait_for_discovery(must_stop)
+        return all_subscribed
 
     def _poll_subscribers(self, must_stop: Callable[[], bool]) -> bool:
         images = [
@@ -107,15 +122,15 @@ class Replayer:
             time.sleep(DISCOVERY_POLL_S)
         return True
 
-    def _settle(self, must_stop: Callable[[], bool]) -> None:
-        """Let those who listen to the listeners find them, too, before the first message."""
-        end_s = time.monotonic() + min(SETTLE_S, self._options.wait_s)
+    def _wait_for_discovery(self, must_stop: Callable[[], bool]) -> None:
+        """Give the rest of discovery time before the first message."""
+        end_s = time.monotonic() + min(DISCOVERY_MARGIN_S, self._options.wait_s)
         while time.monotonic() < end_s and not must_stop():
             self._publish_clock(self._bag.start_ns)
             time.sleep(DISCOVERY_POLL_S)
 
     def play(self, must_stop: Callable[[], bool]) -> None:
-        """Play the bag once, or until `must_stop` with `loop`; a shutdown ends it, too.
+        """Play the bag once, or with `loop` again and again, until `must_stop` or a shutdown.
 
         Raises:
             ConfigError: The bag is damaged.
@@ -126,7 +141,7 @@ class Replayer:
                 if not self._options.loop or must_stop():
                     break
             for publisher in self._publishers.values():
-                # The end of the process would take along what a reader has yet to fetch.
+                # Messages that no reader has fetched yet are lost when the process ends.
                 publisher.wait_for_all_acked(Duration(seconds=ACKNOWLEDGE_TIMEOUT_S))
 
     def _play_once(self, must_stop: Callable[[], bool]) -> None:
@@ -142,7 +157,7 @@ class Replayer:
                 self.num_published += 1
 
     def _sleep_until(self, end_s: float, start_s: float, must_stop: Callable[[], bool]) -> None:
-        """Sleep until `end_s` on the monotonic clock, and keep /clock running."""
+        """Sleep until `end_s` on the steady clock, and publish /clock meanwhile."""
         while not must_stop():
             now_s = time.monotonic()
             bag_ns = int((min(now_s, end_s) - start_s) * self._options.rate * NS_PER_S)
@@ -157,7 +172,7 @@ class Replayer:
 
 
 def find_message_type(type_name: str) -> Any:
-    """Return the class of `package/msg/Name`, or None where the package is not installed."""
+    """Return the class of the type `package/msg/Name`; None if the package is not installed."""
     package, _, name = type_name.split('/')
     try:
         return getattr(importlib.import_module(f'{package}.msg'), name)

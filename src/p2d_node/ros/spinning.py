@@ -1,4 +1,4 @@
-"""A node of our own that spins in the background while the foreground does something else."""
+"""Runs nodes and executors until their context is shut down."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import threading
 
+from p2d_node.ros.rcl_errors import init_rclpy, node_creation_errors
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
@@ -15,7 +16,10 @@ from rclpy.signals import SignalHandlerOptions
 
 @contextmanager
 def ended_by_shutdown(context: Context) -> Iterator[None]:
-    """Leave the block when `context` is shut down, as SIGTERM does, whatever call that strikes."""
+    """Leave the block without an error if `context` is shut down, for example by SIGTERM.
+
+    Any call of rclpy may raise after that.
+    """
     try:
         yield
     except ExternalShutdownException:
@@ -33,12 +37,16 @@ def spin_until_shutdown(executor: Executor, context: Context) -> None:
 
 @contextmanager
 def spinning_node(name: str) -> Iterator[Node]:
-    """Yield a node whose callbacks run in a thread of their own.
+    """Yield a node whose callbacks run in a background thread.
 
-    Signals stay with the caller, so that Ctrl-C raises KeyboardInterrupt there.
+    rclpy installs no signal handlers, so Ctrl-C raises KeyboardInterrupt in the caller.
+
+    Raises:
+        ConfigError: ROS refuses the environment variables.
     """
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node(name)
+    init_rclpy(signal_handler_options=SignalHandlerOptions.NO)
+    with node_creation_errors():
+        node = rclpy.create_node(name)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
 

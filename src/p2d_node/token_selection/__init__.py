@@ -1,4 +1,4 @@
-"""Selection of the visual tokens that the language model sees."""
+"""Selection of the visual tokens that the language model reads."""
 
 from p2d_node.token_selection.allocation import keep_by_coverage, select_adaptively
 from p2d_node.token_selection.base import num_keep_from_retention, require_finite

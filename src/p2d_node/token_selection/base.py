@@ -1,4 +1,4 @@
-"""What every token selector promises, and how a retention ratio becomes a number of tokens."""
+"""The interface of token selectors, their input checks, and retention ratios as token counts."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 ZERO_NORM = 2.0**-50
-"""A token no longer than this counts as a zero vector: its direction means nothing."""
+"""Tokens with a norm up to this count as zero vectors, which have no direction."""
 
-LARGEST_NORM = 2.0**60
-"""A token longer than this, or with a NaN or an infinity in it, is not a usable feature."""
+MAX_NORM = 2.0**60
+"""Tokens with a larger norm are not usable, like tokens with NaN or infinity."""
 
 
 class TokenSelector(Protocol):
-    """Chooses per view which visual tokens are kept."""
+    """Chooses which visual tokens of each view are kept."""
 
     def select(self, visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
         """Choose `num_keep[v]` of the tokens of each view v.
 
         Args:
             visual_tokens: Float [views, tokens, hidden], any device.
-            num_keep: Per view how many tokens stay, each in [1, tokens].
+            num_keep: Per view the number of tokens to keep, in [1, tokens].
 
         Returns:
             Per view the kept indices, int64 [num_keep[v]], ascending, on the tokens' device.
@@ -33,11 +33,13 @@ class TokenSelector(Protocol):
 
 
 def num_keep_from_retention(num_tokens: int, retention_ratio: float) -> int:
-    """Turn a retention ratio into a number of kept tokens: `int(num_tokens * ratio)`, at least 1.
+    """Return the number of kept tokens: `int(num_tokens * retention_ratio)`, at least 1.
 
-    Rounds down as the published inference code does (the paper's text writes a ceiling). The
-    product is nudged by 1e-9 so that ratios like 0.29 of 100 do not lose a token to binary
-    fractions.
+    It is rounded down as in the published inference code (the paper's text has a ceiling). 1e-9 is
+    added first, so that 0.29 of 100 is 29 in spite of the rounding of binary fractions.
+
+    Raises:
+        ConfigError: The ratio is not in (0, 1].
     """
     if not 0.0 < retention_ratio <= 1.0:
         raise ConfigError(f'retention_ratio: got {retention_ratio!r}, allowed: above 0 up to 1')
@@ -45,10 +47,11 @@ def num_keep_from_retention(num_tokens: int, retention_ratio: float) -> int:
 
 
 def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> None:
-    """Raise where the shapes or counts do not fit; reads no tensor values.
+    """Check shapes and counts, without reading tensor values.
 
     Raises:
-        InferenceError: Not float [views, tokens, hidden], or a count outside [1, tokens].
+        InferenceError: The tokens are not float [views, tokens, hidden], or a count is not in
+            [1, tokens].
     """
     if visual_tokens.dim() != 3 or not torch.is_floating_point(visual_tokens):
         raise InferenceError(
@@ -66,48 +69,50 @@ def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> Non
 
 
 def inverse_norms(visual_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what scales each token to length one, and which tokens are usable at all.
+    """Return the inverse norm of each token, and which tokens are usable.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device; no host synchronisation.
 
     Returns:
         1 / norm, float32 [views, tokens], 0 for zero vectors and unusable tokens; and bool
-        [views, tokens], False where a token holds NaN or infinity or is longer than
-        `LARGEST_NORM`.
+        [views, tokens], False for tokens with NaN, infinity or a norm above `MAX_NORM`.
     """
     if visual_tokens.dtype == torch.float64:
         visual_tokens = visual_tokens.float()
     norm = torch.linalg.vector_norm(visual_tokens, dim=-1, dtype=torch.float32)
-    usable = norm <= LARGEST_NORM
+    usable = norm <= MAX_NORM
     return torch.where(usable & (norm > ZERO_NORM), norm.reciprocal(), 0.0), usable
 
 
 def require_usable(usable: Tensor) -> None:
-    """Raise where a token is not usable; copies one flag to the host.
+    """Check that all tokens are usable; copies one flag to the host.
 
     Args:
         usable: Bool [views, tokens], from `inverse_norms`.
 
     Raises:
-        InferenceError: Names the first such token.
+        InferenceError: Some are not; the message names the first one.
     """
     if bool(usable.all()):
         return
     view, token = (~usable).nonzero()[0].tolist()
     raise InferenceError(
-        f'visual_tokens[{view}, {token}]: got NaN, infinity or a norm above {LARGEST_NORM:.0e}, '
+        f'visual_tokens[{view}, {token}]: got NaN, infinity or a norm above {MAX_NORM:.0e}, '
         'allowed: finite features; check the vision encoder and its precision'
     )
 
 
 def require_finite(visual_tokens: Tensor) -> None:
-    """Raise `InferenceError` where a token holds NaN or infinity.
+    """Check that all tokens are finite, with one host synchronisation on a GPU.
 
-    On a CPU the selectors that look at features do this by themselves. On a GPU it costs one
-    host synchronisation, so they leave it to whoever wants it.
+    On a CPU the selectors that read features include this check. On a GPU they do not, because of
+    the synchronisation.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
+
+    Raises:
+        InferenceError: A token has NaN, infinity or a norm above `MAX_NORM`.
     """
     require_usable(inverse_norms(visual_tokens)[1])

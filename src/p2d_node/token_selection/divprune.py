@@ -1,4 +1,4 @@
-"""Baseline: DivPrune (CVPR 2025), the same greedy rule over the tokens of all views at once."""
+"""Baseline: DivPrune (CVPR 2025), the greedy rule of T-FPS over all views at once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from torch import Tensor
 
 
 class DivPruneSelector:
-    """Keeps the most diverse tokens of the whole sweep; for one thread at a time.
+    """Keeps the most diverse tokens of the whole sweep. Use it from one thread at a time.
 
-    The total is the sum of the counts, but how many fall on each view is the rule's own outcome:
-    `num_keep[v]` is not kept to, and a view may keep nothing. On a GPU every call waits for the
-    device once, to learn the counts.
+    It keeps `sum(num_keep)` tokens in total. The number per view differs from `num_keep[v]` and
+    may be 0. On a GPU every call waits for the device once, to read these numbers.
     """
 
     def __init__(self) -> None:
         self._tfps = TfpsSelector()
 
     def select(self, visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
-        """Choose over all views; per view int64, ascending, `sum(num_keep)` in all."""
+        """Choose over all views; per view int64, ascending, `sum(num_keep)` in total."""
         check_selection_input(visual_tokens, num_keep)
         num_views, num_tokens, _ = visual_tokens.shape
         (kept,) = self._tfps.select(visual_tokens.flatten(0, 1)[None], [sum(num_keep)])

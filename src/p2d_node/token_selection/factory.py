@@ -1,4 +1,4 @@
-"""From the name of a selection method to its selector."""
+"""The name of a selection method comes in; its selector, or the kept indices, go out."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ from p2d_node.token_selection.random_ import RandomSelector
 from p2d_node.token_selection.tfps import TfpsSelector, TokenOrder
 from torch import Tensor
 
-SELECTORS: dict[str, Callable[[], TokenSelector]] = {
-    'tfps': TfpsSelector,
-    'random': RandomSelector,
-    'grid': GridSelector,
-    'divprune': DivPruneSelector,
-}
+MakeSelector = Callable[[tuple[int, int] | None], TokenSelector]
+"""Gets rows and columns of a view's tokens, or None if they form a square."""
 
-UNAVAILABLE = {
+SELECTORS: dict[str, MakeSelector] = {
+    'tfps': lambda grid_size: TfpsSelector(),
+    'random': lambda grid_size: RandomSelector(),
+    'grid': GridSelector,
+    'divprune': lambda grid_size: DivPruneSelector(),
+}
+"""Name of a method to the function that creates its selector. A program may add its own."""
+
+UNAVAILABLE_METHODS = {
     'fastv': 'it ranks tokens by attention inside the language model, and selection here uses no '
     'attention',
 }
-"""Methods of other papers that are not implemented, and why."""
+"""Methods of other papers that are not implemented, and the reason."""
 
 
 def make_selector(method: str, grid_size: tuple[int, int] | None = None) -> TokenSelector:
-    """Return a new selector. Hold it from sweep to sweep and use it from one thread at a time.
+    """Create a selector. Reuse it for all sweeps, from one thread at a time.
 
     Args:
-        method: Name of the selection method.
+        method: A key of `SELECTORS`.
         grid_size: Rows and columns of a view's tokens, for methods that use positions; None: the
             tokens form a square.
 
     Raises:
-        ConfigError: No such method.
+        ConfigError: The method is unknown or not available.
     """
+    if method in SELECTORS:
+        return SELECTORS[method](grid_size)
     allowed = ', '.join(SELECTORS)
-    if method in UNAVAILABLE:
+    if method in UNAVAILABLE_METHODS:
         raise ConfigError(
-            f'selector: got {method!r}, which is not available: {UNAVAILABLE[method]}; '
+            f'selector: got {method!r}, which is not available: {UNAVAILABLE_METHODS[method]}; '
             f'allowed: {allowed}'
         )
-    if method not in SELECTORS:
-        raise ConfigError(f'selector: got {method!r}, allowed: {allowed}')
-    return GridSelector(grid_size) if method == 'grid' else SELECTORS[method]()
+    raise ConfigError(f'selector: got {method!r}, allowed: {allowed}')
 
 
 def select_tokens(
@@ -55,33 +59,33 @@ def select_tokens(
     *,
     grid_size: tuple[int, int] | None = None,
 ) -> list[Tensor]:
-    """Choose which visual tokens of each view are kept. May be called from any thread.
+    """Choose which visual tokens of each view are kept. Any thread may call it.
 
-    It creates a selector per call. For sweep after sweep hold one of `make_selector`: on GPUs
-    without Triton it owns CUDA graphs.
+    It creates a selector per call. To select for many sweeps, create one with `make_selector` and
+    reuse it: on GPUs without Triton it owns CUDA graphs.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
-        num_keep: Per view how many tokens stay, each in [1, tokens].
-        method: Name of the selection method.
+        num_keep: Per view the number of tokens to keep, in [1, tokens].
+        method: A key of `SELECTORS`.
         grid_size: Rows and columns of a view's tokens; None: they form a square.
 
     Returns:
         Per view the kept indices, int64, ascending, on the tokens' device.
 
     Raises:
-        ConfigError: No such method.
-        InferenceError: Shapes or counts that do not fit; on a CPU also NaN or infinite tokens.
+        ConfigError: The method is unknown or not available.
+        InferenceError: Shapes or counts are invalid; on a CPU also NaN or infinite tokens.
     """
     return make_selector(method, grid_size).select(visual_tokens, num_keep)
 
 
 def order_tokens(visual_tokens: Tensor, num_picks: int) -> TokenOrder:
-    """Return the first `num_picks` picks of T-FPS in every view, in order. Any thread may call it.
+    """Return the first `num_picks` picks of T-FPS per view, in order. Any thread may call it.
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
-        num_picks: In [1, tokens].
+        num_picks: Number of picks per view, in [1, tokens].
 
     Raises:
         InferenceError: As `select_tokens`.

@@ -1,4 +1,4 @@
-"""Baseline: a uniform spatial grid over the picture."""
+"""Baseline: a uniform spatial grid over each view."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class GridSelector:
-    """Keeps tokens spread evenly over rows and columns; looks at no feature.
+    """Keeps tokens that are evenly spaced in rows and columns; does not read features.
 
     Attributes:
-        grid_size: Rows and columns of the patches, row-major; None: the tokens form a square, or,
-            where their number is not a square, one row.
+        grid_size: Rows and columns of a view's tokens, row-major. None: the tokens form a square,
+            or one row if their number is not a square.
     """
 
     def __init__(self, grid_size: tuple[int, int] | None = None) -> None:
@@ -25,13 +25,13 @@ class GridSelector:
     def select(self, visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]:
         """Choose per view; see `TokenSelector.select`."""
         check_selection_input(visual_tokens, num_keep)
-        height, width = self._size(visual_tokens.shape[1])
+        height, width = self._infer_size(visual_tokens.shape[1])
         return [
             torch.tensor(even_grid(height, width, count), device=visual_tokens.device)
             for count in num_keep
         ]
 
-    def _size(self, num_tokens: int) -> tuple[int, int]:
+    def _infer_size(self, num_tokens: int) -> tuple[int, int]:
         side = math.isqrt(num_tokens)
         square = (side, side) if side * side == num_tokens else (1, num_tokens)
         height, width = self.grid_size or square
@@ -44,13 +44,13 @@ class GridSelector:
 
 
 def even_grid(height: int, width: int, count: int) -> list[int]:
-    """Return `count` row-major positions of a height x width grid, as evenly spread as they go.
+    """Return `count` evenly spaced positions, row-major, in a grid of `height` x `width`.
 
-    Rows are as many as keep the spacing in both directions alike; the positions are shared out
-    over the rows, and each row's lie in the middle of equal pieces of it.
+    The number of rows is chosen so that the spacing is about equal in both directions. Each row
+    gets an equal share of the positions, up to rounding, at the centres of equal intervals.
     """
-    wanted_rows = round(math.sqrt(count * height / width))
-    rows = min(height, max(1, wanted_rows, -(-count // width)))
+    even_rows = round(math.sqrt(count * height / width))
+    rows = min(height, max(1, even_rows, -(-count // width)))
     positions = []
     for row in range(rows):
         y = (2 * row + 1) * height // (2 * rows)

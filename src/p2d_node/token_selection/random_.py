@@ -1,4 +1,4 @@
-"""Baseline: tokens drawn at random, the same ones for every sweep with the same seed."""
+"""Baseline: random tokens, the same ones in every sweep."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from torch import Tensor
 
 
 class RandomSelector:
-    """Keeps a random subset of each view; looks at no feature.
+    """Keeps a random subset of each view; does not read features.
 
     Attributes:
-        seed: Every call starts from it, so equal shapes and counts give equal indices, on every
-            device.
+        seed: Seed of every call: equal shapes and counts give equal indices, on every device.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -1,14 +1,14 @@
 """T-FPS, token-wise farthest point sampling (Prune2Drive, arXiv 2508.13305, section 3.2).
 
 Per view, on L2-normalised tokens with distance 1 - cosine: the first pick is the token whose
-nearest neighbour is farthest away; each next pick is the token farthest from all picks so far.
-Ties go to the lowest index. Distances are float32 whatever the model computes in: half-precision
-distances change the picks.
+nearest neighbour is farthest away. Each next pick is the token that is farthest from all picks so
+far. Ties go to the lowest index. The published code computes distances in the model's format; here
+they are float32 or better, because half precision changes the picks.
 
-All code here works on similarities (cosines) instead of distances: the farthest token is the one
-whose highest similarity to a pick is lowest, and 1 - cosine would only add a rounding. A zero
-vector has similarity 0 to everything. Three ways compute the same rule:
-`tfps_exact` on a CPU, `tfps_triton` on a GPU where Triton compiles, `tfps_batched` elsewhere.
+The code uses similarities (cosines) instead of distances, which saves a rounding: the farthest
+token is the one whose largest similarity to a pick is smallest. A zero vector has similarity 0 to
+every token. There are three implementations: `tfps_exact` for CPUs, `tfps_triton` for GPUs with
+Triton, and `tfps_batched` for all other devices.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import logging
 import math
 
 from p2d_node.token_selection.base import check_selection_input, inverse_norms
-from p2d_node.token_selection.tfps_batched import batched_order, CudaGraphs, full_float32
+from p2d_node.token_selection.tfps_batched import batched_order, CudaGraphs, disable_tf32
 from p2d_node.token_selection.tfps_exact import exact_orders
 import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-Order = Callable[[Tensor, int], Tensor]
-"""Tokens [views, tokens, hidden] and a count -> picks in order, int64 [views, count]."""
+OrderFunction = Callable[[Tensor, int], Tensor]
+"""Maps tokens [views, tokens, hidden] and a count to picks in order, int64 [views, count]."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOrder:
-    """The picks of T-FPS in their order; the first n of a view are its picks for every count n.
+    """The picks of T-FPS in their order. The first n of a view are its picks for count n.
 
     Attributes:
         indices: Int64 [views, picks].
-        distances: Float32 [views, picks], 1 - cosine to the nearest earlier pick, falling along
-            each view: what the pick adds to the coverage of its view. Infinity for the first.
+        distances: Float32 [views, picks], 1 - cosine to the nearest earlier pick, descending per
+            view; infinity for the first pick.
     """
 
     indices: Tensor
@@ -49,10 +49,10 @@ class TokenOrder:
 class TfpsSelector:
     """Keeps the most diverse tokens of each view.
 
-    Used by one thread at a time: where Triton does not run, it keeps CUDA graphs and their input
-    buffers between calls. On a GPU no call waits for the device, and NaN or infinite tokens do
-    not raise: they are picked after all others (`base.require_finite` asks for the error). On a
-    CPU they raise `InferenceError`.
+    Use it from one thread at a time: on GPUs without Triton it keeps CUDA graphs and their input
+    buffers between calls. On a GPU no call waits for the device, and NaN or infinite tokens are
+    picked last, without an error; `base.require_finite` checks for them. On a CPU they raise
+    `InferenceError`.
     """
 
     def __init__(self) -> None:
@@ -63,23 +63,28 @@ class TfpsSelector:
         check_selection_input(visual_tokens, num_keep)
         tokens = visual_tokens.detach()
         num_tokens = tokens.shape[1]
-        # Keeping all needs no search; such a view must not make the others' search longer.
-        search = [0 if count == num_tokens else count for count in num_keep]
-        kept = self._search(tokens, search) if any(search) else [tokens] * len(search)
-        everything = torch.arange(num_tokens, device=tokens.device)
-        return [found if count else everything for found, count in zip(kept, search, strict=True)]
+        # Views that keep all their tokens are not searched: the longest search sets the time.
+        counts = [0 if count == num_tokens else count for count in num_keep]
+        kept = self._search(tokens, counts) if any(counts) else [tokens] * len(counts)
+        all_indices = torch.arange(num_tokens, device=tokens.device)
+        return [
+            indices if count else all_indices for indices, count in zip(kept, counts, strict=True)
+        ]
 
     def order(self, visual_tokens: Tensor, num_picks: int) -> TokenOrder:
-        """Pick `num_picks` tokens of every view, in [1, tokens]; see `TokenOrder`."""
+        """Return the first `num_picks` picks of each view, in [1, tokens]; see `order_tokens`."""
         num_views, num_tokens, _ = visual_tokens.shape
         check_selection_input(visual_tokens, [num_picks] * num_views)
         tokens = visual_tokens.detach()
-        # The last token is the one that is left; the search wants something to choose from.
-        searched = max(1, min(num_picks, num_tokens - 1))
-        indices = self._order(tokens, searched) if num_tokens > 1 else _only_token(tokens)
-        if num_picks > searched:
-            left = num_tokens * (num_tokens - 1) // 2 - indices.sum(dim=1, keepdim=True)
-            indices = torch.cat([indices, left], dim=1)
+        if num_tokens == 1:
+            indices = torch.zeros(num_views, 1, dtype=torch.int64, device=tokens.device)
+            return TokenOrder(indices, _pick_distances(tokens, indices))
+        # The search picks fewer than all tokens. The last pick is the remaining token.
+        num_searched = min(num_picks, num_tokens - 1)
+        indices = self._order(tokens, num_searched)
+        if num_picks > num_searched:
+            remaining = num_tokens * (num_tokens - 1) // 2 - indices.sum(dim=1, keepdim=True)
+            indices = torch.cat([indices, remaining], dim=1)
         return TokenOrder(indices, _pick_distances(tokens, indices))
 
     def _order(self, tokens: Tensor, num_picks: int) -> Tensor:
@@ -94,7 +99,7 @@ class TfpsSelector:
         order = self._device_order(tokens.device)(tokens, max(num_keep))
         return ascending_indices(order, num_keep, tokens.shape[1])
 
-    def _device_order(self, device: torch.device) -> Order:
+    def _device_order(self, device: torch.device) -> OrderFunction:
         if device.type != 'cuda':
             return batched_order
         if triton_runs(device):
@@ -104,31 +109,27 @@ class TfpsSelector:
         return self._graphs.order
 
 
-def _only_token(tokens: Tensor) -> Tensor:
-    return torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)
-
-
 def _pick_distances(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Return `TokenOrder.distances` of picks [views, picks]."""
+    """Return `TokenOrder.distances` of `indices`, int64 [views, picks]."""
     picked = tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1])).float()
     inverse, _ = inverse_norms(picked)
     unit = torch.where(inverse[..., None] > 0, picked * inverse[..., None], 0.0)
-    with full_float32():
+    with disable_tf32():
         similarity = torch.bmm(unit, unit.transpose(1, 2))
-    before = torch.ones_like(similarity, dtype=torch.bool).tril(-1)
-    distances = (1.0 - similarity).masked_fill(~before, math.inf).amin(dim=-1).clamp(min=0.0)
-    # Distances of farthest points never grow; float32 may say so by a rounding.
+    is_earlier = torch.ones_like(similarity, dtype=torch.bool).tril(-1)
+    distances = (1.0 - similarity).masked_fill(~is_earlier, math.inf).amin(dim=-1).clamp(min=0.0)
+    # Exact distances never increase; float32 distances can, by a rounding.
     return distances.cummin(dim=1).values
 
 
 def ascending_indices(order: Tensor, num_keep: Sequence[int], num_tokens: int) -> list[Tensor]:
-    """Cut the picks of each view at its count and sort them, without leaving the device.
+    """Sort the first `num_keep[v]` picks of each view, without synchronisation.
 
     The picks are greedy, so the first n of them are the picks for count n.
 
     Args:
-        order: Int64 [views, picks], in order of picking; overwritten.
-        num_keep: Per view how many of them stay, each in [0, picks].
+        order: Int64 [views, picks], in the order of picking; overwritten.
+        num_keep: Per view the number of picks to keep, in [0, picks].
         num_tokens: Number of tokens per view.
 
     Returns:
@@ -142,16 +143,16 @@ def ascending_indices(order: Tensor, num_keep: Sequence[int], num_tokens: int) -
 
 @lru_cache(maxsize=16)
 def triton_runs(device: torch.device) -> bool:
-    """Tell, by running it once, whether Triton's kernels compile and run on `device`."""
+    """Return whether the Triton kernels compile and run on `device`; runs them once."""
     if importlib.util.find_spec('triton') is None:
-        logger.info('Triton is not installed: T-FPS runs as a CUDA graph')
+        logger.info('Triton is not installed; T-FPS uses a CUDA graph')
         return False
     try:
         from p2d_node.token_selection.tfps_triton import triton_order
 
         probe = torch.eye(4, 16, device=device)[None]
         torch.cuda.synchronize(triton_order(probe, 2).device)
-    except Exception as err:  # a compiler's faults have no common class, and there is a fallback
-        logger.warning('Triton does not run here, T-FPS runs as a CUDA graph: %s', err)
+    except Exception as err:  # compiler errors have no common base class
+        logger.warning('Triton failed, T-FPS uses a CUDA graph: %s', err)
         return False
     return True

@@ -1,8 +1,8 @@
-"""T-FPS as one batch of plain torch operations on any device, and captured in a CUDA graph.
+"""T-FPS as plain torch operations on any device, and the same captured in a CUDA graph.
 
-Visual tokens [views, tokens, hidden] come in, picks int64 [views, picks] in their order go out.
-Nothing here waits for the device. For GPUs where Triton does not run (some Jetson set-ups) a CUDA
-graph removes the launch cost of the few small kernels per pick.
+Visual tokens [views, tokens, hidden] come in; picks in their order, int64 [views, picks], go out.
+Nothing waits for the device. On GPUs without Triton (some Jetson set-ups) the CUDA graph removes
+the launch cost of the small kernels of each pick.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 MAX_GRAPHS = 4
-"""Captured shapes that are kept; a new retention ratio or camera count captures a new one."""
+"""Number of cached graphs. A new retention ratio or number of cameras needs a new graph."""
 
 
-def equal_above(hidden: int) -> float:
-    """Return the float32 similarity from which two tokens count as equal.
+def equality_threshold(hidden: int) -> float:
+    """Return the float32 similarity above which two tokens count as equal.
 
-    Above it, 1 - cosine is only rounding noise (a random walk over the hidden dimension), and
-    equal tokens would not tie; so it is rounded to 1 and ties go to the lowest index.
+    Above it, 1 - cosine is rounding noise, a random walk over the hidden dimension, and equal
+    tokens would not tie. Such similarities are rounded to 1, so that ties go to the lowest index.
     """
     return float(1.0 - 2.0**-24 * hidden**0.5)
 
 
-def start_values(usable: Tensor) -> Tensor:
-    """Return where each token's running maximum of similarities starts.
+def initial_maxima(usable: Tensor) -> Tensor:
+    """Return the initial value of each token's largest similarity to a pick.
 
-    Nothing (-inf) for usable tokens; 1, equal to a pick, for tokens with NaN or infinity, so that
-    they are picked after all others.
+    It is -inf for usable tokens. It is 1 for tokens with NaN or infinity, as if they were equal to
+    a pick, so that they are picked last.
 
     Args:
         usable: Bool [views, tokens].
@@ -47,7 +47,7 @@ def batched_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
 
     Args:
         visual_tokens: Float [views, tokens, hidden], any device.
-        num_picks: How many tokens to pick per view, in [1, tokens).
+        num_picks: Number of picks per view, in [1, tokens).
 
     Returns:
         Int64 [views, num_picks], on the tokens' device.
@@ -55,33 +55,42 @@ def batched_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
     inverse, usable = inverse_norms(visual_tokens)
     scale = inverse[:, :, None]
     unit = torch.where(scale > 0, visual_tokens.float() * scale, 0.0)
-    with full_float32():
+    with disable_tf32():
         similarity = torch.bmm(unit, unit.transpose(1, 2))
-    similarity = torch.where(similarity > equal_above(unit.shape[2]), 1.0, similarity)
+    similarity = torch.where(similarity > equality_threshold(unit.shape[2]), 1.0, similarity)
     similarity.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-    return _pick(similarity, start_values(usable), num_picks)
+    return _pick(similarity, initial_maxima(usable), num_picks)
 
 
-def _pick(similarity: Tensor, start: Tensor, num_picks: int) -> Tensor:
-    """Pick greedily from similarity [views, tokens, tokens] with -inf on its diagonal."""
-    num_views, num_tokens = start.shape
+def _pick(similarity: Tensor, initial: Tensor, num_picks: int) -> Tensor:
+    """Pick greedily.
+
+    Args:
+        similarity: Float32 [views, tokens, tokens], -inf on the diagonal.
+        initial: Float32 [views, tokens], from `initial_maxima`.
+        num_picks: Number of picks per view.
+
+    Returns:
+        Int64 [views, num_picks].
+    """
+    num_views, num_tokens = initial.shape
     device = similarity.device
     rows = similarity.view(num_views * num_tokens, num_tokens)
     first_row = torch.arange(0, num_views * num_tokens, num_tokens, device=device)
     order = torch.empty(num_picks, num_views, dtype=torch.int64, device=device)
-    pick = torch.maximum(similarity.amax(dim=1), start).argmin(dim=1)
-    closest = start.clone()
+    pick = torch.maximum(similarity.amax(dim=1), initial).argmin(dim=1)
+    to_picks = initial.clone()  # largest similarity to a pick; inf for picks
     for step in range(num_picks):
         order[step] = pick
-        torch.maximum(closest, rows[first_row + pick], out=closest)
-        closest.scatter_(1, pick[:, None], torch.inf)
-        pick = closest.argmin(dim=1)
+        torch.maximum(to_picks, rows[first_row + pick], out=to_picks)
+        to_picks.scatter_(1, pick[:, None], torch.inf)
+        pick = to_picks.argmin(dim=1)
     return order.T.contiguous()
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Keep TF32 out of matrix products: its 10-bit mantissa changes the picks."""
+def disable_tf32() -> Iterator[None]:
+    """Compute matrix products in full float32: TF32's 10-bit mantissa changes the picks."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     matmul.allow_tf32 = False
@@ -92,7 +101,7 @@ def full_float32() -> Iterator[None]:
 
 
 class CudaGraphs:
-    """Runs `batched_order` as CUDA graphs, one per shape; for one thread at a time.
+    """Runs `batched_order` as CUDA graphs, one per shape. Use it from one thread at a time.
 
     The first call with a shape captures its graph, which takes some hundred milliseconds.
     """
@@ -101,7 +110,7 @@ class CudaGraphs:
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 
     def order(self, visual_tokens: Tensor, num_picks: int) -> Tensor:
-        """Return what `batched_order` returns, in a tensor of its own."""
+        """Return the result of `batched_order` in a new tensor."""
         key = (visual_tokens.shape, visual_tokens.dtype, visual_tokens.device, num_picks)
         if key not in self._graphs:
             while len(self._graphs) >= MAX_GRAPHS:
@@ -111,13 +120,13 @@ class CudaGraphs:
 
 
 class _Graph:
-    """One captured graph with the buffers it reads and writes."""
+    """One captured graph with its input and output buffers."""
 
     def __init__(self, visual_tokens: Tensor, num_picks: int) -> None:
         self._tokens = visual_tokens.clone(memory_format=torch.contiguous_format)
         stream = torch.cuda.Stream(visual_tokens.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(visual_tokens.device))
-        with torch.cuda.stream(stream):  # cuBLAS sets itself up before it may be captured
+        with torch.cuda.stream(stream):  # warm-up: cuBLAS must be initialised before capture
             batched_order(self._tokens, num_picks)
         torch.cuda.current_stream(visual_tokens.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()

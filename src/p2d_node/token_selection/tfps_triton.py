@@ -1,27 +1,27 @@
-"""T-FPS on a GPU as two Triton kernels: all cosines, then one program per view that picks.
+"""T-FPS on a GPU as two Triton kernels: one for all cosines, one that picks.
 
-Visual tokens [views, tokens, hidden] come in, picks int64 [views, picks] in their order go out.
-Nothing waits for the device. The first kernel computes only tiles on and right of the diagonal and
-writes each twice, as the matrix is symmetric. float16 and bfloat16 tokens are multiplied as they
-are: the products are exact in float32, and they are summed in float32. float32 tokens are
-multiplied in full float32, never TF32. The second kernel holds a view's running maxima on chip
-from the first pick to the last.
+Visual tokens [views, tokens, hidden] come in; picks in their order, int64 [views, picks], go out.
+Nothing waits for the device. The similarity matrix is symmetric: the first kernel computes only
+the tiles on and right of the diagonal and writes each one twice. It multiplies float16 and
+bfloat16 tokens without conversion: their products are exact in float32, and are summed in float32.
+It multiplies float32 tokens in full float32, never TF32. The second kernel runs one program per
+view and keeps the view's running maxima on chip.
 """
 
 from __future__ import annotations
 
 from p2d_node.token_selection.base import inverse_norms
-from p2d_node.token_selection.tfps_batched import equal_above, start_values
+from p2d_node.token_selection.tfps_batched import equality_threshold, initial_maxima
 import torch
 from torch import Tensor
 import triton
 import triton.language as tl
 
 TILE = 64
-"""Tokens per side of a tile of the similarity matrix."""
+"""Rows and columns of a tile of the similarity matrix, tokens."""
 
 HIDDEN_STEP = 32
-"""Features that a tile takes at a time."""
+"""Features per step of a tile's dot products."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -31,11 +31,11 @@ def _similarity_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     similarity,  # float32 [views, num_tokens, num_tokens], written
     num_tokens,
     hidden,
-    equal_above,
+    equality_threshold,
     TILE: tl.constexpr,
     HIDDEN_STEP: tl.constexpr,
 ):
-    """Write one tile of cosines and its mirror image; -inf on the diagonal."""
+    """Compute one tile of cosines and its transpose; -inf on the diagonal."""
     row_tile = tl.program_id(0)
     column_tile = tl.program_id(1)
     view = tl.program_id(2).to(tl.int64)
@@ -62,41 +62,45 @@ def _similarity_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     right_scale = tl.load(
         inverse + view * num_tokens + columns, mask=columns < num_tokens, other=0.0
     )
-    # One factor, the same for a pair and its mirror image: equal tokens tie wherever they stand.
+    # One product of the two scales, the same in both orders, so that equal tokens tie.
     scale = left_scale[:, None] * right_scale[None, :]
     cosine = tl.where(scale > 0, total * scale, 0.0)
-    cosine = tl.where(cosine > equal_above, 1.0, cosine)
+    cosine = tl.where(cosine > equality_threshold, 1.0, cosine)
     cosine = tl.where(rows[:, None] == columns[None, :], float('-inf'), cosine)
     inside = (rows[:, None] < num_tokens) & (columns[None, :] < num_tokens)
     out = similarity + view * num_tokens * num_tokens
     tl.store(out + rows[:, None] * num_tokens + columns[None, :], cosine, mask=inside)
-    mirrored = (columns[:, None] < num_tokens) & (rows[None, :] < num_tokens)
-    tl.store(out + columns[:, None] * num_tokens + rows[None, :], tl.trans(cosine), mask=mirrored)
+    inside_transpose = (columns[:, None] < num_tokens) & (rows[None, :] < num_tokens)
+    tl.store(
+        out + columns[:, None] * num_tokens + rows[None, :],
+        tl.trans(cosine),
+        mask=inside_transpose,
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _pick_kernel(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     similarity,  # float32 [views, num_tokens, num_tokens], -inf on the diagonal
-    nearest,  # float32 [views, num_tokens]: highest similarity to another token
-    start,  # float32 [views, num_tokens]: where the running maxima start
+    nearest,  # float32 [views, num_tokens]: largest similarity to another token
+    initial,  # float32 [views, num_tokens]: initial running maxima
     order,  # int64 [views, num_picks], written
     num_tokens,
     num_picks,
     BLOCK: tl.constexpr,
 ):
-    """Pick for one view; its running maxima never leave the chip."""
+    """Pick for one view, with its running maxima on chip."""
     view = tl.program_id(0).to(tl.int64)
     tokens = tl.arange(0, BLOCK)
     inside = tokens < num_tokens
     score = tl.load(nearest + view * num_tokens + tokens, mask=inside, other=float('inf'))
-    closest = tl.load(start + view * num_tokens + tokens, mask=inside, other=float('inf'))
+    to_picks = tl.load(initial + view * num_tokens + tokens, mask=inside, other=float('inf'))
     pick = tl.argmin(score, axis=0)
     for step in range(num_picks):
         tl.store(order + view * num_picks + step, pick.to(tl.int64))
         row = similarity + (view * num_tokens + pick) * num_tokens
-        closest = tl.maximum(closest, tl.load(row + tokens, mask=inside, other=float('inf')))
-        closest = tl.where(tokens == pick, float('inf'), closest)
-        pick = tl.argmin(closest, axis=0)
+        to_picks = tl.maximum(to_picks, tl.load(row + tokens, mask=inside, other=float('inf')))
+        to_picks = tl.where(tokens == pick, float('inf'), to_picks)
+        pick = tl.argmin(to_picks, axis=0)
 
 
 def triton_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
@@ -104,7 +108,7 @@ def triton_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
 
     Args:
         visual_tokens: Float [views, tokens, hidden] on a GPU.
-        num_picks: How many tokens to pick per view, in [1, tokens).
+        num_picks: Number of picks per view, in [1, tokens).
 
     Returns:
         Int64 [views, num_picks], on the tokens' device.
@@ -114,8 +118,8 @@ def triton_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
         tokens = tokens.float()
     num_views, num_tokens, hidden = tokens.shape
     inverse, usable = inverse_norms(tokens)
-    start = start_values(usable)
-    similarity = start.new_empty(num_views, num_tokens, num_tokens)
+    initial = initial_maxima(usable)
+    similarity = initial.new_empty(num_views, num_tokens, num_tokens)
     tiles = triton.cdiv(num_tokens, TILE)
     _similarity_kernel[(tiles, tiles, num_views)](
         tokens,
@@ -123,16 +127,16 @@ def triton_order(visual_tokens: Tensor, num_picks: int) -> Tensor:
         similarity,
         num_tokens,
         hidden,
-        equal_above(hidden),
+        equality_threshold(hidden),
         TILE=TILE,
         HIDDEN_STEP=HIDDEN_STEP,
     )
-    nearest = torch.maximum(similarity.amax(dim=1), start)
+    nearest = torch.maximum(similarity.amax(dim=1), initial)
     order = torch.empty(num_views, num_picks, dtype=torch.int64, device=tokens.device)
     _pick_kernel[(num_views,)](
         similarity,
         nearest,
-        start,
+        initial,
         order,
         num_tokens,
         num_picks,

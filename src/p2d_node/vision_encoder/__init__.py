@@ -1,1 +1,1 @@
-"""From pixel_values to visual tokens."""
+"""Vision encoders: from camera frames or pixel_values to visual tokens."""

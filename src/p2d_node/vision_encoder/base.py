@@ -1,4 +1,4 @@
-"""What every vision encoder promises."""
+"""The interface of the vision encoders."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PIXEL_VALUES, FRAMES = 'pixel_values', 'frames'
 
 @dataclass(frozen=True, slots=True)
 class EncoderInput:
-    """What an encoder takes.
+    """The input of an encoder.
 
     Attributes:
-        kind: `pixel_values`: float32 [views, 3, height, width], as `preprocessing` makes them;
-            `frames`: uint8 BGR [views, height, width, 3], as cameras send them.
-        height: Of `frames`, pixels; 0 for `pixel_values`, which have the checkpoint's size.
-        width: Likewise.
+        kind: `pixel_values`: float32 [views, 3, height, width], from `preprocessing`; `frames`:
+            uint8 BGR [views, height, width, 3], as the cameras send them.
+        height: Height of `frames`, pixels; 0 for `pixel_values`, whose size is the checkpoint's.
+        width: Width of `frames`, pixels; 0 for `pixel_values`.
     """
 
     kind: str = PIXEL_VALUES
@@ -30,22 +30,23 @@ class VisionEncoder(Protocol):
     """Computes visual tokens.
 
     Attributes:
-        identity: Backend, and which engine or weights it runs, for messages and diagnostics.
-        takes: What `encode` is given.
+        identity: The backend and the engine or the weights, for messages and diagnostics.
+        input_spec: The input of `encode`.
     """
 
     identity: str
-    takes: EncoderInput
+    input_spec: EncoderInput
 
     def encode(self, frames: Tensor) -> Tensor:
         """Encode the views of one sweep.
 
         Args:
-            frames: As `takes` says, on the encoder's device.
+            frames: The frames or pixel_values that `input_spec` describes, on the device of the
+                encoder.
 
         Returns:
-            visual_tokens [views, tokens, hidden] in the language model's dtype and device; the
-            next call may overwrite them.
+            visual_tokens [views, tokens, hidden] in the dtype and on the device of the language
+            model; the next call may overwrite them.
 
         Raises:
             InferenceError: The runtime failed.

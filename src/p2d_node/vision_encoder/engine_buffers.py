@@ -1,4 +1,4 @@
-"""The fixed memory of an engine: one input and one output, allocated once."""
+"""The input and output buffers of an engine, allocated once."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor
 INPUT_NAME, OUTPUT_NAME = 'frames', 'visual_tokens'
 
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-"""Names of number formats, as TensorRT's users say them."""
+"""TensorRT's names of number formats."""
 
 
 class EngineBuffers:
     """Input and output of an engine with a static batch.
 
     Attributes:
-        takes: What the engine is given.
-        frames: The input, [num_views, ...].
-        visual_tokens: The output, [num_views, tokens, hidden], in the engine's precision.
+        input_spec: The input of the engine.
+        frames: The input buffer, uint8 [num_views, height, width, 3] or float32 [num_views, 3,
+            height, width].
+        visual_tokens: The output buffer, [num_views, tokens, hidden], in the engine's precision.
     """
 
     def __init__(self, manifest: EngineManifest, device: torch.device) -> None:
-        """Allocate both on `device`."""
+        """Allocate both buffers on `device`."""
         height, width = manifest.height, manifest.width
         is_frames = manifest.input_kind == FRAMES
-        self.takes = EncoderInput(FRAMES, height, width) if is_frames else EncoderInput()
+        self.input_spec = EncoderInput(FRAMES, height, width) if is_frames else EncoderInput()
         shape = (height, width, 3) if is_frames else (3, height, width)
         dtype = torch.uint8 if is_frames else torch.float32
         self.frames = torch.zeros(manifest.num_views, *shape, dtype=dtype, device=device)
@@ -40,10 +41,10 @@ class EngineBuffers:
         )
 
     def check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
-        """Compare a tensor of the loaded engine with its buffer.
+        """Check that a tensor of the loaded engine fits its buffer.
 
         Raises:
-            EngineMismatchError: Another name, shape or type than the manifest says.
+            EngineMismatchError: Its name, shape or dtype differs from the manifest.
         """
         buffer = {INPUT_NAME: self.frames, OUTPUT_NAME: self.visual_tokens}.get(name)
         if buffer is None or tuple(buffer.shape) != shape or buffer.dtype != dtype:
@@ -53,7 +54,17 @@ class EngineBuffers:
             )
 
     def fill(self, frames: Tensor) -> int:
-        """Copy the views of one sweep into the input; returns how many there are."""
+        """Copy the views of one sweep into the input buffer.
+
+        Args:
+            frames: As `input_spec` says, with at most `num_views` views.
+
+        Returns:
+            The number of views.
+
+        Raises:
+            InferenceError: The shape does not fit the buffer.
+        """
         num_views = frames.shape[0]
         if num_views > self.frames.shape[0] or frames.shape[1:] != self.frames.shape[1:]:
             raise InferenceError(

@@ -1,52 +1,37 @@
-"""The engine folder: which engines there are, and whether one may be loaded here.
+"""The engine folder: which engines it holds, and the commands that build and verify them.
 
-Loading an engine runs native code, so nothing of it is used before its place, its owner, its
-manifest, its fit to this machine and every byte of it are checked.
-
-    <engine_dir>/<model>/<backend>-<precision>-<input>-<time>-<random>/manifest.json and artefacts
+An engine is a folder `<engine_dir>/<model>/<backend>-<precision>-<input>-<time>-<random>/` with a
+manifest.json and artefacts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-import hashlib
-import os
 from pathlib import Path
 import shlex
-import stat
 from typing import Any
 
-from p2d_node.errors import EngineMismatchError
 from p2d_node.records import NUSCENES_CAMERAS
-from p2d_node.vision_encoder.machine import Machine
-from p2d_node.vision_encoder.manifest import (
-    EngineManifest,
-    MANIFEST_FILE,
-    read_json,
-    read_manifest,
-    VERIFICATION_FILE,
-)
-
-CHUNK_BYTES = 1 << 22
+from p2d_node.vision_encoder.manifest import EngineManifest
 
 DEFAULT_NUM_VIEWS = len(NUSCENES_CAMERAS)
-"""Cameras that an engine is built for where no number is given."""
+"""Default number of cameras of an engine."""
 
 EXPORT = 'onnx'
-"""Stands in the place of a backend for an export that no runtime was chosen for yet."""
+"""Name in place of a backend: an export, which all backends build from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """What the node asks of an engine.
+    """The model and the cameras that an engine must fit.
 
     Attributes:
         model_name: Name of the checkpoint.
-        model_folder: Where it lies, for the command that mends.
-        vision_sha256: Returns the fingerprint of its vision part, which takes a second for each
-            gigabyte: asked only where there is an engine to compare with.
-        processing: Settings of its image processor.
+        model_folder: Folder of the checkpoint, for the command that builds an engine.
+        vision_sha256: Returns the fingerprint of the vision part. It reads about a gigabyte per
+            second, so it is called only if there is an engine to compare with.
+        processing: Settings of the image processor.
         num_views: Number of cameras.
     """
 
@@ -57,18 +42,8 @@ class EngineRequest:
     num_views: int
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line of the comparison of an engine with this machine and this model."""
-
-    what: str
-    in_engine: str
-    here: str
-    fits: bool
-
-
 def default_engine_dir() -> Path:
-    """Return `engines/` of the source tree this runs from, else the user's data folder."""
+    """Return `engines/` of the source tree, or the user's data folder if this is installed."""
     beside_sources = Path(__file__).resolve().parents[3] / 'engines'
     if (beside_sources / 'README.md').is_file():
         return beside_sources
@@ -76,13 +51,13 @@ def default_engine_dir() -> Path:
 
 
 def resolve_engine_dir(engine_dir: str) -> Path:
-    """Return the folder that the parameter `encoder.engine_dir` names; empty: the default one."""
+    """Return the folder of the parameter `encoder.engine_dir`; empty: the default folder."""
     return Path(engine_dir).expanduser().resolve() if engine_dir else default_engine_dir()
 
 
 def list_engines(engine_dir: Path, model_name: str, backend: str) -> list[Path]:
     """List the engine folders of a model for one backend, newest first."""
-    found = [path for path in _folders(engine_dir / model_name) if _backend_of(path) == backend]
+    found = [path for path in _folders(engine_dir / model_name) if backend_of(path) == backend]
     return sorted(found, key=_built_at, reverse=True)
 
 
@@ -94,11 +69,12 @@ def list_all_engines(engine_dir: Path) -> list[Path]:
 
 def _folders(parent: Path) -> Iterator[Path]:
     if parent.is_dir():
-        # Names that begin with a dot are builds that did not finish.
+        # A name that begins with a dot is an unfinished build.
         yield from (p for p in parent.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 
-def _backend_of(folder: Path) -> str:
+def backend_of(folder: Path) -> str:
+    """Return the backend in the name of an engine's folder."""
     return folder.name.split('-', 1)[0]
 
 
@@ -113,7 +89,15 @@ def rebuild_command(
     num_views: int,
     manifest: EngineManifest | None,
 ) -> str:
-    """Return the command that builds the engine anew, for `num_views` cameras."""
+    """Return the command that builds an engine again.
+
+    Args:
+        engine_dir: The engine folder.
+        backend: The backend, or `onnx` for an export.
+        model_folder: The checkpoint.
+        num_views: Number of cameras.
+        manifest: The manifest of the engine to replace; None: default precision and input.
+    """
     verb = ['export'] if backend == EXPORT else ['build-engine', '--backend', backend]
     words = ['p2d', *verb, '--model', model_folder]
     if num_views != DEFAULT_NUM_VIEWS:
@@ -124,186 +108,16 @@ def rebuild_command(
             words += ['--camera-size', f'{manifest.height}x{manifest.width}']
         if manifest.backend == 'tensorrt_rtx' and manifest.compute_capabilities:
             words += ['--compute-capability', ','.join(manifest.compute_capabilities)]
-    if engine_dir.resolve() != default_engine_dir().resolve():
-        words += ['--engine-dir', str(engine_dir)]
-    return shlex.join(words)
+    return shlex.join([*words, *_engine_dir_option(engine_dir)])
 
 
-def open_engine(
-    engine_dir: Path,
-    folder: Path,
-    request: EngineRequest,
-    machine: Machine,
-    *,
-    runtime_version: str,
-    allow_unverified: bool,
-) -> EngineManifest:
-    """Check everything about the engine in `folder`; only then may its artefacts be loaded.
-
-    Raises:
-        EngineMismatchError: What does not fit, and the command that mends it.
-    """
-    manifest: EngineManifest | None = None
-    try:
-        check_place(engine_dir, folder)
-        manifest = read_manifest(folder)
-        for check in compare(folder, manifest, request, machine, runtime_version):
-            if not check.fits:
-                raise EngineMismatchError(
-                    f'{check.what}: the engine has {check.in_engine}, here it is {check.here}'
-                )
-        check_artefacts(folder, manifest)
-    except (EngineMismatchError, OSError) as err:
-        command = rebuild_command(
-            engine_dir, _backend_of(folder), request.model_folder, request.num_views, manifest
-        )
-        raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err
-    if not allow_unverified:
-        require_verification(folder, manifest, machine)
-    return manifest
+def verify_command(folder: Path) -> str:
+    """Return the command that verifies the engine in `folder`."""
+    option = _engine_dir_option(folder.parents[1])
+    return shlex.join(['p2d', 'verify-engine', str(folder), *option])
 
 
-def check_place(engine_dir: Path, folder: Path) -> None:
-    """Refuse a folder outside `engine_dir`, symbolic links, and what others may write.
-
-    Raises:
-        EngineMismatchError: What is wrong with the place.
-    """
-    root = engine_dir.resolve()
-    if folder.resolve() != root / folder.parent.name / folder.name:
-        raise EngineMismatchError(f'it does not lie in {root}, or a symbolic link leads out of it')
-    for path in (root, folder.parent, folder, *sorted(folder.iterdir())):
-        status = path.lstat()
-        kind = stat.S_ISDIR if path in (root, folder.parent, folder) else stat.S_ISREG
-        if not kind(status.st_mode):
-            raise EngineMismatchError(f'{path.name} is a link or a special file')
-        if status.st_uid not in (0, os.geteuid()):
-            raise EngineMismatchError(
-                f'{path.name} belongs to user {status.st_uid}, allowed: root or the user that '
-                f'runs this ({os.geteuid()})'
-            )
-        others = stat.S_IWOTH if status.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP
-        if status.st_mode & others:
-            raise EngineMismatchError(
-                f'{path.name} can be written by other users (mode {status.st_mode & 0o777:o}); '
-                f'check who did, then chmod go-w {shlex.quote(str(path))}'
-            )
-
-
-def compare(
-    folder: Path,
-    manifest: EngineManifest,
-    request: EngineRequest,
-    machine: Machine,
-    runtime_version: str,
-) -> list[Check]:
-    """Compare an engine's manifest with this machine and the model that asks for it."""
-
-    def equal(what: str, in_engine: object, here: object) -> Check:
-        return Check(what, str(in_engine) or 'none', str(here) or 'none', in_engine == here)
-
-    vision_sha256 = request.vision_sha256()
-    checks = [
-        equal('folder name', manifest.key, folder.name),
-        equal('backend', manifest.backend, _backend_of(folder)),
-        equal('model', manifest.model_name, request.model_name),
-        Check(
-            'vision weights',
-            manifest.vision_sha256[:16],
-            vision_sha256[:16],
-            manifest.vision_sha256 == vision_sha256,
-        ),
-        _compare_settings('image processor', manifest.processing, request.processing),
-        equal('number of cameras', manifest.num_views, request.num_views),
-        equal('runtime version', manifest.runtime_version, runtime_version),
-    ]
-    if manifest.gpu_name:
-        checks.append(equal('GPU', manifest.gpu_name, machine.gpu_name))
-        checks.append(equal('driver', manifest.driver, machine.driver))
-    if manifest.compute_capabilities:
-        capabilities = ', '.join(manifest.compute_capabilities)
-        here = machine.compute_capability
-        fits = here in manifest.compute_capabilities
-        checks.append(Check('compute capability', capabilities, here or 'no GPU', fits))
-    return checks
-
-
-def _compare_settings(what: str, in_engine: Mapping[str, Any], here: Mapping[str, Any]) -> Check:
-    """Compare settings and name only those that differ."""
-    names = sorted({*in_engine, *here})
-    differ = [name for name in names if in_engine.get(name) != here.get(name)]
-    sides = [
-        ', '.join(f'{name} {side.get(name)}' for name in differ) or 'the same'
-        for side in (in_engine, here)
-    ]
-    return Check(what, sides[0], sides[1], not differ)
-
-
-def check_artefacts(folder: Path, manifest: EngineManifest) -> None:
-    """Compare every file with its size and hash, and refuse files that are not listed.
-
-    Raises:
-        EngineMismatchError: A file that is missing, changed, or should not be there.
-    """
-    for name, artefact in manifest.artefacts.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise EngineMismatchError(f'{name} is missing')
-        num_bytes = path.stat().st_size
-        if num_bytes != artefact.num_bytes:
-            raise EngineMismatchError(
-                f'{name} has {num_bytes} bytes, built were {artefact.num_bytes}'
-            )
-        if hash_file(path) != artefact.sha256:
-            raise EngineMismatchError(f'{name} was changed after the build (other SHA-256)')
-    known = {*manifest.artefacts, MANIFEST_FILE, VERIFICATION_FILE}
-    # A verification that the power cut short leaves a file of this name and does no harm.
-    extra = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name not in known and not path.name.startswith(f'.{VERIFICATION_FILE}-')
-    )
-    if extra:
-        raise EngineMismatchError(f'{extra[0]} is not part of the engine')
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def require_verification(folder: Path, manifest: EngineManifest, machine: Machine) -> None:
-    """Refuse an engine that was not proven against torch on this machine.
-
-    Raises:
-        EngineMismatchError: Never verified, verified elsewhere, or verified and found wrong.
-    """
-    command = shlex.join(['p2d', 'verify-engine', str(folder)])
-    reason = verification_gap(folder, manifest, machine)
-    if reason:
-        raise EngineMismatchError(
-            f'engine {folder}: {reason}; verify it here: {command} (or set '
-            'encoder.allow_unverified to true)'
-        )
-
-
-def verification_gap(folder: Path, manifest: EngineManifest, machine: Machine) -> str:
-    """Say why the engine does not count as verified on this machine; empty where it does."""
-    if not (folder / VERIFICATION_FILE).is_file():
-        return 'it was never compared with torch on this machine'
-    try:
-        record = read_json(folder / VERIFICATION_FILE)
-    except EngineMismatchError as err:
-        return str(err)
-    driver, here = record.get('driver'), machine.driver or 'none'
-    gaps = {
-        'its verification is of another build': record.get('manifest_sha256') == manifest.sha256,
-        'it was verified on another machine': record.get('machine') == machine.fingerprint,
-        f'it was verified with driver {driver!r}, here it is {here}': driver == machine.driver,
-        f'it failed its verification: {record.get("summary")}': record.get('passed') is True,
-    }
-    return next((reason for reason, fits in gaps.items() if not fits), '')
+def _engine_dir_option(engine_dir: Path) -> list[str]:
+    if engine_dir.resolve() == default_engine_dir().resolve():
+        return []
+    return ['--engine-dir', str(engine_dir)]

@@ -1,4 +1,4 @@
-"""From the name of a backend to its vision encoder, with the reasons against the others."""
+"""Makes the vision encoder of a backend; `auto` takes the first backend that works."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from p2d_node.config import EncoderConfig
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.vision_encoder.base import VisionEncoder
+from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.engine_store import (
     EngineRequest,
     list_engines,
-    open_engine,
     rebuild_command,
     resolve_engine_dir,
 )
@@ -33,11 +33,11 @@ ENGINE_ENCODERS: Mapping[str, Callable[..., VisionEncoder]] = {
 
 @dataclass(frozen=True, slots=True)
 class ChosenEncoder:
-    """An encoder and why it was taken.
+    """The chosen encoder.
 
     Attributes:
         encoder: The encoder.
-        refused: With backend auto: the backends before it and why they do not run.
+        refused: With backend `auto`: the backends that were tried before, and why they do not run.
     """
 
     encoder: VisionEncoder
@@ -52,18 +52,18 @@ def make_vision_encoder(
     dtype: torch.dtype,
     device: torch.device,
 ) -> ChosenEncoder:
-    """Return the encoder that `config` asks for.
+    """Make the encoder that `config` names.
 
     Args:
         config: Backend and engine folder.
-        request: What an engine must be for.
+        request: The model and the cameras that an engine must fit.
         module: The checkpoint's vision tower and projector.
         dtype: Number format of the language model.
-        device: Where the language model runs.
+        device: Device of the language model.
 
     Raises:
-        BackendUnavailableError: The backend that is named is not installed.
-        EngineMismatchError: It has no engine that may be loaded here.
+        BackendUnavailableError: The named backend is not installed.
+        EngineMismatchError: The named backend has no engine that may be loaded here.
     """
     refused: dict[str, str] = {}
     backends = BACKENDS if config.backend == 'auto' else (config.backend,)
@@ -93,7 +93,8 @@ def load_engine(
 
     Raises:
         BackendUnavailableError: The runtime is not installed.
-        EngineMismatchError: No engine was built, or why the newest one may not be loaded.
+        EngineMismatchError: There is no engine, or no engine passes; the message is about the
+            newest.
     """
     version = runtime_version(backend)
     engine_dir = resolve_engine_dir(config.engine_dir)

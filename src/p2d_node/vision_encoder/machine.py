@@ -1,4 +1,4 @@
-"""What of this machine an engine must fit: runtime version, GPU, driver."""
+"""The properties of this machine that an engine must fit: runtime version, GPU, driver."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from p2d_node.errors import BackendUnavailableError
 import torch
 
 BACKENDS = ('tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch')
-"""Every backend, in the order in which `auto` tries them; but torch, each is also the name of the
-Python module that runs it."""
+"""All backends, in the order in which `auto` tries them. Except for torch, a backend has the name
+of its Python module."""
 
 INSTALL_HINTS = {
     'tensorrt': 'it comes with JetPack (python3-libnvinfer), or install tensorrt from NVIDIA',
@@ -29,13 +29,13 @@ IDENTITY_FILES = (Path('/etc/machine-id'), Path('/proc/device-tree/serial-number
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """This machine as engines see it.
+    """This machine.
 
     Attributes:
-        gpu_name: The GPU; empty where there is none.
-        compute_capability: Its generation, such as `8.7`; empty where there is none.
-        driver: Version of its driver; empty where there is none.
-        fingerprint: Stands for this machine and this GPU in a verification.
+        gpu_name: The GPU; empty without a GPU.
+        compute_capability: Generation of the GPU, such as `8.7`; empty without a GPU.
+        driver: Version of the GPU's driver; empty without a GPU.
+        fingerprint: Identifies this machine and this GPU in a verification.
     """
 
     gpu_name: str

@@ -1,4 +1,4 @@
-"""The vision encoder in ONNX Runtime: the export itself, on any machine."""
+"""The vision encoder in ONNX Runtime, which runs the export on any machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 ELEMENT_TYPES = {'tensor(uint8)': torch.uint8, 'tensor(float)': torch.float32}
 ELEMENT_TYPES |= {'tensor(float16)': torch.float16, 'tensor(bfloat16)': torch.bfloat16}
 ONNX_BFLOAT16 = 16
-"""TensorProto.BFLOAT16; numpy has no such type to name it by."""
+"""TensorProto.BFLOAT16; numpy has no bfloat16."""
 
 
 class OnnxruntimeVisionEncoder:
@@ -25,17 +25,19 @@ class OnnxruntimeVisionEncoder:
     def __init__(
         self, folder: Path, manifest: EngineManifest, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Load the export in `folder`, which was checked before.
+        """Load the export in `folder`, which must have passed all checks.
 
         Args:
             folder: Engine folder.
             manifest: Its manifest.
             dtype: Number format of the returned tokens.
-            device: Where they are wanted; ONNX Runtime runs there if it can, else on the CPU.
+            device: Device of the returned tokens; ONNX Runtime runs there if it can, else on the
+                CPU.
 
         Raises:
             BackendUnavailableError: ONNX Runtime is not installed.
-            EngineMismatchError: It refuses the file, or the file is not what the manifest says.
+            EngineMismatchError: ONNX Runtime refuses the file, or the file differs from its
+                manifest.
         """
         ort = import_runtime('onnxruntime')
         on_gpu = device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
@@ -46,7 +48,7 @@ class OnnxruntimeVisionEncoder:
         for tensor in (*self._session.get_inputs(), *self._session.get_outputs()):
             kind = ELEMENT_TYPES.get(tensor.type)
             self._buffers.check(tensor.name, tuple(tensor.shape), kind)
-        self.takes = self._buffers.takes
+        self.input_spec = self._buffers.input_spec
         self.identity = (
             f'onnxruntime {ort.__version__} {manifest.precision} {self._runs_on}, {manifest.key}'
         )
@@ -62,7 +64,7 @@ class OnnxruntimeVisionEncoder:
             torch.cuda.current_stream(self._runs_on).synchronize()
         try:
             self._session.run_with_iobinding(self._binding)
-        except Exception as err:  # its errors share no base class
+        except Exception as err:  # its errors have no common base class
             raise InferenceError(f'onnxruntime: {str(err).splitlines()[0]}') from err
         return self._buffers.visual_tokens[:num_views].to(self._device, self._dtype)
 
@@ -70,7 +72,7 @@ class OnnxruntimeVisionEncoder:
 def _open_session(ort: Any, path: Path, device: torch.device) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Waiting threads must not spin: the cameras' callbacks need the cores between two sweeps.
+    # Idle threads must not spin: the camera callbacks need the cores between two sweeps.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     options.log_severity_level = 3
     providers: list[Any] = ['CPUExecutionProvider']
@@ -78,7 +80,7 @@ def _open_session(ort: Any, path: Path, device: torch.device) -> Any:
         providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0}))
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as err:  # its errors share no base class
+    except Exception as err:  # its errors have no common base class
         raise EngineMismatchError(f'onnxruntime: {str(err).splitlines()[0]}') from err
 
 

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT for RTX behind one small interface: the only file that touches either.
+"""One small interface to TensorRT and TensorRT for RTX; no other file uses them.
 
-Networks are strongly typed: precision comes from the ONNX, since TensorRT 11 has no precision
-flags. What only some versions have is looked for by name, never by version number.
+Networks are strongly typed: the precision comes from the ONNX file, because TensorRT 11 has no
+precision flags. Features of some versions only are looked up by name, not by version number.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from p2d_node.errors import (
 from p2d_node.vision_encoder.machine import import_runtime
 
 Progress = Callable[[str, int, int], None]
-"""Called with the phase's name, the steps done and the steps in all."""
+"""Called with the name of the phase, the number of steps done and the number of steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """How a plan is built.
+    """Options of a build.
 
     Attributes:
         compute_capabilities: GPU generations for an ahead-of-time build (TensorRT for RTX only);
             empty: the GPU of this machine.
-        workspace_bytes: Scratch memory that tactics may use; 0: the runtime's default.
+        workspace_bytes: Largest scratch memory of a tactic; 0: the runtime's default.
         optimization_level: 0 (fast build) to 5 (fast engine).
-        timing_cache: Measurements of earlier builds; empty: none.
+        timing_cache: Measurements of an earlier build; empty: none.
     """
 
     compute_capabilities: Sequence[str] = ()
@@ -43,7 +43,12 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuiltPlan:
-    """A serialised engine, and the timing cache after its build (empty where there is none)."""
+    """The result of a build.
+
+    Attributes:
+        plan: The serialised engine.
+        timing_cache: Measurements of this build, for the next one; empty: the runtime has none.
+    """
 
     plan: memoryview
     timing_cache: bytes
@@ -52,14 +57,17 @@ class BuiltPlan:
 class TensorrtApi:
     """One of the two runtimes.
 
-    Messages of the library at level warning and above are collected in `messages`.
+    Attributes:
+        backend: `tensorrt` or `tensorrt_rtx`.
+        version: Version of the library.
+        messages: The last messages of the library, warnings and errors.
     """
 
     def __init__(self, backend: str) -> None:
         """Import `tensorrt` or `tensorrt_rtx`.
 
         Raises:
-            BackendUnavailableError: It is not installed or does not load.
+            BackendUnavailableError: The library is not installed or does not load.
         """
         self.backend = backend
         self.trt: Any = import_runtime(backend)
@@ -68,11 +76,16 @@ class TensorrtApi:
         self.logger = _make_logger(self.trt, self.messages)
 
     def build(self, onnx: Path, options: BuildOptions, progress: Progress) -> BuiltPlan:
-        """Build a plan from an ONNX file with its external data beside it.
+        """Build a plan.
+
+        Args:
+            onnx: An ONNX file; its external data is in the same folder.
+            options: Options of the build.
+            progress: Called for each step of the build.
 
         Raises:
             BackendUnavailableError: A GPU is needed and there is none.
-            ConfigError: A compute capability that this version does not build for.
+            ConfigError: This version does not build for a requested compute capability.
             EngineMismatchError: The parser or the builder refuses the model.
         """
         trt = self.trt
@@ -108,18 +121,18 @@ class TensorrtApi:
     def _set_compute_capabilities(self, config: Any, capabilities: Sequence[str]) -> None:
         if not hasattr(config, 'num_compute_capabilities'):
             raise BackendUnavailableError(
-                f'encoder.backend: {self.backend} {self.version} builds only for the GPU of this '
-                'machine; leave --compute-capability away, or use --backend tensorrt_rtx'
+                f'backend: {self.backend} {self.version} builds only for the GPU of this machine; '
+                'leave compute_capability empty, or use backend tensorrt_rtx'
             )
         config.num_compute_capabilities = len(capabilities)
         for index, member in enumerate(self.find_compute_capabilities(capabilities)):
             config.set_compute_capability(member, index)
 
     def find_compute_capabilities(self, capabilities: Sequence[str]) -> list[Any]:
-        """Return what the runtime calls these GPU generations.
+        """Return the runtime's constants for compute capabilities such as `8.6`.
 
         Raises:
-            ConfigError: One that this version does not build for.
+            ConfigError: This version does not build for one of them.
         """
         members = self.trt.ComputeCapability.__members__
         numbers = sorted(int(name[2:]) for name in members if name.startswith('SM'))
@@ -127,16 +140,16 @@ class TensorrtApi:
         for capability in capabilities:
             if capability not in known:
                 raise ConfigError(
-                    f'--compute-capability: got {capability!r}, allowed with {self.backend} '
+                    f'compute_capability: got {capability!r}, allowed with {self.backend} '
                     f'{self.version}: {", ".join(known)}'
                 )
         return [known[capability] for capability in capabilities]
 
     def load(self, plan: bytes) -> LoadedEngine:
-        """Deserialise a plan that was checked before; it runs native code.
+        """Deserialise a plan, which runs native code: it must have passed all checks.
 
         Raises:
-            EngineMismatchError: The runtime refuses it.
+            EngineMismatchError: The runtime refuses the plan.
         """
         runtime = self._start(self.trt.Runtime)
         runtime.engine_host_code_allowed = False
@@ -153,16 +166,16 @@ class TensorrtApi:
             raise BackendUnavailableError(self.failure(f'{factory.__name__} not created')) from err
 
     def failure(self, what: str) -> str:
-        """Return a message with what the library said last."""
-        said = '; '.join(self.messages[-3:]) or 'no reason given'
-        return f'{self.backend} {self.version}: {what}: {said}'
+        """Return an error message with the last messages of the library."""
+        reasons = '; '.join(self.messages[-3:]) or 'no reason given'
+        return f'{self.backend} {self.version}: {what}: {reasons}'
 
 
 class LoadedEngine:
     """A deserialised engine with one execution context.
 
     Attributes:
-        owns_graph: True where the runtime captures CUDA graphs by itself.
+        owns_graph: Whether the runtime captures CUDA graphs itself.
     """
 
     def __init__(self, api: TensorrtApi, runtime: Any, engine: Any) -> None:
@@ -186,7 +199,7 @@ class LoadedEngine:
         return engine.create_execution_context(config)
 
     def tensors(self) -> dict[str, tuple[bool, tuple[int, ...], str]]:
-        """Return per tensor: whether it is an input, its shape, its type such as `UINT8`."""
+        """Return name to (is an input, shape, element type such as `UINT8`) of every tensor."""
         trt, engine = self._api.trt, self._engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         return {
@@ -199,12 +212,20 @@ class LoadedEngine:
         }
 
     def set_address(self, name: str, address: int) -> None:
-        """Bind a tensor to device memory that stays where it is."""
+        """Bind a tensor to a fixed address in device memory.
+
+        Raises:
+            InferenceError: The runtime refuses the address.
+        """
         if not self._context.set_tensor_address(name, address):
             raise InferenceError(self._api.failure(f'tensor {name} cannot be bound'))
 
     def enqueue(self, stream: int) -> None:
-        """Run once on a CUDA stream, without waiting for it."""
+        """Start one run on a CUDA stream, without waiting for it.
+
+        Raises:
+            InferenceError: The run did not start.
+        """
         if not self._context.execute_async_v3(stream):
             raise InferenceError(self._api.failure('the engine did not run'))
 
@@ -244,5 +265,5 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _measures_tactics(trt: Any) -> bool:
-    """Say whether builds measure kernels; TensorRT for RTX compiles them on the target instead."""
+    """Return whether builds measure kernels; TensorRT for RTX compiles them on the target."""
     return not hasattr(trt, 'IRuntimeCache')

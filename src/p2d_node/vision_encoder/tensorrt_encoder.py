@@ -1,4 +1,4 @@
-"""The vision encoder as a TensorRT engine; TensorRT and TensorRT for RTX take the same path."""
+"""The vision encoder as a TensorRT engine, for TensorRT and TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ELEMENT_TYPES = {
     'HALF': torch.float16,
     'BF16': torch.bfloat16,
 }
-"""Names of tensorrt.DataType."""
+"""Names in tensorrt.DataType to torch dtypes."""
 
 NUM_WARM_UPS = 2
-"""Runs before a CUDA graph is captured: the first ones allocate and choose kernels."""
+"""Runs before a CUDA graph is captured; the first runs allocate memory and choose kernels."""
 
 
 class TensorrtVisionEncoder:
-    """Runs an engine on a stream of its own. Use it from one thread at a time."""
+    """Runs an engine on its own CUDA stream. Use it from one thread at a time."""
 
     def __init__(
         self, folder: Path, manifest: EngineManifest, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Load the engine in `folder`, which was checked before.
+        """Load the engine in `folder`, which must have passed all checks.
 
         Args:
             folder: Engine folder.
@@ -38,9 +38,8 @@ class TensorrtVisionEncoder:
             device: The GPU.
 
         Raises:
-            BackendUnavailableError: The runtime is not installed, or `device` is no GPU.
-            EngineMismatchError: The runtime refuses the engine, or it is not what the manifest
-                says.
+            BackendUnavailableError: The runtime is not installed, or `device` is not a GPU.
+            EngineMismatchError: The runtime refuses the engine, or it differs from its manifest.
         """
         if device.type != 'cuda':
             raise BackendUnavailableError(
@@ -55,7 +54,7 @@ class TensorrtVisionEncoder:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._bind()
             self._graph = self._capture()
-        self.takes = self._buffers.takes
+        self.input_spec = self._buffers.input_spec
         graph = 'CUDA graph' if self._graph or self._engine.owns_graph else 'no CUDA graph'
         self.identity = (
             f'{api.backend} {api.version} {manifest.precision}, {graph}, {manifest.key}'
@@ -68,7 +67,11 @@ class TensorrtVisionEncoder:
             self._engine.set_address(name, addresses[name].data_ptr())
 
     def _capture(self) -> torch.cuda.CUDAGraph | None:
-        """Capture one run; None where the runtime does so itself or cannot be captured."""
+        """Capture one run as a CUDA graph.
+
+        Returns:
+            None if the runtime captures graphs itself, or if the run cannot be captured.
+        """
         self._stream.wait_stream(torch.cuda.current_stream())
         for _ in range(NUM_WARM_UPS):
             self._engine.enqueue(self._stream.cuda_stream)
@@ -79,7 +82,7 @@ class TensorrtVisionEncoder:
         try:
             with torch.cuda.graph(graph, stream=self._stream):
                 self._engine.enqueue(self._stream.cuda_stream)
-        except (RuntimeError, InferenceError):  # a layer that synchronises: run it uncaptured
+        except (RuntimeError, InferenceError):  # a layer synchronises: run without a graph
             self._stream.synchronize()
             return None
         return graph
@@ -88,7 +91,7 @@ class TensorrtVisionEncoder:
     def encode(self, frames: Tensor) -> Tensor:
         """Encode the views of one sweep; see `VisionEncoder.encode`.
 
-        Nothing waits for the GPU here: the caller's stream waits for the encoder's.
+        The host does not wait for the GPU; the caller's stream waits for the encoder's.
         """
         caller = torch.cuda.current_stream(self._buffers.frames.device)
         num_views = self._buffers.fill(frames)

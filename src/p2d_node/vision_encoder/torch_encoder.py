@@ -1,4 +1,4 @@
-"""The reference vision encoder: the checkpoint's own modules in torch."""
+"""The reference vision encoder: the modules of the checkpoint in torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn, Tensor
 
 
 class TorchVisionEncoder:
-    """Runs vision tower and projector in torch; the reference that engines are checked against.
+    """Runs vision tower and projector in torch, the reference that engines are compared with.
 
     Use it from one thread at a time.
     """
@@ -19,10 +19,10 @@ class TorchVisionEncoder:
         Args:
             module: Vision tower and projector, already on `device` in `dtype`.
             dtype: Number format of the weights.
-            device: Where they lie.
+            device: Device of the weights.
         """
         self.identity = f'torch {str(dtype).removeprefix("torch.")} {device}'
-        self.takes = EncoderInput()
+        self.input_spec = EncoderInput()
         self._module = module
         self._dtype = dtype
 

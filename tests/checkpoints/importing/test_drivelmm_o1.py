@@ -1,13 +1,16 @@
 import json
+import random
+import sys
 
 from definitions import drivelmm_o1_views, internlm2_logits
 from p2d_node.checkpoints.checkpoint import open_checkpoint
-from p2d_node.checkpoints.importing import drivelmm_o1
-from p2d_node.checkpoints.importing.drivelmm_o1 import merge_lora, plan_import
+from p2d_node.checkpoints.importing import internvl_weights
+from p2d_node.checkpoints.importing.drivelmm_o1 import plan_import
 from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.checkpoints.importing.internlm2_tokenizer import load_tokenizer
+from p2d_node.checkpoints.importing.internvl_weights import merge_lora
 from p2d_node.cli.main import main
-from p2d_node.errors import ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import NUSCENES_CAMERAS
@@ -23,6 +26,7 @@ from published import (
 )
 import pytest
 from safetensors.torch import load_file
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 import torch
 from transformers import AutoTokenizer
 
@@ -134,13 +138,13 @@ def test_an_adapter_and_its_base_give_the_same(weights, pixel_values, tmp_path, 
 def test_parts_of_the_fused_projection_that_are_exchanged_would_be_seen(
     weights, pixel_values, tmp_path, monkeypatch, name, wrong_order
 ):
-    split = getattr(drivelmm_o1, name)
+    split = getattr(internvl_weights, name)
 
     def exchange(*args):
         parts = split(*args)
         return [parts[index] for index in wrong_order]
 
-    monkeypatch.setattr(drivelmm_o1, name, exchange)
+    monkeypatch.setattr(internvl_weights, name, exchange)
     plan = plan_import(write_drivelmm_o1(tmp_path / 'in', weights))
     assert difference(load(import_to(tmp_path / 'out', plan)), weights, pixel_values) > 1e-2
 
@@ -153,7 +157,7 @@ def test_queries_that_are_not_grouped_by_key_would_be_seen(
         size = len(fused) // (num_heads + 2 * num_shared)
         return [t.clone() for t in fused.split([num_heads * size, *[num_shared * size] * 2])]
 
-    monkeypatch.setattr(drivelmm_o1, 'split_groups', all_queries_first)
+    monkeypatch.setattr(internvl_weights, 'split_groups', all_queries_first)
     plan = plan_import(write_drivelmm_o1(tmp_path / 'in', weights))
     assert difference(load(import_to(tmp_path / 'out', plan)), weights, pixel_values) > 1e-2
 
@@ -221,6 +225,71 @@ def test_texts_become_the_ids_that_sentencepiece_gives(name, tmp_path):
         assert tokenizer.decode(case['ids']) == case.get('back', case['text'])
 
 
+def damaged_models(data: bytes) -> dict[str, bytes]:
+    """Cuts, changed bytes and inserted bytes all over a SentencePiece model."""
+    models = {'empty': b'', 'random': random.Random(0).randbytes(400)}
+    for number in range(24):
+        rng = random.Random(number)
+        place = rng.randrange(len(data))
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.randrange(8)
+        models[f'cut at {place}'] = data[:place]
+        models[f'bit at {place}'] = bytes(changed)
+        models[f'inserted at {place}'] = data[:place] + rng.randbytes(5) + data[place:]
+    return models
+
+
+def outcome(folder) -> str:
+    """The message of a refusal; empty if a text can be encoded."""
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ConfigError as err:
+        return str(err)
+    assert tokenizer.encode('What is ahead?')
+    return ''
+
+
+def test_a_damaged_model_gives_one_clear_error_or_a_tokenizer(tmp_path):
+    write_json(tmp_path / 'tokenizer_config.json', {})
+    refusals = []
+    for model in damaged_models((DATA / 'plain.model').read_bytes()).values():
+        (tmp_path / 'tokenizer.model').write_bytes(model)
+        refusals.append(outcome(tmp_path))
+    refusals = list(filter(None, refusals))
+    assert len(refusals) > 40
+    assert all(str(tmp_path) in line and len(line.splitlines()) == 1 for line in refusals)
+
+
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        (lambda model: model.trainer_spec.Clear(), 'is of kind 1, allowed: 2, BPE'),
+        (lambda model: setattr(model.pieces[0], 'type', 1), 'has no unknown token'),
+        (lambda model: setattr(model.pieces[5], 'piece', ''), 'has a piece without text'),
+        (
+            lambda model: setattr(model.normalizer_spec, 'precompiled_charsmap', b'\xff' * 9),
+            'the tokenizer does not load: ',
+        ),
+    ],
+)
+def test_a_model_that_is_not_one_of_internlm2_is_refused(tmp_path, change, reason):
+    model = ModelProto.FromString((DATA / 'plain.model').read_bytes())
+    assert model.pieces[0].type == model.pieces[0].UNKNOWN
+    change(model)
+    (tmp_path / 'tokenizer.model').write_bytes(model.SerializeToString())
+    write_json(tmp_path / 'tokenizer_config.json', {})
+    with pytest.raises(ConfigError, match=reason):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_sentencepiece_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    (tmp_path / 'tokenizer.model').write_bytes((DATA / 'plain.model').read_bytes())
+    monkeypatch.setitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', None)
+    reason = 'tokenizer.model needs sentencepiece, .* pip install --upgrade sentencepiece protobuf'
+    with pytest.raises(BackendUnavailableError, match=reason):
+        load_tokenizer(tmp_path)
+
+
 def test_the_command_says_what_it_assumes(weights, tmp_path, capsys):
     published = write_drivelmm_o1(tmp_path / 'in', weights)
     out = tmp_path / 'out'
@@ -229,7 +298,7 @@ def test_the_command_says_what_it_assumes(weights, tmp_path, capsys):
     text = capsys.readouterr().out
     assert 'LoRA was merged into 18 layers' in text
     assert 'CAM_FRONT_LEFT CAM_FRONT CAM_FRONT_RIGHT / CAM_BACK_RIGHT CAM_BACK' in text
-    assert 'the authors do not say how they did' in text
+    assert 'the authors do not document their order' in text
     assert json.loads((out / 'config.json').read_text())['p2d_mosaic'] == [
         ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'],
         ['CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'],
@@ -260,8 +329,8 @@ def test_a_weight_that_is_there_twice_is_not_expected(weights, tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'use_llm_lora': 8}, 'use_llm_lora: got 8, but .* is of rank 4'),
-        ({'use_backbone_lora': 0}, 'use_backbone_lora: got 0, but .* is of rank 4'),
+        ({'use_llm_lora': 8}, 'use_llm_lora: got 8, but .* has rank 4'),
+        ({'use_backbone_lora': 0}, 'use_backbone_lora: got 0, but .* has rank 4'),
         ({'ps_version': 'v1'}, "ps_version: got 'v1', allowed: 'v2'"),
         ({'select_layer': -4}, 'select_layer: got -4, allowed: -1'),
         ({'template': 'Hermes-2'}, "template: got 'Hermes-2', allowed: 'internvl2_5'"),
@@ -313,9 +382,9 @@ def test_a_scale_that_no_adapter_has_is_refused(weights, tmp_path, field, value)
 
 def test_an_adapter_needs_its_base_and_nothing_else_has_one(weights, tmp_path):
     adapter = write_adapter(tmp_path / 'adapter', weights, prefix='base_model.model.')
-    assert 'name the model it belongs to with --base' in refusal(adapter)
+    assert f'base: got none, but {adapter} is a LoRA adapter; name the model' in refusal(adapter)
     base = write_drivelmm_o1(tmp_path / 'base', unwrapped(weights), **NO_LORA)
-    assert 'so it is no LoRA adapter' in refusal(base, base)
+    assert f'base: got {str(base)!r}, allowed only with a LoRA adapter' in refusal(base, base)
 
 
 def test_a_tokenizer_of_another_kind_is_refused(weights, tmp_path):

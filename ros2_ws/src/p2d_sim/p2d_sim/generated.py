@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from p2d_node.bags.records import BagImage
-from p2d_node.records import NS_PER_S
+from p2d_node.units import NS_PER_S
 
 from p2d_sim.cameras import FULL_HEIGHT_PX, FULL_WIDTH_PX
 from p2d_sim.sweeps import FIRST_STAMP_S, to_jpeg, World

@@ -14,10 +14,11 @@ import time
 
 import numpy as np
 from p2d_node.bags.records import image_topic
-from p2d_node.records import NS_PER_S, NUSCENES_CAMERAS
+from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import use_shipped_profiles
 from p2d_node.ros.replay import PUBLISHER_DEPTH
 from p2d_node.ros.spinning import ended_by_shutdown
+from p2d_node.units import NS_PER_S
 import rclpy
 from rclpy.node import Node
 from rclpy.time import Time

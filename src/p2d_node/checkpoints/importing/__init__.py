@@ -1,1 +1,1 @@
-"""Checkpoints in the formats of their authors come in; folders that the families load go out."""
+"""Imports of published checkpoints: from the formats of their authors to Hugging Face format."""

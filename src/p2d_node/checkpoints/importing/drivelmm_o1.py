@@ -1,89 +1,33 @@
-"""DriveLMM-o1: InternVL2.5-8B with LoRA, in InternVL's own names, becomes transformers' InternVL.
+"""Imports DriveLMM-o1, InternVL2.5-8B with LoRA in InternVL's own format.
 
-LoRA is merged, InternLM2 becomes Llama, and what is fused there (query, key and value) is split.
-The model takes one picture in which all views are stitched together.
+The result is a checkpoint of transformers' InternVL with a Llama language model. The model takes
+one picture in which all views are stitched together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-import json
+from collections.abc import Mapping
 import math
 from pathlib import Path
-import re
 from typing import Any
 
 from p2d_node.checkpoints.importing.internlm2_tokenizer import load_tokenizer
+from p2d_node.checkpoints.importing.internvl_weights import make_steps
 from p2d_node.checkpoints.importing.plan import (
     checked_config,
     ImportPlan,
+    jinja_literal,
     require,
     take_fields,
     TEXT_FIELDS,
 )
-from p2d_node.checkpoints.importing.streaming import (
-    Convert,
-    find_shards,
-    keep,
-    read_json,
-    Source,
-    Step,
-)
+from p2d_node.checkpoints.importing.streaming import find_shards, Source
+from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError
 from p2d_node.views import MOSAIC_KEY
-import torch
-from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration, LlamaConfig
 
 ADAPTER_CONFIG = 'adapter_config.json'
-
-VISION = 'model.vision_tower.'
-TEXT = 'model.language_model.'
-RENAMED = {
-    'vision_model.embeddings.class_embedding': f'{VISION}embeddings.cls_token',
-    'vision_model.embeddings.position_embedding': f'{VISION}embeddings.position_embeddings',
-    'vision_model.embeddings.patch_embedding': f'{VISION}embeddings.patch_embeddings.projection',
-    'mlp1.0': 'model.multi_modal_projector.layer_norm',
-    'mlp1.1': 'model.multi_modal_projector.linear_1',
-    'mlp1.3': 'model.multi_modal_projector.linear_2',
-    'language_model.model.tok_embeddings': f'{TEXT}embed_tokens',
-    'language_model.model.norm': f'{TEXT}norm',
-    'language_model.output': 'lm_head',
-}
-"""InternVL's names outside layers, and transformers'; `.weight` or `.bias` follows in both."""
-
-VISION_LAYER = {
-    'ls1': 'lambda_1',
-    'ls2': 'lambda_2',
-    'norm1': 'layernorm_before',
-    'norm2': 'layernorm_after',
-    'attn.proj': 'attention.projection_layer',
-    'attn.q_norm': 'attention.q_norm',
-    'attn.k_norm': 'attention.k_norm',
-    'mlp.fc1': 'mlp.fc1',
-    'mlp.fc2': 'mlp.fc2',
-}
-TEXT_LAYER = {
-    'attention.wo': 'self_attn.o_proj',
-    'attention_norm': 'input_layernorm',
-    'ffn_norm': 'post_attention_layernorm',
-    'feed_forward.w1': 'mlp.gate_proj',
-    'feed_forward.w2': 'mlp.down_proj',
-    'feed_forward.w3': 'mlp.up_proj',
-}
-LAYERS = (
-    (re.compile(r'vision_model\.encoder\.layers\.(\d+)\.'), f'{VISION}encoder.layer.'),
-    (re.compile(r'language_model\.model\.layers\.(\d+)\.'), f'{TEXT}layers.'),
-)
-COMPUTED = re.compile(r'\.rotary_emb\.inv_freq$')
-"""Names of constants that some checkpoints store; models compute them."""
-
-WRAPPERS = re.compile(r'base_model\.model\.|\.base_layer\b|(?<=lora_[AB])\.default\b')
-"""What peft adds to the names of what it wraps."""
-
-LORA = re.compile(r'(.+)\.lora_([AB])\.weight$')
 
 VISION_FIELDS = (
     'hidden_size',
@@ -98,14 +42,11 @@ MOSAIC = (
     ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
     ('CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'),
 )
-"""Rows of the stitched picture. The authors' code takes finished pictures and does not say; public
-code that reads their data has the views in this order, three per row."""
-
-INTERNVL_ALPHA_BY_RANK = 2
-"""InternVL's LoRA: alpha is twice the rank."""
+"""Rows of the stitched picture. The authors publish stitched pictures and do not document their
+order; public code that reads their data uses this one."""
 
 LARGEST_LORA = 1_000_000
-"""Rank or alpha above which a number is no adapter's."""
+"""Largest rank or alpha that is accepted."""
 
 IMAGE_TOKEN = '<IMG_CONTEXT>'
 END_TOKEN = '<|im_end|>'
@@ -113,7 +54,7 @@ SYSTEM_MESSAGE = (
     '你是书生·万象，英文名是InternVL，是由上海人工智能实验室、'
     '清华大学及多家合作单位联合开发的多模态大语言模型。'
 )
-"""Of the conversation template internvl2_5."""
+"""System message of the conversation template internvl2_5."""
 
 INSTRUCTION = (
     'When answering the question based on the provided image, follow a structured and logical '
@@ -122,33 +63,30 @@ INSTRUCTION = (
     'answer should be structured as Reasoning Steps: (step by step reasoning) Final Answer: '
     '(final answer) \n Question: '
 )
-"""What the authors' evaluation puts before the picture and the question."""
+"""The text that the authors' evaluation puts before the picture and the question."""
 
 
 def plan_import(folder: Path, base: Path | None = None) -> ImportPlan:
-    """Translate the checkpoint in `folder`.
+    """Plan the import of the checkpoint in `folder`.
 
     Args:
-        folder: The whole model, with LoRA beside its weights or merged; or a LoRA adapter.
-        base: Where `folder` is an adapter, the model that it belongs to.
+        folder: A whole model, with LoRA merged or beside its weights; or a LoRA adapter.
+        base: If `folder` is an adapter: the model that the adapter was trained on.
 
     Raises:
-        ConfigError: A file that is missing or broken, or a checkpoint of another kind.
+        ConfigError: A file is missing or damaged, or the checkpoint is of another format.
     """
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    if is_adapter and base is None:
-        raise ConfigError(f'{folder} is a LoRA adapter: name the model it belongs to with --base')
-    if base is not None and not is_adapter:
-        raise ConfigError(f'base: {folder} has no {ADAPTER_CONFIG}, so it is no LoRA adapter')
-    home = base or folder
-    config = read_json(home / 'config.json')
-    _check_kind(config)
-    shards = [*find_shards(home), *(find_shards(folder) if is_adapter else ())]
+    model_folder = _find_model(folder, base)
+    config = read_json_object(model_folder / 'config.json')
+    _check_format(config)
+    shards, lora_scale = find_shards(model_folder), None
+    if base is not None:
+        shards += find_shards(folder)
+        lora_scale = _adapter_scale(folder)
     source = Source(shards)
-    lora_scale = _adapter_scale(folder) if is_adapter else None
-    tokenizer = load_tokenizer(home)
+    tokenizer = load_tokenizer(model_folder)
     tokenizer.chat_template = CHAT_TEMPLATE
-    steps, unexpected = _make_steps(source, config, lora_scale)
+    steps, unexpected = make_steps(source, config, lora_scale)
     with checked_config():
         new_config = _make_config(config, _token_id(tokenizer, IMAGE_TOKEN))
     return ImportPlan(
@@ -164,7 +102,23 @@ def plan_import(folder: Path, base: Path | None = None) -> ImportPlan:
     )
 
 
-def _check_kind(config: Mapping[str, Any]) -> None:
+def _find_model(folder: Path, base: Path | None) -> Path:
+    """Return the folder of the whole model: `base` if `folder` is an adapter, else `folder`."""
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if is_adapter and base is None:
+        raise ConfigError(
+            f'base: got none, but {folder} is a LoRA adapter; name the model that it was trained '
+            'on'
+        )
+    if base is not None and not is_adapter:
+        raise ConfigError(
+            f'base: got {str(base)!r}, allowed only with a LoRA adapter, and {folder} has no '
+            f'{ADAPTER_CONFIG}'
+        )
+    return base or folder
+
+
+def _check_format(config: Mapping[str, Any]) -> None:
     require(config, 'model_type', ('internvl_chat',), None)
     require(config, 'ps_version', ('v2',), 'v1')
     require(config, 'select_layer', (-1,), -1)
@@ -187,152 +141,9 @@ def _take_part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part
 
 
-@dataclass(frozen=True, slots=True)
-class _Adapter:
-    """Names of a layer's LoRA: the weights are B A, of rank `rank`."""
-
-    down: str
-    up: str
-    rank: int
-
-
-def _make_steps(
-    source: Source, config: Mapping[str, Any], lora_scale: float | None
-) -> tuple[list[Step], list[str]]:
-    """Return how all tensors are converted, and the names of those that nothing is known of."""
-    plain, adapters, unexpected = _sort_names(source)
-    text = config['llm_config']
-    groups = partial(
-        split_groups, text.get('num_attention_heads', 1), text.get('num_key_value_heads', 1)
-    )
-    steps: list[Step] = []
-    for name, stored in plain.items():
-        targets, convert = _targets_of(name, groups)
-        if not targets:
-            unexpected.append(stored)
-            continue
-        stem = name.removesuffix('.weight')
-        adapter = adapters.pop(stem, None) if stem != name else None
-        if adapter is None:
-            steps.append(Step((stored,), targets, convert))
-            continue
-        scale = lora_scale if lora_scale is not None else _wrapped_scale(stem, adapter, config)
-        merge = partial(_merge_then, convert, scale)
-        steps.append(Step((stored, adapter.down, adapter.up), targets, merge))
-    unexpected += [n for adapter in adapters.values() for n in (adapter.down, adapter.up)]
-    return steps, unexpected
-
-
-def _sort_names(source: Source) -> tuple[dict[str, str], dict[str, _Adapter], list[str]]:
-    """Return weights by InternVL's name, LoRA by the name of its layer, and odd names."""
-    plain: dict[str, str] = {}
-    sides: dict[str, dict[str, str]] = {}
-    odd: list[str] = []
-    for stored in source.names:
-        name = WRAPPERS.sub('', stored)
-        if name.startswith('model.layers.'):
-            name = f'language_model.{name}'  # an adapter of the language model alone
-        match = LORA.match(name)
-        if match:
-            sides.setdefault(match[1], {})[match[2]] = stored
-        elif name in plain:
-            odd.append(stored)  # the same weight twice, once with a wrapper around it
-        elif not COMPUTED.search(name):
-            plain[name] = stored
-    adapters: dict[str, _Adapter] = {}
-    for stem, pair in sides.items():
-        if len(pair) == 2:
-            adapters[stem] = _Adapter(pair['A'], pair['B'], source.shape(pair['A'])[0])
-        else:
-            odd += pair.values()
-    return plain, adapters, odd
-
-
-def _targets_of(name: str, groups: Convert) -> tuple[tuple[str, ...], Convert]:
-    """Return the new names of InternVL's `name`, none where it is not known, and the way there."""
-    stem, _, kind = name.rpartition('.')
-    if kind not in ('weight', 'bias'):
-        stem, ending = name, ''
-    else:
-        ending = f'.{kind}'
-    if stem in RENAMED:
-        return (RENAMED[stem] + ending,), keep
-    for pattern, prefix in LAYERS:
-        match = pattern.match(stem)
-        if match:
-            layer, part = f'{prefix}{match[1]}.', stem[match.end() :]
-            return _layer_targets(layer, part, ending, groups)
-    return (), keep
-
-
-def _layer_targets(
-    layer: str, part: str, ending: str, groups: Convert
-) -> tuple[tuple[str, ...], Convert]:
-    is_vision = layer.startswith(VISION)
-    if part == ('attn.qkv' if is_vision else 'attention.wqkv'):
-        attention = f'{layer}{"attention" if is_vision else "self_attn"}'
-        names = tuple(f'{attention}.{side}_proj{ending}' for side in 'qkv')
-        return names, split_thirds if is_vision else groups
-    part = (VISION_LAYER if is_vision else TEXT_LAYER).get(part, '')
-    return ((f'{layer}{part}{ending}',) if part else ()), keep
-
-
-def split_thirds(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Split InternViT's fused [3 * width, ...] into query, key and value, which it stacks."""
-    (fused,) = tensors
-    return [third.clone() for third in fused.chunk(3)]
-
-
-def split_groups(num_heads: int, num_shared: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Split InternLM2's fused projection into query, key and value.
-
-    Its rows stand by key-value head: the query heads that share it, then its key, then its value.
-
-    Args:
-        num_heads: Query heads.
-        num_shared: Key-value heads.
-        tensors: The fused one: [num_shared * (num_heads / num_shared + 2) * head_dim, ...].
-    """
-    (fused,) = tensors
-    per_group = num_heads // num_shared
-    grouped = fused.reshape(num_shared, per_group + 2, -1, *fused.shape[1:])
-    query, key, value = grouped[:, :per_group], grouped[:, -2:-1], grouped[:, -1:]
-    return [part.flatten(0, 2).clone() for part in (query, key, value)]
-
-
-def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """Return `weight` + `scale` * `up` `down`, rounded once to the format of `weight`.
-
-    Args:
-        weight: [rows, columns].
-        down: LoRA's A, [rank, columns].
-        up: LoRA's B, [rows, rank].
-        scale: Alpha by rank.
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    merged = torch.addmm(weight.to(wide), up.to(wide), down.to(wide), alpha=scale)
-    return merged.to(weight.dtype)
-
-
-def _merge_then(convert: Convert, scale: float, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    weight, down, up = tensors
-    return convert([merge_lora(weight, down, up, scale)])
-
-
-def _wrapped_scale(stem: str, adapter: _Adapter, config: Mapping[str, Any]) -> float:
-    """Return the scale of LoRA that InternVL's own code has wrapped around a layer."""
-    field = 'use_backbone_lora' if stem.startswith('vision_model.') else 'use_llm_lora'
-    if config.get(field) != adapter.rank:
-        raise ConfigError(
-            f'config.json: {field}: got {config.get(field)!r}, but {adapter.down} is of rank '
-            f'{adapter.rank}; copy the config.json of the checkpoint'
-        )
-    return float(INTERNVL_ALPHA_BY_RANK)
-
-
 def _adapter_scale(folder: Path) -> float:
-    """Return the scale that an adapter's own config says, for all its layers."""
-    settings = read_json(folder / ADAPTER_CONFIG)
+    """Return the factor of an adapter's product B A, the same for all layers."""
+    settings = read_json_object(folder / ADAPTER_CONFIG)
     require(settings, 'peft_type', ('LORA',), None)
     require(settings, 'bias', ('none',), 'none')
     require(settings, 'fan_in_fan_out', (False,), False)
@@ -351,32 +162,12 @@ def _adapter_scale(folder: Path) -> float:
 
 
 def _make_config(config: Mapping[str, Any], image_token_id: int) -> InternVLConfig:
-    text, vision = config['llm_config'], config['vision_config']
-    fields = take_fields(text, (*TEXT_FIELDS, 'rope_theta'))
-    rope_theta = float(fields.pop('rope_theta'))
-    bias = bool(text.get('bias', True))
+    vision = _vision_config(config['vision_config'])
     ratio = float(config.get('downsample_ratio', 0.5))
-    sizes = take_fields(vision, VISION_FIELDS)
-    side = sizes['image_size'] // sizes['patch_size']
+    side = vision['image_size'] // vision['patch_size']
     return InternVLConfig(
-        vision_config={
-            **sizes,
-            'attention_bias': bool(vision.get('qkv_bias', False)),
-            'use_qk_norm': bool(vision.get('qk_normalization', True)),
-            'norm_type': vision.get('norm_type', 'rms_norm'),
-            'layer_norm_eps': vision.get('layer_norm_eps', 1e-6),
-            'hidden_act': vision.get('hidden_act', 'gelu'),
-        },
-        text_config=LlamaConfig(
-            **fields,
-            # Dynamic scaling does nothing up to max_position_embeddings, far beyond a sweep.
-            rope_parameters={'rope_type': 'default', 'rope_theta': rope_theta},
-            attention_bias=bias,
-            mlp_bias=False,
-            bos_token_id=text.get('bos_token_id', 1),
-            eos_token_id=text.get('eos_token_id', 2),
-            tie_word_embeddings=False,
-        ),
+        vision_config=vision,
+        text_config=_text_config(config['llm_config']),
         image_token_id=image_token_id,
         image_seq_length=int(side * ratio) ** 2,
         downsample_ratio=ratio,
@@ -385,6 +176,32 @@ def _make_config(config: Mapping[str, Any], image_token_id: int) -> InternVLConf
         vision_feature_select_strategy='default',
         tie_word_embeddings=False,
         **{MOSAIC_KEY: [list(row) for row in MOSAIC]},
+    )
+
+
+def _vision_config(vision: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **take_fields(vision, VISION_FIELDS),
+        'attention_bias': bool(vision.get('qkv_bias', False)),
+        'use_qk_norm': bool(vision.get('qk_normalization', True)),
+        'norm_type': vision.get('norm_type', 'rms_norm'),
+        'layer_norm_eps': vision.get('layer_norm_eps', 1e-6),
+        'hidden_act': vision.get('hidden_act', 'gelu'),
+    }
+
+
+def _text_config(text: Mapping[str, Any]) -> LlamaConfig:
+    fields = take_fields(text, (*TEXT_FIELDS, 'rope_theta'))
+    rope_theta = float(fields.pop('rope_theta'))
+    return LlamaConfig(
+        **fields,
+        # Dynamic scaling changes nothing below max_position_embeddings; prompts are shorter.
+        rope_parameters={'rope_type': 'default', 'rope_theta': rope_theta},
+        attention_bias=bool(text.get('bias', True)),
+        mlp_bias=False,
+        bos_token_id=text.get('bos_token_id', 1),
+        eos_token_id=text.get('eos_token_id', 2),
+        tie_word_embeddings=False,
     )
 
 
@@ -409,7 +226,7 @@ def _token_id(tokenizer: Any, token: str) -> int:
     token_id = tokenizer.get_vocab().get(token)
     if token_id is None:
         raise ConfigError(
-            f'the tokenizer does not know {token!r}; copy the tokenizer files of the checkpoint '
+            f'the tokenizer has no token {token!r}; copy the tokenizer files of the checkpoint '
             'again, also tokenizer_config.json'
         )
     return int(token_id)
@@ -420,23 +237,18 @@ def _notes(source: Source) -> list[str]:
     rows = ' / '.join(' '.join(row) for row in MOSAIC)
     return [
         f'LoRA was merged into {num_merged} layers',
-        f'the node will stitch all views into one picture: {rows}; the authors do not say how '
-        f'they did: compare with your training data, it is {MOSAIC_KEY} in config.json',
+        f'the node stitches all views into one picture: {rows}; the authors do not document '
+        f'their order: compare with your training data and edit {MOSAIC_KEY} in config.json',
     ]
 
 
-def _literal(text: str) -> str:
-    """Return `text` as a Jinja string."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 CHAT_TEMPLATE = (
-    f'{{{{ bos_token }}}}<|im_start|>system\n{{{{ {_literal(SYSTEM_MESSAGE)} }}}}<|im_end|>\n'
+    f'{{{{ bos_token }}}}<|im_start|>system\n{{{{ {jinja_literal(SYSTEM_MESSAGE)} }}}}<|im_end|>\n'
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    f"{{{{ {_literal(INSTRUCTION)} ~ '\\n{IMAGE_TOKEN}\\n' }}}}"
+    f"{{{{ {jinja_literal(INSTRUCTION)} ~ '\\n{IMAGE_TOKEN}\\n' }}}}"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
 )
-"""internvl2_5's conversation with the authors' instruction before the picture."""
+"""The conversation template internvl2_5, with the authors' instruction before the picture."""

@@ -1,29 +1,30 @@
-"""DriveMM (RobotTron-Drive): LLaVA-NeXT's names and config become LLaVA-OneVision's.
+"""Imports DriveMM (RobotTron-Drive): from LLaVA-NeXT's format to LLaVA-OneVision's.
 
-The vision tower is SigLIP-so400m at 384 px without its last layer. LLaVA-NeXT takes what its last
-remaining layer puts out, before the final normalisation: `hidden_states[-1]` of such a tower.
+The vision tower is SigLIP-so400m at 384 px without its last layer. LLaVA-NeXT uses the output of
+the last remaining layer before the final normalisation, `hidden_states[-1]` of this tower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-import json
 from pathlib import Path
 import re
 from typing import Any
 
 from jinja2 import TemplateError
-from p2d_node.checkpoints.checkpoint_files import checked_tokenizer, siglip_settings
+from p2d_node.checkpoints.checkpoint_files import siglip_settings
 from p2d_node.checkpoints.importing.plan import (
     checked_config,
     ImportPlan,
+    jinja_literal,
     require,
     rope_parameters,
     take_fields,
     TEXT_FIELDS,
 )
-from p2d_node.checkpoints.importing.streaming import find_shards, read_json, Source, Step
-from p2d_node.errors import ConfigError
+from p2d_node.checkpoints.importing.streaming import find_shards, Source, Step
+from p2d_node.durable_files import read_json_object
+from p2d_node.errors import checkpoint_faults, ConfigError
 from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
@@ -40,46 +41,46 @@ RENAMED = (
     (r'model\.image_newline$', 'model.image_newline'),
     (r'lm_head\.', 'lm_head.'),
 )
-"""Beginnings of LLaVA-NeXT's names, and what they become; names with no other are not expected."""
+"""Prefixes of LLaVA-NeXT's names and their replacements; other names are not expected."""
 
 COMPUTED = re.compile(r'\.(rotary_emb\.inv_freq|position_ids)$')
-"""Names of constants that some checkpoints store; models compute them."""
+"""Names of constants that some checkpoints store; the model computes them itself."""
 
 TOWER = 'vision_tower.vision_tower.vision_model.'
 IMAGE_SIZE_PX = 384
 NUM_VISION_HEADS = 16
-"""Of SigLIP-so400m/14-384; neither is in the checkpoint."""
+"""Values of SigLIP-so400m/14-384, which the checkpoint does not contain."""
 
 SYSTEM_MESSAGE = (
     'You are a helpful language and vision assistant. You are able to understand the visual '
     'content that the user provides, and assist the user with a variety of tasks using natural '
     'language.'
 )
-"""What LLaVA-NeXT's Llama-3 training puts before every conversation."""
+"""System message of LLaVA-NeXT's Llama-3 training."""
 
 LLAMA_3_TEMPLATE = (
     '{{ bos_token }}{% for message in messages %}'
     "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
 )
-"""Taken where the checkpoint's tokenizer has no template."""
+"""Used if the checkpoint's tokenizer has no template."""
 
 LLAMA_3_1_DATE = '26 Jul 2024'
-"""The date in Llama 3.1's template at the time; later ones would fill in today's."""
+"""The date that Llama 3.1's template writes; newer templates insert the current date."""
 
 PLACEHOLDERS = ('<image>', '<|reserved_special_token_0|>')
-"""Tokens that stand for a picture, the first that the vocabulary has; Llama 3 reserves some."""
+"""Placeholder tokens of a picture; the first one in the vocabulary is used."""
 
 
 def plan_import(folder: Path) -> ImportPlan:
-    """Translate the checkpoint in `folder`.
+    """Plan the import of the checkpoint in `folder`.
 
     Raises:
-        ConfigError: A file that is missing or broken, or a checkpoint of another kind.
+        ConfigError: A file is missing or damaged, or the checkpoint is of another format.
     """
     source = Source(find_shards(folder))
-    config = read_json(folder / 'config.json')
-    _check_kind(config)
+    config = read_json_object(folder / 'config.json')
+    _check_format(config)
     tokenizer, image_token_id = _load_tokenizer(folder)
     steps, unexpected = _rename(source)
     with checked_config():
@@ -96,7 +97,7 @@ def plan_import(folder: Path) -> ImportPlan:
     )
 
 
-def _check_kind(config: Mapping[str, Any]) -> None:
+def _check_format(config: Mapping[str, Any]) -> None:
     require(config, 'mm_projector_type', ('mlp2x_gelu',), None)
     require(config, 'mm_patch_merge_type', ('spatial_unpad',), 'flat')
     require(config, 'mm_resampler_type', (None,), None)
@@ -147,7 +148,7 @@ def _make_config(
             tie_word_embeddings=tie,
         ),
         image_token_index=image_token_id,
-        video_token_index=text['vocab_size'],  # no token: videos are not asked about
+        video_token_index=text['vocab_size'],  # not a token: there are no videos
         projector_hidden_act='gelu',
         vision_feature_layer=-1,
         vision_feature_select_strategy='full',
@@ -176,21 +177,21 @@ def _vision_config(source: Source) -> SiglipVisionConfig:
 
 
 def _image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what LLaVA-NeXT's `process_images` does to each of several pictures."""
+    """Return the settings that LLaVA-NeXT's `process_images` uses for several pictures."""
     aspect = config.get('image_aspect_ratio')
     if isinstance(aspect, str) and aspect.startswith(('anyres', 'highres', 'crop_split')):
         raise ConfigError(
-            f'config.json: image_aspect_ratio: got {aspect!r}, which cuts a picture into tiles, '
-            "allowed: 'pad', or 'square' to squash; where there are several pictures, LLaVA-NeXT "
-            "trains such models with 'pad': set it in config.json"
+            f'config.json: image_aspect_ratio: got {aspect!r}, which splits a picture into tiles, '
+            "allowed: 'pad' or 'square'; LLaVA-NeXT trains such models with 'pad' on several "
+            'pictures: set it in config.json'
         )
     return siglip_settings(IMAGE_SIZE_PX, pads=aspect == 'pad')
 
 
 def _load_tokenizer(folder: Path) -> tuple[Any, int]:
-    """Return the tokenizer with the template of training, and the picture's placeholder."""
-    with checked_tokenizer(folder):
-        # AutoTokenizer would look into config.json, whose model_type it does not know.
+    """Return the tokenizer with the chat template of the training, and the placeholder's id."""
+    with checkpoint_faults(folder, part='the tokenizer', parameter=''):
+        # AutoTokenizer would read config.json, and it does not know this model_type.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     vocabulary = tokenizer.get_vocab()
     placeholder = next((token for token in PLACEHOLDERS if token in vocabulary), None)
@@ -202,48 +203,54 @@ def _load_tokenizer(folder: Path) -> tuple[Any, int]:
 
 
 def make_chat_template(tokenizer: Any, placeholder: str) -> str:
-    """Return a template that writes what LLaVA-NeXT's training wrote, for pictures and text.
+    """Return a chat template that writes the text of LLaVA-NeXT's training.
 
-    Training applies the tokenizer's own template to every message alone and drops what it begins
-    with. So the words around a message are taken from there; in between stand the pictures,
-    numbered where there are several: `1: <image> 2: <image>. These two images are ...`.
+    The training applies the tokenizer's own template to each message alone and drops the token
+    that begins a text. So this template takes the text around a message from there. The pictures
+    come before the question, numbered if there are several:
+    `1: <image> 2: <image>. These two images are ...`.
 
     Args:
-        tokenizer: Its template takes messages that are texts.
-        placeholder: The token of a picture.
+        tokenizer: The tokenizer; the content of its template's messages is a string.
+        placeholder: The placeholder token of a picture.
+
+    Raises:
+        ConfigError: The tokenizer's template does not write a message between two fixed texts.
     """
-    template = tokenizer.chat_template or LLAMA_3_TEMPLATE
-
-    def render(role: str, content: str) -> str:
-        message = {'role': role, 'content': content}
-        return str(
-            tokenizer.apply_chat_template(
-                [message], chat_template=template, tokenize=False, date_string=LLAMA_3_1_DATE
-            )
-        )
-
     bos, mark = tokenizer.bos_token or '', 'MARK'
     try:
-        system = render('system', SYSTEM_MESSAGE)
-        before, after = render('user', mark).removeprefix(bos).split(mark)
-        answer, _ = render('assistant', mark).removeprefix(bos).split(mark)
+        system = _render(tokenizer, 'system', SYSTEM_MESSAGE)
+        before, after = _render(tokenizer, 'user', mark).removeprefix(bos).split(mark)
+        answer, _ = _render(tokenizer, 'assistant', mark).removeprefix(bos).split(mark)
     except (TemplateError, ValueError) as err:
         raise ConfigError(
             f"the chat template of the tokenizer is not like Llama 3's: {err}; copy the tokenizer "
             'files of the checkpoint again'
         ) from err
     return (
-        f'{{{{ {_literal(system)} }}}}'
+        f'{{{{ {jinja_literal(system)} }}}}'
         "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f'{{{{ {_literal(before)} }}}}{_content_template(placeholder)}{{{{ {_literal(after)} }}}}'
+        f'{{{{ {jinja_literal(before)} }}}}{_content_template(placeholder)}'
+        f'{{{{ {jinja_literal(after)} }}}}'
         '{% endif %}{% endfor %}'
-        f'{{% if add_generation_prompt %}}{{{{ {_literal(answer)} }}}}{{% endif %}}'
+        f'{{% if add_generation_prompt %}}{{{{ {jinja_literal(answer)} }}}}{{% endif %}}'
     )
 
 
+def _render(tokenizer: Any, role: str, content: str) -> str:
+    """Return one message as the tokenizer's own template writes it."""
+    text = tokenizer.apply_chat_template(
+        [{'role': role, 'content': content}],
+        chat_template=tokenizer.chat_template or LLAMA_3_TEMPLATE,
+        tokenize=False,
+        date_string=LLAMA_3_1_DATE,
+    )
+    return str(text)
+
+
 def _content_template(placeholder: str) -> str:
-    """Return the template of what a user's message says: pictures, then text."""
-    picture = _literal(placeholder)
+    """Return the template of a user's message: pictures, then text."""
+    picture = jinja_literal(placeholder)
     return (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
         "{% set pictures = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
@@ -255,14 +262,9 @@ def _content_template(placeholder: str) -> str:
     )
 
 
-def _literal(text: str) -> str:
-    """Return `text` as a Jinja string."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _end_token_ids(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> list[int]:
     path = folder / 'generation_config.json'
-    generation = read_json(path) if path.is_file() else {}
+    generation = read_json_object(path) if path.is_file() else {}
     found = [tokenizer.get_vocab().get('<|eot_id|>')]
     for settings in (generation, config):
         ids = settings.get('eos_token_id')

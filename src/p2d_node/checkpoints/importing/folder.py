@@ -1,87 +1,71 @@
-"""A checkpoint folder that is either wholly there or not at all, whenever the power goes."""
+"""The folder that an import writes: it appears under its name when it is complete."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-import fcntl
-import os
 from pathlib import Path
 import shutil
 
-from p2d_node.durable_files import sync_files, sync_folder
+from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
+from p2d_node.whole_folders import locked, new_folder, publish
 from safetensors import SafetensorError
 
 SPARE_BYTES = 64 << 20
-"""Disk space beside the weights: tokenizer, settings, index."""
+"""Disk space for tokenizer, settings and index."""
+
+NEXT_STEP = 'free disk space or name another folder'
 
 
 @contextmanager
 def new_checkpoint_folder(out: Path, num_bytes: int) -> Iterator[Path]:
-    """Yield an unfinished folder beside `out`, which gets that name if all goes well.
+    """Yield an empty folder beside `out`; at the end it is renamed to `out`.
 
-    What an import that was killed left behind is removed. Only one import can work on `out`.
+    If the body raises, nothing is left. If the process is killed, the folder `.<out>.importing`
+    is left beside `out`, and the next import removes it.
 
     Args:
-        out: The folder to make.
-        num_bytes: What the weights will take.
+        out: The folder to create.
+        num_bytes: Size of the weights.
 
     Raises:
-        ConfigError: `out` exists or cannot be written, or the disk is full.
+        ConfigError: `out` exists or cannot be written, the disk is full, or another import writes
+            the same folder.
     """
-    _check_room(out, num_bytes)
-    unfinished = out.parent / f'.{out.name}.importing'
-    try:
-        unfinished.mkdir(exist_ok=True)
-        lock = _lock(unfinished)
-        try:
-            _empty(unfinished)
-            yield unfinished
-            sync_files(unfinished)  # safetensors makes files that nobody else can read
-            unfinished.rename(out)
-            sync_folder(out.parent)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            os.close(lock)
-    except (OSError, SafetensorError) as err:
-        raise ConfigError(
-            f'out: {out} cannot be written: {err}; free disk space or name another folder'
-        ) from err
-
-
-def _check_room(out: Path, num_bytes: int) -> None:
     if out.exists():
         raise ConfigError(f'out: {out} exists; name another folder, or remove it first')
-    try:
+    with write_faults(f'out: {out}', NEXT_STEP), _safetensors_faults():
         out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-    except OSError as err:
-        raise ConfigError(f'out: {out.parent} cannot be written: {err.strerror}') from err
-    needed = num_bytes + SPARE_BYTES
+        _check_space(out.parent, num_bytes)
+        workspace = out.parent / f'.{out.name}.importing'
+        workspace.mkdir(exist_ok=True)
+        with locked(workspace, _busy(workspace)):
+            try:
+                with new_folder(workspace / 'checkpoint') as folder:
+                    yield folder
+                    publish(folder, out)
+            finally:
+                shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _busy(workspace: Path) -> str:
+    return f'out: another import works in {workspace}; wait until it ends, or name another folder'
+
+
+def _check_space(parent: Path, num_bytes: int) -> None:
+    free, needed = shutil.disk_usage(parent).free, num_bytes + SPARE_BYTES
     if free < needed:
         raise ConfigError(
-            f'out: {out.parent} has {free / 1e9:.1f} GB free, needed: {needed / 1e9:.1f} GB; '
-            'free disk space or name another folder'
+            f'out: {parent} has {free / 1e9:.1f} GB free, needed: {needed / 1e9:.1f} GB; '
+            f'{NEXT_STEP}'
         )
 
 
-def _lock(folder: Path) -> int:
-    """Lock a folder; the system frees the lock when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _safetensors_faults() -> Iterator[None]:
+    """Safetensors reports a full disk in an error class of its own."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
-        os.close(descriptor)
-        raise ConfigError(
-            f'out: another import works in {folder}; wait for its end, or name another folder'
-        ) from err
-    return descriptor
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        yield
+    except SafetensorError as err:
+        raise OSError(str(err)) from err

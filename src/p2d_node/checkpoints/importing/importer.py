@@ -1,9 +1,8 @@
-"""A published checkpoint's folder comes in; a folder that the families load goes out."""
+"""Writes the checkpoint that an import plan describes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-import json
 from pathlib import Path
 
 from p2d_node.checkpoints.importing.folder import new_checkpoint_folder
@@ -14,20 +13,21 @@ from p2d_node.checkpoints.importing.streaming import (
     SHARD_BYTES,
     write_weights,
 )
+from p2d_node.durable_files import write_json
 import torch
 from transformers import GenerationConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import has written.
+    """The result of an import.
 
     Attributes:
         folder: The new checkpoint.
         model_type: Its family.
-        num_weights: Its tensors.
-        num_bytes: Of its weights.
-        notes: What whoever imports should know.
+        num_weights: Number of its tensors.
+        num_bytes: Size of its tensors.
+        notes: Messages for the user.
     """
 
     folder: Path
@@ -47,13 +47,13 @@ def import_checkpoint(
     """Write the checkpoint that `plan` describes.
 
     Args:
-        plan: From `drivemm.plan_import` or `drivelmm_o1.plan_import`.
-        out: The folder to make; it appears when it is complete.
+        plan: The result of `drivemm.plan_import` or `drivelmm_o1.plan_import`.
+        out: The folder to create; it appears when it is complete.
         on_progress: Called as weights are written.
         shard_bytes: Largest shard.
 
     Raises:
-        ConfigError: Weights that are missing, not expected or of a wrong shape; `out` exists or
+        ConfigError: Weights are missing, not expected or of a wrong shape, or `out` exists or
             cannot be written.
     """
     with checked_config(), torch.device('meta'):
@@ -78,5 +78,4 @@ def _write_settings(plan: ImportPlan, folder: Path) -> None:
     plan.config.save_pretrained(folder)
     GenerationConfig(eos_token_id=list(plan.end_token_ids)).save_pretrained(folder)
     plan.tokenizer.save_pretrained(folder)
-    text = json.dumps(plan.image_processor, indent=2)
-    (folder / 'preprocessor_config.json').write_text(text, encoding='utf-8')
+    write_json(folder / 'preprocessor_config.json', plan.image_processor)

@@ -1,10 +1,11 @@
-"""What an importer finds out about a published checkpoint before anything is written."""
+"""The plan of an import, and checks of the config.json that it is made from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+import json
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -21,23 +22,23 @@ TEXT_FIELDS = (
     'max_position_embeddings',
     'rms_norm_eps',
 )
-"""Fields that the config.json of Llama and of InternLM2 share."""
+"""Fields that Llama and InternLM2 both have in config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportPlan:
-    """A published checkpoint, translated; only its weights are still to be moved.
+    """How a published checkpoint becomes a new one.
 
     Attributes:
-        source: Its tensors.
-        steps: How they become the new checkpoint's.
-        unexpected: Its tensors that no step takes.
+        source: Tensors of the published checkpoint.
+        steps: Conversions from these tensors to those of the new checkpoint.
+        unexpected: Names of tensors that no step uses.
         model_class: The transformers class that loads the new checkpoint.
-        config: Of that class.
-        tokenizer: Of transformers, with the chat template the model was trained with.
-        end_token_ids: Ids that end an answer.
+        config: Configuration of that class.
+        tokenizer: Tokenizer of transformers, with the chat template of the training.
+        end_token_ids: Ids of the tokens that end an answer.
         image_processor: Content of preprocessor_config.json.
-        notes: What whoever imports should know.
+        notes: Messages for the user.
     """
 
     source: Source
@@ -52,10 +53,16 @@ class ImportPlan:
 
 
 def require(config: Mapping[str, Any], name: str, allowed: Sequence[Any], default: Any) -> Any:
-    """Return the field `name` of a source's config.json.
+    """Return the field `name` of a published config.json.
+
+    Args:
+        config: The content of config.json.
+        name: The field.
+        allowed: Values that can be imported.
+        default: The value if the field is missing.
 
     Raises:
-        ConfigError: Its value is not one of `allowed`.
+        ConfigError: The value is not one of `allowed`.
     """
     value = config.get(name, default)
     if value not in allowed:
@@ -65,10 +72,10 @@ def require(config: Mapping[str, Any], name: str, allowed: Sequence[Any], defaul
 
 
 def take_fields(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the fields `names` of a source's config.json.
+    """Return the fields `names` of a published config.json.
 
     Raises:
-        ConfigError: One is missing.
+        ConfigError: A field is missing.
     """
     missing = [name for name in names if name not in config]
     if missing:
@@ -80,17 +87,16 @@ def take_fields(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, An
 
 @contextmanager
 def checked_config() -> Iterator[None]:
-    """Translate what transformers says about values that no model can have.
+    """Turn errors of transformers about values in config.json into a ConfigError.
 
     Raises:
-        ConfigError: A value of the wrong type, or values that contradict each other.
+        ConfigError: A value has the wrong type, or two values contradict each other.
     """
     try:
         yield
     except KeyError as err:
         raise ConfigError(
-            f'config.json: {err} is missing or of no known kind; copy the config.json of the '
-            'checkpoint'
+            f'config.json: {err} is missing or unknown; copy the config.json of the checkpoint'
         ) from err
     except (
         StrictDataclassError,
@@ -107,10 +113,15 @@ def checked_config() -> Iterator[None]:
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rotary settings of a Llama-like config.json as transformers 5 names them."""
+    """Return the rotary settings of a Llama-like config.json with the names of transformers 5."""
     if 'rope_parameters' in config:
         return dict(config['rope_parameters'])
     scaling = dict(config.get('rope_scaling') or {})
     kind = scaling.pop('type', None)
     scaling.setdefault('rope_type', kind or 'default')
     return {**scaling, 'rope_theta': config.get('rope_theta', 10000.0)}
+
+
+def jinja_literal(text: str) -> str:
+    """Return `text` as a string literal of Jinja."""
+    return json.dumps(text, ensure_ascii=False)

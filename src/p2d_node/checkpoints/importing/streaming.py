@@ -1,17 +1,16 @@
-"""Tensors of a published checkpoint come in one by one; shards of the new checkpoint go out.
+"""Reads the tensors of a published checkpoint one by one and writes the shards of a new one.
 
-Never more than one shard of each is in memory, and nothing is read before every name and shape of
-the result is known to be right.
+At most one shard is held in memory. `check_steps` checks all names and shapes before any tensor is
+read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-import json
 from pathlib import Path
-from typing import Any
 
+from p2d_node.durable_files import read_json_object, write_json
 from p2d_node.errors import ConfigError
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
@@ -20,10 +19,10 @@ from torch import Tensor
 
 INDEX_FILE = 'model.safetensors.index.json'
 SHARD_BYTES = 1 << 30
-"""Largest shard that is written; a tensor that is larger gets one of its own."""
+"""Largest shard that is written; a larger tensor gets a shard of its own."""
 
 NUM_NAMED = 5
-"""Names that a refusal lists of each kind."""
+"""Number of names that an error lists."""
 
 DTYPES = {
     'F64': torch.float64,
@@ -34,22 +33,22 @@ DTYPES = {
 
 Convert = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 OnProgress = Callable[[int, int], None]
-"""Gets the bytes written so far, and those to write."""
+"""Called with the number of bytes written so far and the number in all."""
 
 
 def keep(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return `tensors`: what a step converts with that only renames."""
+    """Return `tensors`: the conversion of a step that only renames."""
     return tensors
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How some tensors of the source become some of the new checkpoint.
+    """A conversion of some tensors of the source to some of the new checkpoint.
 
     Attributes:
         sources: Names in the source.
         targets: Names in the new checkpoint.
-        convert: Tensors of `sources` to those of `targets`; also works on the meta device.
+        convert: Maps the tensors of `sources` to those of `targets`, also on the meta device.
     """
 
     sources: tuple[str, ...]
@@ -58,13 +57,13 @@ class Step:
 
 
 class Source:
-    """The safetensors files of one or more folders, as one set of named tensors."""
+    """The named tensors of several safetensors files."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        """Read the headers of `files`; later files win.
+        """Read the headers of `files`; a name in a later file replaces the earlier one.
 
         Raises:
-            ConfigError: A file that is cut short or no safetensors file, or a quantised tensor.
+            ConfigError: A file is truncated or not a safetensors file, or a tensor is quantised.
         """
         self._files: dict[str, Path] = {}
         self._metas: dict[str, Tensor] = {}
@@ -74,13 +73,13 @@ class Source:
     def _read_header(self, path: Path) -> None:
         try:
             with safe_open(path, framework='pt') as file:
-                for name in file.keys():  # noqa: SIM118 - it is no dict
+                for name in file.keys():  # noqa: SIM118 - not a dict
                     entry = file.get_slice(name)
                     kind = entry.get_dtype()
                     if kind not in DTYPES:
                         raise ConfigError(
                             f'{path}: {name} is stored as {kind}, allowed: {", ".join(DTYPES)}; '
-                            'import the checkpoint that was not quantised'
+                            'import the checkpoint without quantisation'
                         )
                     self._files[name] = path
                     self._metas[name] = torch.empty(
@@ -88,16 +87,16 @@ class Source:
                     )
         except (OSError, SafetensorError) as err:
             raise ConfigError(
-                f'{path}: not a whole safetensors file: {err}; copy it again'
+                f'{path}: not a complete safetensors file: {err}; copy it again'
             ) from err
 
     @property
     def names(self) -> Sequence[str]:
-        """Names of all tensors, file by file."""
+        """Names of all tensors, in the order of the files."""
         return tuple(self._files)
 
     def meta(self, name: str) -> Tensor:
-        """Return a tensor of the meta device with the shape and dtype of `name`."""
+        """Return a tensor on the meta device with the shape and dtype of `name`."""
         return self._metas[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -107,7 +106,9 @@ class Source:
             ConfigError: There is no such tensor.
         """
         if name not in self._metas:
-            raise ConfigError(f'the checkpoint has no {name}; is it of the format you named?')
+            raise ConfigError(
+                f'the checkpoint has no tensor {name}; check that it has the format you named'
+            )
         return tuple(self._metas[name].shape)
 
     def read(self, name: str) -> Tensor:
@@ -117,7 +118,7 @@ class Source:
         return tensor
 
     def main_dtype(self) -> torch.dtype:
-        """Return the dtype that most of the values have."""
+        """Return the dtype of most of the values."""
         sizes: dict[torch.dtype, int] = {}
         for meta in self._metas.values():
             sizes[meta.dtype] = sizes.get(meta.dtype, 0) + meta.numel()
@@ -128,13 +129,14 @@ def find_shards(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint folder, in order.
 
     Raises:
-        ConfigError: No folder, no such file, or one that the index names is missing.
+        ConfigError: The folder does not exist, has no safetensors file, or lacks a file that the
+            index names.
     """
     if not folder.is_dir():
         raise ConfigError(f'got {str(folder)!r}, which is not a folder; name a checkpoint folder')
     index = folder / INDEX_FILE
     if index.is_file():
-        weight_map = read_json(index).get('weight_map')
+        weight_map = read_json_object(index).get('weight_map')
         if not isinstance(weight_map, dict):
             raise ConfigError(f'{index} has no weight_map; copy it again')
         names = sorted({str(name) for name in weight_map.values()})
@@ -156,28 +158,11 @@ def _no_weights(folder: Path) -> str:
         return f'{folder}: no *.safetensors file in it; copy the whole checkpoint'
     name = pickles[0].stem
     return (
-        f'{folder}: got {len(pickles)} pickled *.bin files, allowed: safetensors, for loading a '
-        'pickle may run code; convert each, where you trust them, with python -c "import torch, '
+        f'{folder}: got {len(pickles)} pickled *.bin files, allowed: safetensors, as loading a '
+        'pickle can run code; if you trust the files, convert each with python -c "import torch, '
         f"safetensors.torch as s; s.save_file(torch.load('{name}.bin', weights_only=True), "
         f"'{name}.safetensors')\""
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ConfigError: It is missing or is not one.
-    """
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as err:
-        raise ConfigError(f'{path} is missing; copy the whole checkpoint folder') from err
-    except (OSError, ValueError, RecursionError) as err:
-        raise ConfigError(f'{path} is not valid JSON: {err}; copy it again') from err
-    if not isinstance(content, dict):
-        raise ConfigError(f'{path} is not a JSON object; copy it again')
-    return content
 
 
 def check_steps(
@@ -186,27 +171,27 @@ def check_steps(
     wanted: Mapping[str, Tensor],
     unexpected: Sequence[str],
 ) -> int:
-    """Check that `steps` make exactly the tensors that the model has, without reading any.
+    """Check that `steps` give exactly the tensors of the model, without reading any.
 
     Args:
         steps: All steps of an import.
-        source: Where they take from.
-        wanted: The model's state dict; only shapes count.
-        unexpected: Tensors of the source that no step takes.
+        source: Tensors of the published checkpoint.
+        wanted: State dict of the model; only names and shapes are used.
+        unexpected: Tensors of the source that no step uses.
 
     Returns:
         The number of bytes that will be written.
 
     Raises:
-        ConfigError: Names that are missing or not expected, or shapes that do not fit.
+        ConfigError: Names are missing or not expected, or shapes differ from the model's.
     """
     made = {name: tensor for step in steps for name, tensor in _dry_run(step, source).items()}
     missing = [name for name in wanted if name not in made]
     left = [*unexpected, *(name for name in made if name not in wanted)]
     if missing or left:
         raise ConfigError(
-            f'{_listed(missing, "missing")}, {_listed(left, "not expected")}; the checkpoint is '
-            'not of the format you named, or config.json is not its own'
+            f'{_listed(missing, "missing")}, {_listed(left, "not expected")}; the checkpoint '
+            'has another format than you named, or config.json is of another checkpoint'
         )
     wrong = [
         f'{name} {list(made[name].shape)} instead of {list(tensor.shape)}'
@@ -214,7 +199,9 @@ def check_steps(
         if made[name].shape != tensor.shape
     ]
     if wrong:
-        raise ConfigError(f'{_listed(wrong, "of another shape than config.json says")}')
+        raise ConfigError(
+            f'{_listed(wrong, "of another shape than config.json says")}; copy config.json again'
+        )
     return sum(tensor.nbytes for tensor in made.values())
 
 
@@ -227,7 +214,7 @@ def _dry_run(step: Step, source: Source) -> dict[str, Tensor]:
             f'{n} {list(m.shape)}' for n, m in zip(step.sources, metas, strict=True)
         )
         raise ConfigError(
-            f'{shapes}: does not fit config.json, which belongs to another checkpoint'
+            f'{shapes}: does not fit config.json; copy the config.json of this checkpoint'
         ) from err
 
 
@@ -239,7 +226,7 @@ def _listed(names: Sequence[str], what: str) -> str:
 
 
 class _ShardWriter:
-    """Collects tensors and writes them, a shard at a time, into `folder`."""
+    """Collects tensors and writes them to `folder`, one shard at a time."""
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         self._folder = folder
@@ -250,7 +237,7 @@ class _ShardWriter:
         self.num_bytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor; what was taken before may be written first."""
+        """Add a tensor; if it does not fit into the shard, the shard is written first."""
         if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
             self._flush()
         self._pending[name] = tensor.contiguous()
@@ -258,7 +245,7 @@ class _ShardWriter:
         self.num_bytes += tensor.nbytes
 
     def finish(self) -> None:
-        """Write the rest and the index."""
+        """Write the last shard and the index."""
         self._flush()
         weight_map: dict[str, str] = {}
         count = len(self._written)
@@ -267,7 +254,7 @@ class _ShardWriter:
             path.rename(final)
             weight_map |= dict.fromkeys(names, final.name)
         index = {'metadata': {'total_size': self.num_bytes}, 'weight_map': weight_map}
-        (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding='utf-8')
+        write_json(self._folder / INDEX_FILE, index)
 
     def _flush(self) -> None:
         path = self._folder / f'shard-{len(self._written)}.safetensors'
@@ -289,9 +276,9 @@ def write_weights(
 
     Args:
         folder: An empty folder.
-        steps: What `check_steps` found right.
-        source: Where they take from.
-        total_bytes: What `check_steps` returned.
+        steps: Steps that passed `check_steps`.
+        source: Tensors of the published checkpoint.
+        total_bytes: The number that `check_steps` returned.
         on_progress: Called after every step.
         shard_bytes: Largest shard.
     """

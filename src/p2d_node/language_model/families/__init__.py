@@ -1,1 +1,1 @@
-"""One file per model family: how its checkpoints load, see and are asked."""
+"""Model families: one file per family, and the registry that loads them."""

@@ -1,4 +1,4 @@
-"""What every model family promises to the pipeline."""
+"""The interface of a loaded checkpoint, the same for all model families."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import nn, Tensor
 
 
 class Family(Protocol):
-    """A loaded checkpoint: what the pipeline needs of it, under names that all families share.
+    """A loaded checkpoint.
 
     Attributes:
-        vision_module: Maps pixel_values [views, 3, height, width] to visual_tokens [views, tokens,
-            features]: the embeddings, and whatever else of theirs `embed_prefix` needs after them.
+        vision_module: Maps pixel_values, float [pictures, 3, height, width], to visual_tokens,
+            float [pictures, tokens, features]. Features are the embedding [hidden], followed by
+            the deepstack features of the token if the family has them.
         decoder: The language model.
-        grid: Rows and columns of the visual tokens of one view; they stand row by row.
+        grid: Rows and columns of the visual tokens of one picture, in row-major order.
         end_token_ids: Ids that end an answer.
-        max_positions: Longest text, pictures included, that the language model was made for.
+        max_positions: Maximum number of tokens of the language model, visual tokens included.
     """
 
     vision_module: nn.Module
@@ -30,39 +31,44 @@ class Family(Protocol):
     max_positions: int
 
     def release_vision_module(self) -> None:
-        """Free the vision weights, where an engine takes their place."""
+        """Free the vision weights; an engine replaces them."""
         ...
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with its pictures and `question`.
 
-        There is one picture per camera, or one of all of them, as the checkpoint says.
+        There is one picture per camera, or one mosaic, depending on the checkpoint.
 
         Raises:
-            ConfigError: A chat template that fails, or drops or repeats pictures.
+            ConfigError: The chat template fails, or drops or repeats pictures.
         """
         ...
 
-    def special_tokens_in(self, text: str) -> list[str]:
-        """Return the tokens in `text` that steer the model, as placeholders and ends of turns."""
+    def find_special_tokens(self, text: str) -> list[str]:
+        """Return the special tokens in `text`, such as image placeholders and ends of turns."""
         ...
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
-        """Lay out text and all visual tokens, up to and including the last view."""
+        """Return the prompt up to and including the last picture, with all its visual tokens.
+
+        Args:
+            prompt: From `build_prompt`.
+            visual_tokens: Float [pictures, tokens, features], from `vision_module` or an engine.
+        """
         ...
 
     def embed_text(self, token_ids: Sequence[int], start: int) -> InputSequence:
-        """Lay out text that begins at position `start`."""
+        """Return text whose first token has position `start`."""
         ...
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the embeddings [rows, length, hidden] of int64 [rows, length]."""
+        """Map ids, int64 [rows, length], to embeddings, float [rows, length, hidden]."""
         ...
 
     def tokenize(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an answer, without special tokens."""
+        """Return the ids of `text`, without adding special tokens."""
         ...
 
-    def text_of(self, token_ids: Sequence[int]) -> str:
+    def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         ...

@@ -1,4 +1,4 @@
-"""What the families have in common: loading weights, and the text around the pictures."""
+"""Base classes of the families: loading weights, chat templates and text embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any, TYPE_CHECKING
 
 from jinja2 import TemplateError
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.input_sequence import InputSequence, text_positions
+from p2d_node.language_model.input_sequence import (
+    InputSequence,
+    interleave_pictures,
+    text_positions,
+)
 from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
 from p2d_node.language_model.quantize import quantize_layers
 from p2d_node.views import MOSAIC_KEY
@@ -23,15 +27,18 @@ if TYPE_CHECKING:
 
 
 def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
-    """Load the safetensors checkpoint in `folder` as a transformers `model_class`, on the CPU.
+    """Load the safetensors checkpoint in `folder` on the CPU.
 
     Args:
         model_class: A transformers class with `from_pretrained`.
         folder: The checkpoint.
         options: Further arguments of `from_pretrained`.
 
+    Returns:
+        An instance of `model_class`, in evaluation mode.
+
     Raises:
-        ConfigError: Weights that are missing or do not fit the config.
+        ConfigError: Weights are missing or do not match the config.
     """
     _check_generation_config(folder)
     model, report = _load_with_report(model_class, folder, options)
@@ -45,7 +52,7 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
 
 
 def _check_generation_config(folder: Path) -> None:
-    """Raise `ConfigError` where it is broken: transformers does without, and the ends are lost."""
+    """Raise `ConfigError` for a broken file: transformers would ignore it and its end tokens."""
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
     except OSError as err:
@@ -57,8 +64,8 @@ def _check_generation_config(folder: Path) -> None:
             ) from err
 
 
-def place_model(model: Any, weights: str, device: torch.device) -> Any:
-    """Move a loaded model to `device`, its decoder layers quantised as `weights` says."""
+def quantize_and_move(model: Any, weights: str, device: torch.device) -> Any:
+    """Quantise the decoder layers of a model as `weights` says; move the model to `device`."""
     quantize_layers(model.model.language_model.layers, weights, device)
     return model.to(device)
 
@@ -66,19 +73,19 @@ def place_model(model: Any, weights: str, device: torch.device) -> Any:
 def load_vision_weights(
     model_class: Any, folder: Path, vision_keys: Sequence[str], *, dtype: torch.dtype
 ) -> Any:
-    """Load the vision part alone, with eager attention: the language model gets no layers.
+    """Load a model without decoder layers, with eager attention.
 
     Args:
         model_class: A transformers class with `from_pretrained`.
         folder: The checkpoint.
-        vision_keys: What the names of the vision part's weights contain.
+        vision_keys: See `ChatModel.VISION_KEYS`.
         dtype: Number format of the weights.
 
     Raises:
-        ConfigError: Weights that are missing or do not fit the config.
+        ConfigError: Weights of the vision part are missing or do not match the config.
     """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    # No layers and hardly a word: the language model's weights are left where they lie.
+    # Without layers and vocabulary, the weights of the language model are not loaded.
     config.text_config.num_hidden_layers = 0
     config.text_config.layer_types = []
     config.text_config.vocab_size = 1
@@ -90,10 +97,10 @@ def load_vision_weights(
         'ignore_mismatched_sizes': True,
     }
     model, report = _load_with_report(model_class, folder, options)
-    wrong = [
+    mismatched = [
         key for key, *_ in report['mismatched_keys'] if any(part in key for part in vision_keys)
     ]
-    wrong += sorted(report['missing_keys'])
+    wrong = mismatched + sorted(report['missing_keys'])
     if wrong:
         raise ConfigError(
             f'model: {folder}: {len(wrong)} weights are missing or have other shapes than '
@@ -122,55 +129,61 @@ def _load_with_report(
 
 
 def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
-    """Raise `ConfigError` where preprocessing makes pictures that the encoder does not take.
+    """Check that preprocessing and vision encoder have the same picture size.
 
     Args:
-        view_size: Height and width that preprocessing makes, or None where nobody knows.
-        image_size: Of the vision config: a side, or height and width.
+        view_size: Height and width after preprocessing, pixels; None skips the check.
+        image_size: `image_size` of the vision config: a side, or height and width, pixels.
+
+    Raises:
+        ConfigError: The sizes differ.
     """
-    takes = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if view_size is not None and view_size != takes:
+    needed = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if view_size is not None and view_size != needed:
         raise ConfigError(
             f'model: its processor makes pictures of {view_size[0]} x {view_size[1]}, its vision '
-            f'encoder takes {takes[0]} x {takes[1]}; copy config.json and '
+            f'encoder takes {needed[0]} x {needed[1]}; copy config.json and '
             'preprocessor_config.json from one checkpoint'
         )
 
 
 class ChatModel:
-    """Tokenizer and embeddings of a checkpoint that is asked through its chat template.
+    """Base class of a loaded checkpoint with a chat template; see `Family`.
 
     Attributes:
-        vision_module: Maps pixel_values to visual_tokens.
+        MODEL_CLASS: The transformers class.
+        VISION_KEYS: Names of the submodules of the vision part. The names of its weights contain
+            them, other names do not.
+        vision_module: See `Family`.
         end_token_ids: Ids that end an answer.
-        max_positions: Longest text, pictures included, that the language model was made for.
+        max_positions: Maximum number of tokens of the language model, visual tokens included.
     """
 
+    MODEL_CLASS: Any
     VISION_KEYS: tuple[str, ...]
-    """Names of the model's vision parts; the names of their weights, and no others, have them."""
 
     vision_module: nn.Module
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Take a loaded model and its tokenizer."""
+        """Wrap a loaded model and its tokenizer."""
         self._model = model
         self._tokenizer = tokenizer
         self._image_token_id = int(model.config.image_token_id)
-        self._takes_mosaic = hasattr(model.config, MOSAIC_KEY)
+        self._uses_mosaic = hasattr(model.config, MOSAIC_KEY)
         self._embed_tokens = model.get_input_embeddings()
         self.end_token_ids = _end_token_ids(model, tokenizer)
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._special_ids = _special_token_ids(tokenizer) | {self._image_token_id}
 
     def release_vision_module(self) -> None:
-        """Free the vision weights, where an engine takes their place."""
+        """Free the vision weights; an engine replaces them."""
         self.vision_module = nn.Identity()
         for name in self.VISION_KEYS:
             setattr(self._model.model, name, None)
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with its pictures and `question`; see `Family`."""
-        if self._takes_mosaic:
+        if self._uses_mosaic:
             num_pictures, text = 1, question
         else:
             num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
@@ -183,7 +196,7 @@ class ChatModel:
                 return_dict=False,
             )
             return split_at_images(
-                self._frame_images(token_ids), self._image_token_id, num_pictures
+                self._add_image_delimiters(token_ids), self._image_token_id, num_pictures
             )
         except TemplateError as err:
             raise ConfigError(
@@ -196,49 +209,46 @@ class ChatModel:
                 'checkpoint, and no image placeholder in questions'
             ) from err
 
-    def special_tokens_in(self, text: str) -> list[str]:
-        """Return the tokens in `text` that steer the model, as placeholders and ends of turns."""
+    def find_special_tokens(self, text: str) -> list[str]:
+        """Return the special tokens in `text`, such as image placeholders and ends of turns."""
         found = [i for i in self.tokenize(text) if i in self._special_ids]
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(found)]
 
-    def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Add what the family's processor puts around each image placeholder; here nothing."""
+    def _add_image_delimiters(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Add the tokens that the family's processor puts around image placeholders, if any."""
         return token_ids
 
     def embed_text(self, token_ids: Sequence[int], start: int) -> InputSequence:
-        """Lay out text that begins at position `start`."""
+        """Return text whose first token has position `start`."""
         embeddings = self.embed_ids(token_ids)
         positions = text_positions(start, len(token_ids), embeddings.device)
         return InputSequence(embeddings, positions, start + len(token_ids))
 
     def embed_ids(self, token_ids: Sequence[int]) -> Tensor:
-        """Return the embeddings [1, length, hidden] of `token_ids`."""
+        """Return the embeddings of `token_ids`, float [1, length, hidden]."""
         device = self._embed_tokens.weight.device
         return self.embed(torch.tensor(token_ids, dtype=torch.int64, device=device)[None])
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Return the embeddings [rows, length, hidden] of int64 [rows, length]."""
+        """Map ids, int64 [rows, length], to embeddings, float [rows, length, hidden]."""
         embeddings: Tensor = self._embed_tokens(token_ids)
         return embeddings
 
     def tokenize(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an answer, without special tokens."""
+        """Return the ids of `text`, without adding special tokens."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def text_of(self, token_ids: Sequence[int]) -> str:
+    def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 class FixedSizeModel(ChatModel):
-    """A family whose vision encoder takes pictures of one size; it says which classes are its own.
+    """Base class of families with a fixed picture size and consecutive positions."""
 
-    Attributes:
-        MODEL_CLASS: transformers' class.
-    """
-
-    MODEL_CLASS: Any
+    _newline: Tensor | None = None
+    """Embedding [hidden] after every picture, if the family has one."""
 
     @classmethod
     def load(
@@ -254,11 +264,11 @@ class FixedSizeModel(ChatModel):
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(place_model(model, weights, device), tokenizer)
+        return cls(quantize_and_move(model, weights, device), tokenizer)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        """Load vision tower and projector alone; see `load_vision_weights`."""
+        """Load only vision tower and projector; see `registry.load_vision_module`."""
         model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
         return cls.make_vision_module(model)
 
@@ -267,14 +277,19 @@ class FixedSizeModel(ChatModel):
         """Return vision tower and projector of a loaded model as one module."""
         raise NotImplementedError
 
+    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
+        """Return the prompt up to and including the last picture; see `Family`."""
+        segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
+        return interleave_pictures(segments, visual_tokens, self._newline)
+
 
 def _special_token_ids(tokenizer: Any) -> set[int]:
-    """Return the ids of special tokens, but of the one that stands for unknown words."""
+    """Return the ids of special tokens, except that of unknown words."""
     return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return what ends an answer: the ids of generation_config.json, and the tokenizer's own."""
+    """Return the end tokens of generation_config.json and of the tokenizer, ascending."""
     configured = model.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None}))

@@ -1,7 +1,7 @@
 """InternVL 2.5 and 3 checkpoints in transformers' format: InternViT, pixel shuffle, projector.
 
-The text model is a Qwen2, or a Llama (an InternLM2 converted). Every view is one tile: one token
-per 2 x 2 patches, 256 of them at 448 px.
+The text model is Qwen2 or Llama (InternLM2 is converted to Llama). Every view is one tile, with
+one token per 2 x 2 patches: 256 tokens at 448 px.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from typing import Any
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
-from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
-from p2d_node.language_model.prompt import Prompt
 from torch import nn, Tensor
 from transformers import InternVLForConditionalGeneration
 
 
 class _VisionModule(nn.Module):
-    """Vision tower, pixel shuffle and projector as one module: pixel_values to visual_tokens."""
+    """Vision tower, pixel shuffle and projector; maps pixel_values to visual_tokens."""
 
     def __init__(self, model: Any, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -28,10 +26,10 @@ class _VisionModule(nn.Module):
         self._layer = model.config.vision_feature_layer
         self._drop_class_token = model.config.vision_feature_select_strategy == 'default'
         self._rows, self._columns = grid
-        self._shuffle = round(1 / model.config.downsample_ratio)
+        self._block = round(1 / model.config.downsample_ratio)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map float [views, 3, height, width] to [views, tokens, hidden]."""
+        """Map float [pictures, 3, height, width] to float [pictures, tokens, hidden]."""
         features = self._features(pixel_values)
         if self._drop_class_token:
             features = features[:, 1:]
@@ -42,25 +40,25 @@ class _VisionModule(nn.Module):
         if self._layer == -1:
             last: Tensor = self.vision_tower(pixel_values).last_hidden_state
             return last
-        # An inner layer's features are taken before the tower's last normalisation.
+        # Hidden states are features before the tower's last normalisation.
         output = self.vision_tower(pixel_values, output_hidden_states=True)
         inner: Tensor = output.hidden_states[self._layer]
         return inner
 
     def _pixel_shuffle(self, features: Tensor) -> Tensor:
-        """Lay the features of neighbouring patches side by side: one token per block of them.
+        """Concatenate the features of each block of patches to one token.
 
         Args:
-            features: [views, patches, width], row by row.
+            features: Float [pictures, patches, width], patches in row-major order.
 
         Returns:
-            [views, tokens, width * shuffle**2], row by row.
+            Float [pictures, tokens, width * block**2], tokens in row-major order.
         """
-        views, _, width = features.shape
-        side = self._shuffle
-        blocks = features.reshape(views, self._rows, side, self._columns, side, width)
+        pictures, _, width = features.shape
+        side = self._block
+        blocks = features.reshape(pictures, self._rows, side, self._columns, side, width)
         blocks = blocks.permute(0, 1, 3, 2, 4, 5)
-        return blocks.reshape(views, self._rows * self._columns, side * side * width)
+        return blocks.reshape(pictures, self._rows * self._columns, side * side * width)
 
 
 class InternVL(FixedSizeModel):
@@ -68,14 +66,14 @@ class InternVL(FixedSizeModel):
 
     Attributes:
         decoder: The language model.
-        grid: Rows and columns of the visual tokens of one view.
+        grid: Rows and columns of the visual tokens of one picture.
     """
 
     MODEL_CLASS = InternVLForConditionalGeneration
     VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Take a loaded model and its tokenizer; see `load`."""
+        """Wrap a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer)
         self.grid = _grid(model.config)
         self.vision_module = self.make_vision_module(model)
@@ -88,20 +86,15 @@ class InternVL(FixedSizeModel):
         """Return vision tower and projector as one module; see `FixedSizeModel`."""
         return _VisionModule(model.model, _grid(model.config))
 
-    def _frame_images(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """Put `<img>` and `</img>` around each placeholder, as the family's processor does."""
-        framed: list[int] = []
+    def _add_image_delimiters(self, token_ids: Sequence[int]) -> Sequence[int]:
+        """Add `<img>` and `</img>` around each placeholder, as the family's processor does."""
+        delimited: list[int] = []
         for token_id in token_ids:
             if token_id == self._image_token_id:
-                framed += [self._start_token_id, token_id, self._end_token_id]
+                delimited += [self._start_token_id, token_id, self._end_token_id]
             else:
-                framed.append(token_id)
-        return framed
-
-    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
-        """Lay out text and all visual tokens; see `Family`."""
-        segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
-        return interleave_pictures(segments, visual_tokens, newline=None)
+                delimited.append(token_id)
+        return delimited
 
 
 def _grid(config: Any) -> tuple[int, int]:
@@ -116,7 +109,7 @@ def _token_id(tokenizer: Any, attribute: str, default: str) -> int:
     token_id = tokenizer.convert_tokens_to_ids(token)
     if token_id is None or token_id == tokenizer.unk_token_id:
         raise ConfigError(
-            f'model: the tokenizer does not know {token!r}, which stands around every picture; '
+            f'model: the tokenizer does not know {token!r}, which delimits pictures; '
             "copy the checkpoint's tokenizer files again"
         )
     return int(token_id)

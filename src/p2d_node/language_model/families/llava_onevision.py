@@ -1,4 +1,4 @@
-"""LLaVA-OneVision checkpoints: SigLIP, a two-layer projector, a Llama or Qwen2 text model."""
+"""LLaVA-OneVision checkpoints: SigLIP, a two-layer projector and a Llama or Qwen2 text model."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from typing import Any
 
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
-from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
-from p2d_node.language_model.prompt import Prompt
 import torch
 from torch import nn, Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 
 class _VisionModule(nn.Module):
-    """Vision tower and projector as one module: pixel_values to visual_tokens."""
+    """Vision tower and projector; maps pixel_values to visual_tokens."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -24,8 +22,8 @@ class _VisionModule(nn.Module):
         self._drop_class_token = model.config.vision_feature_select_strategy == 'default'
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map float [views, 3, height, width] to [views, tokens, hidden]."""
-        # The features are taken before the tower's last normalisation, as the model was trained.
+        """Map float [pictures, 3, height, width] to float [pictures, tokens, hidden]."""
+        # Hidden states are features before the tower's last normalisation, as in training.
         hidden_states = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         if isinstance(self._layer, int):
             features = hidden_states[self._layer]
@@ -42,14 +40,14 @@ class LlavaOnevision(FixedSizeModel):
 
     Attributes:
         decoder: The language model.
-        grid: Rows and columns of the patches of one view.
+        grid: Rows and columns of the visual tokens of one picture.
     """
 
     MODEL_CLASS = LlavaOnevisionForConditionalGeneration
     VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Take a loaded model and its tokenizer; see `load`."""
+        """Wrap a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer)
         self._newline = model.model.image_newline
         self.vision_module = self.make_vision_module(model)
@@ -62,8 +60,3 @@ class LlavaOnevision(FixedSizeModel):
     def make_vision_module(model: Any) -> nn.Module:
         """Return vision tower and projector as one module; see `FixedSizeModel`."""
         return _VisionModule(model.model)
-
-    def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
-        """Lay out text and all visual tokens; see `Family`."""
-        segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
-        return interleave_pictures(segments, visual_tokens, self._newline)

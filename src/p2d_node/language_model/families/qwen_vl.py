@@ -1,7 +1,7 @@
-"""Qwen2.5-VL and Qwen3-VL checkpoints: pictures of any size, M-RoPE, and deepstack features.
+"""Qwen2.5-VL and Qwen3-VL checkpoints: pictures of any size, M-RoPE and deepstack features.
 
-M-RoPE gives a token three positions: time, row and column. A picture takes up as many positions as
-its longer side has tokens, so the text after it goes on earlier than its place in the sequence.
+M-RoPE gives a token three positions: time, row and column. A picture uses as many positions as its
+longer side has tokens. So the text after it has smaller positions than its place in the sequence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import ChatModel, load_weights, place_model
+from p2d_node.language_model.families.chat import ChatModel, load_weights, quantize_and_move
 from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
 import torch
@@ -22,65 +22,64 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForCondition
 
 
 class _VisionModule(nn.Module):
-    """Vision tower and merger as one module: pixel_values to visual_tokens."""
+    """Vision tower and merger; maps pixel_values to visual_tokens."""
 
     def __init__(self, visual: Any, grid: tuple[int, int]) -> None:
         super().__init__()
         self.visual = visual
         self._merge = visual.config.spatial_merge_size
         self._patch = visual.config.patch_size
-        self._frames = visual.config.temporal_patch_size
+        self._num_frames = visual.config.temporal_patch_size
         self._rows, self._columns = grid
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map float [views, 3, height, width] to [views, tokens, features].
+        """Map float [pictures, 3, height, width] to float [pictures, tokens, features].
 
-        Features are the embedding, and after it the deepstack features of each layer, if any.
+        Features are the embedding [hidden] and the deepstack features [layers * hidden], if any.
         """
-        views = len(pixel_values)
+        pictures = len(pixel_values)
         patch_grid = (1, self._rows * self._merge, self._columns * self._merge)
-        grid_thw = torch.tensor([patch_grid] * views, device=pixel_values.device)
+        grid_thw = torch.tensor([patch_grid] * pictures, device=pixel_values.device)
         output = self.visual(self._to_patches(pixel_values), grid_thw=grid_thw)
         deepstack = getattr(output, 'deepstack_features', None) or []
         features = torch.cat([output.pooler_output, *deepstack], dim=-1)
-        return features.reshape(views, self._rows * self._columns, -1)
+        return features.reshape(pictures, self._rows * self._columns, -1)
 
     def _to_patches(self, pixel_values: Tensor) -> Tensor:
-        """Flatten pictures into the rows of pixels that the tower takes.
+        """Split pictures into the flat patches that are the tower's input.
 
-        Patches stand block by block, a block being what becomes one token; every picture is as
-        many equal frames as the tower looks at together.
+        Patches are ordered by block; each block becomes one token. The tower's patches span
+        several video frames, so a picture is repeated in all of them.
 
         Args:
-            pixel_values: [views, 3, height, width].
+            pixel_values: Float [pictures, 3, height, width].
 
         Returns:
-            [views * patches, 3 * frames * patch * patch].
+            Float [pictures * patches, 3 * frames * patch * patch].
         """
-        views, channels = pixel_values.shape[:2]
+        pictures, channels = pixel_values.shape[:2]
         merge, patch = self._merge, self._patch
         blocks = pixel_values.reshape(
-            views, channels, self._rows, merge, patch, self._columns, merge, patch
+            pictures, channels, self._rows, merge, patch, self._columns, merge, patch
         )
-        # views, rows, columns, row in block, column in block, channels, y, x
+        # pictures, rows, columns, row in block, column in block, channels, y, x
         patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
-        patches = patches.expand(*(-1,) * 6, self._frames, -1, -1)
-        return patches.reshape(-1, channels * self._frames * patch * patch)
+        patches = patches.expand(*(-1,) * 6, self._num_frames, -1, -1)
+        return patches.reshape(-1, channels * self._num_frames * patch * patch)
 
 
 class _QwenVL(ChatModel):
-    """What both generations share; see `Family`.
+    """Base class of both generations; see `Family`.
 
     Attributes:
         decoder: The language model.
-        grid: Rows and columns of the visual tokens of one view.
+        grid: Rows and columns of the visual tokens of one picture.
     """
 
     VISION_KEYS = ('visual',)
-    _MODEL_CLASS: Any
 
     def __init__(self, model: Any, tokenizer: Any, view_size: tuple[int, int]) -> None:
-        """Take a loaded model, its tokenizer and the size of its pictures; see `load`."""
+        """Wrap a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer)
         vision = model.config.vision_config
         self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
@@ -104,22 +103,22 @@ class _QwenVL(ChatModel):
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         if view_size is None:
             raise ConfigError(
-                f'model: {folder}: got no picture size, needed: height and width in pixels, for '
-                'this family takes pictures of any size'
+                f'model: {folder}: got no picture size, needed: height and width in pixels, '
+                'because this family accepts pictures of any size'
             )
-        model = load_weights(cls._MODEL_CLASS, folder, dtype=dtype)
-        return cls(place_model(model, weights, device), tokenizer, view_size)
+        model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
+        return cls(quantize_and_move(model, weights, device), tokenizer, view_size)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        """Refuse: the vision tower splits its input by values, which no engine here takes."""
+        """Raise `ConfigError`: the tower's graph depends on tensor values, so it has no engine."""
         raise ConfigError(
             f'model: {folder}: engines are not built for Qwen-VL, allowed: LLaVA-OneVision and '
             'InternVL; leave encoder.backend at torch'
         )
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
-        """Lay out text and all visual tokens; see `Family`."""
+        """Return the prompt up to and including the last picture; see `Family`."""
         segments = [self.embed_ids(ids)[0] for ids in prompt.segments]
         hidden = self._embed_tokens.embedding_dim
         tokens, *deepstack = torch.split(visual_tokens, hidden, dim=-1)
@@ -133,7 +132,7 @@ class _QwenVL(ChatModel):
         )
 
     def _compute_positions(self, segments: tuple[tuple[int, ...], ...]) -> tuple[Tensor, int]:
-        """Return the positions [3, 1, length] of text and all visual tokens, and what follows."""
+        """Return the positions of the full prefix, int64 [3, 1, length], and the next position."""
         rows, columns = self.grid
         token_ids: list[int] = []
         for segment in segments:
@@ -149,22 +148,22 @@ class _QwenVL(ChatModel):
 
 
 class Qwen25VL(_QwenVL):
-    """Qwen2.5-VL, and what was trained from it: Cosmos-Reason1, AutoVLA, Impromptu-VLA."""
+    """Qwen2.5-VL and models trained from it: Cosmos-Reason1, AutoVLA, Impromptu-VLA."""
 
-    _MODEL_CLASS = Qwen2_5_VLForConditionalGeneration
+    MODEL_CLASS = Qwen2_5_VLForConditionalGeneration
 
 
 class Qwen3VL(_QwenVL):
-    """Qwen3-VL, and what was trained from it: Cosmos-Reason2."""
+    """Qwen3-VL and models trained from it: Cosmos-Reason2."""
 
-    _MODEL_CLASS = Qwen3VLForConditionalGeneration
+    MODEL_CLASS = Qwen3VLForConditionalGeneration
 
 
 def _grid(view_size: tuple[int, int], token_px: int) -> tuple[int, int]:
     height, width = view_size
     if height % token_px or width % token_px:
         raise ConfigError(
-            f'picture size: got {height} x {width}, allowed: multiples of {token_px}; the '
-            "checkpoint's processor settings and its vision config do not belong together"
+            f'picture size: got {height} x {width}, allowed: multiples of {token_px}; copy '
+            'config.json and preprocessor_config.json from one checkpoint'
         )
     return height // token_px, width // token_px

@@ -1,4 +1,4 @@
-"""The model families, and what is loaded through them: a whole model, or its vision part."""
+"""A checkpoint comes in; its loaded model, or only its vision part, goes out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.checkpoints.checkpoint import Checkpoint
-from p2d_node.checkpoints.checkpoint_files import checked_tokenizer
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
-from p2d_node.language_model.quantize import AS_IS, check_weights
+from p2d_node.language_model.quantize import AS_IS, check_quantization
 import torch
 from torch import nn
 from transformers import AutoTokenizer
@@ -53,18 +52,18 @@ def load_family(
     """Load tokenizer and weights of `checkpoint`.
 
     Args:
-        checkpoint: What to load.
-        view_size: Height and width of the pictures that its preprocessing makes, pixels; families
-            with one size only may go without.
+        checkpoint: The checkpoint.
+        view_size: Height and width of pictures after preprocessing, pixels. None skips a check for
+            families with a fixed size; Qwen-VL requires it.
         dtype: Number format of the weights.
-        device: Where they go.
-        weights: Whether the language model's are quantised: as_is, int8 or int4.
+        device: Device of the model.
+        weights: Quantisation of the decoder layers: as_is, int8 or int4.
 
     Raises:
-        ConfigError: A tokenizer without chat template, or weights that do not fit.
-        BackendUnavailableError: Weights cannot be quantised here.
+        ConfigError: The tokenizer has no chat template, or weights are missing or do not match.
+        BackendUnavailableError: Quantisation needs a library or device that is not available.
     """
-    check_weights(weights, dtype, device)
+    check_quantization(weights, dtype, device)
     transformers_logging.disable_progress_bar()
     tokenizer = _load_tokenizer(checkpoint.folder)
     family: Family = find_family(checkpoint).load(
@@ -79,7 +78,7 @@ def load_family(
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    with checked_tokenizer(f'model: {folder}'):
+    with checkpoint_faults(folder, part='the tokenizer'):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ConfigError(
@@ -92,18 +91,20 @@ def _load_tokenizer(folder: Path) -> Any:
 def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
     """Load vision tower and projector of `checkpoint` in float32 on the CPU, for export.
 
-    Attention is the eager one: exported SDPA gave wrong results in TensorRT 10.7 (its #4333).
+    It uses eager attention: exported SDPA gave wrong results in TensorRT 10.7 (TensorRT issue
+    4333).
 
     Returns:
-        Maps pixel_values [views, 3, height, width] to visual_tokens [views, tokens, hidden].
+        A module that maps pixel_values, float32 [pictures, 3, height, width], to visual_tokens,
+        float32 [pictures, tokens, hidden].
 
     Raises:
-        ConfigError: Weights that are missing or do not fit the config.
+        ConfigError: Weights are missing or do not match the config.
     """
     transformers_logging.disable_progress_bar()
     family = find_family(checkpoint)
     verbosity = transformers_logging.get_verbosity()
-    # It would list every weight of the language model as not expected.
+    # A warning would list all weights of the language model as unexpected.
     transformers_logging.set_verbosity_error()
     try:
         with checkpoint_faults(checkpoint.folder):

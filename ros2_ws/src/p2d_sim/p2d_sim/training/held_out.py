@@ -15,8 +15,9 @@ import numpy as np
 from p2d_node.benchmarks.selection import choose_tokens
 from p2d_node.image_decoding import decode_frame
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
-from p2d_node.records import CameraFrame, CompressedImage, NS_PER_S, NUSCENES_CAMERAS
+from p2d_node.records import CameraFrame, CompressedImage, NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention
+from p2d_node.units import NS_PER_S
 import torch
 from torch import Tensor
 

@@ -1,10 +1,13 @@
 """What is loaded, and everything that is refused: place, manifest, fit, files, proof."""
 
 from dataclasses import asdict, fields, replace
+import hashlib
 import json
 import os
+from pathlib import Path
 import re
 import shutil
+import tempfile
 
 from engine_helpers import (
     CPU,
@@ -15,12 +18,14 @@ from engine_helpers import (
     request_of,
 )
 from p2d_node.checkpoints.untrained import write_untrained_checkpoint
-from p2d_node.engine_build.build import build_engine, verify_engine
+from p2d_node.engine_build.build import build_engine
+from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
-from p2d_node.vision_encoder.engine_store import open_engine
+from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import (
     Artefact,
+    DIGEST_KEY,
     EngineManifest,
     MANIFEST_FILE,
     read_manifest,
@@ -30,7 +35,7 @@ import pytest
 from tiny_checkpoints import write_internvl
 import torch
 
-MEND = r'p2d (build|verify)-engine'
+FIX_COMMAND = r'p2d (build|verify)-engine'
 
 
 def refusal(engine_dir, checkpoint, backend='onnxruntime'):
@@ -43,7 +48,7 @@ def refusal(engine_dir, checkpoint, backend='onnxruntime'):
 
 
 def edit_manifest(folder, **changes):
-    """Change a manifest as somebody would who knows how its digest is made."""
+    """Change fields of a manifest and write it with a valid digest."""
     manifest = replace(read_manifest(folder), **changes)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
 
@@ -73,14 +78,14 @@ def test_a_changed_field_of_the_manifest_is_noticed(engine_dir, tiny_checkpoint,
     value = content[name]
     content[name] = changed(tuple(value) if isinstance(value, list) else value)
     (folder / MANIFEST_FILE).write_text(json.dumps(content, default=asdict))
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 @pytest.mark.parametrize('name', [item.name for item in fields(EngineManifest)])
 def test_a_forged_field_of_the_manifest_is_refused(engine_dir, tiny_checkpoint, name):
     folder = engine_folder(engine_dir)
     edit_manifest(folder, **{name: changed(getattr(read_manifest(folder), name))})
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 @pytest.mark.parametrize('name', [item.name for item in fields(EngineManifest)])
@@ -89,7 +94,49 @@ def test_a_field_of_another_type_is_refused(engine_dir, tiny_checkpoint, name):
     manifest = read_manifest(folder)
     object.__setattr__(manifest, name, None)
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'reason'),
+    [
+        ({'num_views': '6'}, r'Expected `int`, got `str` - at `\$\.num_views`'),
+        ({'num_views': True}, r'Expected `int`, got `bool` - at `\$\.num_views`'),
+        ({'num_views': 0}, r'Expected `int` >= 1 - at `\$\.num_views`'),
+        ({'hidden_size': 10**12}, r'Expected `int` <= 1048576 - at `\$\.hidden_size`'),
+        ({'precision': 'int8'}, r"Invalid enum value 'int8' - at `\$\.precision`"),
+        ({'input_kind': 'tensors'}, r"Invalid enum value 'tensors' - at `\$\.input_kind`"),
+        ({'min_cosine': 1.5}, r'Expected `float` <= 1\.0 - at `\$\.min_cosine`'),
+        ({'max_relative_difference': float('nan')}, r'at `\$\.max_relative_difference`'),
+        ({'compute_capabilities': [8.6]}, r'Expected `str`, .*`\$\.compute_capabilities\[0\]`'),
+        ({'artefacts': {'a': {'sha256': ''}}}, 'missing required field `num_bytes`'),
+        ({'artefacts': {'a': {'sha256': '', 'num_bytes': 1, 'x': 1}}}, 'was changed after'),
+        ({'unknown': 1}, 'was changed after the engine was built'),
+        ({'format_version': 2}, 'has format 2, allowed: 1'),
+    ],
+)
+def test_a_manifest_with_a_value_out_of_range_is_refused_by_name(built_engines, changes, reason):
+    content = read_manifest(engine_folder(built_engines)).to_json()
+    del content[DIGEST_KEY]
+    check_forged({**content, **changes}, reason)
+
+
+def test_a_manifest_without_a_field_is_refused(built_engines):
+    content = read_manifest(engine_folder(built_engines)).to_json()
+    for name in set(content) - {DIGEST_KEY}:
+        rest = {key: value for key, value in content.items() if key not in (name, DIGEST_KEY)}
+        check_forged(rest, f'missing required field `{name}`|was changed after|has format None')
+
+
+def check_forged(content, reason):
+    """Write a manifest with a valid digest; reading it must fail with `reason`."""
+    canonical = json.dumps(content, sort_keys=True, separators=(',', ':'))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        text = json.dumps({**content, DIGEST_KEY: digest})
+        (Path(folder) / MANIFEST_FILE).write_text(text)
+        with pytest.raises(EngineMismatchError, match=reason):
+            read_manifest(Path(folder))
 
 
 @pytest.mark.parametrize('name', ['model.onnx', 'model.onnx.data', 'reference.safetensors'])
@@ -114,7 +161,7 @@ def test_a_damaged_file_is_refused(engine_dir, tiny_checkpoint, name, damage):
 @pytest.mark.parametrize('content', ['', '[]', '{}', '{"format_version": 1}', '[' * 100_000])
 def test_a_broken_manifest_is_refused(engine_dir, tiny_checkpoint, content):
     (engine_folder(engine_dir) / MANIFEST_FILE).write_text(content)
-    assert re.search(MEND, refusal(engine_dir, tiny_checkpoint))
+    assert re.search(FIX_COMMAND, refusal(engine_dir, tiny_checkpoint))
 
 
 def test_an_engine_of_another_model_is_refused(engine_dir, tiny_checkpoint, tmp_path):
@@ -209,7 +256,7 @@ def test_a_verification_counts_for_this_machine_and_this_build_alone(
 def test_a_broken_verification_is_no_verification(engine_dir, tiny_checkpoint):
     (engine_folder(engine_dir) / VERIFICATION_FILE).write_text('{')
     message = refusal(engine_dir, tiny_checkpoint)
-    assert 'verification.json cannot be read' in message
+    assert 'verification.json is not valid JSON' in message
     assert 'p2d verify-engine' in message
 
 

@@ -1,0 +1,54 @@
+"""The lock of the engine folder, and the folders that builds work in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, ExitStack
+from pathlib import Path
+import secrets
+import shutil
+
+from p2d_node.durable_files import write_faults
+from p2d_node.whole_folders import locked, new_folder
+
+UNFINISHED_PREFIX = '.building-'
+"""Nothing loads an engine from a folder whose name begins with a dot."""
+
+
+@contextmanager
+def engine_lock(engine_dir: Path) -> Iterator[None]:
+    """Create the engine folder and hold its lock.
+
+    Raises:
+        ConfigError: The folder cannot be created or written, or another process holds the lock.
+    """
+    busy = (
+        f'engine_dir: another build works in {engine_dir}; wait until it ends, or name another '
+        'folder'
+    )
+    with ExitStack() as stack:
+        with write_faults(f'engine_dir: {engine_dir}', 'name another folder'):
+            engine_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+            stack.enter_context(locked(engine_dir, busy))
+        yield
+
+
+@contextmanager
+def new_engine_folder(model_dir: Path) -> Iterator[Path]:
+    """Create an empty folder for a build; `whole_folders.publish` gives it its final name.
+
+    Call it with the engine lock held: folders that killed builds left are removed.
+
+    Args:
+        model_dir: The folder of the model's engines; created if missing.
+    """
+    model_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+    remove_unfinished(model_dir)
+    with new_folder(model_dir / f'{UNFINISHED_PREFIX}{secrets.token_hex(4)}') as folder:
+        yield folder
+
+
+def remove_unfinished(model_dir: Path) -> None:
+    """Remove the folders that killed builds left in the folder of a model."""
+    for path in model_dir.glob(f'{UNFINISHED_PREFIX}*'):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""Exports as folders of the engine folder: an export that exists is used again.
+
+Only exports whose tokens in ONNX Runtime equal torch's are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+import importlib.metadata
+from pathlib import Path
+import secrets
+from typing import Any
+
+from p2d_node import __version__
+from p2d_node.durable_files import write_json
+from p2d_node.engine_build.engine_folders import engine_lock, new_engine_folder
+from p2d_node.engine_build.export import export_onnx, ExportPlan
+from p2d_node.engine_build.verify import require_faithful, THRESHOLDS, Verification
+from p2d_node.errors import EngineMismatchError
+from p2d_node.language_model.families.registry import hash_vision_part
+from p2d_node.vision_encoder.base import FRAMES
+from p2d_node.vision_encoder.engine_checks import check_artefacts, check_place, hash_file
+from p2d_node.vision_encoder.engine_store import EXPORT, list_engines
+from p2d_node.vision_encoder.manifest import (
+    Artefact,
+    EngineManifest,
+    MANIFEST_FILE,
+    read_manifest,
+)
+from p2d_node.vision_encoder.tensorrt_api import Progress
+from p2d_node.whole_folders import publish
+import torch
+
+SAME_EXPORT = (
+    'precision',
+    'model_name',
+    'vision_sha256',
+    'processing',
+    'input_kind',
+    'num_views',
+    'height',
+    'width',
+)
+"""Exports with equal values in these fields are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """A finished export or engine.
+
+    Attributes:
+        folder: Its folder.
+        manifest: Its manifest.
+        verification: The comparison with torch on this machine; None if it was not run.
+    """
+
+    folder: Path
+    manifest: EngineManifest
+    verification: Verification | None
+
+
+def export_model(plan: ExportPlan, engine_dir: Path, progress: Progress) -> BuiltEngine:
+    """Export `plan` into the engine folder, or find the same export there.
+
+    Args:
+        plan: What to export.
+        engine_dir: The engine folder.
+        progress: Called with the phase, the steps done and the number of steps.
+
+    Raises:
+        ConfigError: The checkpoint does not load, or the folder cannot be written.
+        EngineMismatchError: The tokens of the export differ from torch's; it is not kept.
+    """
+    with engine_lock(engine_dir):
+        return find_or_export(plan, engine_dir, progress)
+
+
+def find_or_export(plan: ExportPlan, engine_dir: Path, progress: Progress) -> BuiltEngine:
+    """Like `export_model`, with the engine lock already held."""
+    fields = _export_fields(plan)
+    for folder in list_engines(engine_dir, plan.checkpoint.folder.name, EXPORT):
+        found = _open_same_export(engine_dir, folder, fields)
+        if found is not None:
+            return found
+    with new_engine_folder(engine_dir / plan.checkpoint.folder.name) as folder:
+        manifest = _write_export(plan, folder, fields, progress)
+        verification = _check_export(folder, manifest, progress)
+        final = publish(folder, folder.with_name(manifest.key))
+    return BuiltEngine(final, manifest, verification)
+
+
+def _export_fields(plan: ExportPlan) -> dict[str, Any]:
+    height, width = plan.input_size
+    versions = {name: importlib.metadata.version(name) for name in ('torch', 'transformers')}
+    return {
+        'precision': plan.precision,
+        'model_name': plan.checkpoint.folder.name,
+        'vision_sha256': hash_vision_part(plan.checkpoint),
+        'processing': plan.processing.to_json(),
+        'input_kind': plan.input_spec.kind,
+        'num_views': plan.num_views,
+        'height': height,
+        'width': width,
+        'built_with': {**versions, 'p2d_node': __version__},
+    }
+
+
+def _open_same_export(
+    engine_dir: Path, folder: Path, fields: Mapping[str, Any]
+) -> BuiltEngine | None:
+    """Return the export in `folder` if it is undamaged and has the values `fields`."""
+    try:
+        check_place(engine_dir, folder)
+        manifest = read_manifest(folder)
+        if any(getattr(manifest, name) != fields[name] for name in SAME_EXPORT):
+            return None
+        # torch's version does not matter: each export was compared with the torch that made it.
+        if manifest.built_with.get('p2d_node') != __version__:
+            return None
+        check_artefacts(folder, manifest)
+    except EngineMismatchError:
+        return None  # a damaged export stays for clean-engines; a new one is made
+    return BuiltEngine(folder, manifest, None)
+
+
+def _write_export(
+    plan: ExportPlan, folder: Path, fields: Mapping[str, Any], progress: Progress
+) -> EngineManifest:
+    progress('export', 0, 1)
+    num_tokens, hidden_size = export_onnx(plan, folder)
+    progress('export', 1, 1)
+    min_cosine, max_relative_difference = THRESHOLDS[plan.precision]
+    manifest = EngineManifest(
+        key=make_key(EXPORT, plan),
+        backend=EXPORT,
+        runtime_version='',
+        num_tokens=num_tokens,
+        hidden_size=hidden_size,
+        built_at=utc_now(),
+        min_cosine=min_cosine,
+        max_relative_difference=max_relative_difference,
+        artefacts=hash_artefacts(folder),
+        model_type=plan.checkpoint.model_type,
+        **fields,
+    )
+    write_json(folder / MANIFEST_FILE, manifest.to_json())
+    return manifest
+
+
+def _check_export(
+    folder: Path, manifest: EngineManifest, progress: Progress
+) -> Verification | None:
+    """Compare the export in ONNX Runtime with torch; ONNX Runtime has no bfloat16 on a CPU."""
+    if manifest.precision == 'bf16':
+        return None
+    progress('check', 0, 1)
+    verification = require_faithful(
+        folder, manifest, 'onnxruntime', torch.device('cpu'), next_step='precision fp32'
+    )
+    progress('check', 1, 1)
+    return verification
+
+
+def hash_artefacts(
+    folder: Path, known: Mapping[str, Artefact] | None = None
+) -> dict[str, Artefact]:
+    """Return name to hash and size of every file in a folder.
+
+    Args:
+        folder: The folder of a build.
+        known: Files whose hash is known; they are not read.
+    """
+    known = known or {}
+    return {
+        path.name: known.get(path.name) or Artefact(hash_file(path), path.stat().st_size)
+        for path in sorted(folder.iterdir())
+    }
+
+
+def make_key(backend: str, plan: ExportPlan) -> str:
+    """Return a new name for the folder of an engine or an export."""
+    height, width = plan.input_size
+    kind = plan.input_spec.kind
+    size = f'-{height}x{width}' if kind == FRAMES else ''
+    time = datetime.now(timezone.utc).strftime('%Y%m%dT%H%M%S.%fZ')
+    return f'{backend}-{plan.precision}-{kind}{size}-{time}-{secrets.token_hex(3)}'
+
+
+def utc_now() -> str:
+    """Return the time of the system clock, UTC, ISO 8601, in seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')

@@ -1,0 +1,95 @@
+"""Publishes the health of the node on `/diagnostics` once a second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+import threading
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from p2d_node.camera_sync import SyncCounters
+from p2d_node.ros import diagnostics
+from p2d_node.ros.active_session import ActiveSession
+from p2d_node.ros.spinning import ended_by_shutdown
+from p2d_node.ros.unexpected_error import unexpected_error
+from rclpy.node import Node
+
+PERIOD_S = 1.0
+WARN_EVERY_S = 5.0
+
+
+class HealthReporter:
+    """Reports from a thread of its own.
+
+    The thread uses the steady clock, so it reports also while the executor is busy or the
+    simulated time is paused.
+    """
+
+    def __init__(self, node: Node, hardware_id: str) -> None:
+        """Start to report.
+
+        Args:
+            node: The node that publishes.
+            hardware_id: The device of the model, for the messages.
+        """
+        self._node = node
+        self._hardware_id = hardware_id
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._session: ActiveSession | None = None
+        self._reported = SyncCounters()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='health', daemon=True)
+        self._thread.start()
+
+    def use_session(self, session: ActiveSession | None) -> None:
+        """Report about `session`; None: the node is not active."""
+        self._session, self._reported = session, SyncCounters()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ending.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ending.wait(PERIOD_S):
+            # A signal shuts the context down before the node is destroyed.
+            with ended_by_shutdown(self._node.context):
+                self._report()
+
+    def _report(self) -> None:
+        session = self._session
+        try:
+            statuses = [self._inactive_status()] if session is None else self._statuses(session)
+        except Exception as err:  # the thread must go on
+            if not self._node.context.ok():
+                return
+            self._node.get_logger().error(
+                f'diagnostics: {unexpected_error(err)}', throttle_duration_sec=WARN_EVERY_S
+            )
+            return
+        stamp = self._node.get_clock().now().to_msg()
+        message = DiagnosticArray(status=statuses)
+        message.header.stamp = stamp
+        self._publisher.publish(message)
+
+    def _inactive_status(self) -> DiagnosticStatus:
+        return diagnostics.make_status(
+            'p2d: pipeline', DiagnosticStatus.STALE, 'not active', {}, self._hardware_id
+        )
+
+    def _statuses(self, session: ActiveSession) -> list[DiagnosticStatus]:
+        """Return the status of the pipeline, the synchroniser and each camera."""
+        for camera in session.cameras:
+            camera.follow_publishers()
+        expected_hz = diagnostics.expected_rates(session.cameras)
+        synchronizer = session.synchronizer
+        parts = {
+            'pipeline': diagnostics.pipeline_status(session.worker, session.pipeline),
+            'synchroniser': diagnostics.sync_status(synchronizer, self._reported),
+        }
+        for camera in session.cameras:
+            parts[camera.name] = diagnostics.camera_status(camera, expected_hz[camera.name])
+        self._reported = replace(synchronizer.counters)
+        return [
+            diagnostics.make_status(f'p2d: {name}', *part, self._hardware_id)
+            for name, part in parts.items()
+        ]

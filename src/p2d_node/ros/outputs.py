@@ -1,0 +1,86 @@
+"""The publishers of the drive node: answers, partial answers, times and the picture of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
+from p2d_msgs.msg import StageTiming
+from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import DrivingAnswer, FrameSet
+from p2d_node.ros.conversions import to_answer, to_header, to_image, to_timing
+from p2d_node.ros.overlay import draw_kept_tokens
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header, String
+
+UNTRAINED_PREFIX = '[untrained model, random words] '
+QUEUE_DEPTH = 10
+
+
+class Outputs:
+    """Publishes what the pipeline returns. Exists while the node is configured.
+
+    The publish methods are called by the worker's thread.
+    """
+
+    def __init__(self, node: Node, pipeline: DrivingPipeline, reference_camera: str) -> None:
+        """Create the publishers.
+
+        Args:
+            node: The node that publishes.
+            pipeline: The pipeline whose answers are published.
+            reference_camera: The camera whose `frame_id` goes into the headers.
+        """
+        self._node = node
+        self._pipeline = pipeline
+        self._reference_camera = reference_camera
+        self._publishers: list[Any] = []
+        try:
+            self._answer = self._create(DrivingAnswerMsg, '~/answer')
+            self._answer_text = self._create(String, '~/answer_text')
+            self._partial = self._create(String, '~/answer_partial')
+            self._timing = self._create(StageTiming, '~/timing')
+            self._kept_tokens = self._create(Image, '~/kept_tokens', depth=1)
+        except Exception:
+            self.destroy()
+            raise
+
+    def _create(self, message_type: Any, topic: str, depth: int = QUEUE_DEPTH) -> Any:
+        publisher = self._node.create_publisher(message_type, topic, depth)
+        self._publishers.append(publisher)
+        return publisher
+
+    def publish_answers(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
+        """Publish answers and times of one sweep, and the picture if it has subscribers."""
+        header = to_header(frame_set, self._reference_camera)
+        for answer in answers:
+            self._answer.publish(to_answer(answer, header, now_ns=self._now_ns()))
+            line = self._as_line(answer.question, answer.answer)
+            self._answer_text.publish(String(data=line))
+        self._timing.publish(to_timing(header, answers[0].times, now_ns=self._now_ns()))
+        if self._kept_tokens.get_subscription_count():
+            self._publish_kept_tokens(frame_set, answers[0], header)
+
+    def publish_partial(self, question: str, answer: str) -> None:
+        """Publish the part of an answer that has been generated so far."""
+        self._partial.publish(String(data=self._as_line(question, answer)))
+
+    def destroy(self) -> None:
+        """Destroy the publishers."""
+        while self._publishers:
+            self._node.destroy_publisher(self._publishers.pop())
+
+    def _publish_kept_tokens(
+        self, frame_set: FrameSet, answer: DrivingAnswer, header: Header
+    ) -> None:
+        picture = draw_kept_tokens(frame_set, answer, self._pipeline.views)
+        self._kept_tokens.publish(to_image(picture, header))
+
+    def _as_line(self, question: str, answer: str) -> str:
+        prefix = UNTRAINED_PREFIX if self._pipeline.untrained else ''
+        return f'{prefix}{question} {answer}'
+
+    def _now_ns(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)

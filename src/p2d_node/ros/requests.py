@@ -1,0 +1,142 @@
+"""Questions from outside: the service `~/ask` and the topic `~/question`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+import threading
+
+from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
+from p2d_msgs.srv import Ask
+from p2d_node.errors import ConfigError, P2dError
+from p2d_node.ros.active_session import ActiveSession
+from p2d_node.ros.conversions import to_answer, to_header
+from p2d_node.ros.spinning import spin_until_shutdown
+from p2d_node.ros.sweep_worker import AnsweredQuestion, MAX_PENDING_QUESTIONS
+from p2d_node.ros.unexpected_error import unexpected_error
+import rclpy
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.node import Node
+from std_msgs.msg import String
+
+NUM_THREADS = MAX_PENDING_QUESTIONS + 1
+"""Each pending caller of ~/ask holds one thread; the last one refuses further callers."""
+
+DEFAULT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 120.0
+
+
+class Requests:
+    """Passes questions to the worker of the active session.
+
+    `~/ask` blocks until its answer is there, so it has a helper node whose threads may wait.
+    `~/question` does not wait; it runs on the thread that spins `node`.
+    """
+
+    def __init__(self, node: Node) -> None:
+        """Create the service and the subscription.
+
+        Args:
+            node: The drive node, whose name and namespace they get.
+        """
+        self._node = node
+        self._session: ActiveSession | None = None
+        self._helper = rclpy.create_node(
+            f'{node.get_name()}_requests',
+            context=node.context,
+            namespace=node.get_namespace(),
+            # With global arguments a remapped node name would apply to both nodes.
+            use_global_arguments=False,
+            start_parameter_services=False,
+        )
+        self._helper.create_service(
+            Ask,
+            node.resolve_service_name('~/ask'),
+            self._on_ask,
+            callback_group=ReentrantCallbackGroup(),
+        )
+        self._question = node.create_subscription(String, '~/question', self._on_question, 10)
+        self._executor = MultiThreadedExecutor(NUM_THREADS, context=node.context)
+        self._executor.add_node(self._helper)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name='requests', daemon=True)
+        self._thread.start()
+
+    def use_session(self, session: ActiveSession | None) -> None:
+        """Send further questions to `session`; with None they are refused."""
+        self._session = session
+
+    def destroy(self) -> None:
+        """End the threads and destroy the helper node."""
+        self._ending.set()
+        self._executor.shutdown(timeout_sec=1.0)
+        self._thread.join(timeout=1.0)
+        self._helper.destroy_node()
+
+    def _spin(self) -> None:
+        try:
+            spin_until_shutdown(self._executor, self._helper.context)
+        except InvalidHandle:  # a callback that ends during `destroy` still uses the executor
+            if not self._ending.is_set():
+                raise
+
+    def _on_question(self, message: String) -> None:
+        try:
+            self._submit_question(message.data, DEFAULT_TIMEOUT_S)
+        except P2dError as err:
+            self._node.get_logger().warning(f'~/question: {err}')
+
+    def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
+        try:
+            response.answer = self._ask(request.question, request.timeout_s)
+            response.success = True
+        except P2dError as err:
+            response.message = str(err)
+        except Exception as err:  # it would end the threads of ~/ask
+            response.message = str(unexpected_error(err))
+            self._node.get_logger().error(f'~/ask: {response.message}')
+        return response
+
+    def _ask(self, question: str, requested_timeout_s: float) -> DrivingAnswerMsg:
+        """Wait for the answer to a question.
+
+        Raises:
+            P2dError: The reason why there is no answer.
+        """
+        timeout_s = requested_timeout_s or DEFAULT_TIMEOUT_S
+        if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ConfigError(
+                f'timeout_s: got {requested_timeout_s:g}, allowed: 0 (the default, '
+                f'{DEFAULT_TIMEOUT_S:g}) to {MAX_TIMEOUT_S:g}'
+            )
+        session, pending = self._submit_question(question, timeout_s)
+        try:
+            frame_set, answer = pending.result()
+        except TimeoutError as err:
+            raise P2dError(_explain_timeout(session, timeout_s)) from err
+        now_ns = int(self._node.get_clock().now().nanoseconds)
+        return to_answer(answer, to_header(frame_set, session.reference_camera), now_ns=now_ns)
+
+    def _submit_question(
+        self, question: str, timeout_s: float
+    ) -> tuple[ActiveSession, Future[AnsweredQuestion]]:
+        """Give a question to the worker.
+
+        Raises:
+            P2dError: The question is not allowed, too many questions wait, or the node is not
+                active.
+        """
+        session = self._session
+        if not question.strip():
+            raise ConfigError('question: got an empty text, allowed: a question')
+        if session is None:
+            raise P2dError('the node is not active; activate it, then ask again')
+        session.pipeline.check_questions([question])
+        return session, session.worker.ask(question, timeout_s)
+
+
+def _explain_timeout(session: ActiveSession, timeout_s: float) -> str:
+    silent = [camera.name for camera in session.cameras if camera.rate_hz() == 0.0]
+    reason = f'no frames from {", ".join(silent)}' if silent else 'see /diagnostics'
+    return f'no answer within {timeout_s:g} s: {reason}'

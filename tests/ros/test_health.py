@@ -1,0 +1,137 @@
+"""The diagnostics of a node whose cameras, sweeps or code fail."""
+
+import threading
+import time
+
+from camera_rig import CameraRig, wait_until
+from diagnostic_msgs.msg import DiagnosticStatus
+from drive_client import Health, next_answer, set_parameter, values_of
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.ros import diagnostics
+
+
+def test_a_dead_camera_is_named_and_drop_view_goes_on_without_it(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    for _ in range(4):
+        rig.publish_sweep(without=['CAM_BACK'])
+        time.sleep(0.6)
+    health.wait_for('CAM_BACK', DiagnosticStatus.ERROR, 'no frame for')
+    status = health.wait_for(
+        'synchroniser', DiagnosticStatus.ERROR, 'most often missing: CAM_BACK'
+    )
+    assert int(values_of(status)['dropped']) >= 1
+    assert len(watcher.answers) == 1
+    assert set_parameter(node, 'missing_camera_policy', 'drop_view').successful
+    answer = next_answer(watcher, rig, without=['CAM_BACK'])
+    assert tuple(answer.cameras) == tuple(n for n in NUSCENES_CAMERAS if n != 'CAM_BACK')
+
+
+def test_one_frame_without_a_stamp_does_not_hide_a_dead_camera(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+
+    def unstamp(name, message):
+        if name == 'CAM_FRONT':
+            message.header.stamp.sec = message.header.stamp.nanosec = 0
+        return message
+
+    rig.publish_sweep(change=unstamp)
+    health.wait_for('synchroniser', DiagnosticStatus.WARN, 'stamps are 0')
+    assert next_answer(watcher, rig).answer
+    rig.publish_sweep(without=['CAM_BACK'])
+    health.wait_for('synchroniser', DiagnosticStatus.ERROR, 'no complete sweep; most often')
+
+
+def test_a_sweep_that_takes_very_long_is_reported(drive, node, rig, watcher, monkeypatch):
+    health = Health(node)
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    monkeypatch.setattr(diagnostics, 'STALLED_S', 0.2)
+    go_on = threading.Event()
+    with monkeypatch.context() as patch:
+        encode = drive_node._pipeline._encoder.encode
+        patch.setattr(
+            drive_node._pipeline._encoder,
+            'encode',
+            lambda frames: go_on.wait(30.0) and encode(frames),
+        )
+        rig.publish_sweep()
+        health.wait_for('pipeline', DiagnosticStatus.WARN, 'a sweep has been in work for')
+        go_on.set()
+        wait_until(lambda: watcher.answers)
+    health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
+
+
+def test_a_broken_frame_costs_its_sweep_only(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+
+    def truncate(name, message):
+        if name == 'CAM_BACK':
+            message.data = message.data[: len(message.data) // 2]
+        return message
+
+    rig.publish_sweep(change=truncate)
+    status = health.wait_for('pipeline', DiagnosticStatus.WARN, 'CAM_BACK: got a truncated')
+    assert values_of(status)['sweeps failed'] == '1'
+    assert watcher.answers == []
+    assert next_answer(watcher, rig).answer
+    status = health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
+    assert values_of(status)['sweeps answered'] == '1'
+
+
+def test_a_fault_in_the_code_itself_costs_its_sweep_only(drive, node, rig, watcher, monkeypatch):
+    health = Health(node)
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    with monkeypatch.context() as patch:
+        patch.setattr(drive_node._pipeline, 'answer', None)
+        rig.publish_sweep()
+        health.wait_for('pipeline', DiagnosticStatus.WARN, "TypeError: 'NoneType' object")
+    assert next_answer(watcher, rig).answer
+
+
+def test_an_unknown_encoding_is_reported_and_after_some_sweeps_an_error(drive, node, watcher):
+    health = Health(node)
+    drive(**{f'cameras.{name}.transport': 'raw' for name in NUSCENES_CAMERAS})
+    rig = CameraRig(node, raw=True)
+    wait_until(lambda: rig.heard)
+
+    def rename(_name, message):
+        message.encoding = 'nv21'
+        return message
+
+    for count in range(1, 6):
+        rig.publish_sweep(change=rename)
+        failed = str(count)
+        wait_until(lambda failed=failed: health.value('pipeline', 'sweeps failed') == failed)
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, "encoding 'nv21', allowed: rgb8, bgr8")
+    assert next_answer(watcher, rig).answer
+
+
+def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(drive, node):
+    health = Health(node)
+    silent = 'CAM_BACK'
+    drive(**{'cameras.CAM_FRONT.transport': 'raw', 'cameras.CAM_FRONT_LEFT.rate_hz': 12.0})
+    rig = CameraRig(node, cameras=[n for n in NUSCENES_CAMERAS if n != silent], reliable=False)
+    health.wait_for(silent, DiagnosticStatus.ERROR, 'nobody publishes /CAM_BACK/')
+    health.wait_for(
+        'CAM_FRONT', DiagnosticStatus.ERROR, 'published as sensor_msgs/msg/CompressedImage'
+    )
+
+    def slow():
+        rig.publish_sweep()
+        time.sleep(0.05)
+        status = health.statuses.get('p2d: CAM_FRONT_LEFT')
+        return status if status and 'below its rate of 12.0 Hz' in status.message else None
+
+    status = wait_until(slow)
+    assert status.level == DiagnosticStatus.WARN
+    assert 'FASTDDS_DEFAULT_PROFILES_FILE' in status.message
+    assert values_of(status)['reliability'] == 'best-effort'
+    assert values_of(health.statuses[f'p2d: {silent}'])['publishers'] == '0'

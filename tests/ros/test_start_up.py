@@ -1,0 +1,145 @@
+"""What ROS refuses at the start of a process: one line that names it, and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+from p2d_node.errors import ConfigError
+from p2d_node.ros.rcl_errors import init_rclpy
+from p2d_node.ros.spinning import spinning_node
+import pytest
+import rclpy
+
+START_TIMEOUT_S = 110.0
+
+CALL_MAIN = """
+import json, sys
+from p2d_node.ros.drive import main
+for arguments in json.loads(sys.argv[1]):
+    print('status', main(['drive', '--ros-args', *arguments]), file=sys.stderr, flush=True)
+"""
+
+
+def refusal(*arguments: str) -> str:
+    """Return the message with which `init_rclpy` refuses ROS arguments."""
+    context = rclpy.Context()
+    try:
+        with pytest.raises(ConfigError) as caught:
+            init_rclpy(['drive', '--ros-args', *arguments], context=context)
+    finally:
+        rclpy.try_shutdown(context=context)
+    assert '\n' not in str(caught.value)
+    assert '.c:' not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ('/**:\n  ros__parameters:\n    questions: [a, 1]\n', 'Sequence should be of same type'),
+        ('/**:\n  ros__parameters:\n\tmodel: p2d-mini\n', 'near line 2'),
+        ('model: p2d-mini\n', 'Cannot have a value before ros__parameters'),
+        ('/**:\n  ros__parameters:\n    model:\n', 'No value at line 3'),
+        (None, 'Error opening YAML file'),
+    ],
+)
+def test_a_parameter_file_that_rcl_refuses_is_named_with_the_reason(
+    ros_domain, tmp_path, capfd, content, reason
+):
+    path = tmp_path / 'drive parameters.yaml'
+    if content is not None:
+        path.write_text(content)
+    message = refusal('--params-file', str(path))
+    assert message.startswith(f'{path}: ROS cannot read this parameter file: ')
+    assert reason in message
+    assert message.endswith('; correct it as in config/drive.yaml')
+    assert '[rcl]' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (['-p'], 'ROS cannot read the trailing -p flag'),
+        (['-p', 'questions:=[1, a]'], "the parameter override rule: '-p questions:=[1, a]'"),
+        (['-r', '__node:=bad-name'], "the remap rule: '-r __node:=bad-name'"),
+        (['--log-level', 'loud'], "the log level: '--log-level loud'"),
+        (['--nonsense'], "got '--nonsense', which ROS does not know"),
+    ],
+)
+def test_a_ros_argument_that_rcl_refuses_is_named(ros_domain, arguments, reason):
+    assert reason in refusal(*arguments)
+
+
+@pytest.mark.parametrize('value', ['abc', '300', '-1', '1.5', ' 1'])
+def test_a_domain_that_does_not_exist_is_refused_by_every_process(ros_domain, monkeypatch, value):
+    monkeypatch.setenv('ROS_DOMAIN_ID', value)
+    with (
+        pytest.raises(ConfigError, match=f"ROS_DOMAIN_ID: got '{value}', allowed: 0 to 232"),
+        spinning_node('watcher'),
+    ):
+        pass
+
+
+@pytest.mark.skipif('ROS_STATIC_PEERS' in os.environ, reason='the test sets ROS_STATIC_PEERS')
+def test_peers_that_cannot_be_resolved_are_refused(ros_domain, monkeypatch):
+    monkeypatch.setenv('ROS_STATIC_PEERS', 'no..such..peer')
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'SUBNET')
+    with (
+        pytest.raises(ConfigError, match=r'node cannot be created: .*no\.\.such\.\.peer'),
+        spinning_node('watcher'),
+    ):
+        pass
+
+
+@pytest.mark.parametrize('folder', ['/proc/nope', '/proc'])
+def test_a_log_folder_that_cannot_be_written_is_named(ros_domain, folder):
+    # rcl opens its log once per process.
+    code = 'from p2d_node.ros.rcl_errors import init_rclpy; init_rclpy([])'
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'ROS_LOG_DIR': folder},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    line = result.stderr.strip().splitlines()[-1]
+    assert 'ConfigError: ROS_LOG_DIR: ROS cannot write its log: Failed' in line
+    assert folder in line
+    assert line.endswith(
+        'No such file or directory; set ROS_LOG_DIR to a folder that can be written'
+    )
+
+
+def test_the_process_ends_with_code_two_and_one_line(ros_domain, tmp_path):
+    missing = str(tmp_path / 'missing.yaml')
+    untrained = ['-p', 'model:=untrained']
+    cases = {
+        missing: ['--params-file', missing],
+        'cameras.CAM_BACK.topic': [*untrained, '-p', 'cameras.CAM_BACK.topic:=/back-cam'],
+        'cameras.back-cam.topic': [
+            *untrained,
+            *('-p', 'camera_names:=["back-cam"]', '-p', 'sync.reference_camera:=back-cam'),
+        ],
+        'camera_names: got [0, 1]': [*untrained, '-p', 'camera_names:=[0, 1]'],
+        'camera_names: got []': [*untrained, '-p', 'camera_names:=[]'],
+        "'use_sim_time' to '5'": [*untrained, '-p', 'use_sim_time:=5'],
+        'autostart: got 3': [*untrained, '-p', 'autostart:=3'],
+        'max_new_tokens: got []': [*untrained, '-p', 'max_new_tokens:=[]'],
+        "model: got '/nowhere'": ['-p', 'model:=/nowhere'],
+    }
+    result = subprocess.run(
+        [sys.executable, '-c', CALL_MAIN, json.dumps(list(cases.values()))],
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
+    assert 'Traceback' not in result.stderr
+    ours = ('[ERROR]', '[FATAL]', '[WARN]', 'status')
+    lines = [line for line in result.stderr.splitlines() if line.startswith(ours)]
+    for word in cases:
+        assert word in lines.pop(0)
+        assert lines.pop(0) == 'status 2'
+    assert not lines

@@ -1,0 +1,156 @@
+"""Locks that die with their process, and folders that are complete or absent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from p2d_node.engine_build.engine_folders import engine_lock
+from p2d_node.errors import ConfigError
+from p2d_node.vision_encoder.engine_store import list_all_engines
+from p2d_node.whole_folders import LOCK_FILE, locked, new_folder, publish
+import pytest
+
+BUSY = 'another process works here'
+
+HOLDER = """
+import signal, sys
+from pathlib import Path
+from p2d_node.whole_folders import locked
+
+with locked(Path(sys.argv[1]), 'busy'):
+    print('held', flush=True)
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of `tmp_path`."""
+    command = [sys.executable, '-c', HOLDER, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'held\n'
+    yield process
+    process.kill()
+    process.wait(30)
+
+
+def take_and_release(engine_dir):
+    with engine_lock(engine_dir):
+        pass
+
+
+def fail():
+    raise RuntimeError('fault')
+
+
+def test_a_lock_that_another_process_holds_is_refused_at_once(tmp_path, holder):
+    before = time.monotonic()
+    with pytest.raises(ConfigError, match=BUSY), locked(tmp_path, BUSY):
+        pass
+    assert time.monotonic() - before < 2
+    assert holder.poll() is None
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait(30)
+    assert (tmp_path / LOCK_FILE).exists()
+    with locked(tmp_path, BUSY):
+        pass
+
+
+def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path):
+    with pytest.raises(RuntimeError, match='fault'), locked(tmp_path, BUSY):
+        fail()
+    with locked(tmp_path, BUSY):
+        with pytest.raises(ConfigError, match=BUSY), locked(tmp_path, BUSY):
+            pass
+        with pytest.raises(ConfigError, match=BUSY), locked(tmp_path, BUSY):
+            pass
+    with locked(tmp_path, BUSY):
+        pass
+
+
+def test_a_lock_file_is_not_an_engine(tmp_path):
+    engine_dir = tmp_path / 'engines'
+    take_and_release(engine_dir)
+    assert (engine_dir / LOCK_FILE).exists()
+    assert list_all_engines(engine_dir) == []
+
+
+def test_a_symbolic_link_in_place_of_the_lock_file_is_not_followed(tmp_path):
+    target, engine_dir = tmp_path / 'precious', tmp_path / 'engines'
+    engine_dir.mkdir()
+    target.write_text('precious')
+    (engine_dir / LOCK_FILE).symlink_to(target)
+    with pytest.raises(ConfigError, match=r'engine_dir: .* cannot be written') as caught:
+        take_and_release(engine_dir)
+    assert len(str(caught.value).splitlines()) == 1
+    assert target.read_text() == 'precious'
+
+
+def test_a_symbolic_link_to_a_missing_file_creates_nothing(tmp_path):
+    target = tmp_path / 'absent'
+    (tmp_path / LOCK_FILE).symlink_to(target)
+    with pytest.raises(OSError, match='symbolic links'), locked(tmp_path, BUSY):
+        pass
+    assert not target.exists()
+
+
+@pytest.mark.parametrize('obstacle', ['file for the folder', 'folder for the lock'])
+def test_a_folder_that_cannot_be_locked_is_one_clear_line(tmp_path, obstacle):
+    engine_dir = tmp_path / 'engines'
+    if obstacle == 'file for the folder':
+        engine_dir.write_text('')
+    else:
+        (engine_dir / LOCK_FILE).mkdir(parents=True)
+    reason = f'engine_dir: {engine_dir} cannot be written: '
+    with pytest.raises(ConfigError, match=reason) as caught:
+        take_and_release(engine_dir)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.endswith('; name another folder')
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
+def test_a_folder_without_write_permission_is_one_clear_line(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match='cannot be written: Permission denied'):
+        take_and_release(tmp_path)
+
+
+def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
+    unfinished, final = tmp_path / '.work', tmp_path / 'final'
+    with new_folder(unfinished) as folder:
+        (folder / 'a').write_text('a')
+        assert not final.exists()
+        assert publish(folder, final) == final
+    assert [path.name for path in tmp_path.iterdir()] == ['final']
+    assert (final / 'a').read_text() == 'a'
+    assert (final / 'a').stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_whose_work_fails_is_removed(tmp_path):
+    with pytest.raises(RuntimeError, match='fault'), new_folder(tmp_path / '.work'):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_killed_process_left_is_replaced(tmp_path):
+    (tmp_path / '.work').mkdir()
+    (tmp_path / '.work' / 'old').write_text('old')
+    with new_folder(tmp_path / '.work') as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_not_replaced(tmp_path):
+    final = tmp_path / 'final'
+    final.mkdir()
+    (final / 'mine').write_text('mine')
+    with new_folder(tmp_path / '.work') as folder:
+        (folder / 'a').write_text('a')
+        with pytest.raises(OSError, match='not empty'):
+            publish(folder, final)
+    assert [path.name for path in final.iterdir()] == ['mine']
