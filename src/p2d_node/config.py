@@ -7,11 +7,10 @@ Parameter files, command line options and ROS parameters are all derived from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-import math
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from p2d_node.config_option import check_fields, check_value, Option, option
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 
@@ -38,98 +37,6 @@ DEFAULT_QUESTIONS = (
     'What are the important objects in the current scene?',
     'What should the ego vehicle do next, and why?',
 )
-
-T = TypeVar('T')
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """Description and allowed values of a configuration field.
-
-    Attributes:
-        help: Text for `ros2 param describe` and `--help`.
-        minimum: Smallest allowed number, inclusive; None: no limit.
-        maximum: Largest allowed number, inclusive; None: no limit.
-        above: Exclusive lower limit, in place of `minimum`; None: no limit.
-        choices: Allowed values; empty: any.
-        runtime: Whether the value may change while the node runs.
-    """
-
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    runtime: bool = False
-    above: float | None = None
-
-    @property
-    def allowed(self) -> str:
-        """What may be given, in words; empty where any value may."""
-        if self.choices:
-            return ', '.join(self.choices)
-        low = '' if self.minimum is None else f'{self.minimum:g}'
-        low = low if self.above is None else f'above {self.above:g}'
-        if self.maximum is None:
-            return f'{low} or more' if self.minimum is not None else low
-        return f'{low} to {self.maximum:g}' if low else f'at most {self.maximum:g}'
-
-    def allows(self, value: Any) -> bool:
-        """Tell whether a single value is one of the choices, or within the limits."""
-        if self.choices:
-            return value in self.choices
-        if self.minimum is None and self.maximum is None and self.above is None:
-            return True
-        low = -math.inf if self.minimum is None else self.minimum
-        high = math.inf if self.maximum is None else self.maximum
-        # nan is refused, as every comparison with it is false.
-        return low <= value <= high and (self.above is None or value > self.above)
-
-
-def option(default: T, help: str, **limits: Any) -> T:
-    """Declare a configuration field.
-
-    Args:
-        default: Value if nothing is set.
-        help: As in `Option`.
-        limits: Further fields of `Option`.
-    """
-    metadata = {'option': Option(help=help, **limits)}
-    return field(default=default, metadata=metadata)
-
-
-def check_value(name: str, value: Any, spec: Option, *, show: Callable[[Any], str] = repr) -> None:
-    """Check a value.
-
-    Args:
-        name: Full name of the parameter, for the message.
-        value: The value to check; of a list or tuple every item is checked.
-        spec: The allowed values.
-        show: How the message writes the value.
-
-    Raises:
-        ConfigError: The value is not allowed.
-    """
-    for item in value if isinstance(value, (list, tuple)) else (value,):
-        if not spec.allows(item):
-            raise ConfigError(f'{name}: got {show(item)}, allowed: {spec.allowed}')
-
-
-def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = repr) -> None:
-    """Check the values of a dataclass whose fields are declared by `option`.
-
-    Args:
-        config: The dataclass; None is an allowed value of every field.
-        prefix: Prefix of the names in messages.
-        show: How the message writes a value.
-
-    Raises:
-        ConfigError: A value is not allowed.
-    """
-    for item in fields(config):
-        spec, value = item.metadata.get('option'), getattr(config, item.name)
-        if spec is not None and value is not None:
-            check_value(f'{prefix}{item.name}', value, spec, show=show)
-
 
 RETENTION_RATIO = Option(
     help="Share of this camera's visual tokens that the language model gets: kept/total.",

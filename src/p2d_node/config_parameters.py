@@ -12,10 +12,10 @@ from p2d_node.config import (
     DEFAULT_RETENTION_RATIO,
     DriveConfig,
     EncoderConfig,
-    Option,
     RETENTION_RATIO,
     SyncConfig,
 )
+from p2d_node.config_option import Option
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 

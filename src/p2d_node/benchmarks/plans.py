@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import itertools
 
 from p2d_node.benchmarks.model_shape import ModelShape, SCALED
-from p2d_node.config import check_fields, option
+from p2d_node.config_option import check_fields, option
 from p2d_node.errors import ConfigError
 
 DTYPE_NAMES = ('float32', 'bfloat16', 'float16')

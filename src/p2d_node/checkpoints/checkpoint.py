@@ -34,6 +34,10 @@ class Checkpoint:
         """Name of the model in answers."""
         return f'{self.folder.name} (untrained)' if self.untrained else self.folder.name
 
+    def count_pictures(self, num_cameras: int) -> int:
+        """Return how many pictures the vision encoder gets of `num_cameras` cameras."""
+        return num_cameras if self.mosaic is None else 1
+
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check that `folder` holds a checkpoint, without loading weights or knowing its family.

@@ -145,7 +145,7 @@ def _export_plan(
             processing=ImageProcessing.from_folder(checkpoint.folder),
             input_spec=input_spec,
             precision=precision,
-            num_views=num_views if checkpoint.mosaic is None else 1,
+            num_views=checkpoint.count_pictures(num_views),
         )
 
 
@@ -165,7 +165,7 @@ def _request(model: str) -> Any:
             model_folder=model,
             vision_sha256=lambda: fingerprint,
             processing=ImageProcessing.from_folder(checkpoint.folder).to_json(),
-            num_views=DEFAULT_NUM_VIEWS if checkpoint.mosaic is None else 1,
+            num_views=checkpoint.count_pictures(DEFAULT_NUM_VIEWS),
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import types
 from typing import Any, get_args, get_origin, get_type_hints, TypeVar
 
-from p2d_node.config import check_fields, Option
+from p2d_node.config_option import check_fields, Option
 from p2d_node.errors import ConfigError
 
 OptionsT = TypeVar('OptionsT', bound='Options')

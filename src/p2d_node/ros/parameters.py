@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from typing import Any
 
-from p2d_node.config import DriveConfig, Option, SHIPPED_MODEL
+from p2d_node.config import DriveConfig, SHIPPED_MODEL
+from p2d_node.config_option import Option
 from p2d_node.config_parameters import (
     CAMERA_NAMES,
     check_camera_names,
