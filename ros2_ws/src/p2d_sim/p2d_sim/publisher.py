@@ -16,6 +16,7 @@ import numpy as np
 from p2d_node.bags.records import image_topic
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import use_shipped_profiles
+from p2d_node.ros.rcl_errors import init_rclpy
 from p2d_node.ros.replay import PUBLISHER_DEPTH
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.units import NS_PER_S
@@ -206,10 +207,10 @@ def publish(options: PublisherOptions, ros_arguments: Sequence[str]) -> None:
         ros_arguments: Command line with the arguments of ROS, such as remappings.
 
     Raises:
-        ConfigError: No such scenario.
+        ConfigError: No such scenario, or something that ROS refuses.
     """
     use_shipped_profiles()
-    rclpy.init(args=list(ros_arguments))
+    init_rclpy(list(ros_arguments))
     try:
         node = CameraPublisher(options)
         try:
