@@ -24,7 +24,16 @@ class EngineMismatchError(P2dError):
 
 
 class ImageDecodeError(P2dError):
-    """The bytes of one camera frame are not a picture that can be used."""
+    """The bytes of one camera frame are not an image that can be used.
+
+    Attributes:
+        camera: Name of the camera; None if the error is not about one camera.
+    """
+
+    def __init__(self, message: str, *, camera: str | None = None) -> None:
+        """Keep the message and the camera."""
+        super().__init__(message)
+        self.camera = camera
 
 
 class InferenceError(P2dError):

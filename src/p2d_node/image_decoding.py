@@ -67,7 +67,8 @@ def decode_frame(frame: CameraFrame) -> DecodedFrame:
     else:
         raise ImageDecodeError(
             f'{frame.camera}: got a payload of type {type(payload).__name__}, '
-            'allowed: sensor_msgs Image or CompressedImage'
+            'allowed: sensor_msgs Image or CompressedImage',
+            camera=frame.camera,
         )
     return DecodedFrame(frame.camera, frame.stamp_ns, pixels, channel_order)
 
@@ -91,23 +92,27 @@ def _check_raw(camera: str, image: RawImageLike) -> npt.NDArray[np.uint8]:
     """Return the message's bytes as uint8 [bytes] without copying, or say what does not fit."""
     if image.encoding not in BYTES_PER_PIXEL:
         raise ImageDecodeError(
-            f'{camera}: got encoding {image.encoding!r}, allowed: {", ".join(BYTES_PER_PIXEL)}'
+            f'{camera}: got encoding {image.encoding!r}, allowed: {", ".join(BYTES_PER_PIXEL)}',
+            camera=camera,
         )
     if not (0 < image.height <= MAX_SIDE_PX and 0 < image.width <= MAX_SIDE_PX):
         raise ImageDecodeError(
-            f'{camera}: got {image.width}x{image.height} px, allowed: 1 to {MAX_SIDE_PX} per side'
+            f'{camera}: got {image.width}x{image.height} px, allowed: 1 to {MAX_SIDE_PX} per side',
+            camera=camera,
         )
     width_bytes = image.width * BYTES_PER_PIXEL[image.encoding]
     if image.step < width_bytes:
         raise ImageDecodeError(
             f'{camera}: got a row step of {image.step} bytes, allowed: at least {width_bytes} for '
-            f'{image.width} px of {image.encoding}'
+            f'{image.width} px of {image.encoding}',
+            camera=camera,
         )
     data = np.frombuffer(image.data, np.uint8)
     if data.size < image.step * image.height:
         raise ImageDecodeError(
             f'{camera}: got {data.size} bytes, allowed: at least {image.step * image.height} for '
-            f'{image.height} rows of {image.step} bytes'
+            f'{image.height} rows of {image.step} bytes',
+            camera=camera,
         )
     return data
 
@@ -135,7 +140,8 @@ def _convert_with_cv_bridge(
         pixels: Any = CvBridge().imgmsg_to_cv2(compact, 'rgb8')
     except Exception as err:  # cv_bridge raises whatever its conversion ran into
         raise ImageDecodeError(
-            f'{camera}: cv_bridge could not convert {image.encoding!r} to rgb8: {err}'
+            f'{camera}: cv_bridge could not convert {image.encoding!r} to rgb8: {err}',
+            camera=camera,
         ) from err
     return np.asarray(pixels, np.uint8)
 
@@ -148,14 +154,16 @@ def _decode_compressed(
     if not start.startswith((JPEG_START, PNG_START)):
         raise ImageDecodeError(
             f'{camera}: got {data.size} bytes of format {image.format!r} that start with '
-            f'{start.hex() or "nothing"}, allowed: JPEG or PNG'
+            f'{start.hex() or "nothing"}, allowed: JPEG or PNG',
+            camera=camera,
         )
     end = JPEG_END if start.startswith(JPEG_START) else PNG_END
     if end not in tail:
         # OpenCV would fill the missing part with grey and say nothing.
         raise ImageDecodeError(
             f'{camera}: got a truncated {image.format!r} of {data.size} bytes without its end '
-            'marker; check the network and the publisher'
+            'marker; check the network and the publisher',
+            camera=camera,
         )
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -164,6 +172,7 @@ def _decode_compressed(
     if pixels is None:
         raise ImageDecodeError(
             f'{camera}: {data.size} bytes of format {image.format!r} do not decode; '
-            'check the publisher'
+            'check the publisher',
+            camera=camera,
         )
     return np.asarray(pixels, np.uint8), 'bgr'

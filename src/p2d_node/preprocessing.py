@@ -231,7 +231,8 @@ class FrameStack:
                 raise ImageDecodeError(
                     f'{frame.camera}: got a frame of {got_height}x{got_width} px, the engine was '
                     f'built for {height}x{width}; build one with p2d build-engine --camera-size '
-                    f'{got_height}x{got_width}, or --input pixel_values for any size'
+                    f'{got_height}x{got_width}, or --input pixel_values for any size',
+                    camera=frame.camera,
                 )
         list(pool.map(_copy_as_bgr, frames, self._views))
         return self._buffer[: len(frames)]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from p2d_node.config import DriveConfig
@@ -84,6 +85,12 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
         help='processes that answer keyframes side by side; each loads the model for itself, so N '
         'of them need N times its memory, on a GPU too; CPU threads are divided among them, and '
         'the times in the report are taken while they compete',
+    )
+    parser.add_argument(
+        '--scheduler',
+        metavar='ADDRESS',
+        help='answer on the workers of a running Dask cluster, as tcp://host:8786 or '
+        'tls://host:8786, instead of --workers; only for networks that you trust',
     )
     parser.add_argument(
         '--out',
@@ -245,17 +252,31 @@ def _write_submission(
 def _answer_the_rest(
     job: AnswerJob, left: Sequence[Keyframe], answers: RecordFile, num_questions: int
 ) -> None:
-    from p2d_node.evaluation.answer_workers import answer_with_workers
-    from p2d_node.evaluation.answering import answer_all
     from rich.console import Console
     from rich.progress import Progress
 
     num_left = sum(len(keyframe.questions) for keyframe in left)
-    answer = answer_all if job.workers == 1 else answer_with_workers
+    answer = _choose_answer(job)
     with Progress(console=Console(stderr=True)) as bars:
         task = bars.add_task('questions', total=num_questions, completed=num_questions - num_left)
         for count in answer(job, left, answers):
             bars.advance(task, count)
+
+
+def _choose_answer(job: AnswerJob) -> Callable[..., Iterator[int]]:
+    """Return the function that answers: only several workers need Dask."""
+    if job.workers == 1 and job.scheduler is None:
+        from p2d_node.evaluation.answering import answer_all
+
+        return answer_all
+    if find_spec('distributed') is None:
+        raise BackendUnavailableError(
+            'distributed is not installed, and --workers and --scheduler need it; '
+            'pip install -r requirements/evaluation.txt'
+        )
+    from p2d_node.evaluation.answer_workers import answer_with_workers
+
+    return answer_with_workers
 
 
 def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
@@ -268,11 +289,14 @@ def _make_job(args: argparse.Namespace, data_format: DataFormat) -> AnswerJob:
         )
     if args.workers < 1:
         raise ConfigError(f'--workers: got {args.workers}, allowed: 1 or more')
+    if args.scheduler is not None and args.workers != 1:
+        raise ConfigError('--workers, --scheduler: got both, allowed: one')
     return AnswerJob(
         config=_config(args, data_format),
         image_root=args.images,
         instruction=args.instruction,
         workers=args.workers,
+        scheduler=args.scheduler,
     )
 
 

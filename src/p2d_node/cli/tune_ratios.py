@@ -32,7 +32,7 @@ A study goes on where it was when the same command is started again, after whate
 
 DEFAULT_TRIALS = 100
 DEFAULT_LEASE_S = 120.0
-LEAST_LEASE_S, MOST_LEASE_S = 1.0, 1e6
+LEAST_LEASE_S, MOST_LEASE_S = 4.0, 1e6
 SHOW_PERIOD_S = 2.0
 MEAN_TO_LEAST = 0.25
 """With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_objective(parser)
     _add_search(parser)
     parser.add_argument(
-        '--out', type=Path, default=Path('tuning'), help='folder of study.png, cache and journal'
+        '--out', type=Path, default=Path('tuning'), help='folder of study.png, study.db and cache'
     )
     parser.add_argument(
         '--params-out',
@@ -114,7 +114,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--seed', type=int, default=0)
     group.add_argument(
         '--storage',
-        help='sqlite:///FILE, postgresql://..., or a journal file; default: OUT/study.journal',
+        help='database URL, as postgresql://..., or an SQLite file; default: OUT/study.db',
     )
     group.add_argument('--name', help='of the study; default: the model')
     group.add_argument('--workers', type=int, default=1, help='processes on this machine')
@@ -123,7 +123,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         '--lease',
         type=float,
         default=DEFAULT_LEASE_S,
-        help='seconds without a sign of life after which another machine counts as dead',
+        help='seconds without a heartbeat after which a worker counts as dead',
     )
 
 
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
             with extra_workers(options, args.workers - 1):
                 _prepare(bars, session, session.question_set, 'keyframes seen')
                 _search(bars, session)
-            results = collect_results(session.ledgers)
+            results = collect_results(session.studies)
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
         _write(args, SearchOutcome(session, results, best, comparison), files)
@@ -212,7 +212,7 @@ def _options(args: argparse.Namespace) -> TuningOptions:
         num_trials=args.trials,
         seed=args.seed,
         pruning=not args.no_pruning,
-        storage=args.storage or str(args.out / 'study.journal'),
+        storage=args.storage or str(args.out / 'study.db'),
         name=args.name or preset_name(config.model),
         cache=args.cache or args.out / 'cache',
         lease_s=args.lease,
@@ -287,16 +287,16 @@ def _search(bars: Progress, session: TuningSession) -> None:
     from p2d_node.tuning.stop_request import StopRequest
 
     tasks = {
-        method: bars.add_task(f'{method} trials', total=ledger.num_trials)
-        for method, ledger in session.ledgers.items()
+        method: bars.add_task(f'{method} trials', total=study.num_trials)
+        for method, study in session.studies.items()
     }
     next_s = 0.0
 
     def show(*, always: bool = False) -> None:
         nonlocal next_s
         if always or time.monotonic() >= next_s:  # counting asks the storage
-            for method, ledger in session.ledgers.items():
-                bars.update(tasks[method], completed=min(ledger.num_ended, ledger.num_trials))
+            for method, study in session.studies.items():
+                bars.update(tasks[method], completed=min(study.num_ended, study.num_trials))
             next_s = time.monotonic() + SHOW_PERIOD_S
 
     with StopRequest() as stop:

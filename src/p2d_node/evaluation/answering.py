@@ -66,12 +66,14 @@ class AnswerJob:
         image_root: Folder that holds `samples/<CAMERA>/*.jpg`.
         instruction: Text that the model reads before each question; may be empty.
         workers: Number of processes that share the work.
+        scheduler: Address of a running Dask cluster that does the work; None: this machine.
     """
 
     config: DriveConfig
     image_root: Path
     instruction: str = ''
     workers: int = 1
+    scheduler: str | None = None
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -124,11 +126,11 @@ def _image_paths(
     return {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
 
 
-def name_picture(keyframe: Keyframe, err: P2dError) -> str:
-    """Return what went wrong with a keyframe, with the file where it is about one camera."""
-    images = keyframe.questions[0].images
-    named = [f'{name}: ' for camera, name in images.items() if str(err).startswith(f'{camera}:')]
-    return f'keyframe {keyframe.name}: {"".join(named)}{err}'
+def describe_failure(keyframe: Keyframe, err: P2dError) -> str:
+    """Return the message of a keyframe's error, with the image file if one camera failed."""
+    camera = err.camera if isinstance(err, ImageDecodeError) else None
+    image = keyframe.questions[0].images.get(camera) if camera else None
+    return f'keyframe {keyframe.name}: {f"{image}: " if image else ""}{err}'
 
 
 def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> FrameSet:
@@ -162,7 +164,7 @@ def answer_keyframe(
     try:
         answers = pipeline.answer(sweep, questions)
     except (ImageDecodeError, InferenceError) as err:
-        raise InferenceError(name_picture(keyframe, err)) from err
+        raise InferenceError(describe_failure(keyframe, err)) from err
     return [
         _to_record(question, answer, job)
         for question, answer in zip(keyframe.questions, answers, strict=True)

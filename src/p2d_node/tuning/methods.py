@@ -16,8 +16,8 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.ledger import rank_of
 from p2d_node.tuning.search_space import Params, SearchSpace
+from p2d_node.tuning.trials import rank_of
 
 METHODS = ('tpe', 'uniform', 'random', 'grid', 'evolutionary')
 
@@ -158,5 +158,5 @@ def check_methods(names: str) -> tuple[str, ...]:
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         got = unknown[0] if unknown else ''
-        raise ConfigError(f'--methods: got {got!r}, allowed: {", ".join(METHODS)}')
+        raise ConfigError(f'methods: got {got!r}, allowed: {", ".join(METHODS)}')
     return methods

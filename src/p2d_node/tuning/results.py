@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.ledger import finished, given_up, Ledger
+from p2d_node.tuning.trials import finished, given_up, MethodStudy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +75,13 @@ class MethodResult:
         return max(self.complete, key=lambda result: result.score, default=None)
 
 
-def collect_results(ledgers: Mapping[str, Ledger]) -> list[MethodResult]:
+def collect_results(studies: Mapping[str, MethodStudy]) -> list[MethodResult]:
     """Read every method's study."""
-    return [_collect(method, ledger) for method, ledger in ledgers.items()]
+    return [_collect(method, study) for method, study in studies.items()]
 
 
-def _collect(method: str, ledger: Ledger) -> MethodResult:
-    trials = ledger.trials
+def _collect(method: str, study: MethodStudy) -> MethodResult:
+    trials = study.trials
     done = finished(trials)
     complete = [t for t in done if t.state == TrialState.COMPLETE]
     best: float | None = None
@@ -95,7 +95,7 @@ def _collect(method: str, ledger: Ledger) -> MethodResult:
         method=method,
         num_trials=len(done),
         num_pruned=len(done) - len(complete),
-        num_failed=len(given_up(trials, ledger.num_trials)),
+        num_failed=len(given_up(trials)),
         seconds=sum(float(t.user_attrs.get('seconds', 0.0)) for t in done),
         complete=tuple(TrialResult.of(method, t) for t in complete),
         history=tuple(history),
@@ -110,5 +110,5 @@ def best_of(results: Sequence[MethodResult]) -> TrialResult:
     """
     complete = [result for method in results for result in method.complete]
     if not complete:
-        raise ConfigError('--trials: no trial is complete yet, so there is nothing to report')
+        raise ConfigError('trials: no trial is complete yet, so there is nothing to report')
     return max(complete, key=lambda result: (result.score, -result.tokens_kept))

@@ -19,7 +19,7 @@ import time
 
 from p2d_node.durable_files import write_bytes, write_faults
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep, name_picture
+from p2d_node.evaluation.answering import check_images, describe_failure, Keyframe, load_sweep
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, FrameSet
 from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
@@ -170,7 +170,7 @@ class SeenKeyframes:
         try:
             visual_tokens = self._pipeline.encode(sweep)
         except P2dError as err:
-            raise ConfigError(name_picture(keyframe, err)) from err
+            raise ConfigError(describe_failure(keyframe, err)) from err
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
             states = self._pipeline.selection_features(visual_tokens)

@@ -1,6 +1,6 @@
-"""A worker's whole way: check everything, load the model, join the study, do trials.
+"""One worker of a search: opens the storage, loads the model, joins the study, runs trials.
 
-Every worker, on whatever machine, runs this file with the same options on the same storage.
+Every worker on every machine runs this with the same options on the same storage.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
 from p2d_node.evaluation.fingerprints import digest_model
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.tuning.ledger import ClaimedTrial, Ledger, TrialTakenError
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
 from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.search_space import SearchSpace
 from p2d_node.tuning.seen_keyframes import digest_pictures, SeenKeyframes
 from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
-from p2d_node.tuning.trial_evaluation import TrialEvaluator
-from p2d_node.tuning.worker_identity import WorkerIdentity
+from p2d_node.tuning.trial_evaluation import RunningScore, TrialEvaluator
+from p2d_node.tuning.trials import MethodStudy
 
 SETTINGS = 'settings'
 """Name under which a study keeps what its trials must have in common."""
 
 POLL_S = 1.0
-"""How often a worker without work looks whether others have left some."""
+"""How often an idle worker checks for trials of dead workers."""
 
 OnProgress = Callable[[], None]
 
@@ -59,7 +58,7 @@ class TuningOptions:
         storage: URL or path; see `open_storage`.
         name: Name of the study in it.
         cache: Folder of seen keyframes.
-        lease_s: After so long without a sign of life another machine's trial is taken over.
+        lease_s: After so many seconds without a heartbeat a trial is run again.
         limit: Only the first so many keyframes; None: all.
     """
 
@@ -158,7 +157,7 @@ class TuningSession:
         """
         self.options = options
         self.question_set = question_set
-        storage = open_storage(options.storage)
+        storage = open_storage(options.storage, options.lease_s)
         with model_folder(options.config.model) as folder:
             self.model_digest = digest_model(folder)
         # What the node may do for the sake of time would make scores depend on the machine.
@@ -170,14 +169,12 @@ class TuningSession:
             max_retention=options.max_retention,
             mean_retention=options.mean_retention,
         )
-        worker = WorkerIdentity.of_this_process()
-        self.ledgers = {
-            method: Ledger(
+        self.studies = {
+            method: MethodStudy(
                 self._join(storage, method),
                 storage=options.storage,
                 num_trials=trials_of(method, self.space, options.num_trials, options.seed),
-                worker=worker,
-                lease_s=options.lease_s,
+                grace_period_s=options.lease_s,
             )
             for method in options.methods
         }
@@ -201,9 +198,9 @@ class TuningSession:
         for key, value in settings.items():
             if stored.get(key) != value:
                 raise ConfigError(
-                    f'--name: the study {options.name} in {mask_password(options.storage)} was '
+                    f'name: the study {options.name} in {mask_password(options.storage)} was '
                     f'made with {key} {_short(stored.get(key))}, now it is {_short(value)}; '
-                    'choose another --name'
+                    'choose another name'
                 )
         return study
 
@@ -253,54 +250,61 @@ class TuningSession:
         on_progress: OnProgress = lambda: None,
         must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Do trials until all of the study have finished, here or elsewhere.
+        """Run trials until all methods are done, here or on other workers.
 
         Args:
-            on_progress: Called after every keyframe, and while waiting; what it raises ends the
-                work, and the trial is given back.
-            must_stop: Asked between tokens; where it is true, so that `on_progress` comes sooner,
-                answers are cut: `on_progress` must raise then.
+            on_progress: Called after every keyframe, and while waiting. If it raises, the work
+                ends, and the trial is queued again.
+            must_stop: Asked between tokens. If true, answers are cut short, and `on_progress`
+                must raise.
         """
         evaluator = self.evaluator(self.question_set, must_stop)
-        while not all(ledger.is_done for ledger in self.ledgers.values()):
+
+        def evaluate(trial: optuna.Trial) -> float:
+            return self._evaluate(trial, evaluator, on_progress)
+
+        while not all(study.is_done for study in self.studies.values()):
             on_progress()
-            for ledger in self.ledgers.values():
-                ledger.recover()
-            trial = self._start_any()
-            if trial is None:
+            free = (study for study in self.studies.values() if study.has_free_trial())
+            study = next(free, None)
+            if study is None:
                 time.sleep(POLL_S)
-                continue
-            try:
-                with trial.beating():
-                    self._run(trial, evaluator, on_progress)
-            except TrialTakenError:
-                continue
+            else:
+                study.run_trial(evaluate)
 
-    def _start_any(self) -> ClaimedTrial | None:
-        """Begin a trial of the first method that has one left."""
-        started = (ledger.start(self.space) for ledger in self.ledgers.values())
-        return next((trial for trial in started if trial is not None), None)
-
-    def _run(
-        self, trial: ClaimedTrial, evaluator: TrialEvaluator, on_progress: OnProgress
-    ) -> None:
-        ratios = self.space.ratios(trial.params)
-        kept = self.space.tokens_kept(ratios)
-        facts = {'ratios': ratios, 'tokens_kept': sum(kept.values())}
+    def _evaluate(
+        self, trial: optuna.Trial, evaluator: TrialEvaluator, on_progress: OnProgress
+    ) -> float:
+        """Return the score of a trial; raises `optuna.TrialPruned` if it is hopeless."""
+        low, high = self.space.bounds
+        ratios = self.space.ratios(
+            {camera: trial.suggest_float(camera, low, high) for camera in self.space.cameras}
+        )
+        trial.set_user_attr('ratios', ratios)
+        trial.set_user_attr('tokens_kept', sum(self.space.tokens_kept(ratios).values()))
         start_s = time.monotonic()
         for running in evaluator.run(ratios, on_progress):
-            facts |= {
-                'num_keyframes': running.num_keyframes,
-                'seconds': round(time.monotonic() - start_s, 3),
-            }
             if running.is_last:
-                trial.complete(running.score, facts)
-            elif trial.report(running.num_keyframes, running.score.value):
-                trial.prune(running.score, facts)
-                return
+                break
+            trial.report(running.score.value, running.num_keyframes)
+            if trial.should_prune():
+                self._store(trial, running, start_s)
+                raise optuna.TrialPruned
+        self._store(trial, running, start_s)
+        return running.score.value
+
+    def _store(self, trial: optuna.Trial, running: RunningScore, start_s: float) -> None:
+        facts = {
+            'language': running.score.language,
+            'accuracy': running.score.accuracy,
+            'num_keyframes': running.num_keyframes,
+            'seconds': round(time.monotonic() - start_s, 3),
+        }
+        for name, value in facts.items():
+            trial.set_user_attr(name, value)
 
     def close(self) -> None:
-        """Free the model's threads."""
+        """Release the model's threads."""
         self.pipeline.close()
 
 
