@@ -1,5 +1,6 @@
 """Answers of several workers are those of one, and none is lost or doubled if one is killed."""
 
+from contextlib import ExitStack
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from distributed import Client
+from distributed import Client, Security
 from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
 import psutil
 import pytest
@@ -49,11 +50,12 @@ def wait_for(condition):
 class Run:
     """`p2d evaluate`, by default with two workers, in a process group of its own."""
 
-    def __init__(self, words, *more, env=None):
+    def __init__(self, words, *more, env=None, cwd=None):
         more = more or ('--workers', '2')
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'p2d_node.cli.main', *words, *more],
             env={**os.environ, **(env or {})},
+            cwd=cwd,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -253,3 +255,135 @@ def test_a_model_that_no_worker_can_load_is_one_line(folder, words, capfd):
     error = capfd.readouterr().err
     assert "p2d evaluate: model: got 'nowhere', which is not a folder" in error
     assert 'Traceback' not in error
+
+
+TLS_FILES = {
+    'DASK_DISTRIBUTED__COMM__TLS__CA_FILE': 'tls_ca_file',
+    **{
+        f'DASK_DISTRIBUTED__COMM__TLS__{role}__{kind}': f'tls_{role}_{kind}'.lower()
+        for role in ('SCHEDULER', 'WORKER', 'CLIENT')
+        for kind in ('KEY', 'CERT')
+    },
+}
+"""Dask's settings, and the names of their values in `Security`."""
+
+
+def tls_settings(folder):
+    """Write temporary keys; return the environment that makes Dask use them."""
+    security = Security.temporary()
+    settings = {'DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION': 'true'}
+    for setting, name in TLS_FILES.items():
+        path = folder / f'{name}.pem'
+        path.write_text(getattr(security, name))
+        settings[setting] = str(path)
+    return settings
+
+
+class Cluster:
+    """A scheduler and its workers, started as their users do."""
+
+    def __init__(self, folder, *, num_workers=2, protocol='tcp', settings=None):
+        self.settings = settings or {}
+        path = folder / 'scheduler.json'
+        common = ('--protocol', protocol, '--host', '127.0.0.1', '--no-dashboard')
+        self.scheduler = self._start(
+            'scheduler', '--scheduler-file', str(path), '--port', '0', *common
+        )
+        wait_for(lambda: path.exists() and path.read_text().endswith('}'))
+        self.address = json.loads(path.read_text())['address']
+        more = ('--nworkers', str(num_workers), '--nthreads', '1')
+        self.workers = self._start('worker', self.address, *more, *common) if num_workers else None
+
+    def _start(self, verb, *more):
+        return subprocess.Popen(
+            [sys.executable, '-m', 'dask', verb, *more],
+            cwd='/',
+            env={**os.environ, **self.settings},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def end(self):
+        for process in filter(None, (self.workers, self.scheduler)):
+            process.terminate()
+        for process in filter(None, (self.workers, self.scheduler)):
+            process.wait(30)
+
+
+@pytest.fixture
+def start_cluster(folder):
+    with ExitStack() as stack:
+
+        def start(**options):
+            cluster = Cluster(folder, **options)
+            stack.callback(cluster.end)
+            return cluster
+
+        yield start
+
+
+@pytest.mark.parametrize('protocol', ['tcp', 'tls'])
+def test_a_running_cluster_gives_the_answers_of_one_process(
+    folder, words, capsys, start_cluster, protocol
+):
+    words = [*words, '--limit', '6', '--json']
+    assert main(words) == 0
+    alone = stored(folder)
+    (folder / 'out').rename(folder / 'alone')
+    settings = tls_settings(folder) if protocol == 'tls' else {}
+    cluster = start_cluster(protocol=protocol, settings=settings)
+    assert cluster.address.startswith(f'{protocol}://')
+    run = Run(relative(words, folder), '--scheduler', cluster.address, env=settings, cwd=folder)
+    code, error = run.end()
+    assert code == 0, error
+    assert_terminal_is_quiet(error)
+    assert sorted(stored(folder)) == sorted(alone)
+    assert cluster.scheduler.poll() is None
+    assert cluster.workers.poll() is None
+
+
+def relative(words, folder):
+    """Return the arguments with paths that hold only in `folder`."""
+    return [os.path.relpath(word, folder) if word.startswith('/') else word for word in words]
+
+
+def test_a_cluster_without_its_tls_keys_is_not_used(folder, words, capsys, start_cluster):
+    cluster = start_cluster(num_workers=0, protocol='tls', settings=tls_settings(folder))
+    assert main([*words, '--scheduler', cluster.address]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert f'p2d evaluate: scheduler: {cluster.address} cannot be reached: ' in error
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_loses_nothing(folder, words, start_cluster):
+    cluster = start_cluster()
+    run = Run(words, '--scheduler', cluster.address)
+    wait_for_answers(folder)
+    cluster.scheduler.kill()
+    code, error = run.end()
+    assert code == EXIT_BAD_INPUT
+    (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
+    assert 'scheduler: the connection was lost at keyframe s_f' in line
+    assert_terminal_is_quiet(error)
+    assert_goes_on_to_the_end(folder, words, stored(folder))
+
+
+def test_a_cluster_without_workers_is_one_line(folder, words, capsys, monkeypatch, start_cluster):
+    monkeypatch.setattr('p2d_node.evaluation.answer_workers.WORKERS_TIMEOUT_S', 0.5)
+    cluster = start_cluster(num_workers=0)
+    assert main([*words, '--scheduler', cluster.address]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert f'scheduler: {cluster.address} has no workers; start some with dask worker' in error
+
+
+@pytest.mark.parametrize('address', ['tcp://127.0.0.1:9', 'nonsense://host:1', 'no address', ''])
+def test_a_scheduler_that_cannot_be_reached_is_one_line(words, capsys, monkeypatch, address):
+    monkeypatch.setattr('p2d_node.evaluation.answer_workers.CONNECT_TIMEOUT_S', 1.0)
+    assert main([*words, '--scheduler', address]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
+    assert f'scheduler: {address} cannot be reached: ' in line
+
+
+def test_workers_and_a_scheduler_are_not_both_given(words, capsys):
+    assert main([*words, '--scheduler', 'tcp://a:1', '--workers', '2']) == EXIT_BAD_INPUT
+    assert '--workers, --scheduler: got both, allowed: one' in capsys.readouterr().err
