@@ -202,8 +202,8 @@ def remove_answer(folder):
 @pytest.mark.parametrize(
     ('break_', 'more', 'reason'),
     [
-        (remove_image, (), 'there is no such image; check --images'),
-        (empty_image, (), 'the file is empty; copy the picture again'),
+        (remove_image, (), 'there is no such image; check the folder'),
+        (empty_image, (), 'the file is empty; copy the image again'),
         (damage_image, (), r'samples/CAM_BACK/.*jpg: CAM_BACK: .*allowed: JPEG or PNG'),
         (empty_data, (), 'drivelm.json: not valid JSON'),
         (remove_answer, (), 'questions have no answer, the first is'),

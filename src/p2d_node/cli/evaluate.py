@@ -56,7 +56,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         '--format',
         choices=(AUTO_FORMAT, *FORMAT_NAMES),
         default=AUTO_FORMAT,
-        help='of --data; auto: by its fields',
+        help='format of --data; auto: recognise it by its fields',
     )
     parser.add_argument('--limit', type=int, help='only the first N keyframes')
     parser.add_argument('--predictions', type=Path, help='score these answers; runs no model')
@@ -70,21 +70,21 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--max-new-tokens',
         type=int,
-        help='longest answer; without it what --params-file sets, and without both 64, or 2000 '
-        'for DriveLMM-o1, whose answers reason first',
+        help='longest answer; default: the value in --params-file, else 64, or 2000 for '
+        'DriveLMM-o1, whose answers contain reasoning',
     )
     parser.add_argument(
         '--instruction',
         default='',
-        help='text before each question, for a model that must be told how to answer',
+        help='text put before each question',
     )
     parser.add_argument(
         '--workers',
         type=int,
         default=1,
-        help='processes that answer keyframes side by side; each loads the model for itself, so N '
-        'of them need N times its memory, on a GPU too; CPU threads are divided among them, and '
-        'the times in the report are taken while they compete',
+        help='number of processes that answer keyframes in parallel. Each loads the model, so N '
+        'of them need N times its memory, also on a GPU. CPU threads are divided among them, '
+        'and the times in the report are measured while they compete',
     )
     parser.add_argument(
         '--scheduler',
@@ -96,23 +96,23 @@ def _add_answering(parser: argparse.ArgumentParser) -> None:
         '--out',
         type=Path,
         default=Path('evaluation'),
-        help='folder of answers.jsonl, submission.json and judgements.jsonl; a run that was cut '
-        'goes on there',
+        help='output folder for answers.jsonl, submission.json and judgements.jsonl; an '
+        'interrupted run continues there',
     )
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--judge-command',
-        help='scores free answers: JSON lines in; out a number per line, or for DriveLMM-o1 an '
-        'object of ratings per line',
+        help='command that scores free answers: it reads JSON lines, and writes a number per '
+        'line, or for DriveLMM-o1 an object of ratings per line',
     )
     parser.add_argument(
         '--judge-url', help=f'OpenAI-compatible service; its key in {API_KEY_VARIABLE}'
     )
     parser.add_argument('--judge-model', default='gpt-4o-mini', help='model of --judge-url')
     parser.add_argument(
-        '--judge-parallel', type=int, default=4, help='requests to --judge-url at a time'
+        '--judge-parallel', type=int, default=4, help='number of parallel requests to --judge-url'
     )
     parser.add_argument('--tokenizer', default='auto', help='ptb (Java), treebank or auto')
     parser.add_argument('--json', action='store_true', help='print figures as JSON')
@@ -149,7 +149,7 @@ def _score(
     predictions: Mapping[str, str],
     judge: Judge | None,
 ) -> dict[str, Any]:
-    from p2d_node.evaluation.judge import Jury, KEPT_FIELDS
+    from p2d_node.evaluation.judge import CachedJudge, KEPT_FIELDS
     from p2d_node.evaluation.record_file import RecordFile
     from rich.console import Console
     from rich.progress import Progress
@@ -166,9 +166,9 @@ def _score(
         def show(done: int, total: int) -> None:
             bars.update(task, completed=done, total=total)
 
-        jury = Jury(judge, kept, show)
-        scores = data_format.score(questions, predictions, jury, args.tokenizer)
-    counts = {'from_earlier_runs': jury.num_kept, 'none': jury.num_unjudged}
+        cached = CachedJudge(judge, kept, show)
+        scores = data_format.score(questions, predictions, cached, args.tokenizer)
+    counts = {'from_earlier_runs': cached.num_kept, 'none': cached.num_unjudged}
     return {**scores, 'judgements': counts}
 
 
@@ -212,21 +212,21 @@ def _answer(
     questions: Sequence[Any],
     all_questions: Sequence[Any],
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Answer what is still open of `questions`; returns the predictions, and what they cost."""
+    """Answer the unanswered ones of `questions`; return the predictions and their costs."""
     from p2d_node.evaluation.answering import (
         check_images,
         group_keyframes,
         RECORD_FIELDS,
-        still_open,
+        unanswered,
     )
     from p2d_node.evaluation.record_file import RecordFile
 
     job = _make_job(args, data_format)
     keyframes = group_keyframes(questions)
     check_images(keyframes, job.image_root, job.cameras)
-    made_by = _made_by(job, all_questions)
-    with RecordFile(args.out / 'answers.jsonl', made_by, RECORD_FIELDS) as answers:
-        left = still_open(keyframes, answers)
+    provenance = _provenance(job, all_questions)
+    with RecordFile(args.out / 'answers.jsonl', provenance, RECORD_FIELDS) as answers:
+        left = unanswered(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))
         done = answers.done
@@ -242,9 +242,7 @@ def _write_submission(
     from p2d_node.durable_files import write_faults, write_json
 
     fields = data_format.submission
-    remedy = (
-        'remove it, or make room: the answers are kept, and the same command goes on with them'
-    )
+    remedy = 'remove it, or free some space: the answers are kept, and the same command continues'
     with write_faults(f'{path}:', remedy):
         write_json(path, [{theirs: r[ours] for theirs, ours in fields.items()} for r in records])
 
@@ -314,8 +312,8 @@ def _config(args: argparse.Namespace, data_format: DataFormat) -> DriveConfig:
     return config
 
 
-def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
-    """Return what two runs must share for one to go on with the other's answers."""
+def _provenance(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
+    """Return what two runs must have in common for one to continue the other."""
     from p2d_node.checkpoints.checkpoint import open_checkpoint
     from p2d_node.checkpoints.model_folder import model_folder
     from p2d_node.evaluation.answer_settings import answer_settings
@@ -335,7 +333,7 @@ def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
 def _costs(
     job: AnswerJob, records: Sequence[dict[str, Any]], firsts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return what the answers took; `firsts` holds one record of each sweep."""
+    """Return times and token counts of the answers; `firsts` has one record of each sweep."""
     from p2d_node.records import Cut
 
     kept = sum(record['tokens_kept'] for record in records)

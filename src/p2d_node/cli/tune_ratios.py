@@ -27,7 +27,7 @@ EXAMPLE = """examples:
   p2d tune-ratios --data train.json --images nuscenes \\
       --storage postgresql://user:password@host/optuna          # the same on each machine
 
-A study goes on where it was when the same command is started again, after whatever end.
+The same command continues an interrupted study.
 """
 
 DEFAULT_TRIALS = 100
@@ -35,7 +35,7 @@ DEFAULT_LEASE_S = 120.0
 LEAST_LEASE_S, MOST_LEASE_S = 4.0, 1e6
 SHOW_PERIOD_S = 2.0
 MEAN_TO_LEAST = 0.25
-"""With --mean-retention no camera goes below this part of it, unless --min-retention says so."""
+"""Default of --min-retention as a part of --mean-retention."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -71,8 +71,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         '--images', type=Path, required=True, help='folder that holds samples/<CAMERA>/*.jpg'
     )
     group.add_argument('--limit', type=int, help='only the first N keyframes')
-    group.add_argument('--held-out', type=Path, help='DriveLM JSON that the search never sees')
-    group.add_argument('--held-out-images', type=Path, help='its pictures; default: --images')
+    group.add_argument(
+        '--held-out', type=Path, help='DriveLM JSON to compare on; the search does not use it'
+    )
+    group.add_argument(
+        '--held-out-images', type=Path, help='images of --held-out; default: --images'
+    )
     group.add_argument('--model', help='checkpoint folder')
     group.add_argument('--params-file', type=Path, help='settings of the pipeline')
 
@@ -84,7 +88,8 @@ def _add_objective(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--ratio-penalty',
         type=float,
-        help='times the sum of the ratios, subtracted; default: 0.03, or 0 with --mean-retention',
+        help='weight of the sum of the ratios, which is subtracted; default: 0.03, or 0 with '
+        '--mean-retention',
     )
     group.add_argument(
         '--mean-retention',
@@ -105,20 +110,27 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--methods',
         default='tpe,uniform',
-        help='of tpe, uniform, random, grid, evolutionary; default: tpe,uniform',
+        help='comma-separated: tpe, uniform, random, grid, evolutionary; default: tpe,uniform',
     )
     group.add_argument(
-        '--trials', type=int, default=DEFAULT_TRIALS, help='of each method, over all workers'
+        '--trials',
+        type=int,
+        default=DEFAULT_TRIALS,
+        help='trials of each method, over all workers',
     )
-    group.add_argument('--no-pruning', action='store_true', help='finish hopeless trials too')
+    group.add_argument(
+        '--no-pruning', action='store_true', help='finish trials below the median too'
+    )
     group.add_argument('--seed', type=int, default=0)
     group.add_argument(
         '--storage',
         help='database URL, as postgresql://..., or an SQLite file; default: OUT/study.db',
     )
-    group.add_argument('--name', help='of the study; default: the model')
+    group.add_argument('--name', help='name of the study; default: the model')
     group.add_argument('--workers', type=int, default=1, help='processes on this machine')
-    group.add_argument('--cache', type=Path, help='of seen keyframes; default: OUT/cache')
+    group.add_argument(
+        '--cache', type=Path, help='folder of encoded keyframes; default: OUT/cache'
+    )
     group.add_argument(
         '--lease',
         type=float,
@@ -145,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with _progress() as bars:
             with extra_workers(options, args.workers - 1):
-                _prepare(bars, session, session.question_set, 'keyframes seen')
+                _prepare(bars, session, session.question_set, 'keyframes encoded')
                 _search(bars, session)
             results = collect_results(session.studies)
             best = best_of(results)
@@ -157,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare_files(args: argparse.Namespace, model: str) -> dict[str, Path]:
-    """Return which files the search will leave; those that cannot be written cost no trial."""
+    """Return the output files; check that they can be written before the first trial."""
     from p2d_node.durable_files import require_writable, write_faults
     from p2d_node.retention_presets import preset_name, writable_preset
     from p2d_node.tuning.retention_file import STUDY_KEPT
@@ -278,8 +290,8 @@ def _prepare(
     bars: Progress, session: TuningSession, question_set: QuestionSet, title: str
 ) -> None:
     task = bars.add_task(title, total=len(question_set.keyframes))
-    seen = session.seen(question_set)
-    for count in seen.prepare(question_set.keyframes, question_set.digests):
+    cache = session.keyframe_cache(question_set)
+    for count in cache.prepare(question_set.keyframes, question_set.digests):
         bars.update(task, completed=count)
 
 
@@ -316,7 +328,7 @@ def _compare(
 
     if held_out is None:
         return None
-    _prepare(bars, session, held_out, 'held-out keyframes seen')
+    _prepare(bars, session, held_out, 'held-out keyframes encoded')
     task = bars.add_task('held-out answers', total=2 * len(held_out.keyframes))
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 

@@ -161,7 +161,8 @@ def _open_errors(storage: str) -> Iterator[None]:
 
 
 def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
-    reason = _first_line(getattr(err.__cause__ or err, 'orig', None) or err)
+    cause = err.__cause__ or err
+    reason = _first_line(getattr(cause, 'orig', None) or cause)
     return BackendUnavailableError(
         f'storage: {mask_password(storage)}: cannot be used: {_without_secrets(reason, storage)}; '
         'its content is kept, and the same command continues with it'
