@@ -9,7 +9,7 @@ import sys
 
 import cv2
 from p2d_node.evaluation.command_judge import CommandJudge
-from p2d_node.evaluation.judge import Judge, Jury
+from p2d_node.evaluation.judge import CachedJudge, Judge
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
@@ -47,13 +47,13 @@ def judge_command(tmp_path: Path) -> Callable[[str], CommandJudge]:
 
 
 @pytest.fixture
-def make_jury(tmp_path: Path) -> Iterator[Callable[[Judge], Jury]]:
+def make_judge(tmp_path: Path) -> Iterator[Callable[[Judge], CachedJudge]]:
     """Make juries, one after another, that keep what is judged in one file."""
     with ExitStack() as stack:
 
-        def make(judge: Judge) -> Jury:
+        def make(judge: Judge) -> CachedJudge:
             stack.close()
             kept = RecordFile(tmp_path / 'judgements.jsonl', {})
-            return Jury(judge, stack.enter_context(kept))
+            return CachedJudge(judge, stack.enter_context(kept))
 
         yield make

@@ -1,5 +1,6 @@
-"""Answers by several processes: the same ones, and none lost or doubled, whoever is killed."""
+"""Answers of several workers are those of one, and none is lost or doubled if one is killed."""
 
+from contextlib import ExitStack
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import time
 
+from distributed import Client, Security
 from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
+import psutil
 import pytest
 
 NUM_KEYFRAMES = 60
@@ -16,6 +19,21 @@ NUM_KEYFRAMES = 60
 
 QUESTIONS = ('What is ahead?', 'Is it red?', 'Choose.')
 PATIENCE_S = 90.0
+
+KILLER = """
+import os, signal
+from p2d_node.evaluation import answering
+
+load = answering.load_sweep
+
+def load_sweep(keyframe, *others):
+    if keyframe.name == 's_f2':
+        os.kill(os.getpid(), signal.SIGKILL)
+    return load(keyframe, *others)
+
+answering.load_sweep = load_sweep
+"""
+"""Python runs it at the start of every process, if its folder is in PYTHONPATH."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -30,11 +48,14 @@ def wait_for(condition):
 
 
 class Run:
-    """`p2d evaluate` with two workers, in a process group of its own."""
+    """`p2d evaluate`, by default with two workers, in a process group of its own."""
 
-    def __init__(self, words):
+    def __init__(self, words, *more, env=None, cwd=None):
+        more = more or ('--workers', '2')
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'p2d_node.cli.main', *words, '--workers', '2'],
+            [sys.executable, '-m', 'p2d_node.cli.main', *words, *more],
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -43,16 +64,15 @@ class Run:
 
     def workers(self):
         """Process ids of the workers, not of Python's resource tracker."""
-        children = Path(f'/proc/{self.process.pid}/task/{self.process.pid}/children').read_text()
         return [
-            int(pid)
-            for pid in children.split()
-            if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()
+            child.pid
+            for child in psutil.Process(self.process.pid).children()
+            if any('spawn_main' in word for word in child.cmdline())
         ]
 
-    def end(self):
+    def end(self, timeout_s=PATIENCE_S):
         """Return exit code and standard error."""
-        _, error = self.process.communicate(timeout=PATIENCE_S)
+        _, error = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, error
 
 
@@ -96,16 +116,24 @@ def is_gone(pid):
         return True
 
 
+def assert_terminal_is_quiet(error):
+    assert 'Traceback' not in error
+    assert 'distributed' not in error
+
+
+def assert_each_question_is_answered_once(folder):
+    names = [f's_f{number}_{i}' for number in range(NUM_KEYFRAMES) for i in range(len(QUESTIONS))]
+    assert sorted(name for name, _ in stored(folder)) == sorted(names)
+    submission = json.loads((folder / 'out' / 'submission.json').read_text())
+    assert [item['id'] for item in submission] == names
+
+
 def assert_goes_on_to_the_end(folder, words, before):
     """Finish the run in this process; everything is there once, and what was there stays."""
     assert 0 < len(before) < NUM_KEYFRAMES * len(QUESTIONS)
     assert main(words) == 0
-    after = stored(folder)
-    assert after[: len(before)] == before
-    names = [f's_f{number}_{i}' for number in range(NUM_KEYFRAMES) for i in range(len(QUESTIONS))]
-    assert sorted(name for name, _ in after) == sorted(names)
-    submission = json.loads((folder / 'out' / 'submission.json').read_text())
-    assert [item['id'] for item in submission] == names
+    assert stored(folder)[: len(before)] == before
+    assert_each_question_is_answered_once(folder)
 
 
 def test_two_workers_give_the_answers_of_one(folder, words, capsys):
@@ -123,18 +151,55 @@ def test_two_workers_give_the_answers_of_one(folder, words, capsys):
     assert two.read_text() == one.read_text()
 
 
-def test_a_worker_that_is_killed_ends_the_run_and_loses_nothing(folder, words, capfd):
+def test_the_keyframe_of_a_worker_that_is_killed_is_answered_by_another(folder, words):
     run = Run(words)
     wait_for_answers(folder)
     workers = run.workers()
+    assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     code, error = run.end()
+    assert code == 0
+    assert_terminal_is_quiet(error)
+    assert all(is_gone(pid) for pid in workers)
+    assert_each_question_is_answered_once(folder)
+
+
+def test_a_keyframe_that_ends_every_worker_is_given_up_with_the_reason(folder, words):
+    (folder / 'sitecustomize.py').write_text(KILLER)
+    run = Run([*words, '--limit', '6'], env={'PYTHONPATH': str(folder)})
+    code, error = run.end(3 * PATIENCE_S)  # workers start three times
     assert code == EXIT_BAD_INPUT
     (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
-    assert 'was ended by SIGKILL while it was at keyframe s_f' in line
-    assert 'Traceback' not in error
-    assert all(is_gone(pid) for pid in workers)
-    assert_goes_on_to_the_end(folder, words, stored(folder))
+    assert 'keyframe s_f2 ended 3 workers, and is given up; the answers so far are kept' in line
+    assert_terminal_is_quiet(error)
+    names = [name for name, _ in stored(folder)]
+    assert {'s_f0_0', 's_f1_2'} <= set(names)
+    assert not any(name.startswith('s_f2_') for name in names)
+
+
+def test_only_this_process_can_reach_its_workers(folder, words):
+    run = Run(words)
+    wait_for_answers(folder)
+    tree = [psutil.Process(run.process.pid), *map(psutil.Process, run.workers())]
+    connections = [c for process in tree for c in process.net_connections() if not c.raddr]
+    listening = [c.laddr for c in connections if c.status == psutil.CONN_LISTEN]
+    assert listening
+    assert {address.ip for address in listening} == {'127.0.0.1'}
+    for address in listening:
+        with pytest.raises(OSError, match=r'.'):
+            Client(f'tcp://127.0.0.1:{address.port}', timeout=2)
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.end()
+
+
+def test_one_worker_needs_no_cluster(folder, words):
+    code = (
+        'import sys\n'
+        'from p2d_node.cli.main import main\n'
+        f'assert main({[*words, "--limit", "1"]!r}) == 0\n'
+        'assert not {"dask", "distributed"} & sys.modules.keys()\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_workers_end_with_a_caller_that_is_killed(folder, words):
@@ -158,7 +223,7 @@ def test_ctrl_c_ends_all_workers(folder, words, moment):
     os.killpg(run.process.pid, signal.SIGINT)
     code, error = run.end()
     assert code == EXIT_INTERRUPTED
-    assert 'Traceback' not in error
+    assert_terminal_is_quiet(error)
     wait_for(lambda: all(is_gone(pid) for pid in workers))
     if moment == 'while they answer':
         assert_goes_on_to_the_end(folder, words, stored(folder))
@@ -190,3 +255,135 @@ def test_a_model_that_no_worker_can_load_is_one_line(folder, words, capfd):
     error = capfd.readouterr().err
     assert "p2d evaluate: --model: got 'nowhere', which is not a folder" in error
     assert 'Traceback' not in error
+
+
+TLS_FILES = {
+    'DASK_DISTRIBUTED__COMM__TLS__CA_FILE': 'tls_ca_file',
+    **{
+        f'DASK_DISTRIBUTED__COMM__TLS__{role}__{kind}': f'tls_{role}_{kind}'.lower()
+        for role in ('SCHEDULER', 'WORKER', 'CLIENT')
+        for kind in ('KEY', 'CERT')
+    },
+}
+"""Dask's settings, and the names of their values in `Security`."""
+
+
+def tls_settings(folder):
+    """Write temporary keys; return the environment that makes Dask use them."""
+    security = Security.temporary()
+    settings = {'DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION': 'true'}
+    for setting, name in TLS_FILES.items():
+        path = folder / f'{name}.pem'
+        path.write_text(getattr(security, name))
+        settings[setting] = str(path)
+    return settings
+
+
+class Cluster:
+    """A scheduler and its workers, started as their users do."""
+
+    def __init__(self, folder, *, num_workers=2, protocol='tcp', settings=None):
+        self.settings = settings or {}
+        path = folder / 'scheduler.json'
+        common = ('--protocol', protocol, '--host', '127.0.0.1', '--no-dashboard')
+        self.scheduler = self._start(
+            'scheduler', '--scheduler-file', str(path), '--port', '0', *common
+        )
+        wait_for(lambda: path.exists() and path.read_text().endswith('}'))
+        self.address = json.loads(path.read_text())['address']
+        more = ('--nworkers', str(num_workers), '--nthreads', '1')
+        self.workers = self._start('worker', self.address, *more, *common) if num_workers else None
+
+    def _start(self, verb, *more):
+        return subprocess.Popen(
+            [sys.executable, '-m', 'dask', verb, *more],
+            cwd='/',
+            env={**os.environ, **self.settings},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def end(self):
+        for process in filter(None, (self.workers, self.scheduler)):
+            process.terminate()
+        for process in filter(None, (self.workers, self.scheduler)):
+            process.wait(30)
+
+
+@pytest.fixture
+def start_cluster(folder):
+    with ExitStack() as stack:
+
+        def start(**options):
+            cluster = Cluster(folder, **options)
+            stack.callback(cluster.end)
+            return cluster
+
+        yield start
+
+
+@pytest.mark.parametrize('protocol', ['tcp', 'tls'])
+def test_a_running_cluster_gives_the_answers_of_one_process(
+    folder, words, capsys, start_cluster, protocol
+):
+    words = [*words, '--limit', '6', '--json']
+    assert main(words) == 0
+    alone = stored(folder)
+    (folder / 'out').rename(folder / 'alone')
+    settings = tls_settings(folder) if protocol == 'tls' else {}
+    cluster = start_cluster(protocol=protocol, settings=settings)
+    assert cluster.address.startswith(f'{protocol}://')
+    run = Run(relative(words, folder), '--scheduler', cluster.address, env=settings, cwd=folder)
+    code, error = run.end()
+    assert code == 0, error
+    assert_terminal_is_quiet(error)
+    assert sorted(stored(folder)) == sorted(alone)
+    assert cluster.scheduler.poll() is None
+    assert cluster.workers.poll() is None
+
+
+def relative(words, folder):
+    """Return the arguments with paths that hold only in `folder`."""
+    return [os.path.relpath(word, folder) if word.startswith('/') else word for word in words]
+
+
+def test_a_cluster_without_its_tls_keys_is_not_used(folder, words, capsys, start_cluster):
+    cluster = start_cluster(num_workers=0, protocol='tls', settings=tls_settings(folder))
+    assert main([*words, '--scheduler', cluster.address]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert f'p2d evaluate: scheduler: {cluster.address} cannot be reached: ' in error
+
+
+def test_a_scheduler_that_goes_away_is_one_line_and_loses_nothing(folder, words, start_cluster):
+    cluster = start_cluster()
+    run = Run(words, '--scheduler', cluster.address)
+    wait_for_answers(folder)
+    cluster.scheduler.kill()
+    code, error = run.end()
+    assert code == EXIT_BAD_INPUT
+    (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
+    assert 'scheduler: the connection was lost at keyframe s_f' in line
+    assert_terminal_is_quiet(error)
+    assert_goes_on_to_the_end(folder, words, stored(folder))
+
+
+def test_a_cluster_without_workers_is_one_line(folder, words, capsys, monkeypatch, start_cluster):
+    monkeypatch.setattr('p2d_node.evaluation.answer_workers.WORKERS_TIMEOUT_S', 0.5)
+    cluster = start_cluster(num_workers=0)
+    assert main([*words, '--scheduler', cluster.address]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert f'scheduler: {cluster.address} has no workers; start some with dask worker' in error
+
+
+@pytest.mark.parametrize('address', ['tcp://127.0.0.1:9', 'nonsense://host:1', 'no address', ''])
+def test_a_scheduler_that_cannot_be_reached_is_one_line(words, capsys, monkeypatch, address):
+    monkeypatch.setattr('p2d_node.evaluation.answer_workers.CONNECT_TIMEOUT_S', 1.0)
+    assert main([*words, '--scheduler', address]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
+    assert f'scheduler: {address} cannot be reached: ' in line
+
+
+def test_workers_and_a_scheduler_are_not_both_given(words, capsys):
+    assert main([*words, '--scheduler', 'tcp://a:1', '--workers', '2']) == EXIT_BAD_INPUT
+    assert '--workers, --scheduler: got both, allowed: one' in capsys.readouterr().err

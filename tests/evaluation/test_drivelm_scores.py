@@ -127,18 +127,18 @@ def test_each_object_is_found_once():
     assert match_points('nothing', POINTS) == ([], 0.0)
 
 
-def test_a_judge_completes_the_official_sum(data, judge_command, make_jury):
-    jury = make_jury(judge_command("    print(80 if 'light' in item['answer'] else 40)\n"))
-    scores = score_predictions(read_questions(data), PREDICTIONS, jury=jury)
+def test_a_judge_completes_the_official_sum(data, judge_command, make_judge):
+    judge = make_judge(judge_command("    print(80 if 'light' in item['answer'] else 40)\n"))
+    scores = score_predictions(read_questions(data), PREDICTIONS, judge=judge)
     assert scores.judge == pytest.approx(80.0)
     assert scores.match == pytest.approx((scores.match_f1 + 40.0) / 2)
     expected = 0.4 * 0.8 + 0.2 * scores.language.score + 0.2 * scores.match / 100
     assert scores.final == pytest.approx(expected + 0.2 * scores.accuracy)
 
 
-def test_without_a_single_judgement_its_scores_are_absent(data, judge_command, make_jury):
-    jury = make_jury(judge_command("    print('null')\n"))
-    scores = score_predictions(read_questions(data), PREDICTIONS, jury=jury)
+def test_without_a_single_judgement_its_scores_are_absent(data, judge_command, make_judge):
+    judge = make_judge(judge_command("    print('null')\n"))
+    scores = score_predictions(read_questions(data), PREDICTIONS, judge=judge)
     assert (scores.judge, scores.match, scores.final) == (None, None, None)
     assert scores.match_f1 is not None
 

@@ -140,9 +140,9 @@ RATES_BY_LENGTH = (
 )
 
 
-def test_a_judge_gives_each_criterion_and_their_mean(one_keyframe, judge_command, make_jury):
-    jury = make_jury(judge_command(RATES_BY_LENGTH + '    print(json.dumps(ratings))\n'))
-    scores = score_o1_predictions(one_keyframe, PREDICTIONS, jury=jury)
+def test_a_judge_gives_each_criterion_and_their_mean(one_keyframe, judge_command, make_judge):
+    judge = make_judge(judge_command(RATES_BY_LENGTH + '    print(json.dumps(ratings))\n'))
+    scores = score_o1_predictions(one_keyframe, PREDICTIONS, judge=judge)
     # One of four answers names the lorry.
     assert scores.reasoning['Relevance'] == pytest.approx(10 * (9 + 3 * 3) / 4)
     assert scores.reasoning['Hallucination'] == pytest.approx(60.0)
@@ -150,21 +150,21 @@ def test_a_judge_gives_each_criterion_and_their_mean(one_keyframe, judge_command
     assert scores.overall_reasoning_stated is None
 
 
-def test_means_that_the_judge_states_are_kept_apart(one_keyframe, judge_command, make_jury):
+def test_means_that_the_judge_states_are_kept_apart(one_keyframe, judge_command, make_judge):
     code = RATES_BY_LENGTH + "    print(json.dumps(ratings | {'Overall Score': 7.5}))\n"
-    scores = score_o1_predictions(one_keyframe, PREDICTIONS, jury=make_jury(judge_command(code)))
+    scores = score_o1_predictions(one_keyframe, PREDICTIONS, judge=make_judge(judge_command(code)))
     assert scores.overall_reasoning_stated == pytest.approx(75.0)
     assert scores.overall_reasoning == pytest.approx((11 * 60 + 45) / 12)
 
 
-def test_answers_without_a_rating_are_left_out(one_keyframe, judge_command, make_jury):
+def test_answers_without_a_rating_are_left_out(one_keyframe, judge_command, make_judge):
     code = RATES_BY_LENGTH + (
         "    print('null' if ratings['Relevance'] == 9 else json.dumps(ratings))\n"
     )
-    jury = make_jury(judge_command(code))
-    scores = score_o1_predictions(one_keyframe, PREDICTIONS, jury=jury)
+    judge = make_judge(judge_command(code))
+    scores = score_o1_predictions(one_keyframe, PREDICTIONS, judge=judge)
     assert scores.reasoning['Relevance'] == pytest.approx(30.0)
-    assert jury.num_unjudged == 1
+    assert judge.num_unjudged == 1
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_answers_without_a_rating_are_left_out(one_keyframe, judge_command, make
         ({'steps': None}, r'item 1 \(idx s_f0_1\): has no text steps; needed: idx, question'),
         ({'final_answer': 3}, r'item 1 \(idx s_f0_1\): has no text final_answer'),
         ({'idx': 'one'}, r'item 1 \(idx one\): needed: an idx like <scene>_<frame>_<number>'),
-        ({'idx': 's_f0_0'}, 'the idx s_f0_0 stands there twice'),
+        ({'idx': 's_f0_0'}, 'the idx s_f0_0 occurs twice'),
         ({'image': 'stitched.png'}, "image: got 'stitched.png', needed: a list of names"),
-        ({'image': ['front.jpg']}, 'needed: a list of names of nuScenes pictures'),
+        ({'image': ['front.jpg']}, 'needed: a list of names of nuScenes images'),
     ],
 )
 def test_an_item_that_is_not_whole_is_named(data, items, change, reason):

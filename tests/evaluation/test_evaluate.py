@@ -1,4 +1,4 @@
-"""`p2d evaluate` with a tiny model: whole, cut and gone on with, and refused."""
+"""`p2d evaluate` with a tiny model: complete, interrupted and resumed, and refused."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_a_file_that_is_not_ours_stays_as_it_is(drivelm_folder, words, content, 
     assert main(words) == EXIT_BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
     assert 'answers.jsonl: ' in line
-    assert 'name another folder with --out' in line
+    assert 'choose another output folder' in line
     assert path.read_bytes() == content
 
 
@@ -284,7 +284,7 @@ def test_a_limit_counts_keyframes(words, capsys):
 def test_a_missing_picture_is_named_before_the_first_answer(drivelm_folder, words, capsys):
     next((drivelm_folder / 'samples' / 'CAM_BACK').glob('*.jpg')).unlink()
     assert main(words) == EXIT_BAD_INPUT
-    assert 'there is no such image; check --images' in capsys.readouterr().err
+    assert 'there is no such image; check the folder' in capsys.readouterr().err
     assert not (drivelm_folder / 'out').exists()
 
 
@@ -353,13 +353,13 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
             ['--data', 'data.json', '--predictions', 'other.json'],
             'other.json: not predictions: item 0 has no id or idx',
         ),
-        (['--data', 'data.json', '--judge-url', 'x'], "--judge-url: got 'x', allowed: http"),
-        (['--data', 'data.json', '--judge-url', ''], "--judge-url: got '', allowed: http"),
+        (['--data', 'data.json', '--judge-url', 'x'], "judge_url: got 'x', allowed: http"),
+        (['--data', 'data.json', '--judge-url', ''], "judge_url: got '', allowed: http"),
         (['--data', 'data.json', '--judge-url', 'x', '--judge-command', 'y'], 'got both'),
-        (['--data', 'data.json', '--judge-command', ''], '--judge-command: got an empty text'),
+        (['--data', 'data.json', '--judge-command', ''], 'judge_command: got an empty text'),
         (['--data', 'data.json', '--judge-command', "echo 'x"], 'No closing quotation'),
         (['--data', 'data.json', '--judge-command', '/nope'], '/nope: there is no such command'),
-        (['--data', 'data.json', '--tokenizer', 'foo'], "--tokenizer: got 'foo', allowed: auto"),
+        (['--data', 'data.json', '--tokenizer', 'foo'], "tokenizer: got 'foo', allowed: auto"),
         (['--data', 'deep.json'], 'deep.json: not valid JSON: maximum recursion depth'),
         (
             ['--data', 'nameless.json', '--images', '.'],

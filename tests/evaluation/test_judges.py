@@ -23,73 +23,73 @@ BY_LENGTH = [3.0, 3.0, 3.0, 4.0]
 RATING = rating_task(CRITERIA)
 
 
-def test_a_command_is_asked_once_about_every_answer(judge_command, make_jury):
+def test_a_command_is_asked_once_about_every_answer(judge_command, make_judge):
     count = "    open(sys.argv[0] + '.asked', 'a').write('x')\n    print(len(item['answer']))\n"
     judge = judge_command(count)
-    jury = make_jury(judge)
-    assert jury.judge(SCORE, ANSWERS) == BY_LENGTH
-    again = make_jury(judge)
+    cached = make_judge(judge)
+    assert cached.judge(SCORE, ANSWERS) == BY_LENGTH
+    again = make_judge(judge)
     assert again.judge(SCORE, [*ANSWERS, ('What?', 'lorry', 'a bus')]) == [*BY_LENGTH, 5.0]
-    assert (jury.num_kept, again.num_kept) == (0, 4)
+    assert (cached.num_kept, again.num_kept) == (0, 4)
     asked = judge.identity['command'][1] + '.asked'
     with open(asked) as file:
         assert file.read() == 'x' * 5
 
 
-def test_a_command_that_was_changed_judges_anew(judge_command, make_jury):
-    make_jury(judge_command('    print(1)\n')).judge(SCORE, ANSWERS)
-    jury = make_jury(judge_command('    print(2)\n'))
-    assert jury.judge(SCORE, ANSWERS) == [2.0] * 4
-    assert jury.num_kept == 0
+def test_a_command_that_was_changed_judges_anew(judge_command, make_judge):
+    make_judge(judge_command('    print(1)\n')).judge(SCORE, ANSWERS)
+    cached = make_judge(judge_command('    print(2)\n'))
+    assert cached.judge(SCORE, ANSWERS) == [2.0] * 4
+    assert cached.num_kept == 0
 
 
-def test_another_task_is_another_question(judge_command, make_jury):
+def test_another_task_is_another_question(judge_command, make_judge):
     code = "    print(json.dumps(dict.fromkeys(item.get('criteria', []), 5)) + ' 7')\n"
     judge = judge_command(code)
-    jury = make_jury(judge)
-    assert jury.judge(SCORE, ANSWERS[:1]) == [7.0]
-    assert jury.judge(RATING, ANSWERS[:1]) == [dict.fromkeys(CRITERIA, 5.0)]
+    cached = make_judge(judge)
+    assert cached.judge(SCORE, ANSWERS[:1]) == [7.0]
+    assert cached.judge(RATING, ANSWERS[:1]) == [dict.fromkeys(CRITERIA, 5.0)]
 
 
 @pytest.mark.parametrize(
     'end', ['sys.exit("no money")', 'print("who knows")', 'os.kill(os.getpid(), 9)']
 )
-def test_what_was_judged_before_the_failure_is_kept(judge_command, make_jury, end):
+def test_what_was_judged_before_the_failure_is_kept(judge_command, make_judge, end):
     judge = judge_command(
         f"    if item['answer'] == 'van': {end}\n    print(len(item['answer']), flush=True)\n"
     )
-    with pytest.raises(BackendUnavailableError, match=r'goes on after the judgements.*\(2\)'):
-        make_jury(judge).judge(SCORE, ANSWERS)
-    jury = make_jury(judge)
-    assert jury.judge(SCORE, ANSWERS[:2]) == BY_LENGTH[:2]
-    assert jury.num_kept == 2
+    with pytest.raises(BackendUnavailableError, match=r'continues after the judgements.*\(2\)'):
+        make_judge(judge).judge(SCORE, ANSWERS)
+    cached = make_judge(judge)
+    assert cached.judge(SCORE, ANSWERS[:2]) == BY_LENGTH[:2]
+    assert cached.num_kept == 2
 
 
-def test_more_lines_than_answers_make_all_of_them_doubtful(judge_command, make_jury):
-    make_jury(judge_command('    print(1)\n')).judge(SCORE, ANSWERS[:1])
+def test_more_lines_than_answers_make_all_of_them_doubtful(judge_command, make_judge):
+    make_judge(judge_command('    print(1)\n')).judge(SCORE, ANSWERS[:1])
     doubled = judge_command('    print(1)\n    print(2, flush=True)\n')
     with pytest.raises(BackendUnavailableError, match='more than 4 lines for 4 answers'):
-        make_jury(doubled).judge(SCORE, ANSWERS)
-    mended = make_jury(judge_command('    print(1)\n'))
+        make_judge(doubled).judge(SCORE, ANSWERS)
+    mended = make_judge(judge_command('    print(1)\n'))
     assert mended.judge(SCORE, ANSWERS) == [1.0] * 4
     assert mended.num_kept == 1
 
 
-def test_too_many_lines_at_the_first_run_leave_a_file_to_begin_anew(judge_command, make_jury):
+def test_too_many_lines_at_the_first_run_leave_a_file_to_begin_anew(judge_command, make_judge):
     with pytest.raises(BackendUnavailableError, match='more than 4 lines'):
-        make_jury(judge_command('    print(1)\n    print(2, flush=True)\n')).judge(SCORE, ANSWERS)
+        make_judge(judge_command('    print(1)\n    print(2, flush=True)\n')).judge(SCORE, ANSWERS)
     for num_kept in (0, 4):
-        mended = make_jury(judge_command('    print(1)\n'))
+        mended = make_judge(judge_command('    print(1)\n'))
         assert mended.judge(SCORE, ANSWERS) == [1.0] * 4
         assert mended.num_kept == num_kept
 
 
-def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_jury):
+def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_judge):
     judge = judge_command("    print(9 if os.path.exists('/nowhere') else 'null')\n")
     for _ in range(2):
-        jury = make_jury(judge)
-        assert jury.judge(SCORE, ANSWERS) == [None] * 4
-        assert (jury.num_kept, jury.num_unjudged) == (0, 4)
+        cached = make_judge(judge)
+        assert cached.judge(SCORE, ANSWERS) == [None] * 4
+        assert (cached.num_kept, cached.num_unjudged) == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_ju
         ('    raise SystemExit("no key")\n', 'exit status 1, it said: no key'),
     ],
 )
-def test_a_command_that_does_not_score_is_named(judge_command, make_jury, code, reason):
+def test_a_command_that_does_not_score_is_named(judge_command, make_judge, code, reason):
     with pytest.raises(BackendUnavailableError, match=reason):
-        make_jury(judge_command(code)).judge(SCORE, ANSWERS)
+        make_judge(judge_command(code)).judge(SCORE, ANSWERS)
 
 
 @pytest.mark.parametrize(
@@ -115,21 +115,21 @@ def test_a_command_that_does_not_score_is_named(judge_command, make_jury, code, 
         (json.dumps(dict.fromkeys(CRITERIA, True)), 'Faithfulness-Step: got True'),
     ],
 )
-def test_a_command_that_does_not_rate_is_named(judge_command, make_jury, reply, reason):
+def test_a_command_that_does_not_rate_is_named(judge_command, make_judge, reply, reason):
     with pytest.raises(BackendUnavailableError, match=reason):
-        make_jury(judge_command(f'    print({reply!r})\n')).judge(RATING, ANSWERS)
+        make_judge(judge_command(f'    print({reply!r})\n')).judge(RATING, ANSWERS)
 
 
 @pytest.mark.parametrize(
     ('command', 'reason'),
     [
         ('no-such-judge --fast', 'no-such-judge: there is no such command'),
-        ("echo 'x", 'which no shell would understand: No closing quotation'),
+        ("echo 'x", 'which a shell cannot parse: No closing quotation'),
         ('  ', 'got an empty text, allowed: a command'),
     ],
 )
 def test_a_command_that_cannot_run_is_refused_at_the_start(command, reason):
-    with pytest.raises(ConfigError, match=f'--judge-command: .*{reason}'):
+    with pytest.raises(ConfigError, match=f'judge_command: .*{reason}'):
         CommandJudge(command)
 
 
@@ -222,31 +222,31 @@ def chat_url() -> Iterator[str]:
 
 
 @pytest.mark.parametrize('num_parallel', [1, 3])
-def test_a_chat_model_judges(chat_url, make_jury, num_parallel):
+def test_a_chat_model_judges(chat_url, make_judge, num_parallel):
     judge = ChatJudge(chat_url, 'some-model', num_parallel=num_parallel)
-    jury = make_jury(judge)
-    assert jury.judge(SCORE, ANSWERS) == [3.0, 3.0, 3.0, None]
-    assert jury.judge(RATING, ANSWERS)[3] == dict.fromkeys(CRITERIA, 4.0)
-    assert jury.num_unjudged == 1
-    again = make_jury(judge)
+    cached = make_judge(judge)
+    assert cached.judge(SCORE, ANSWERS) == [3.0, 3.0, 3.0, None]
+    assert cached.judge(RATING, ANSWERS)[3] == dict.fromkeys(CRITERIA, 4.0)
+    assert cached.num_unjudged == 1
+    again = make_judge(judge)
     again.judge(SCORE, ANSWERS)
     assert again.num_kept == 3
     assert _Chat.asked[8:] == ['tram']
 
 
-def test_a_busy_service_is_asked_again(chat_url, make_jury):
+def test_a_busy_service_is_asked_again(chat_url, make_judge):
     _Chat.refuse['car'] = [429, 503]
-    jury = make_jury(ChatJudge(chat_url, 'some-model'))
-    assert jury.judge(SCORE, ANSWERS[:2]) == [3.0, 3.0]
+    cached = make_judge(ChatJudge(chat_url, 'some-model'))
+    assert cached.judge(SCORE, ANSWERS[:2]) == [3.0, 3.0]
     assert _Chat.asked == ['bus', 'car', 'car', 'car']
 
 
-def test_a_service_that_refuses_ends_the_run_and_what_it_said_is_kept(chat_url, make_jury):
+def test_a_service_that_refuses_ends_the_run_and_what_it_said_is_kept(chat_url, make_judge):
     _Chat.refuse['van'] = [401]
     judge = ChatJudge(chat_url, 'some-model')
-    with pytest.raises(BackendUnavailableError, match=r'--judge-url: .*not now.*\(2\)'):
-        make_jury(judge).judge(SCORE, ANSWERS)
-    assert make_jury(judge).judge(SCORE, ANSWERS[:3]) == BY_LENGTH[:3]
+    with pytest.raises(BackendUnavailableError, match=r'judge_url: .*not now.*\(2\)'):
+        make_judge(judge).judge(SCORE, ANSWERS)
+    assert make_judge(judge).judge(SCORE, ANSWERS[:3]) == BY_LENGTH[:3]
     assert [_Chat.asked.count(answer) for answer in ('bus', 'car', 'van')] == [1, 1, 2]
 
 
@@ -255,18 +255,18 @@ def test_a_service_that_refuses_ends_the_run_and_what_it_said_is_kept(chat_url, 
     ['x', '', 'ftp://host/v1', 'http://[::1', 'http://bad host/v1', 'http:///v1', 'http://a:b/'],
 )
 def test_a_text_that_is_no_url_is_refused_at_the_start(url):
-    with pytest.raises(ConfigError, match=rf"--judge-url: got '{re.escape(url)}', allowed: http"):
+    with pytest.raises(ConfigError, match=rf"judge_url: got '{re.escape(url)}', allowed: http"):
         ChatJudge(url, 'some-model')
 
 
-def test_a_password_in_the_url_is_not_shown(chat_url, make_jury):
+def test_a_password_in_the_url_is_not_shown(chat_url, make_judge):
     _Chat.refuse['bus'] = [401]
     judge = ChatJudge(chat_url.replace('//', '//me:SECRET@'), 'some-model')
-    with pytest.raises(BackendUnavailableError, match=r'--judge-url: http://127') as caught:
-        make_jury(judge).judge(SCORE, ANSWERS[:1])
+    with pytest.raises(BackendUnavailableError, match=r'judge_url: http://127') as caught:
+        make_judge(judge).judge(SCORE, ANSWERS[:1])
     assert 'SECRET' not in str(caught.value)
 
 
 def test_a_number_of_requests_that_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match='--judge-parallel: got 0, allowed: 1 or more'):
+    with pytest.raises(ConfigError, match='judge_parallel: got 0, allowed: 1 or more'):
         ChatJudge('http://localhost/v1', 'some-model', num_parallel=0)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import optuna
+from optuna.trial import TrialState
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.ledger import finished, Ledger
 from p2d_node.tuning.methods import check_methods, make_pruner, make_sampler, trials_of
-from p2d_node.tuning.objective import Score
 from p2d_node.tuning.search_space import SearchSpace
-from p2d_node.tuning.worker_identity import WorkerIdentity
+from p2d_node.tuning.trials import finished, MethodStudy
 import pytest
 
 CAMERAS = ('LEFT', 'MIDDLE', 'RIGHT')
@@ -16,7 +15,9 @@ SPACE = SearchSpace(num_tokens=dict.fromkeys(CAMERAS, 100))
 BEST = dict(zip(CAMERAS, (0.9, 0.3, 0.2), strict=True))
 
 
-def make_ledger(method: str, num_trials: int, storage, *, seed: int = 0, pruning=False) -> Ledger:
+def join_study(
+    method: str, num_trials: int, storage, *, seed: int = 0, pruning=False
+) -> MethodStudy:
     study = optuna.create_study(
         study_name=method,
         storage=storage,
@@ -25,19 +26,22 @@ def make_ledger(method: str, num_trials: int, storage, *, seed: int = 0, pruning
         sampler=make_sampler(method, SPACE, num_trials, seed),
         pruner=make_pruner(method, pruning),
     )
-    worker = WorkerIdentity.of_this_process()
-    return Ledger(study, storage='memory', num_trials=num_trials, worker=worker, lease_s=60.0)
+    return MethodStudy(study, storage='memory', num_trials=num_trials, grace_period_s=60.0)
 
 
 def score_of(params) -> float:
     return -sum((params[camera] - BEST[camera]) ** 2 for camera in CAMERAS)
 
 
+def suggest(trial) -> dict[str, float]:
+    return {camera: trial.suggest_float(camera, *SPACE.bounds) for camera in CAMERAS}
+
+
 def search(method: str, num_trials: int, storage=None, *, seed: int = 0) -> list:
-    ledger = make_ledger(method, num_trials, storage or new_storage(), seed=seed)
-    while trial := ledger.start(SPACE):
-        trial.complete(Score(score_of(trial.params), None, None), {})
-    return finished(ledger.trials)
+    study = join_study(method, num_trials, storage or new_storage(), seed=seed)
+    while study.has_free_trial():
+        study.run_trial(lambda trial: score_of(suggest(trial)))
+    return finished(study.trials)
 
 
 def new_storage() -> optuna.storages.BaseStorage:
@@ -83,18 +87,25 @@ def test_searches_that_learn_find_more_than_chance(method):
 
 def test_a_hopeless_trial_ends_early_and_a_yardstick_never():
     for method, is_pruned in (('tpe', True), ('random', True), ('uniform', False)):
-        ledger = make_ledger(method, 10, new_storage(), pruning=True)
+        study = join_study(method, 10, new_storage(), pruning=True)
+
+        def evaluate(trial, score):
+            suggest(trial)
+            trial.report(score, 4)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+            return score
+
         for _ in range(9):
-            trial = ledger.start(SPACE)
-            assert not trial.report(4, 0.8)
-            trial.complete(Score(0.8, None, None), {})
-        hopeless = ledger.start(SPACE)
-        assert hopeless.report(4, 0.2) == is_pruned
-        hopeless.prune(Score(0.2, None, None), {'num_keyframes': 4})
-        assert ledger.is_done
+            study.run_trial(lambda trial: evaluate(trial, 0.8))
+        study.run_trial(lambda trial: evaluate(trial, 0.2))
+        states = [trial.state for trial in study.trials]
+        assert states[:9] == [TrialState.COMPLETE] * 9
+        assert (states[9] == TrialState.PRUNED) == is_pruned
+        assert study.is_done
 
 
 def test_unknown_methods_are_named():
     assert check_methods('tpe, random,tpe') == ('tpe', 'random')
-    with pytest.raises(ConfigError, match="--methods: got 'bayes', allowed: tpe, uniform"):
+    with pytest.raises(ConfigError, match="methods: got 'bayes', allowed: tpe, uniform"):
         check_methods('tpe,bayes')

@@ -5,7 +5,7 @@ from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, Tag
 from p2d_node.evaluation.language_metrics import score_language
 from p2d_node.tuning.objective import Objective
-from p2d_node.tuning.score_table import CIDER, make_table, score_selections
+from p2d_node.tuning.score_table import CIDER, make_table, score_samples
 import pytest
 
 TEXTS = (
@@ -53,7 +53,7 @@ def test_weights_and_penalty_are_adjustable():
 def test_the_table_gives_the_scores_of_all_keyframes_together():
     pairs = answered(TEXTS + LETTERS)
     table = make_table([pairs[:4], pairs[4:7], pairs[7:]], 'treebank')
-    parts = score_selections(table, np.ones((1, 3)))
+    parts = score_samples(table, np.ones((1, 3)))
     whole = Objective().score(pairs, {})
     assert parts.language[0] == pytest.approx(whole.language, rel=1e-9)
     assert parts.accuracy[0] == pytest.approx(whole.accuracy)
@@ -67,8 +67,8 @@ def test_a_keyframe_that_is_drawn_twice_counts_twice():
     twice = make_table([pairs[:4], pairs[:4], pairs[7:]], 'treebank')
     # CIDEr weighs words by the references of all keyframes, so it is not the same here.
     once[:, CIDER] = twice[:, CIDER] = 0.0
-    drawn = score_selections(once, np.array([[2.0, 0.0, 1.0]]))
-    expected = score_selections(twice, np.ones((1, 3)))
+    drawn = score_samples(once, np.array([[2.0, 0.0, 1.0]]))
+    expected = score_samples(twice, np.ones((1, 3)))
     for part in ('language', 'accuracy', 'exact'):
         assert getattr(drawn, part) == pytest.approx(getattr(expected, part)), part
 

@@ -101,7 +101,7 @@ def test_a_grid_of_shares_leaves_out_what_means_the_same_split():
         ({'min_retention': 0.5, 'max_retention': 0.4}, 'the first not above the second'),
         ({'min_retention': 0.0}, r'allowed: 0\.001 to 1'),
         ({'max_retention': 1.5}, r'allowed: 0\.001 to 1'),
-        ({'mean_retention': 0.05}, r'--mean-retention: got 0\.05, allowed: 0\.1 to 1'),
+        ({'mean_retention': 0.05}, r'mean_retention: got 0\.05, allowed: 0\.1 to 1'),
     ],
 )
 def test_bounds_that_cannot_hold_are_refused(bounds, reason):

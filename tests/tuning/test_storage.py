@@ -1,26 +1,39 @@
-"""Storages that are damaged, out of reach, or opened by many at once."""
+"""Databases that are damaged, out of reach, or opened by many workers at once."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+import sqlite3
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from p2d_node.errors import BackendUnavailableError
 from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
 import pytest
 
+GRACE_PERIOD_S = 60.0
 
-def test_a_journal_whose_last_line_was_cut_is_read_and_written_again(tmp_path):
-    path = tmp_path / 'study.journal'
-    study = optuna.create_study(study_name='s', storage=open_storage(str(path)))
+
+def test_a_path_is_an_sqlite_file(tmp_path):
+    path = tmp_path / 'new' / 'study.db'
+    study = optuna.create_study(study_name='s', storage=open_storage(str(path), GRACE_PERIOD_S))
     study.add_trial(optuna.trial.create_trial(value=1.0))
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"op_code":4,"worker_id":"x","stu')
-    again = optuna.load_study(study_name='s', storage=open_storage(str(path)))
-    assert path.read_bytes() == whole
-    again.add_trial(optuna.trial.create_trial(value=2.0))
-    last = optuna.load_study(study_name='s', storage=open_storage(str(path)))
-    assert [trial.value for trial in last.trials] == [1.0, 2.0]
+    again = open_storage(f'sqlite:///{path}', GRACE_PERIOD_S)
+    assert [t.value for t in optuna.load_study(study_name='s', storage=again).trials] == [1.0]
+
+
+@pytest.mark.parametrize('version', ['v2.6.0.a', 'v9.0.0.a'])
+def test_tables_of_another_optuna_are_one_line_with_the_next_step(tmp_path, version):
+    path = tmp_path / 'study.db'
+    open_storage(str(path), GRACE_PERIOD_S)
+    with sqlite3.connect(path) as connection:
+        connection.execute('update alembic_version set version_num=?', (version,))
+    connection.close()
+    with pytest.raises(
+        BackendUnavailableError, match='optuna storage upgrade --storage'
+    ) as caught:
+        open_storage(str(path), GRACE_PERIOD_S)
+    assert '\n' not in str(caught.value)
 
 
 def test_a_database_that_many_create_at_once_is_created(tmp_path):
@@ -28,53 +41,17 @@ def test_a_database_that_many_create_at_once_is_created(tmp_path):
 
     def join(_):
         return optuna.create_study(
-            study_name='s', storage=open_storage(url), load_if_exists=True
+            study_name='s', storage=open_storage(url, GRACE_PERIOD_S), load_if_exists=True
         )._study_id
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(join, range(8)))) == 1
 
 
-@pytest.mark.parametrize('content', [b'', b'{"op_c', b'{"op_code":0,"worker_id":"x","stu'])
-def test_a_journal_that_was_cut_in_its_first_line_is_begun_anew(tmp_path, content):
-    path = tmp_path / 'study.journal'
-    path.write_bytes(content)
-    assert open_storage(str(path)).get_all_studies() == []
-    assert path.read_bytes() == b''
-
-
-@pytest.mark.parametrize(
-    'content',
-    [b'a note\n', b'two\nnotes\n', b'{"a": 1}\n', b'a note', b'{"a": 1}', b'{"op_code"=0', b'['],
-)
-def test_another_file_is_not_taken_for_a_journal(tmp_path, content):
-    path = tmp_path / 'notes.txt'
-    path.write_bytes(content)
-    with pytest.raises(BackendUnavailableError, match=r'notes\.txt: .*: the file is not'):
-        open_storage(str(path))
-    assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize(
-    'line', ['{"op_code":99}', '{"op_code":0}', '{"op_code":99,"worker_id":"x"}', '5', 'no\nJSON']
-)
-def test_a_journal_with_a_line_that_means_nothing_is_one_line(tmp_path, line):
-    path = tmp_path / 'study.journal'
-    optuna.create_study(study_name='s', storage=open_storage(str(path)))
-    content = path.read_text() + f'{line}\n'
-    path.write_text(content)
-    with pytest.raises(
-        BackendUnavailableError, match=r'study\.journal: cannot be used: '
-    ) as caught:
-        open_storage(str(path))
-    assert '\n' not in str(caught.value)
-    assert path.read_text() == content
-
-
 def test_another_file_is_not_taken_for_a_database(tmp_path):
     (tmp_path / 'notes.txt').write_text('nothing of the kind ' * 100)
     with pytest.raises(BackendUnavailableError, match='file is not a database'):
-        open_storage(f'sqlite:///{tmp_path}/notes.txt')
+        open_storage(f'sqlite:///{tmp_path}/notes.txt', GRACE_PERIOD_S)
 
 
 def test_a_storage_that_goes_away_is_one_line_without_its_password():
@@ -83,8 +60,8 @@ def test_a_storage_that_goes_away_is_one_line_without_its_password():
         pytest.raises(BackendUnavailableError) as caught,
         storage_errors(url),
     ):
-        raise OSError(f'lost {url}\nand more')
-    assert str(caught.value).startswith('--storage postgresql://me:***@host/db: cannot be used')
+        raise StorageInternalError('storage') from OSError(f'lost {url}\nand more')
+    assert str(caught.value).startswith('storage: postgresql://me:***@host/db: cannot be used')
     assert 'secret' not in str(caught.value)
     assert '\n' not in str(caught.value)
     assert mask_password('sqlite:///a@b:c.db') == 'sqlite:///a@b:c.db'
@@ -103,7 +80,7 @@ def test_a_storage_that_goes_away_is_one_line_without_its_password():
 )
 def test_no_part_of_a_password_is_shown(url):
     with pytest.raises(BackendUnavailableError) as caught:
-        open_storage(url)
+        open_storage(url, GRACE_PERIOD_S)
     assert 'SECRET' not in str(caught.value)
     assert '***' in str(caught.value)
 
@@ -111,8 +88,8 @@ def test_no_part_of_a_password_is_shown(url):
 def test_what_a_database_took_for_its_host_is_not_shown():
     url = 'postgresql://me:p@ss@127.0.0.1:1/d'
     with pytest.raises(BackendUnavailableError) as caught, storage_errors(url):
-        raise OSError("failed to resolve host 'ss@127.0.0.1'")
+        raise StorageInternalError('storage') from OSError("failed to resolve host 'ss@127.0.0.1'")
     assert str(caught.value).startswith(
-        '--storage postgresql://me:***@127.0.0.1:1/d: cannot be used: failed to resolve host '
+        'storage: postgresql://me:***@127.0.0.1:1/d: cannot be used: failed to resolve host '
         "'***@127.0.0.1'"
     )

@@ -1,7 +1,8 @@
-"""`p2d tune-ratios` with the model that ships: whole, killed and gone on with, and refused."""
+"""`p2d tune-ratios` with the model that ships: complete, interrupted and resumed, and refused."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 import re
@@ -18,8 +19,8 @@ from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
 from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention
-from p2d_node.tuning.ledger import finished, RETRY_OF, slot_of
 from p2d_node.tuning.storage import open_storage
+from p2d_node.tuning.trials import finished, retry_history
 from PIL import Image
 import pytest
 
@@ -40,13 +41,8 @@ def run_json(capsys, arguments):
 
 
 def trials_of(storage: str, method: str = 'tpe') -> list[optuna.trial.FrozenTrial]:
-    study = optuna.load_study(study_name=f'p2d-mini/{method}', storage=open_storage(storage))
+    study = optuna.load_study(study_name=f'p2d-mini/{method}', storage=open_storage(storage, 60.0))
     return study.get_trials()
-
-
-def assert_each_slot_finished_once(trials, count):
-    slots = [slot_of(trial, trials) for trial in finished(trials)]
-    assert len(slots) == len(set(slots)) == count
 
 
 @pytest.mark.slow
@@ -111,13 +107,12 @@ def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) 
     while time.monotonic() < deadline:
         assert process.poll() is None, 'it ended too early'
         if storage.exists():
-            lines = storage.read_text().splitlines()
-            # Journal operations: a parameter is set (5), a trial ends (6).
-            begun = sum('"param_name":"CAM_BACK_RIGHT"' in line for line in lines)
-            ended = sum(line.startswith('{"op_code":6') for line in lines)
-            if ended >= num_finished and begun > ended:
-                return
-        time.sleep(0.02)
+            with contextlib.suppress(KeyError):
+                trials = trials_of(str(storage))
+                running = [t for t in trials if t.state == TrialState.RUNNING]
+                if len(finished(trials)) >= num_finished and any(t.params for t in running):
+                    return
+        time.sleep(0.1)
     raise AssertionError('no trial began')
 
 
@@ -128,9 +123,11 @@ def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) 
 )
 def test_a_search_that_is_cut_goes_on_where_it_was(searched_folder, tmp_path, capsys, end, code):
     arguments = words(
-        searched_folder, tmp_path, '--trials', '4', '--methods', 'tpe', '--limit', '2'
+        searched_folder,
+        tmp_path,
+        *('--trials', '4', '--methods', 'tpe', '--limit', '2', '--lease', '8'),
     )
-    storage = tmp_path / 'study.journal'
+    storage = tmp_path / 'study.db'
     process = start_process(arguments, tmp_path / 'log')
     wait_for_trial(process, storage, 1)
     process.send_signal(end)
@@ -143,10 +140,10 @@ def test_a_search_that_is_cut_goes_on_where_it_was(searched_folder, tmp_path, ca
     report = run_json(capsys, arguments)
     assert report['methods']['tpe']['num_trials'] == 4
     trials = trials_of(str(storage))
-    assert_each_slot_finished_once(trials, 4)
+    assert len(finished(trials)) == 4
     assert {number: trials[number].params for number in before} == before
     (lost,) = [t for t in trials if t.state == TrialState.FAIL]
-    (again,) = [t for t in trials if t.user_attrs.get(RETRY_OF) == lost.number]
+    (again,) = [t for t in trials if retry_history(t) == [lost.number]]
     assert again.params == lost.params
 
 
@@ -157,10 +154,10 @@ def test_workers_share_a_database(searched_folder, tmp_path, capsys):
     arguments = words(searched_folder, tmp_path, '--trials', '6', '--workers', '2', '--limit', '1')
     report = run_json(capsys, [*arguments, '--storage', storage, '--methods', 'tpe,random'])
     for method in ('tpe', 'random'):
-        assert report['methods'][method]['num_trials'] == 6
-        trials = trials_of(storage, method)
-        assert_each_slot_finished_once(trials, 6)
-        assert len({tuple(trial.params.values()) for trial in finished(trials)}) == 6
+        done = finished(trials_of(storage, method))
+        assert len(done) == report['methods'][method]['num_trials']
+        assert 6 <= len(done) <= 7
+        assert len({tuple(trial.params.values()) for trial in done}) == len(done)
 
 
 def break_nothing(folder):
@@ -190,10 +187,10 @@ def name_no_camera(folder):
     (folder / 'drivelm.json').write_text(json.dumps([item]))
 
 
-def damage_journal(folder):
+def damage_storage(folder):
     out = folder.parent / 'out'
     out.mkdir()
-    (out / 'study.journal').write_text('{"op_code":99}\n')
+    (out / 'study.db').write_text('{"op_code":99}\n' * 100)
 
 
 def remove_answer(folder):
@@ -207,29 +204,33 @@ def remove_answer(folder):
 @pytest.mark.parametrize(
     ('break_', 'more', 'reason'),
     [
-        (remove_image, (), 'there is no such image; check --images'),
-        (empty_image, (), 'the file is empty; copy the picture again'),
+        (remove_image, (), 'there is no such image; check the folder'),
+        (empty_image, (), 'the file is empty; copy the image again'),
         (damage_image, (), r'samples/CAM_BACK/.*jpg: CAM_BACK: .*allowed: JPEG or PNG'),
         (empty_data, (), 'drivelm.json: not valid JSON'),
         (remove_answer, (), 'questions have no answer, the first is'),
         (break_nothing, ('--storage', 'sqlite:////no/such/folder/s.db'), 'unable to open'),
-        (break_nothing, ('--storage', '/proc/no/s.journal'), 'No such file or directory'),
+        (
+            break_nothing,
+            ('--storage', '/proc/no/s.db'),
+            'storage: /proc/no/s.db: .*No such file or dir',
+        ),
         (
             break_nothing,
             ('--storage', 'nonsense://user:secret@host/x'),
             r'nonsense://user:\*\*\*@',
         ),
-        (break_nothing, ('--methods', 'tpe,magic'), "--methods: got 'magic', allowed: tpe"),
+        (break_nothing, ('--methods', 'tpe,magic'), "methods: got 'magic', allowed: tpe"),
         (break_nothing, ('--trials', '0'), '--trials: got 0, allowed: 1 or more'),
         (break_nothing, ('--min-retention', '0.5', '--max-retention', '0.2'), 'not above'),
         (break_nothing, ('--tokenizer', 'auto'), '--tokenizer: got auto'),
-        (break_nothing, ('--lease', 'nan'), '--lease: got nan, allowed: 1 to 1e'),
-        (break_nothing, ('--lease', 'inf'), '--lease: got inf, allowed: 1 to 1e'),
+        (break_nothing, ('--lease', 'nan'), '--lease: got nan, allowed: 4 to 1e'),
+        (break_nothing, ('--lease', 'inf'), '--lease: got inf, allowed: 4 to 1e'),
         (break_nothing, ('--params-out', '/proc/x.yaml'), '--params-out: /proc/x.yaml cannot be'),
         (break_nothing, ('--params-out', '/proc'), '/proc cannot be written: Is a directory'),
         (break_nothing, ('--out', '/proc/version'), '--out: .*study.png cannot be written: Not a'),
         (name_no_camera, (), 'drivelm.json: not DriveLM data: ValueError: the image name foo/bar'),
-        (damage_journal, (), 'study.journal: cannot be used: a line of it is no operation'),
+        (damage_storage, (), 'study.db: cannot be used: file is not a database'),
     ],
 )
 def test_bad_input_is_one_clear_line(searched_folder, tmp_path, capsys, break_, more, reason):

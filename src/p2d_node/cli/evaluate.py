@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.cli.verbs.evaluate import API_KEY_VARIABLE, AUTO_FORMAT, EvaluateOptions
-from p2d_node.errors import ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from p2d_node.config import DriveConfig
@@ -52,7 +53,7 @@ def _score(
     predictions: Mapping[str, str],
     judge: Judge | None,
 ) -> dict[str, Any]:
-    from p2d_node.evaluation.judge import Jury, KEPT_FIELDS
+    from p2d_node.evaluation.judge import CachedJudge, KEPT_FIELDS
     from p2d_node.evaluation.record_file import RecordFile
     from rich.console import Console
     from rich.progress import Progress
@@ -69,9 +70,9 @@ def _score(
         def show(done: int, total: int) -> None:
             bars.update(task, completed=done, total=total)
 
-        jury = Jury(judge, kept, show)
-        scores = data_format.score(questions, predictions, jury, options.tokenizer)
-    counts = {'from_earlier_runs': jury.num_kept, 'none': jury.num_unjudged}
+        cached = CachedJudge(judge, kept, show)
+        scores = data_format.score(questions, predictions, cached, options.tokenizer)
+    counts = {'from_earlier_runs': cached.num_kept, 'none': cached.num_unjudged}
     return {**scores, 'judgements': counts}
 
 
@@ -118,16 +119,16 @@ def _answer(
         check_images,
         group_keyframes,
         RECORD_FIELDS,
-        still_open,
+        unanswered,
     )
     from p2d_node.evaluation.record_file import RecordFile
 
     job = _make_job(options, data_format)
     keyframes = group_keyframes(questions)
     check_images(keyframes, job.image_root, job.cameras)
-    made_by = _made_by(job, all_questions)
-    with RecordFile(options.out / 'answers.jsonl', made_by, RECORD_FIELDS) as answers:
-        left = still_open(keyframes, answers)
+    provenance = _provenance(job, all_questions)
+    with RecordFile(options.out / 'answers.jsonl', provenance, RECORD_FIELDS) as answers:
+        left = unanswered(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))
         done = answers.done
@@ -143,9 +144,7 @@ def _write_submission(
     from p2d_node.durable_files import write_faults, write_json
 
     fields = data_format.submission
-    remedy = (
-        'remove it, or make room: the answers are kept, and the same command goes on with them'
-    )
+    remedy = 'remove it, or free some space: the answers are kept, and the same command continues'
     with write_faults(f'{path}:', remedy):
         write_json(path, [{theirs: r[ours] for theirs, ours in fields.items()} for r in records])
 
@@ -153,17 +152,31 @@ def _write_submission(
 def _answer_the_rest(
     job: AnswerJob, left: Sequence[Keyframe], answers: RecordFile, num_questions: int
 ) -> None:
-    from p2d_node.evaluation.answer_workers import answer_with_workers
-    from p2d_node.evaluation.answering import answer_all
     from rich.console import Console
     from rich.progress import Progress
 
     num_left = sum(len(keyframe.questions) for keyframe in left)
-    answer = answer_all if job.workers == 1 else answer_with_workers
+    answer = _choose_answer(job)
     with Progress(console=Console(stderr=True)) as bars:
         task = bars.add_task('questions', total=num_questions, completed=num_questions - num_left)
         for count in answer(job, left, answers):
             bars.advance(task, count)
+
+
+def _choose_answer(job: AnswerJob) -> Callable[..., Iterator[int]]:
+    """Return the function that answers: only several workers need Dask."""
+    if job.workers == 1 and job.scheduler is None:
+        from p2d_node.evaluation.answering import answer_all
+
+        return answer_all
+    if find_spec('distributed') is None:
+        raise BackendUnavailableError(
+            'distributed is not installed, and --workers and --scheduler need it; '
+            'pip install -r requirements/evaluation.txt'
+        )
+    from p2d_node.evaluation.answer_workers import answer_with_workers
+
+    return answer_with_workers
 
 
 def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
@@ -174,11 +187,14 @@ def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
             '--images is missing; needed: the folder that holds samples/, or give '
             '--predictions to score answers made elsewhere'
         )
+    if options.scheduler is not None and options.workers != 1:
+        raise ConfigError('workers, scheduler: got both, allowed: one')
     return AnswerJob(
         config=_config(options, data_format),
         image_root=options.images,
         instruction=options.instruction,
         workers=options.workers,
+        scheduler=options.scheduler,
     )
 
 
@@ -196,7 +212,7 @@ def _config(options: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
     return config
 
 
-def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
+def _provenance(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
     """Return the settings that must be equal for a run to continue with stored answers."""
     from p2d_node.checkpoints.checkpoint import open_checkpoint
     from p2d_node.checkpoints.model_folder import model_folder
@@ -217,7 +233,7 @@ def _made_by(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
 def _costs(
     job: AnswerJob, records: Sequence[dict[str, Any]], firsts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return tokens and times of the answers; `firsts` holds one record of each sweep."""
+    """Return times and token counts of the answers; `firsts` has one record of each sweep."""
     from p2d_node.records import Cut
 
     kept = sum(record['tokens_kept'] for record in records)

@@ -43,9 +43,9 @@ def run(options: TuneOptions) -> int:
     try:
         with _progress() as bars:
             with extra_workers(study, options.workers - 1):
-                _prepare(bars, session, session.question_set, 'keyframes seen')
+                _prepare(bars, session, session.question_set, 'keyframes encoded')
                 _search(bars, session)
-            results = collect_results(session.ledgers)
+            results = collect_results(session.studies)
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
         _write(options, SearchOutcome(session, results, best, comparison), files)
@@ -110,7 +110,7 @@ def _study(options: TuneOptions) -> TuningOptions:
         num_trials=options.trials,
         seed=options.seed,
         pruning=not options.no_pruning,
-        storage=options.storage or str(options.out / 'study.journal'),
+        storage=options.storage or str(options.out / 'study.db'),
         name=options.name or preset_name(config.model),
         cache=options.cache or options.out / 'cache',
         lease_s=options.lease,
@@ -163,8 +163,8 @@ def _prepare(
     bars: Progress, session: TuningSession, question_set: QuestionSet, title: str
 ) -> None:
     task = bars.add_task(title, total=len(question_set.keyframes))
-    seen = session.seen(question_set)
-    for count in seen.prepare(question_set.keyframes, question_set.digests):
+    cache = session.keyframe_cache(question_set)
+    for count in cache.prepare(question_set.keyframes, question_set.digests):
         bars.update(task, completed=count)
 
 
@@ -172,16 +172,16 @@ def _search(bars: Progress, session: TuningSession) -> None:
     from p2d_node.tuning.stop_request import StopRequest
 
     tasks = {
-        method: bars.add_task(f'{method} trials', total=ledger.num_trials)
-        for method, ledger in session.ledgers.items()
+        method: bars.add_task(f'{method} trials', total=study.num_trials)
+        for method, study in session.studies.items()
     }
     next_s = 0.0
 
     def show(*, always: bool = False) -> None:
         nonlocal next_s
         if always or time.monotonic() >= next_s:  # counting asks the storage
-            for method, ledger in session.ledgers.items():
-                bars.update(tasks[method], completed=min(ledger.num_ended, ledger.num_trials))
+            for method, study in session.studies.items():
+                bars.update(tasks[method], completed=min(study.num_ended, study.num_trials))
             next_s = time.monotonic() + SHOW_PERIOD_S
 
     with StopRequest() as stop:
@@ -201,7 +201,7 @@ def _compare(
 
     if held_out is None:
         return None
-    _prepare(bars, session, held_out, 'held-out keyframes seen')
+    _prepare(bars, session, held_out, 'held-out keyframes encoded')
     task = bars.add_task('held-out answers', total=2 * len(held_out.keyframes))
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 

@@ -1,7 +1,6 @@
-"""A configuration comes in; the part of it that answers depend on goes out, as plain data.
+"""The settings of a configuration that answers depend on, as plain data.
 
-Answers that are kept, and studies that are joined, carry it, so that what was made otherwise is
-not taken for the same.
+Files of answers and studies store them, so that answers of other settings are not mixed in.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 from p2d_node.checkpoints.devices import choose_device, choose_dtype
 from p2d_node.config import DriveConfig
 
-NO_MATTER = frozenset(
+IRRELEVANT = frozenset(
     {
         'cameras',
         'device',
@@ -26,16 +25,15 @@ NO_MATTER = frozenset(
         'sync',
     }
 )
-"""Settings that do not change answers, or no more than rounding does, and the retention ratios,
-which their users treat by themselves; what is new in the configuration counts until it is named
-here."""
+"""Settings that do not change answers by more than rounding, and the retention ratios, which
+callers add themselves. A new setting counts as relevant until it is named here."""
 
 
 def answer_settings(config: DriveConfig) -> dict[str, Any]:
-    """Return name to value of every setting that answers depend on, retention ratios apart.
+    """Return name to value of every setting that answers depend on, except retention ratios.
 
-    `dtype` is the one that the configuration leads to on this machine.
+    `dtype` is the resolved one of this machine.
     """
-    settings = {name: value for name, value in asdict(config).items() if name not in NO_MATTER}
+    settings = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT}
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     return settings | {'dtype': str(dtype).removeprefix('torch.')}

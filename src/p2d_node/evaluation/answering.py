@@ -1,7 +1,7 @@
-"""Answers the questions about a keyframe with a model; a run that is cut goes on where it was.
+"""Answers the questions about keyframes with a model, and resumes an interrupted run.
 
-Questions and pictures come in, records for the file of answers go out. Where several processes
-share the work, each runs what is here: see `answer_workers`.
+Input: questions and images. Output: records for the file of answers. Several processes can share
+the work: see `answer_workers`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ RECORD_FIELDS: Mapping[str, Any] = {
     'select_ms': int | float,
     'workers': int,
 }
-"""What the record of an answer has beside its `id`: name to type."""
+"""Fields of the record of an answer beside its `id`: name to type."""
 
 
 class SweepQuestion(Protocol):
-    """What answering needs to know of a question; `images` maps cameras to names of pictures."""
+    """What answering needs of a question."""
 
     @property
     def id(self) -> str:
@@ -43,7 +43,7 @@ class SweepQuestion(Protocol):
 
     @property
     def keyframe(self) -> str:
-        """Name of the sweep that it is about."""
+        """Name of the sweep that the question is about."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class SweepQuestion(Protocol):
 
     @property
     def images(self) -> Mapping[str, str]:
-        """Camera to image name, as the data gives it."""
+        """Camera to image name, as in the data."""
         ...
 
 
@@ -64,14 +64,16 @@ class AnswerJob:
     Attributes:
         config: Settings of the pipeline.
         image_root: Folder that holds `samples/<CAMERA>/*.jpg`.
-        instruction: Text that the model reads before each question; may be empty.
+        instruction: Text put before each question; may be empty.
         workers: Number of processes that share the work.
+        scheduler: Address of a running Dask cluster that does the work; None: this machine.
     """
 
     config: DriveConfig
     image_root: Path
     instruction: str = ''
     workers: int = 1
+    scheduler: str | None = None
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -96,17 +98,17 @@ def group_keyframes(questions: Iterable[SweepQuestion]) -> list[Keyframe]:
 
 
 def check_images(keyframes: Sequence[Keyframe], image_root: Path, cameras: Sequence[str]) -> None:
-    """Make sure before the first answer that every picture is there.
+    """Check, before the first answer, that every image exists.
 
     Raises:
-        ConfigError: A camera without picture, a picture that is not there, or questions of one
-            keyframe about different pictures.
+        ConfigError: A camera has no image, an image is missing, or the questions of one keyframe
+            name different images.
     """
     for keyframe in keyframes:
         paths = _image_paths(keyframe.questions[0], image_root, cameras)
         for path in paths.values():
             if not path.is_file():
-                raise ConfigError(f'{path}: there is no such image; check --images')
+                raise ConfigError(f'images: {path}: there is no such image; check the folder')
         for question in keyframe.questions[1:]:
             if _image_paths(question, image_root, cameras) != paths:
                 raise ConfigError(
@@ -124,18 +126,18 @@ def _image_paths(
     return {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
 
 
-def name_picture(keyframe: Keyframe, err: P2dError) -> str:
-    """Return what went wrong with a keyframe, with the file where it is about one camera."""
-    images = keyframe.questions[0].images
-    named = [f'{name}: ' for camera, name in images.items() if str(err).startswith(f'{camera}:')]
-    return f'keyframe {keyframe.name}: {"".join(named)}{err}'
+def describe_failure(keyframe: Keyframe, err: P2dError) -> str:
+    """Return the message of a keyframe's error, with the image file if one camera failed."""
+    camera = err.camera if isinstance(err, ImageDecodeError) else None
+    image = keyframe.questions[0].images.get(camera) if camera else None
+    return f'keyframe {keyframe.name}: {f"{image}: " if image else ""}{err}'
 
 
 def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> FrameSet:
-    """Read the pictures of a keyframe as the cameras would have sent them.
+    """Read the images of a keyframe, as its cameras would have sent them.
 
     Raises:
-        ConfigError: A picture that cannot be read.
+        ConfigError: An image cannot be read.
     """
     frames = {}
     for camera, path in _image_paths(keyframe.questions[0], image_root, cameras).items():
@@ -151,18 +153,18 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
 def answer_keyframe(
     pipeline: DrivingPipeline, keyframe: Keyframe, job: AnswerJob
 ) -> list[dict[str, Any]]:
-    """Answer the questions of one keyframe over one visual prefix; returns records to store.
+    """Answer the questions of one keyframe over one visual prefix; return records to store.
 
     Raises:
-        ConfigError: A picture that cannot be read.
-        InferenceError: A picture that is none, or a model stage that failed.
+        ConfigError: An image cannot be read.
+        InferenceError: The bytes are not an image, or a model stage failed.
     """
     sweep = load_sweep(keyframe, job.image_root, job.cameras)
     questions = [f'{job.instruction}\n{q.question}'.strip() for q in keyframe.questions]
     try:
         answers = pipeline.answer(sweep, questions)
     except (ImageDecodeError, InferenceError) as err:
-        raise InferenceError(name_picture(keyframe, err)) from err
+        raise InferenceError(describe_failure(keyframe, err)) from err
     return [
         _to_record(question, answer, len(answers), job)
         for question, answer in zip(keyframe.questions, answers, strict=True)
@@ -189,8 +191,8 @@ def _to_record(
     }
 
 
-def still_open(keyframes: Sequence[Keyframe], answers: RecordFile) -> list[Keyframe]:
-    """Return what `answers` lacks; of keyframes that were cut, the questions that are left."""
+def unanswered(keyframes: Sequence[Keyframe], answers: RecordFile) -> list[Keyframe]:
+    """Return the keyframes with questions that `answers` lacks, each with only these."""
     left = [
         Keyframe(keyframe.name, tuple(q for q in keyframe.questions if q.id not in answers.done))
         for keyframe in keyframes
@@ -201,7 +203,7 @@ def still_open(keyframes: Sequence[Keyframe], answers: RecordFile) -> list[Keyfr
 def answer_all(
     job: AnswerJob, keyframes: Sequence[Keyframe], answers: RecordFile
 ) -> Iterator[int]:
-    """Answer keyframe after keyframe in this process; yields the number of answers of each."""
+    """Answer the keyframes in this process, in order; yield the number of answers of each."""
     pipeline = DrivingPipeline.from_config(job.config)
     try:
         for keyframe in keyframes:

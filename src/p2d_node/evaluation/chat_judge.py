@@ -20,37 +20,37 @@ from p2d_node.evaluation.judge import (
 
 TIMEOUT_S = 120.0
 MAX_RETRIES = 5
-"""Of a request that the service refuses for now, each after a longer pause."""
+"""Retries of a request if the service is busy, each after a longer pause."""
 
 NO_KEY = 'none'
-"""The client insists on a key; services on one's own machine want none."""
+"""The client requires a key, even if the service does not."""
 
 WHITESPACE = re.compile(r'\s')
 USER = re.compile(r'(//)[^/]*@')
-"""Name and password before a host: not for messages."""
+"""Name and password before a host; they are removed from messages."""
 
 
 class ChatJudge:
     """Asks a chat model for each answer, a few at a time."""
 
     def __init__(self, url: str, model: str, api_key: str = '', num_parallel: int = 1) -> None:
-        """Take the base URL of an OpenAI-compatible service, up to `/v1`.
+        """Connect to an OpenAI-compatible service by its base URL, which ends in `/v1`.
 
         Raises:
-            ConfigError: No URL, or no number of requests.
+            ConfigError: `url` is not a URL, or `num_parallel` is below 1.
             BackendUnavailableError: The client is not installed.
         """
         if not _is_web_address(url):
             raise ConfigError(
-                f'--judge-url: got {url!r}, allowed: http://HOST/... or https://HOST/...'
+                f'judge_url: got {url!r}, allowed: http://HOST/... or https://HOST/...'
             )
         if num_parallel < 1:
-            raise ConfigError(f'--judge-parallel: got {num_parallel}, allowed: 1 or more')
+            raise ConfigError(f'judge_parallel: got {num_parallel}, allowed: 1 or more')
         try:
             import openai
         except ImportError as err:
             raise BackendUnavailableError(
-                f'--judge-url: {err}; pip install -r requirements/evaluation.txt'
+                f'judge_url: {err}; pip install -r requirements/evaluation.txt'
             ) from err
         self._shown_url = USER.sub(r'\1', url)
         self._model, self._num_parallel = model, num_parallel
@@ -85,7 +85,7 @@ class ChatJudge:
                 ],
             )
         except self._error as err:
-            raise BackendUnavailableError(f'--judge-url: {self._shown_url}: {err}') from err
+            raise BackendUnavailableError(f'judge_url: {self._shown_url}: {err}') from err
         try:
             return task.read(reply.choices[0].message.content or '')
         except (UnreadableReplyError, LookupError, TypeError, AttributeError):
@@ -96,7 +96,7 @@ def _is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname)
-        _ = parts.port  # raises where it is no port
+        _ = parts.port  # raises ValueError if it is not a port
     except ValueError:
         return False
     return has_host and parts.scheme in ('http', 'https') and WHITESPACE.search(url) is None

@@ -1,4 +1,4 @@
-"""A judge that is a command of the user's: JSON lines in, one line per answer out."""
+"""A judge that is a command of the user: it reads JSON lines, and writes a line per answer."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ class CommandJudge:
     """Runs a command once per task, and reads its lines as they come."""
 
     def __init__(self, command: str) -> None:
-        """Take a command as typed into a shell; it gets question, answer and reference.
+        """Split a command as a shell would, and check that it exists.
 
         Raises:
-            ConfigError: Not a command, or one that is not there.
+            ConfigError: `command` is not a command, or does not exist.
         """
         self._words = _split(command)
         if shutil.which(self._words[0]) is None:
             raise ConfigError(
-                f'--judge-command: {self._words[0]}: there is no such command; check its path '
+                f'judge_command: {self._words[0]}: there is no such command; check its path '
                 'and its permissions'
             )
-        # A script that was changed is another judge.
+        # A changed script counts as another judge.
         files = {word: _digest(word) for word in self._words if os.path.isfile(word)}
         self.identity: Mapping[str, Any] = {'command': self._words, 'files': files}
 
     def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
-        """Yield the judgements in the order of `triples`; a line `null` is none.
+        """Yield the judgements in the order of `triples`; a line `null` is no judgement.
 
         Raises:
-            UnreadableReplyError: A line is no judgement.
-            MisalignedRepliesError: There are too many lines.
-            BackendUnavailableError: The command fails, or there are too few lines.
+            UnreadableReplyError: A line is not a judgement.
+            MisalignedRepliesError: The command writes too many lines.
+            BackendUnavailableError: The command fails, or writes too few lines.
         """
         with _temporary_file() as items, _temporary_file() as said:
             items.writelines(
@@ -66,7 +66,7 @@ class CommandJudge:
                     raise
             if process.returncode:
                 raise BackendUnavailableError(
-                    f'--judge-command: exit status {process.returncode}, it said: {_last(said)}'
+                    f'judge_command: exit status {process.returncode}, it said: {_last(said)}'
                 )
 
     def _start(self, items: IO[str], said: IO[str]) -> subprocess.Popen[str]:
@@ -80,7 +80,7 @@ class CommandJudge:
                 errors='replace',
             )
         except OSError as err:
-            raise BackendUnavailableError(f'--judge-command: {self._words[0]}: {err}') from err
+            raise BackendUnavailableError(f'judge_command: {self._words[0]}: {err}') from err
 
     def _read(
         self, process: subprocess.Popen[str], task: JudgeTask, num_answers: int
@@ -91,14 +91,14 @@ class CommandJudge:
         for line in filter(None, lines):
             if count == num_answers:
                 raise MisalignedRepliesError(
-                    f'--judge-command: got more than {num_answers} lines for {num_answers} '
-                    f'answers, needed: {task.needed}; none of them counts'
+                    f'judge_command: got more than {num_answers} lines for {num_answers} '
+                    f'answers, needed: {task.needed}; all of them are ignored'
                 )
             yield count, self._judgement(task, line, count)
             count += 1
         if count < num_answers and process.wait() == 0:
             raise BackendUnavailableError(
-                f'--judge-command: got {count} lines for {num_answers} answers, needed: '
+                f'judge_command: got {count} lines for {num_answers} answers, needed: '
                 f'{task.needed}'
             )
 
@@ -109,7 +109,7 @@ class CommandJudge:
             return task.read(line)
         except UnreadableReplyError as err:
             raise UnreadableReplyError(
-                f'--judge-command: line {index + 1}: {err}, or {NO_JUDGEMENT} for none'
+                f'judge_command: line {index + 1}: {err}, or {NO_JUDGEMENT} for none'
             ) from err
 
 
@@ -118,10 +118,10 @@ def _split(command: str) -> list[str]:
         words = shlex.split(command)
     except ValueError as err:
         raise ConfigError(
-            f'--judge-command: got {command!r}, which no shell would understand: {err}'
+            f'judge_command: got {command!r}, which a shell cannot parse: {err}'
         ) from err
     if not words:
-        raise ConfigError('--judge-command: got an empty text, allowed: a command')
+        raise ConfigError('judge_command: got an empty text, allowed: a command')
     return words
 
 
@@ -133,7 +133,7 @@ def _digest(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as err:
-        raise ConfigError(f'--judge-command: {path}: cannot be read: {err.strerror}') from err
+        raise ConfigError(f'judge_command: {path}: cannot be read: {err.strerror}') from err
 
 
 def _last(said: IO[str]) -> str:

@@ -1,4 +1,4 @@
-"""The benchmarks that can be evaluated: how each is recognised, read, scored and submitted."""
+"""The supported benchmarks: how each is recognised, read, scored and submitted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_question
 from p2d_node.evaluation.drivelm_scores import score_predictions
 from p2d_node.evaluation.drivelmm_o1_questions import DriveLmmO1Question, read_o1_questions
 from p2d_node.evaluation.drivelmm_o1_scores import score_o1_predictions
-from p2d_node.evaluation.judge import Jury
+from p2d_node.evaluation.judge import CachedJudge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +21,14 @@ class DataFormat:
     """One benchmark.
 
     Attributes:
-        read_questions: From a file to its questions.
-        score: From questions, predictions, jury and tokenizer to scores, ready for JSON.
-        submission: Names of the fields of a submitted prediction, and of ours that go there.
-        max_new_tokens: Longest answer where the user names none; None: the pipeline's default.
+        read_questions: Reads a file of questions.
+        score: From questions, predictions, judge and tokenizer to scores as JSON data.
+        submission: Field names of a submitted prediction to those of a record.
+        max_new_tokens: Default for the longest answer; None: the pipeline's default.
     """
 
     read_questions: Callable[[Path], Sequence[Any]]
-    score: Callable[[Sequence[Any], Mapping[str, str], Jury | None, str], dict[str, Any]]
+    score: Callable[[Sequence[Any], Mapping[str, str], CachedJudge | None, str], dict[str, Any]]
     submission: Mapping[str, str]
     max_new_tokens: int | None = None
 
@@ -36,10 +36,10 @@ class DataFormat:
 def _score_drivelm(
     questions: Sequence[DriveLmQuestion],
     predictions: Mapping[str, str],
-    jury: Jury | None,
+    judge: CachedJudge | None,
     tokenizer: str,
 ) -> dict[str, Any]:
-    scores = score_predictions(questions, predictions, jury=jury, tokenizer=tokenizer)
+    scores = score_predictions(questions, predictions, judge=judge, tokenizer=tokenizer)
     content = asdict(scores)
     if scores.language is not None:
         content['language']['score'] = scores.language.score
@@ -49,11 +49,11 @@ def _score_drivelm(
 def _score_drivelmm_o1(
     questions: Sequence[DriveLmmO1Question],
     predictions: Mapping[str, str],
-    jury: Jury | None,
+    judge: CachedJudge | None,
     tokenizer: str,
 ) -> dict[str, Any]:
-    del tokenizer  # no score here counts words
-    return asdict(score_o1_predictions(questions, predictions, jury=jury))
+    del tokenizer  # no score depends on it
+    return asdict(score_o1_predictions(questions, predictions, judge=judge))
 
 
 FORMATS = {
@@ -66,17 +66,17 @@ FORMATS = {
         read_questions=read_o1_questions,
         score=_score_drivelmm_o1,
         submission={'idx': 'id', 'question': 'question', 'llm-response': 'answer'},
-        # As in the authors' inference script: reasoning needs room.
+        # As in the authors' inference script: answers contain reasoning.
         max_new_tokens=2000,
     ),
 }
 
 
 def recognize_format(path: Path) -> str:
-    """Return which of `FORMATS` a file has, by the fields of its first item.
+    """Return the name in `FORMATS` of a file's format, by the fields of its first item.
 
     Raises:
-        ConfigError: A file that is missing or empty, or of neither format.
+        ConfigError: The file is missing or empty, or has another format.
     """
     data = read_json(path)
     items = list(data.values()) if isinstance(data, dict) else data

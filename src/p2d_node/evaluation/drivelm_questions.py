@@ -1,4 +1,4 @@
-"""DriveLM's JSON comes in; its questions with references and tags come out, in official order."""
+"""Reads DriveLM's questions with references and tags, in the official order."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class DriveLmQuestion:
         id: `<scene>_<frame>_<number>`, as submissions name it.
         keyframe: `<scene>_<frame>`.
         question: The question.
-        reference: The answer to compare with; None where the data has none (a test file).
-        tags: How it is scored.
-        images: Camera to image name, as the data gives it.
+        reference: The answer to compare with; None in test files.
+        tags: How the answer is scored.
+        images: Camera to image name, as in the data.
     """
 
     id: str
@@ -56,7 +56,7 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
     accuracy.
 
     Raises:
-        ConfigError: A file that is missing, empty or not what it should be.
+        ConfigError: The file is missing, empty or not in this format.
     """
     data = read_json(path)
     try:
@@ -71,7 +71,7 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
         raise ConfigError(f'{path}: holds no question')
     twice = first_duplicate(question.id for question in questions)
     if twice is not None:
-        raise ConfigError(f'{path}: the id {twice} stands there twice')
+        raise ConfigError(f'{path}: the id {twice} occurs twice')
     return questions
 
 
@@ -111,7 +111,7 @@ def camera_of(name: str) -> str:
     """Return the camera in the name of a nuScenes image.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The name has no camera.
     """
     for part in re.split(r'__|/', name):
         if part.startswith('CAM_'):

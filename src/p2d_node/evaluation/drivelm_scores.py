@@ -8,7 +8,7 @@ that score is absent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 import re
@@ -16,7 +16,7 @@ import statistics
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, Tag
-from p2d_node.evaluation.judge import Jury, SCORE
+from p2d_node.evaluation.judge import CachedJudge, SCORE
 from p2d_node.evaluation.language_metrics import LanguageScores, score_language
 
 NUMBER = re.compile(r'\d+\.\d+')
@@ -27,8 +27,6 @@ EPSILON = 1e-8
 WEIGHTS = {'judge': 0.4, 'language': 0.2, 'match': 0.2, 'accuracy': 0.2}
 
 Point = tuple[float, float]
-Judge = Callable[[Sequence[tuple[str, str, str]]], list[float]]
-"""Maps (question, answer, reference) triples to scores, 0 to 100."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +58,7 @@ def score_predictions(
     questions: Sequence[DriveLmQuestion],
     predictions: Mapping[str, str],
     *,
-    jury: Jury | None = None,
+    judge: CachedJudge | None = None,
     tokenizer: str = 'auto',
 ) -> DriveLmScores:
     """Score predictions against references.
@@ -68,7 +66,7 @@ def score_predictions(
     Args:
         questions: All of them, those of a keyframe together and in order.
         predictions: Question id to answer.
-        jury: Scores free answers; None: the judge's scores are absent.
+        judge: Scores free answers; None: the judge's scores are absent.
         tokenizer: See `score_language`.
 
     Raises:
@@ -86,10 +84,10 @@ def score_predictions(
         return [(predictions[q.id], str(q.reference)) for q in by_tag[tag]]
 
     def judged(tag: Tag) -> float | None:
-        if jury is None:
+        if judge is None:
             return None
         triples = [(q.question, predictions[q.id], str(q.reference)) for q in by_tag[tag]]
-        return _mean([score for score in jury.judge(SCORE, triples) if score is not None])
+        return _mean([score for score in judge.judge(SCORE, triples) if score is not None])
 
     texts = list(zip(*pairs(Tag.LANGUAGE), strict=True))
     language = score_language(texts[0], texts[1], tokenizer=tokenizer) if texts else None
@@ -143,23 +141,23 @@ def _require_complete(
 def _gate(
     questions: Sequence[DriveLmQuestion], predictions: Mapping[str, str]
 ) -> list[DriveLmQuestion]:
-    """Return a keyframe's first question, and of the rest those whose points it has found."""
+    """Return a keyframe's first question, and the others whose points its answer found."""
     first, *rest = questions
     found, _ = match_points(predictions[first.id], str(first.reference))
     return [first, *(q for q in rest if all(point in found for point in points_in(q.question)))]
 
 
 def points_in(text: str) -> list[Point]:
-    """Return the points in a text: its decimal numbers, two by two; a last odd one is left."""
+    """Return the points in a text: its decimal numbers in pairs; an odd last one is ignored."""
     numbers = [float(number) for number in NUMBER.findall(text)]
     return list(zip(numbers[::2], numbers[1::2], strict=False))
 
 
 def match_points(answer: str, reference: str) -> tuple[list[Point], float]:
-    """Pair the points of an answer with those of its reference, each with the nearest left.
+    """Pair each point of an answer with the nearest unpaired point of its reference.
 
     Returns:
-        The reference's points that were found, and F1.
+        The points of the reference that were found, and F1.
     """
     left = points_in(reference)
     num_expected, answered = len(left), points_in(answer)

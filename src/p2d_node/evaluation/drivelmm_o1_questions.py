@@ -1,10 +1,10 @@
-"""DriveLMM-o1's JSON comes in; its questions with reasoning and final answers come out.
+"""Reads DriveLMM-o1's questions with reasoning and final answers.
 
-The fields are those that the authors' evaluation script reads of an item (ayesha-ishaq/
-DriveLMM-o1, evaluation/evaluation_script.py: idx, image, question, steps, final_answer). Whether
-the released file is a list of items or an object whose values they are, their scripts do not
-agree; both are read. That `image` names six nuScenes pictures is taken from public code that
-reads the file: the authors' own code takes pictures stitched beforehand.
+The fields are those that the authors' evaluation script reads (ayesha-ishaq/DriveLMM-o1,
+evaluation/evaluation_script.py: idx, image, question, steps, final_answer). Their scripts disagree
+whether the file is a list of items or an object with the items as values; both are accepted.
+That `image` names six nuScenes images comes from public code that reads the file: the authors' own
+code expects stitched images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEXTS = ('idx', 'question', 'steps', 'final_answer')
 ID = re.compile(r'(.+)_(\d+)')
 
 CHOICE_NUMBERS = frozenset({2, 3, 4, 5, 8})
-"""Numbers, at the end of an id, of the questions that the authors score as multiple choice."""
+"""Numbers at the end of the ids of the questions that the authors score as multiple choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class DriveLmmO1Question:
         question: The question; a multiple choice names its options.
         steps: The reasoning to compare with.
         final_answer: The final answer to compare with.
-        images: Camera to image name, as the data gives it.
+        images: Camera to image name, as in the data.
     """
 
     id: str
@@ -62,7 +62,7 @@ def read_o1_questions(path: Path) -> list[DriveLmmO1Question]:
     """Read DriveLMM-o1's test file.
 
     Raises:
-        ConfigError: A file that is missing, empty or not what it should be; it names the item.
+        ConfigError: The file is missing or empty, or an item is not in this format.
     """
     data = read_json(path)
     items = list(data.values()) if isinstance(data, dict) else data
@@ -73,7 +73,7 @@ def read_o1_questions(path: Path) -> list[DriveLmmO1Question]:
         raise ConfigError(f'{path}: holds no question')
     twice = first_duplicate(question.id for question in questions)
     if twice is not None:
-        raise ConfigError(f'{path}: the idx {twice} stands there twice')
+        raise ConfigError(f'{path}: the idx {twice} occurs twice')
     return questions
 
 
@@ -106,6 +106,6 @@ def _read_images(where: str, names: Any) -> dict[str, str]:
     except (ValueError, TypeError):
         pass
     raise ConfigError(
-        f'{where}: image: got {str(names)[:80]!r}, needed: a list of names of nuScenes pictures, '
+        f'{where}: image: got {str(names)[:80]!r}, needed: a list of names of nuScenes images, '
         'samples/<CAMERA>/...'
     )

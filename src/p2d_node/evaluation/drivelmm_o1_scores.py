@@ -17,7 +17,7 @@ import statistics
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelmm_o1_questions import DriveLmmO1Question
-from p2d_node.evaluation.judge import Jury, MAX_RATING, rating_task, STATED_MEAN
+from p2d_node.evaluation.judge import CachedJudge, MAX_RATING, rating_task, STATED_MEAN
 
 FINAL_ANSWER_MARKS = (
     'The final answer is:',
@@ -85,14 +85,14 @@ def score_o1_predictions(
     questions: Sequence[DriveLmmO1Question],
     predictions: Mapping[str, str],
     *,
-    jury: Jury | None = None,
+    judge: CachedJudge | None = None,
 ) -> DriveLmmO1Scores:
     """Score predictions against final answers and, with a judge, against reasoning.
 
     Args:
         questions: All of them.
         predictions: Question id to the model's whole text.
-        jury: Rates the reasoning; None: the scores of the reasoning are absent.
+        judge: Rates the reasoning; None: the scores of the reasoning are absent.
 
     Raises:
         ConfigError: A question without prediction.
@@ -107,7 +107,7 @@ def score_o1_predictions(
     given = [find_final_answer(predictions[question.id]) for question in choices]
     expected = [find_letter(question.final_answer) for question in choices]
     right = [find_letter(a or '') == b for a, b in zip(given, expected, strict=True)]
-    ratings = _rate_all(questions, predictions, jury)
+    ratings = _rate_all(questions, predictions, judge)
     reasoning = {name: _percent(ratings, name) for name in CRITERIA}
     means = [score for score in reasoning.values() if score is not None]
     return DriveLmmO1Scores(
@@ -125,12 +125,12 @@ def score_o1_predictions(
 def _rate_all(
     questions: Sequence[DriveLmmO1Question],
     predictions: Mapping[str, str],
-    jury: Jury | None,
+    judge: CachedJudge | None,
 ) -> list[dict[str, float]]:
-    if jury is None:
+    if judge is None:
         return []
     triples = [(q.question, predictions[q.id], q.reference) for q in questions]
-    return [r for r in jury.judge(rating_task(CRITERIA), triples) if r is not None]
+    return [r for r in judge.judge(rating_task(CRITERIA), triples) if r is not None]
 
 
 def _percent(ratings: Sequence[Mapping[str, float]], name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What answers are made of comes in; a fingerprint of its content goes out, whatever its name."""
+"""SHA-256 fingerprints of models and questions, by content and not by file name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CHUNK_BYTES = 1 << 22
 
 
 def digest_model(folder: Path) -> str:
-    """Return a fingerprint of a checkpoint: its weights, its settings and its tokenizer.
+    """Return the fingerprint of a checkpoint: its weights, settings and tokenizer.
 
-    It reads all of them, which takes about a second per gigabyte.
+    It reads all files, about a second per gigabyte.
 
     Raises:
-        ConfigError: A file that cannot be read.
+        ConfigError: A file cannot be read.
     """
     digest = hashlib.sha256()
     names = ('*.safetensors', '*.json', '*.jinja')
@@ -35,6 +35,6 @@ def digest_model(folder: Path) -> str:
 
 
 def digest_questions(questions: Iterable[SweepQuestion]) -> str:
-    """Return a fingerprint of what a model is asked: ids, questions and names of pictures."""
+    """Return the fingerprint of ids, questions and names of images."""
     content = [[q.id, q.question, sorted(q.images.items())] for q in questions]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

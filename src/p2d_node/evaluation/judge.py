@@ -1,6 +1,6 @@
-"""What judges of free answers are asked, how their replies are read, and what is kept of them.
+"""Tasks for judges of free answers, parsing of their replies, and a cache of their judgements.
 
-There is no judge by default; what a judge would score is then absent from the report, never zero.
+There is no judge by default. Scores that need one are then absent from the report, never zero.
 A judge gives one score per answer (DriveLM), or one rating per criterion (DriveLMM-o1).
 """
 
@@ -20,39 +20,39 @@ MAX_SCORE = 100.0
 MIN_RATING, MAX_RATING = 1.0, 10.0
 
 NUMBER = re.compile(r'[-+.,\d]+(?:[eE][-+]?\d+)?')
-"""Whatever may be meant as one number, also what is none, as 82,5 or 50-60."""
+"""Anything that may be meant as one number, including 82,5 and 50-60, which are refused."""
 
 STATED_MEAN = 'Overall Score'
-"""Where a judge that rates criteria may state their mean, by its own arithmetic."""
+"""Name under which a judge of criteria may state their mean."""
 
 Triple = tuple[str, str, str]
 """Question, answer and reference."""
 
 Judgement = Any
-"""What `JudgeTask.read` makes of a reply, JSON data; None where the judge has none."""
+"""Return value of `JudgeTask.read`, JSON data; None if the judge has no judgement."""
 
 
 KEPT_FIELDS: Mapping[str, Any] = {'judgement': object}
-"""What the record of a judgement has beside its `id`: name to type."""
+"""Fields of the record of a judgement beside its `id`: name to type."""
 
 
 class UnreadableReplyError(BackendUnavailableError):
-    """A reply of a judge is no judgement."""
+    """A reply of a judge is not a judgement."""
 
 
 class MisalignedRepliesError(BackendUnavailableError):
-    """There are more replies than answers, so nobody knows which belongs to which."""
+    """There are more replies than answers, so they cannot be assigned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeTask:
-    """What a judge is to do with each answer.
+    """The task of a judge for each answer.
 
     Attributes:
-        instruction: What a chat model is told.
-        needed: What a reply must be, for messages.
-        read: From a reply to a judgement; raises `UnreadableReplyError`.
-        more: Goes to a command with every answer.
+        instruction: System prompt for a chat model.
+        needed: Description of a valid reply, for messages.
+        read: Converts a reply to a judgement; raises `UnreadableReplyError`.
+        more: Extra fields that a command gets with every answer.
     """
 
     instruction: str
@@ -65,13 +65,13 @@ class Judge(Protocol):
     """Judges free answers.
 
     Attributes:
-        identity: What its judgements depend on, beside task and answer; JSON data.
+        identity: Everything that its judgements depend on beside task and answer; JSON data.
     """
 
     identity: Mapping[str, Any]
 
     def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
-        """Yield the place of an answer in `triples` and its judgement, in whatever order.
+        """Yield the index of an answer in `triples` and its judgement, in any order.
 
         Raises:
             BackendUnavailableError: The judge fails.
@@ -79,12 +79,12 @@ class Judge(Protocol):
         ...
 
 
-class Jury:
-    """A judge whose judgements are kept in a file: no answer is judged twice.
+class CachedJudge:
+    """A judge with a file of judgements, so that no answer is judged twice.
 
     Attributes:
-        num_kept: Judgements so far that were in the file from an earlier run.
-        num_unjudged: Answers so far without a judgement; they are asked for again in another run.
+        num_kept: Judgements so far that came from an earlier run.
+        num_unjudged: Answers so far without a judgement; the next run asks for them again.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class Jury:
         kept: RecordFile,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Take a judge and the open file.
+        """Combine a judge with an open file.
 
         Args:
-            judge: Asked for what the file does not hold.
-            kept: Grows with every judgement.
-            on_progress: Gets how many of how many answers are done.
+            judge: Judges the answers that the file does not have.
+            kept: Stores every judgement.
+            on_progress: Called with the number of judged answers and of all answers.
         """
         self._judge, self._kept, self._on_progress = judge, kept, on_progress
         self.num_kept = self.num_unjudged = 0
 
     def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> list[Judgement]:
-        """Return a judgement per answer, None where the judge has none.
+        """Return a judgement per answer, None if the judge has none.
 
         Raises:
-            BackendUnavailableError: The judge fails; what it said before is kept.
+            BackendUnavailableError: The judge fails; its earlier judgements are kept.
         """
         keys = [self._key(task, triple) for triple in triples]
         # Equal answers to equal questions are judged once.
@@ -134,7 +134,7 @@ class Jury:
             raise
         except BackendUnavailableError as err:
             raise BackendUnavailableError(
-                f'{err}; the same command goes on after the judgements that it has '
+                f'{err}; the same command continues after the judgements so far '
                 f'({len(self._kept.done)})'
             ) from err
 
@@ -144,12 +144,12 @@ class Jury:
 
 
 def as_item(triple: Triple) -> dict[str, str]:
-    """Return a triple as judges get it."""
+    """Return a triple as a JSON object for judges."""
     return dict(zip(('question', 'answer', 'reference'), triple, strict=True))
 
 
 def _read_score(text: str) -> float:
-    """Read the one number of a text; words around it are allowed, a second number is not."""
+    """Parse the only number of a text; words around it are allowed, a second number is not."""
     numbers = [word for word in NUMBER.findall(text) if any(map(str.isdigit, word))]
     try:
         (number,) = numbers
@@ -174,10 +174,10 @@ SCORE = JudgeTask(
 
 
 def rating_task(criteria: Mapping[str, str]) -> JudgeTask:
-    """Ask for a rating per criterion, 1 to 10: a judgement maps names to ratings.
+    """Return the task to rate each criterion from 1 to 10; a judgement maps names to ratings.
 
     Args:
-        criteria: Name of each criterion, and what it asks.
+        criteria: Name of each criterion to its meaning.
     """
     asked = '; '.join(f'{name}: {meaning}' for name, meaning in criteria.items())
     return JudgeTask(
@@ -194,7 +194,7 @@ def rating_task(criteria: Mapping[str, str]) -> JudgeTask:
 
 
 def _read_ratings(text: str, criteria: Mapping[str, str]) -> dict[str, float]:
-    """Read a JSON object, also one with words around it, as chat models like to reply."""
+    """Parse a JSON object; words around it are allowed, as chat models often add some."""
     try:
         reply = json.loads(text[text.find('{') : text.rfind('}') + 1])
     except (ValueError, RecursionError) as err:

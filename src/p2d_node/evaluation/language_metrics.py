@@ -19,11 +19,11 @@ NUM_GRAMS = 4
 TOKENIZERS = ('auto', 'ptb', 'treebank')
 
 PUNCTUATION = frozenset(("''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';'))
-"""Tokens that the COCO evaluation leaves out. (It names brackets too, in capitals that its tokens
-never have: so they stay.)"""
+"""Tokens that the COCO evaluation leaves out. (Its list has brackets in capitals too, which never
+occur in its tokens, so brackets stay.)"""
 
 COMMA_AFTER_WORD = re.compile(r'(?<=[a-z_]),(?=\d)')
-"""As in `<c1,CAM_FRONT,714.3,503.6>`; Stanford's tokenizer parts the word from the number."""
+"""As in `<c1,CAM_FRONT,714.3,503.6>`; Stanford's tokenizer splits the word from the number."""
 
 Tokenize = Callable[[Sequence[str]], list[str]]
 
@@ -37,7 +37,7 @@ class LanguageScores:
         rouge_l: ROUGE_L, 0 to 1.
         cider: CIDEr, 0 to 10.
         tokenizer: `ptb`, Stanford's as the official evaluation uses it, or `treebank`, NLTK's,
-            which splits a few words otherwise.
+            which splits a few words differently.
     """
 
     bleu: tuple[float, float, float, float]
@@ -53,10 +53,10 @@ class LanguageScores:
 
 @dataclass(frozen=True, slots=True)
 class ComparedTexts:
-    """Answers beside their references.
+    """Answers compared with their references.
 
     Attributes:
-        bleu: pycocoevalcap's BLEU scorer, which has counted all of them.
+        bleu: pycocoevalcap's BLEU scorer with the counts of all answers.
         rouge_l: ROUGE_L of each answer, float [answers].
         cider: CIDEr of each answer, float [answers].
     """
@@ -74,10 +74,10 @@ def score_language(
     Args:
         answers: Predicted texts.
         references: Their references, in the same order.
-        tokenizer: `ptb` needs Java; `auto` takes it where there is one, else `treebank`.
+        tokenizer: `ptb` needs Java; `auto` is `ptb` if Java is installed, else `treebank`.
 
     Raises:
-        BackendUnavailableError: The metrics, or Java where `ptb` is asked for, are not installed.
+        BackendUnavailableError: The metrics, or Java for `ptb`, are not installed.
     """
     chosen = choose_tokenizer(tokenizer)
     tokenize = TOKENIZE[chosen]
@@ -115,11 +115,11 @@ def compare_texts(answers: Sequence[str], references: Sequence[str]) -> Compared
 def choose_tokenizer(name: str) -> str:
     """Return `ptb` or `treebank`; see `score_language`."""
     if name not in TOKENIZERS:
-        raise ConfigError(f'--tokenizer: got {name!r}, allowed: {", ".join(TOKENIZERS)}')
+        raise ConfigError(f'tokenizer: got {name!r}, allowed: {", ".join(TOKENIZERS)}')
     has_java = shutil.which('java') is not None
     if name == 'ptb' and not has_java:
         raise BackendUnavailableError(
-            '--tokenizer: ptb needs Java, which is not installed; install a JRE, or take treebank'
+            'tokenizer: ptb needs Java, which is not installed; install a JRE, or use treebank'
         )
     return 'ptb' if has_java and name == 'auto' else name.replace('auto', 'treebank')
 

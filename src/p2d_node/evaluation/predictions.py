@@ -1,4 +1,4 @@
-"""A file of predictions comes in, question ids with answers come out."""
+"""Reads a file of predictions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def read_predictions(path: Path) -> dict[str, str]:
         Question id to predicted answer.
 
     Raises:
-        ConfigError: A file that is missing or not what it should be, a prediction without an
-            answer, or an id that is there twice.
+        ConfigError: The file is missing or not in this format, a prediction has no answer, or an
+            id occurs twice.
     """
     data = read_json(path)
     items = data.get('results') if isinstance(data, dict) else data
@@ -56,7 +56,7 @@ def _read_item(path: Path, number: int, item: Any) -> tuple[str, str]:
 
 
 def first_duplicate(names: Iterable[str]) -> str | None:
-    """Return the first name that is there a second time."""
+    """Return the first name that occurs a second time."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -1,10 +1,9 @@
-"""Answers and judgements on disk: JSON lines that grow as they come, whatever ends the run."""
+"""A file of answers or judgements: JSON lines, each on disk before it counts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-import fcntl
+from contextlib import AbstractContextManager, ExitStack
 import itertools
 import json
 import os
@@ -12,45 +11,52 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
 
+OTHER_FOLDER = 'choose another output folder'
+"""Next step if the file cannot be used."""
+
 
 class RecordFile:
-    """One JSON object with an `id` per line, after a line that says what made them.
+    """A file with one JSON object with an `id` per line, after a line with their provenance.
 
-    `done` holds them by id. Use it from one thread, as a context manager: while
-    it is open no other process can open it.
+    Use it from one thread, as a context manager. While it is open, no other process can open it.
+
+    Attributes:
+        done: The records by id.
     """
 
     def __init__(
-        self, path: Path, made_by: Mapping[str, Any], fields: Mapping[str, Any] | None = None
+        self, path: Path, provenance: Mapping[str, Any], fields: Mapping[str, Any] | None = None
     ) -> None:
-        """Open the file, or begin it; a last line that was cut short is dropped.
+        """Open or create the file; an incomplete last line is removed.
 
         Args:
-            path: The file; its folder is made.
-            made_by: What made the records, JSON data; it is written with the first of them.
-            fields: What a record has beside its `id`: name to type.
+            path: The file; its folder is created.
+            provenance: Model, data and settings of the records, JSON data; it is written with
+                the first record.
+            fields: Fields of a record beside its `id`: name to type.
 
         Raises:
-            ConfigError: Not such a file, one of another model, data or settings, one that cannot
-                be written, or one that another run has open.
+            ConfigError: The file is damaged, has another provenance, cannot be written, or is
+                open in another run.
         """
         self.done: dict[str, dict[str, Any]] = {}
         self._path = path
-        self._head = json.dumps(made_by)
+        self._stack = ExitStack()
+        self._head = json.dumps(provenance)
         self._fields = {'id': str, **(fields or {})}
         with self._write_faults():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: what the disk refused must not be tried again on close.
-            self._file = path.open('a+b', buffering=0)
-        try:
             self._lock()
+        with self._stack.pop_all() as stack:
+            with self._write_faults():
+                # Unbuffered: a failed write must not be repeated on close.
+                self._file = stack.enter_context(path.open('a+b', buffering=0))
             self._read()
-        except BaseException:
-            self._file.close()
-            raise
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> RecordFile:
         """Return itself."""
@@ -63,13 +69,13 @@ class RecordFile:
         trace: TracebackType | None,
     ) -> None:
         """Close the file; another run may then open it."""
-        self._file.close()
+        self._stack.close()
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add records of new ids; they are on disk when this returns.
+        """Add records with new ids; they are on disk when this returns.
 
         Raises:
-            ConfigError: The disk does not take them.
+            ConfigError: They cannot be written.
         """
         lines = [json.dumps(record) for record in records]
         is_new = self._file.seek(0, os.SEEK_END) == 0
@@ -77,64 +83,69 @@ class RecordFile:
         self.done |= {record['id']: record for record in records}
 
     def mark(self) -> tuple[int, int]:
-        """Return the place after what is there now, for `go_back`."""
+        """Return the current end of the file, for `go_back`."""
         return self._file.seek(0, os.SEEK_END), len(self.done)
 
     def go_back(self, mark: tuple[int, int]) -> None:
-        """Forget what was appended after `mark`."""
+        """Remove the records that were appended after `mark`."""
         size, count = mark
         self._file.truncate(size)
         self.done = dict(itertools.islice(self.done.items(), count))
 
     def _lock(self) -> None:
+        lock_path = self._path.with_name(f'.{self._path.name}.lock')
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
+            self._stack.enter_context(FileLock(lock_path, timeout=0))
+        except Timeout as err:
             raise ConfigError(
-                f'{self._path}: another run writes there; wait for its end, or name '
-                'another folder with --out'
+                f'{self._path}: another run writes there; wait for its end, or {OTHER_FOLDER}'
             ) from err
 
     def _read(self) -> None:
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b'\n') + 1]
-        # Without a whole line it is new, or its run was ended while it wrote the first.
+        # Without a complete line it is new, or its run ended while it wrote the first line.
         if whole or not self._head.encode().startswith(content):
-            self._take(whole.splitlines())
+            self._load(whole.splitlines())
         if len(whole) < len(content):
             self._file.truncate(len(whole))
 
-    def _take(self, lines: Sequence[bytes]) -> None:
-        """Check what an earlier run has written, and keep its records."""
-        try:
-            made_before, *records = [json.loads(line) for line in lines] or [None]
-            if not isinstance(made_before, dict):
-                raise TypeError('its first line does not say what made it')
-            for record in records:
-                self._check(record)
-        except (ValueError, TypeError, RecursionError) as err:
-            raise ConfigError(
-                f'{self._path}: not a file of p2d evaluate: {err}; name another folder with --out'
-            ) from err
-        made_now = json.loads(self._head)  # as the file has it: tuples are lists
-        for name in sorted(made_now.keys() | made_before.keys()):
-            before, now = made_before.get(name), made_now.get(name)
-            if before != now:
+    def _load(self, lines: Sequence[bytes]) -> None:
+        """Check the lines of an earlier run, and keep its records."""
+        before = self._parse(lines[0] if lines else b'null', 1)
+        records = [self._parse(line, number) for number, line in enumerate(lines[1:], 2)]
+        for number, record in enumerate(records, 2):
+            self._check(record, number)
+        now = json.loads(self._head)  # as in the file: tuples become lists
+        for name in sorted(now.keys() | before.keys()):
+            if before.get(name) != now.get(name):
                 raise ConfigError(
-                    f'{self._path}: it was made with {name} {before!r}, now it is '
-                    f'{now!r}; name another folder with --out'
+                    f'{self._path}: it was made with {name} {before.get(name)!r}, now it is '
+                    f'{now.get(name)!r}; {OTHER_FOLDER}'
                 )
         self.done = {record['id']: record for record in records}
 
-    def _check(self, record: Any) -> None:
-        fields = record if isinstance(record, dict) else {}
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as err:
+            raise self._damaged(number, str(err)) from err
+        if not isinstance(content, dict):
+            raise self._damaged(number, 'not a JSON object')
+        return content
+
+    def _check(self, record: Mapping[str, Any], number: int) -> None:
         for name, kind in self._fields.items():
-            if name not in fields or not isinstance(fields[name], kind):
+            if name not in record or not isinstance(record[name], kind):
                 needed = getattr(kind, '__name__', kind)
-                raise TypeError(
-                    f'the record {str(fields.get("id"))[:80]} has no {name} of type {needed}'
-                )
+                who = str(record.get('id'))[:80]
+                raise self._damaged(number, f'the record {who} has no {name} of type {needed}')
+
+    def _damaged(self, number: int, reason: str) -> ConfigError:
+        return ConfigError(
+            f'{self._path}: line {number}: not a file of p2d evaluate: {reason}; {OTHER_FOLDER}'
+        )
 
     def _write(self, lines: Sequence[str]) -> None:
         content = ''.join(f'{line}\n' for line in lines).encode()
@@ -144,4 +155,4 @@ class RecordFile:
             os.fsync(self._file.fileno())
 
     def _write_faults(self) -> AbstractContextManager[None]:
-        return write_faults(f'{self._path}:', 'name another folder with --out')
+        return write_faults(f'{self._path}:', OTHER_FOLDER)

@@ -1,4 +1,4 @@
-"""Answers and what they are compared with."""
+"""Answers compared with their references."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Two splits of the same number of tokens, on questions that the search never saw.
+"""Compares two splits of the same number of tokens, on questions that the search has not seen.
 
-The searched ratios meet the most even split of as many tokens. Both answer the same questions, so
-the difference is taken per resample (paired bootstrap). What is drawn are scenes: questions about
-one keyframe share its pictures, and keyframes of one scene resemble each other. Of few scenes the
-keyframes are drawn instead; the interval is then too narrow, and the report says so.
+The searched ratios are compared with the most even split of as many tokens. Both answer the same
+questions, and the difference is taken per resample (paired bootstrap). Resamples draw scenes:
+questions about one keyframe share its images, and keyframes of one scene are alike. If there are
+few scenes, keyframes are drawn instead. The interval is then too narrow, and the report says so.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from p2d_node.errors import ConfigError
 from p2d_node.tuning.answers import Answered
 from p2d_node.tuning.objective import Objective
-from p2d_node.tuning.score_table import Floats, make_table, Parts, score_selections
+from p2d_node.tuning.score_table import Floats, make_table, SampleScores, score_samples
 from p2d_node.tuning.session import QuestionSet, TuningSession
 
 NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 MIN_SCENES = 20
-"""Fewer say too little about how scenes differ to be drawn from."""
+"""With fewer scenes, keyframes are drawn instead."""
 
 CHUNK = 1000
 """Resamples at a time: bounds memory."""
@@ -88,12 +88,12 @@ class Comparison:
 
 
 def check_unseen(held_out: QuestionSet, searched: QuestionSet) -> None:
-    """Raise `ConfigError` where the search has seen a held-out keyframe."""
+    """Raise `ConfigError` if the search uses a held-out keyframe."""
     known = set(searched.digests.values())
     for name, digest in held_out.digests.items():
         if digest in known:
             raise ConfigError(
-                f'--held-out: keyframe {name} has the same pictures as one that the search uses; '
+                f'held_out: keyframe {name} has the same pictures as one that the search uses; '
                 'hold out keyframes that it does not'
             )
 
@@ -104,7 +104,7 @@ def compare_with_uniform(
     ratios: Mapping[str, float],
     on_keyframe: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Let the searched ratios and the even split answer held-out questions."""
+    """Answer held-out questions with the searched ratios and with the even split."""
     space = session.space
     tokens = sum(space.tokens_kept(ratios).values())
     uniform = space.uniform_ratios(tokens)
@@ -159,7 +159,7 @@ def bootstrap(
         members @ make_table(answers, objective.tokenizer) for answers in (searched, uniform)
     ]
     whole = np.ones((1, len(members)))
-    at_all = [_figures(score_selections(table, whole), objective) for table in tables]
+    at_all = [_figures(score_samples(table, whole), objective) for table in tables]
     draws = _resample(tables, objective, seed)
     tail = (1.0 - LEVEL) / 2.0
     differences = {}
@@ -185,13 +185,13 @@ def _resample(tables: Sequence[Floats], objective: Objective, seed: int) -> dict
     chunks: dict[str, list[Floats]] = {}
     for _ in range(NUM_RESAMPLES // CHUNK):
         times = rng.multinomial(num_units, even, size=CHUNK).astype(np.float64)
-        one, other = (_figures(score_selections(t, times), objective) for t in tables)
+        one, other = (_figures(score_samples(t, times), objective) for t in tables)
         for name, values in one.items():
             chunks.setdefault(name, []).append(values - other[name])
     return {name: np.concatenate(parts) for name, parts in chunks.items()}
 
 
-def _figures(parts: Parts, objective: Objective) -> dict[str, Floats]:
+def _figures(parts: SampleScores, objective: Objective) -> dict[str, Floats]:
     return {
         'score': objective.weigh(parts.language, parts.accuracy),
         'accuracy': parts.accuracy,

@@ -1,4 +1,4 @@
-"""More workers on this machine: processes of their own, on the same storage."""
+"""Starts more worker processes on this machine; all workers share a study in the storage."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from p2d_node.tuning.session import read_tuning_set, TuningOptions, TuningSessio
 from p2d_node.tuning.stop_request import StopRequest
 
 GRACE_S = 60.0
-"""A worker gets so long to give its trial back."""
+"""Time for a worker to queue its trial again and end."""
 
 INTERRUPTED = 130
-"""Exit code of a process that was told to stop."""
+"""Exit code of an interrupted process."""
 
 
 def divide_threads(options: TuningOptions, num_workers: int) -> TuningOptions:
-    """Give each of the workers its part of this machine's CPU threads, unless they are set."""
+    """Divide the CPU threads among the workers, unless `num_threads` is set."""
     if options.config.num_threads or num_workers == 1:
         return options
     num_threads = max(1, (os.cpu_count() or 1) // num_workers)
@@ -31,10 +31,10 @@ def divide_threads(options: TuningOptions, num_workers: int) -> TuningOptions:
 
 @contextmanager
 def extra_workers(options: TuningOptions, count: int) -> Iterator[None]:
-    """Run `count` more workers while the body runs; when it ends, however it ends, so do they.
+    """Run `count` more workers while the body runs, and end them after it.
 
-    Their trials are given back then. A worker that dies costs nothing but its time: whoever is
-    left does its trial again.
+    The trials of interrupted workers are queued again. If a worker dies, another one runs its
+    trial again.
     """
     context = multiprocessing.get_context('spawn')
     workers: list[BaseProcess] = [
@@ -56,7 +56,7 @@ def extra_workers(options: TuningOptions, count: int) -> Iterator[None]:
 
 
 def _work(options: TuningOptions, parent: int) -> None:
-    """Be a worker until the study is done, or until the process that asked for it has gone."""
+    """Run trials until the study is done, or the parent process ends."""
     stop = StopRequest()
 
     def check() -> None:
@@ -67,7 +67,7 @@ def _work(options: TuningOptions, parent: int) -> None:
     try:
         session = TuningSession(options, read_tuning_set(options))
         with stop:
-            for _ in session.seen(session.question_set).prepare(
+            for _ in session.keyframe_cache(session.question_set).prepare(
                 session.question_set.keyframes, session.question_set.digests
             ):
                 check()

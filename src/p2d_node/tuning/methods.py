@@ -1,8 +1,8 @@
-"""How each method chooses the next trial: TPE, and the baselines it is compared with.
+"""The methods that choose the next trial: TPE, and the baselines it is compared with.
 
-Each method has a study of its own, so that none learns from another's trials. What a method draws
-follows from the seed and the trial's number: two workers never draw the same, and a study that is
-resumed does not begin its random numbers anew.
+Each method has its own study, so that none learns from another's trials. Random numbers depend on
+the seed and the number of the trial only: two workers never draw the same, and a resumed study
+does not repeat its numbers.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.ledger import rank_of
 from p2d_node.tuning.search_space import Params, SearchSpace
+from p2d_node.tuning.trials import rank_of
 
 METHODS = ('tpe', 'uniform', 'random', 'grid', 'evolutionary')
 
 POPULATION = 16
-"""Of the evolutionary method; small, so that 100 trials are six generations."""
+"""Population of the evolutionary method: 100 trials are six generations."""
 
 NUM_STARTUP_TRIALS = 8
-"""The median of fewer trials says little: until then none is pruned."""
+"""Number of complete trials before the first one is pruned."""
 
 PRUNED_METHODS = ('tpe', 'random', 'grid')
-"""Uniform trials are the yardstick and stay whole; evolution learns from whole trials only."""
+"""Uniform trials are the baseline, and evolution learns from complete trials only."""
 
 SEED_STRIDE = 1_000_003
 MAX_SEED = 2**32
 
 Plan = Callable[[int], Params]
-"""Maps how many slots come before a trial to its parameters."""
+"""Maps the rank of a trial (see `rank_of`) to its parameters."""
 
 
 class NumberSeededSampler(BaseSampler):
-    """Draws with one of Optuna's samplers, seeded anew by the number of each trial."""
+    """Draws with one of Optuna's samplers, seeded by the number of each trial."""
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        """Wrap the samplers that `make` returns for a seed."""
+        """Wrap the sampler that `make` returns for a seed."""
         self._make = make
         self._seed = seed
         self._inner = make(seed)
@@ -81,7 +81,7 @@ class NumberSeededSampler(BaseSampler):
 
 
 class PlannedSampler(BaseSampler):
-    """Takes each trial's parameters from a list that is known beforehand."""
+    """Takes the parameters of each trial from a plan."""
 
     def __init__(self, plan: Plan) -> None:
         """Follow `plan`."""
@@ -90,13 +90,13 @@ class PlannedSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Nothing: the plan knows all parameters."""
+        """Return nothing: the plan has all parameters."""
         return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Nothing: see `sample_independent`."""
+        """Return nothing: see `sample_independent`."""
         return {}
 
     def sample_independent(
@@ -106,7 +106,7 @@ class PlannedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return what the plan has for the trial's slot."""
+        """Return the parameter of the trial's place in the plan."""
         return self._plan(rank_of(trial, study.get_trials(deepcopy=False)))[param_name]
 
 
@@ -115,11 +115,11 @@ DRAWN: dict[str, Callable[[int], BaseSampler]] = {
     'random': lambda seed: RandomSampler(seed=seed),
     'evolutionary': lambda seed: NSGAIISampler(population_size=POPULATION, seed=seed),
 }
-"""Methods that draw, each with its sampler for a seed."""
+"""Methods that draw at random, each with its sampler for a seed."""
 
 
 def make_sampler(method: str, space: SearchSpace, num_trials: int, seed: int) -> BaseSampler:
-    """Return the sampler of a method; no two methods draw the same from one seed."""
+    """Return the sampler of a method. Two methods draw different numbers from one seed."""
     if method in DRAWN:
         own_seed = seed * len(METHODS) + METHODS.index(method)
         return NumberSeededSampler(DRAWN[method], own_seed)
@@ -128,35 +128,35 @@ def make_sampler(method: str, space: SearchSpace, num_trials: int, seed: int) ->
 
 
 def planned(method: str, space: SearchSpace, num_trials: int, seed: int) -> list[Params]:
-    """Return the points of a method that knows them beforehand."""
+    """Return the points of a method that has a plan."""
     if method == 'uniform':
         return space.uniform_plan()
     return space.grid_plan(seed, num_trials)
 
 
 def make_pruner(method: str, pruning: bool) -> BasePruner:
-    """Return what stops a method's hopeless trials: those below the median so far."""
+    """Return the pruner of a method: it ends trials below the median."""
     if not pruning or method not in PRUNED_METHODS:
         return NopPruner()
     return MedianPruner(n_startup_trials=NUM_STARTUP_TRIALS)
 
 
 def trials_of(method: str, space: SearchSpace, num_trials: int, seed: int) -> int:
-    """Return how many trials a method does: all, or fewer where it has no more points."""
+    """Return how many trials a method runs: `num_trials`, or fewer if its plan is shorter."""
     if method in ('uniform', 'grid'):
         return min(num_trials, len(planned(method, space, num_trials, seed)))
     return num_trials
 
 
 def check_methods(names: str) -> tuple[str, ...]:
-    """Return the methods in a list with commas.
+    """Return the methods in a comma-separated list.
 
     Raises:
-        ConfigError: One that does not exist, or none.
+        ConfigError: A method does not exist, or there is none.
     """
     methods = tuple(dict.fromkeys(name.strip() for name in names.split(',') if name.strip()))
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         got = unknown[0] if unknown else ''
-        raise ConfigError(f'--methods: got {got!r}, allowed: {", ".join(METHODS)}')
+        raise ConfigError(f'methods: got {got!r}, allowed: {", ".join(METHODS)}')
     return methods

@@ -17,7 +17,7 @@ from typing import TypeVar
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion
 from p2d_node.tuning.answers import Answered, is_multiple_choice
-from p2d_node.tuning.score_table import Floats, make_table, score_together
+from p2d_node.tuning.score_table import Floats, make_table, score_corpus
 
 PUBLISHED_LANGUAGE_WEIGHT = 0.5
 PUBLISHED_ACCURACY_WEIGHT = 0.5
@@ -62,9 +62,9 @@ class Objective:
         for name in ('language_weight', 'accuracy_weight', 'ratio_penalty'):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0.0):
-                raise ConfigError(f'--{name.replace("_", "-")}: got {value:g}, allowed: 0 or more')
+                raise ConfigError(f'{name}: got {value:g}, allowed: 0 or more')
         if self.language_weight + self.accuracy_weight == 0.0:
-            raise ConfigError('--language-weight, --accuracy-weight: got 0 for both')
+            raise ConfigError('language_weight, accuracy_weight: got 0 for both')
 
     def check_questions(self, questions: Sequence[DriveLmQuestion], source: str) -> None:
         """Make sure before the first trial that the questions can be scored.
@@ -82,17 +82,17 @@ class Objective:
         if self.accuracy_weight and not num_letters:
             raise ConfigError(
                 f'{source}: no question has a one-letter answer, so there is no accuracy; set '
-                '--accuracy-weight 0'
+                'accuracy_weight 0'
             )
         if self.language_weight and num_letters == len(questions):
             raise ConfigError(
                 f'{source}: every question has a one-letter answer, so there is no language; set '
-                '--language-weight 0'
+                'language_weight 0'
             )
 
     def score(self, answered: Iterable[Answered], ratios: Mapping[str, float]) -> Score:
         """Score the answers of a trial with these ratios."""
-        parts = score_together(make_table([list(answered)], self.tokenizer))
+        parts = score_corpus(make_table([list(answered)], self.tokenizer))
         value = self.weigh(parts.language or 0.0, parts.accuracy or 0.0)
         penalty = self.ratio_penalty * sum(ratios.values())
         return Score(value - penalty, parts.language, parts.accuracy)

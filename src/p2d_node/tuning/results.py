@@ -1,4 +1,4 @@
-"""A study comes in; what it found goes out: per method, and the best of all."""
+"""Reads the results of a study: per method, and the best of all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 from p2d_node.errors import ConfigError
-from p2d_node.tuning.ledger import finished, given_up, Ledger
+from p2d_node.tuning.trials import finished, given_up, MethodStudy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,13 +15,13 @@ class TrialResult:
     """A trial that answered every question.
 
     Attributes:
-        method: Who chose it.
+        method: The method that chose it.
         number: Its number in the method's study.
-        score: What was maximised.
-        language: Part of the score; None where no question gives it.
-        accuracy: Part of the score; None where no question gives it.
+        score: Value of the objective.
+        language: Part of the score; None if no question has it.
+        accuracy: Part of the score; None if no question has it.
         ratios: Camera to retention ratio.
-        tokens_kept: Visual tokens of a sweep.
+        tokens_kept: Kept visual tokens per sweep.
     """
 
     method: str
@@ -49,15 +49,15 @@ class TrialResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodResult:
-    """What one method found.
+    """Results of one method.
 
     Attributes:
         method: Its name.
         num_trials: Finished trials.
-        num_pruned: Those of them that were ended early.
-        num_failed: Trials beside them that failed too often.
-        seconds: Time of all trials, added up over workers.
-        complete: The others, in the order of their numbers.
+        num_pruned: Finished trials that ended early.
+        num_failed: Trials that failed too often, beside the finished ones.
+        seconds: Sum of the times of all finished trials.
+        complete: The finished trials that were not pruned, in the order of their numbers.
         history: After each finished trial the best score so far; None before the first.
     """
 
@@ -71,17 +71,17 @@ class MethodResult:
 
     @property
     def best(self) -> TrialResult | None:
-        """The best complete trial; of equals the first."""
+        """The complete trial with the highest score; the first of equal ones."""
         return max(self.complete, key=lambda result: result.score, default=None)
 
 
-def collect_results(ledgers: Mapping[str, Ledger]) -> list[MethodResult]:
+def collect_results(studies: Mapping[str, MethodStudy]) -> list[MethodResult]:
     """Read every method's study."""
-    return [_collect(method, ledger) for method, ledger in ledgers.items()]
+    return [_collect(method, study) for method, study in studies.items()]
 
 
-def _collect(method: str, ledger: Ledger) -> MethodResult:
-    trials = ledger.trials
+def _collect(method: str, study: MethodStudy) -> MethodResult:
+    trials = study.trials
     done = finished(trials)
     complete = [t for t in done if t.state == TrialState.COMPLETE]
     best: float | None = None
@@ -95,7 +95,7 @@ def _collect(method: str, ledger: Ledger) -> MethodResult:
         method=method,
         num_trials=len(done),
         num_pruned=len(done) - len(complete),
-        num_failed=len(given_up(trials, ledger.num_trials)),
+        num_failed=len(given_up(trials)),
         seconds=sum(float(t.user_attrs.get('seconds', 0.0)) for t in done),
         complete=tuple(TrialResult.of(method, t) for t in complete),
         history=tuple(history),
@@ -103,12 +103,12 @@ def _collect(method: str, ledger: Ledger) -> MethodResult:
 
 
 def best_of(results: Sequence[MethodResult]) -> TrialResult:
-    """Return the best complete trial of all methods; of equals the one with fewer tokens.
+    """Return the best complete trial of all methods; of equal ones that with fewer tokens.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No trial is complete.
     """
     complete = [result for method in results for result in method.complete]
     if not complete:
-        raise ConfigError('--trials: no trial is complete yet, so there is nothing to report')
+        raise ConfigError('trials: no trial is complete yet, so there is nothing to report')
     return max(complete, key=lambda result: (result.score, -result.tokens_kept))

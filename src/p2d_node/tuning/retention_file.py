@@ -1,4 +1,4 @@
-"""The best ratios as a parameter file of the drive node, with a header that says where from."""
+"""Writes the best ratios as a parameter file of the drive node, with their origin as comments."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from p2d_node.tuning.search_space import ratio_of, SearchSpace
 import yaml
 
 SELECTION_FIELDS = ('selector', 'allocation', 'prune_layer')
-"""What else decides which tokens are kept: written where it is not the default."""
+"""Other parameters that decide which tokens are kept; written if they differ from the default."""
 
 
-STUDY_KEPT = 'name another, the study is kept'
-"""What to do where a result cannot be written."""
+STUDY_KEPT = 'choose another; the study is kept'
+"""Next step if a result cannot be written."""
 
 
 def write_retention_file(
@@ -31,11 +31,11 @@ def write_retention_file(
     """Write the file in one step.
 
     Args:
-        path: What `drive.launch.py params_file:=` will name; its folder is made.
+        path: The file, for `drive.launch.py params_file:=`; its folder is created.
         ratios: Camera to ratio; written as the shortest number that keeps as many tokens.
-        space: Knows how many tokens a camera has.
+        space: Has the number of tokens of each camera.
         config: The pipeline that the ratios were searched for.
-        header: Lines that say where they come from.
+        header: Lines of comment about their origin.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -52,7 +52,7 @@ def write_retention_file(
     }
     body = yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False)
     comments = ''.join(f'# {line}\n' for line in header)
-    with write_faults(f'--params-out: {path}', STUDY_KEPT):
+    with write_faults(f'params_out: {path}', STUDY_KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, f'{comments}{body}'.encode())
 

@@ -1,8 +1,7 @@
-"""Answers come in; per keyframe the sums that their scores are made of go out.
+"""Sums per keyframe from which the scores of any sample of keyframes follow.
 
-BLEU is a quotient of counts, ROUGE_L and CIDEr are means: all scores of any selection of keyframes
-follow from sums per keyframe, which makes resampling thousands of times cheap. CIDEr weighs words
-by how rare they are in the references; here always in those of all keyframes.
+BLEU is a quotient of counts, and ROUGE_L and CIDEr are means, so thousands of resamples are cheap.
+CIDEr weighs words by their frequency in the references, here always in those of all keyframes.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ TINY, SMALL = 1e-15, 1e-9
 LENGTHS, GUESSES, CORRECT = slice(0, 2), slice(2, 6), slice(6, 10)
 ROUGE, CIDER, NUM_FREE, NUM_LETTERS, RIGHT_LETTERS, NUM_RIGHT, NUM_ALL = range(10, 17)
 NUM_COLUMNS = 17
-"""Columns of a table: lengths of answers and references; n-grams of answers, and those of them
-that are right; then sums of scores and counts of answers."""
+"""Columns of a table: lengths of answers and references; n-grams of answers, and the correct ones;
+then sums of scores and counts of answers."""
 
 
 MOST_TEXTS = 100_000
-"""Beyond this number tokenised texts are forgotten."""
+"""Capacity of the cache of tokenised texts; a full cache is cleared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
-    """Scores of all keyframes together; None where no question gives one.
+class CorpusScores:
+    """Scores of all keyframes; None if no question has the score.
 
     Attributes:
-        language: As in `Parts`.
-        accuracy: As in `Parts`.
+        language: As in `SampleScores`.
+        accuracy: As in `SampleScores`.
     """
 
     language: float | None
@@ -47,8 +46,8 @@ class Together:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Scores of one or of many selections of keyframes; each an array [selections].
+class SampleScores:
+    """Scores of samples of keyframes; each a float64 array [samples].
 
     Attributes:
         language: Mean of BLEU-1..4, ROUGE_L and CIDEr/10, over free texts.
@@ -61,11 +60,11 @@ class Parts:
     exact: Floats
 
 
-class Tokens:
-    """Tokenised texts; the same texts come again in every trial. Use it from one thread."""
+class CachedTokenizer:
+    """A tokenizer with a cache: texts repeat in every trial. Use it from one thread."""
 
     def __init__(self, tokenizer: str) -> None:
-        """Tokenise with `treebank` or `ptb`."""
+        """Use the tokenizer `treebank` or `ptb`."""
         self._tokenize = TOKENIZE[tokenizer]
         self._known: dict[str, str] = {}
 
@@ -80,9 +79,9 @@ class Tokens:
 
 
 @cache
-def tokens_of(tokenizer: str) -> Tokens:
-    """Return this process's tokenised texts."""
-    return Tokens(tokenizer)
+def cached_tokenizer(tokenizer: str) -> CachedTokenizer:
+    """Return the tokenizer of this process."""
+    return CachedTokenizer(tokenizer)
 
 
 def make_table(answers: Sequence[Sequence[Answered]], tokenizer: str) -> Floats:
@@ -111,7 +110,7 @@ def make_table(answers: Sequence[Sequence[Answered]], tokenizer: str) -> Floats:
 def _add_language(table: Floats, free: Sequence[tuple[int, Answered]], tokenizer: str) -> None:
     if not free:
         return
-    tokens = tokens_of(tokenizer)
+    tokens = cached_tokenizer(tokenizer)
     predicted = tokens([answer for _, (_, answer) in free])
     expected = tokens([str(question.reference) for _, (question, _) in free])
     compared = compare_texts(predicted, expected)
@@ -125,12 +124,12 @@ def _add_language(table: Floats, free: Sequence[tuple[int, Answered]], tokenizer
         table[row, NUM_FREE] += 1
 
 
-def score_selections(table: Floats, times: Floats) -> Parts:
-    """Score selections of keyframes.
+def score_samples(table: Floats, times: Floats) -> SampleScores:
+    """Score samples of keyframes.
 
     Args:
         table: From `make_table`.
-        times: How often each keyframe counts, [selections, keyframes].
+        times: How often each keyframe counts, [samples, keyframes].
     """
     sums = times @ table
     correct, guesses = sums[:, CORRECT] + TINY, sums[:, GUESSES] + SMALL
@@ -142,17 +141,17 @@ def score_selections(table: Floats, times: Floats) -> Parts:
     language = (
         bleu.mean(axis=1) + sums[:, ROUGE] / num_free + sums[:, CIDER] / num_free / 10.0
     ) / 3.0
-    return Parts(
+    return SampleScores(
         language=np.where(sums[:, NUM_FREE] > 0, language, 0.0),
         accuracy=sums[:, RIGHT_LETTERS] / np.maximum(sums[:, NUM_LETTERS], 1.0),
         exact=sums[:, NUM_RIGHT] / np.maximum(sums[:, NUM_ALL], 1.0),
     )
 
 
-def score_together(table: Floats) -> Together:
+def score_corpus(table: Floats) -> CorpusScores:
     """Score all keyframes of a table."""
-    parts = score_selections(table, np.ones((1, len(table))))
-    return Together(
+    parts = score_samples(table, np.ones((1, len(table))))
+    return CorpusScores(
         language=float(parts.language[0]) if table[:, NUM_FREE].any() else None,
         accuracy=float(parts.accuracy[0]) if table[:, NUM_LETTERS].any() else None,
     )

@@ -54,14 +54,14 @@ class SearchSpace:
         lowest, highest = RETENTION_RATIO.minimum, RETENTION_RATIO.maximum
         if lowest is None or highest is None or not lowest <= low <= high <= highest:
             raise ConfigError(
-                f'--min-retention, --max-retention: got {low:g} and {high:g}, allowed: '
+                f'min_retention, max_retention: got {low:g} and {high:g}, allowed: '
                 f'{lowest:g} to {highest:g}, the first not above the second'
             )
         mean = self.mean_retention
         if mean is not None and not low <= mean <= high:
             raise ConfigError(
-                f'--mean-retention: got {mean:g}, allowed: {low:g} to {high:g}, from '
-                '--min-retention to --max-retention'
+                f'mean_retention: got {mean:g}, allowed: {low:g} to {high:g}, from '
+                'min_retention to max_retention'
             )
 
     @property

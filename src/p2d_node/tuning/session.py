@@ -1,6 +1,6 @@
-"""A worker's whole way: check everything, load the model, join the study, do trials.
+"""One worker of a search: opens the storage, loads the model, joins the study, runs trials.
 
-Every worker, on whatever machine, runs this file with the same options on the same storage.
+Every worker on every machine runs this with the same options on the same storage.
 """
 
 from __future__ import annotations
@@ -22,44 +22,43 @@ from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
 from p2d_node.evaluation.fingerprints import digest_model
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.tuning.ledger import ClaimedTrial, Ledger, TrialTakenError
+from p2d_node.tuning.keyframe_cache import digest_pictures, KeyframeCache
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
 from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.search_space import SearchSpace
-from p2d_node.tuning.seen_keyframes import digest_pictures, SeenKeyframes
 from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
-from p2d_node.tuning.trial_evaluation import TrialEvaluator
-from p2d_node.tuning.worker_identity import WorkerIdentity
+from p2d_node.tuning.trial_evaluation import RunningScore, TrialEvaluator
+from p2d_node.tuning.trials import MethodStudy
 
 SETTINGS = 'settings'
-"""Name under which a study keeps what its trials must have in common."""
+"""User attribute of a study with the options that all its trials have in common."""
 
 POLL_S = 1.0
-"""How often a worker without work looks whether others have left some."""
+"""How often an idle worker checks for trials of dead workers."""
 
 OnProgress = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningOptions:
-    """What makes a study, and where it lives.
+    """Options of a search.
 
     Attributes:
         data: DriveLM JSON with answers.
         images: Folder that holds `samples/<CAMERA>/*.jpg`.
-        config: The pipeline; its retention ratios are what is searched.
-        objective: What is maximised.
+        config: The pipeline; the search replaces its retention ratios.
+        objective: The score to maximise.
         min_retention: Smallest ratio of a camera.
         max_retention: Largest ratio of a camera.
-        mean_retention: Fixes the total of kept tokens; None: it is free, and penalised.
+        mean_retention: Fixes the total of kept tokens; None: the total is free, and penalised.
         methods: Names from `METHODS`.
         num_trials: Trials of each method, over all workers.
-        seed: Of everything random.
-        pruning: Whether hopeless trials end early.
+        seed: Seed of the samplers and of the bootstrap.
+        pruning: Whether trials below the median end early.
         storage: URL or path; see `open_storage`.
-        name: Name of the study in it.
-        cache: Folder of seen keyframes.
-        lease_s: After so long without a sign of life another machine's trial is taken over.
+        name: Name of the study in the storage.
+        cache: Folder of encoded keyframes.
+        lease_s: After so many seconds without a heartbeat a trial is run again.
         limit: Only the first so many keyframes; None: all.
     """
 
@@ -83,12 +82,12 @@ class TuningOptions:
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """Questions that can be scored, and pictures that are there.
+    """Questions with references, and their images.
 
     Attributes:
         keyframes: The questions, by keyframe.
-        digests: Keyframe name to the fingerprint of its pictures.
-        image_root: Where the pictures lie.
+        digests: Keyframe name to the SHA-256 of its images.
+        image_root: Folder with the images.
     """
 
     keyframes: tuple[Keyframe, ...]
@@ -102,7 +101,7 @@ class QuestionSet:
 
     @property
     def digest(self) -> str:
-        """Fingerprint of questions, references and pictures."""
+        """SHA-256 of questions, references and images."""
         content = [[q.id, q.question, q.reference] for q in self.questions]
         text = json.dumps([content, sorted(self.digests.items())])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -116,10 +115,10 @@ def read_question_set(
     cameras: Sequence[str],
     limit: int | None = None,
 ) -> QuestionSet:
-    """Read a DriveLM file and make sure that everything in it can be used.
+    """Read a DriveLM file and check its questions and images.
 
     Raises:
-        ConfigError: Names the first thing that cannot.
+        ConfigError: Names the first one that cannot be used.
     """
     keyframes = group_keyframes(read_questions(data))
     if limit is not None:
@@ -145,23 +144,23 @@ class TuningSession:
     """One worker of a study. Use it from one thread; `close` frees the model."""
 
     def __init__(self, options: TuningOptions, question_set: QuestionSet) -> None:
-        """Reach the storage, load the model, join the study; in this order.
+        """Open the storage, load the model, and join the study, in this order.
 
         Args:
-            options: What makes the study.
+            options: Options of the search.
             question_set: Its questions, from `read_tuning_set`.
 
         Raises:
-            ConfigError: A model or options that cannot be used, or a study under this name that
-                was made otherwise.
-            BackendUnavailableError: The storage cannot be reached.
+            ConfigError: The model or an option cannot be used, or the study of this name was made
+                with other options.
+            BackendUnavailableError: The storage cannot be opened.
         """
         self.options = options
         self.question_set = question_set
-        storage = open_storage(options.storage)
+        storage = open_storage(options.storage, options.lease_s)
         with model_folder(options.config.model) as folder:
             self.model_digest = digest_model(folder)
-        # What the node may do for the sake of time would make scores depend on the machine.
+        # A deadline would make scores depend on the speed of the machine.
         config = replace(options.config, deadline_ms=0.0, stream_partial_answers=False)
         self.pipeline = DrivingPipeline.from_config(config)
         self.space = SearchSpace(
@@ -170,14 +169,12 @@ class TuningSession:
             max_retention=options.max_retention,
             mean_retention=options.mean_retention,
         )
-        worker = WorkerIdentity.of_this_process()
-        self.ledgers = {
-            method: Ledger(
+        self.studies = {
+            method: MethodStudy(
                 self._join(storage, method),
                 storage=options.storage,
                 num_trials=trials_of(method, self.space, options.num_trials, options.seed),
-                worker=worker,
-                lease_s=options.lease_s,
+                grace_period_s=options.lease_s,
             )
             for method in options.methods
         }
@@ -201,14 +198,14 @@ class TuningSession:
         for key, value in settings.items():
             if stored.get(key) != value:
                 raise ConfigError(
-                    f'--name: the study {options.name} in {mask_password(options.storage)} was '
+                    f'name: the study {options.name} in {mask_password(options.storage)} was '
                     f'made with {key} {_short(stored.get(key))}, now it is {_short(value)}; '
-                    'choose another --name'
+                    'choose another name'
                 )
         return study
 
     def _settings(self) -> dict[str, Any]:
-        """Return what all trials of a study must have in common, as JSON data."""
+        """Return the options that all trials of a study have in common, as JSON data."""
         options = self.options
         settings = {
             **answer_settings(self.pipeline.config),
@@ -225,9 +222,9 @@ class TuningSession:
         as_json: dict[str, Any] = json.loads(json.dumps(settings))
         return as_json
 
-    def seen(self, question_set: QuestionSet) -> SeenKeyframes:
-        """Return the store of seen keyframes for a set of questions."""
-        return SeenKeyframes(
+    def keyframe_cache(self, question_set: QuestionSet) -> KeyframeCache:
+        """Return the cache of encoded keyframes for a set of questions."""
+        return KeyframeCache(
             self.options.cache,
             self.pipeline,
             question_set.image_root,
@@ -237,10 +234,10 @@ class TuningSession:
     def evaluator(
         self, question_set: QuestionSet, must_stop: Callable[[], bool] = lambda: False
     ) -> TrialEvaluator:
-        """Return what answers a set of questions, all of whose keyframes were seen."""
+        """Return the evaluator of a set of questions, whose keyframes are all in the cache."""
         return TrialEvaluator(
             self.pipeline,
-            self.seen(question_set),
+            self.keyframe_cache(question_set),
             self.options.objective,
             self.space,
             keyframes=question_set.keyframes,
@@ -253,54 +250,61 @@ class TuningSession:
         on_progress: OnProgress = lambda: None,
         must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Do trials until all of the study have finished, here or elsewhere.
+        """Run trials until all methods are done, here or on other workers.
 
         Args:
-            on_progress: Called after every keyframe, and while waiting; what it raises ends the
-                work, and the trial is given back.
-            must_stop: Asked between tokens; where it is true, so that `on_progress` comes sooner,
-                answers are cut: `on_progress` must raise then.
+            on_progress: Called after every keyframe, and while waiting. If it raises, the work
+                ends, and the trial is queued again.
+            must_stop: Asked between tokens. If true, answers are cut short, and `on_progress`
+                must raise.
         """
         evaluator = self.evaluator(self.question_set, must_stop)
-        while not all(ledger.is_done for ledger in self.ledgers.values()):
+
+        def evaluate(trial: optuna.Trial) -> float:
+            return self._evaluate(trial, evaluator, on_progress)
+
+        while not all(study.is_done for study in self.studies.values()):
             on_progress()
-            for ledger in self.ledgers.values():
-                ledger.recover()
-            trial = self._start_any()
-            if trial is None:
+            free = (study for study in self.studies.values() if study.has_free_trial())
+            study = next(free, None)
+            if study is None:
                 time.sleep(POLL_S)
-                continue
-            try:
-                with trial.beating():
-                    self._run(trial, evaluator, on_progress)
-            except TrialTakenError:
-                continue
+            else:
+                study.run_trial(evaluate)
 
-    def _start_any(self) -> ClaimedTrial | None:
-        """Begin a trial of the first method that has one left."""
-        started = (ledger.start(self.space) for ledger in self.ledgers.values())
-        return next((trial for trial in started if trial is not None), None)
-
-    def _run(
-        self, trial: ClaimedTrial, evaluator: TrialEvaluator, on_progress: OnProgress
-    ) -> None:
-        ratios = self.space.ratios(trial.params)
-        kept = self.space.tokens_kept(ratios)
-        facts = {'ratios': ratios, 'tokens_kept': sum(kept.values())}
+    def _evaluate(
+        self, trial: optuna.Trial, evaluator: TrialEvaluator, on_progress: OnProgress
+    ) -> float:
+        """Return the score of a trial; raises `optuna.TrialPruned` if it is hopeless."""
+        low, high = self.space.bounds
+        ratios = self.space.ratios(
+            {camera: trial.suggest_float(camera, low, high) for camera in self.space.cameras}
+        )
+        trial.set_user_attr('ratios', ratios)
+        trial.set_user_attr('tokens_kept', sum(self.space.tokens_kept(ratios).values()))
         start_s = time.monotonic()
         for running in evaluator.run(ratios, on_progress):
-            facts |= {
-                'num_keyframes': running.num_keyframes,
-                'seconds': round(time.monotonic() - start_s, 3),
-            }
             if running.is_last:
-                trial.complete(running.score, facts)
-            elif trial.report(running.num_keyframes, running.score.value):
-                trial.prune(running.score, facts)
-                return
+                break
+            trial.report(running.score.value, running.num_keyframes)
+            if trial.should_prune():
+                self._store(trial, running, start_s)
+                raise optuna.TrialPruned
+        self._store(trial, running, start_s)
+        return running.score.value
+
+    def _store(self, trial: optuna.Trial, running: RunningScore, start_s: float) -> None:
+        facts = {
+            'language': running.score.language,
+            'accuracy': running.score.accuracy,
+            'num_keyframes': running.num_keyframes,
+            'seconds': round(time.monotonic() - start_s, 3),
+        }
+        for name, value in facts.items():
+            trial.set_user_attr(name, value)
 
     def close(self) -> None:
-        """Free the model's threads."""
+        """Release the model's threads."""
         self.pipeline.close()
 
 

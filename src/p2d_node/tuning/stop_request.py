@@ -1,4 +1,4 @@
-"""Ctrl-C between two operations on the storage, not in the middle of one."""
+"""Delays Ctrl-C until the worker is between two operations on the storage."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 2
-"""A worker may hear of one Ctrl-C twice: from the terminal, and from the process it works for."""
+"""One Ctrl-C can reach a worker twice: from the terminal, and from its parent process."""
 
 
 class StopRequest:
-    """While entered, a signal to stop only leaves a note; one too many interrupts at once.
+    """While entered, SIGINT and SIGTERM are only noted; after `PATIENCE` of them one interrupts.
 
-    An interrupt inside a database or a lock file would leave them to their own devices. Enter it
-    in the main thread; `check` is what interrupts, where it is safe.
+    An interrupt in the middle of a database operation could leave it incomplete. Enter it in the
+    main thread, and call `check` where an interrupt is safe.
     """
 
     def __init__(self) -> None:
-        """Nothing was asked for so far."""
+        """Start without a signal."""
         self._num_signals = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        """Listen to signals."""
+        """Install the signal handlers."""
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -34,7 +34,7 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave signals to whoever had them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -44,10 +44,10 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def is_noted(self) -> bool:
-        """Tell whether work should end soon."""
+        """Return whether a signal has arrived."""
         return self._num_signals > 0
 
     def check(self) -> None:
-        """Raise `KeyboardInterrupt` where work should end."""
+        """Raise `KeyboardInterrupt` if a signal has arrived."""
         if self.is_noted():
             raise KeyboardInterrupt

@@ -1,91 +1,112 @@
-"""Where a study lives: a database by its URL, or a journal file by its path.
-
-Errors of databases and of Optuna end here: what leaves is one line, without passwords.
-"""
+"""Opens the database of a study, and translates its errors into one line without passwords."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-import fcntl
-import os
+import math
 from pathlib import Path
 import re
 import time
 from typing import Any
+import warnings
 
 import optuna
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from p2d_node.errors import BackendUnavailableError
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
 SQLITE_TIMEOUT_S = 60
-"""How long a worker waits while others write."""
+"""How long a worker waits for others to finish writing."""
 
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
-"""Two workers that start at once may both try to create the tables; the second tries again."""
+"""If two workers start at once and both create the tables, the second one tries again."""
 
 RACED = ('already exists', 'locked', 'duplicate', 'unique constraint')
-"""What databases say to the one who comes second."""
+"""Words in the errors that the second worker gets."""
 
 PASSWORDS = (
     re.compile(r'(?P<before>(?:password|passwd|pwd)=)(?P<password>[^&\s]+)', re.IGNORECASE),
     re.compile(r'(?P<before>://[^:/@]*:)(?P<password>.+)(?=@)'),
 )
-"""One among the options of a URL, and one before its host; that may hold an @ itself."""
+"""A password among the options of a URL, and one before its host, which may contain an @."""
 
-JOURNAL_START = b'{"op_code":'
-"""What every line of Optuna's journals begins with."""
+HEARTBEATS_PER_GRACE_PERIOD = 4
+
+MAX_RETRIES = 2
+"""A trial that failed, or whose worker died, is run so many times more."""
 
 
 def mask_password(text: str) -> str:
-    """Return the name of a storage, or a text with such names, as it may be shown."""
+    """Return a text with the passwords in URLs replaced by ***."""
     for pattern in PASSWORDS:
         text = pattern.sub(r'\g<before>***', text)
     return text
 
 
-def open_storage(storage: str) -> BaseStorage:
-    """Open or create a storage.
+def open_storage(storage: str, grace_period_s: float) -> RDBStorage:
+    """Open or create a database.
 
     Args:
-        storage: `sqlite:///PATH`, `postgresql://...` or another database that SQLAlchemy knows;
-            or the path of a journal file.
+        storage: `sqlite:///PATH`, `postgresql://...` or another URL that SQLAlchemy knows; or the
+            path of an SQLite file.
+        grace_period_s: After so many seconds without a heartbeat a running trial counts as dead.
 
     Raises:
-        BackendUnavailableError: It cannot be reached, or its driver is not installed.
+        BackendUnavailableError: It cannot be opened, or its driver is not installed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with storage_errors(storage):
-        if '://' in storage:
-            return _retried(lambda: _open_database(storage))
-        return _open_journal(Path(storage).expanduser())
+    with _open_errors(storage), warnings.catch_warnings():
+        warnings.simplefilter('ignore', ExperimentalWarning)
+        return _retried(lambda: _open_database(_url_of(storage), math.ceil(grace_period_s)))
 
 
-def _open_database(url: str) -> RDBStorage:
-    if not url.startswith('sqlite'):
-        settings: dict[str, Any] = {'pool_pre_ping': True}
-        if url.startswith('postgresql'):
-            settings['connect_args'] = {'connect_timeout': CONNECT_TIMEOUT_S}
-        return RDBStorage(url, engine_kwargs=settings)
-    storage = RDBStorage(url, engine_kwargs={'connect_args': {'timeout': SQLITE_TIMEOUT_S}})
-    _lock_whole_transactions(storage)
+def retry_callback(max_retry: int | None) -> RetryHeartbeatStaleTrialCallback:
+    """Return the callback that queues a failed trial again, at most `max_retry` times."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ExperimentalWarning)
+        return RetryHeartbeatStaleTrialCallback(max_retry=max_retry)
+
+
+def _url_of(storage: str) -> str:
+    if '://' in storage:
+        return storage
+    path = Path(storage).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f'sqlite:///{path}'
+
+
+def _open_database(url: str, grace_period_s: int) -> RDBStorage:
+    is_sqlite = url.startswith('sqlite')
+    settings: dict[str, Any] = {} if is_sqlite else {'pool_pre_ping': True}
+    if is_sqlite:
+        settings['connect_args'] = {'timeout': SQLITE_TIMEOUT_S}
+    elif url.startswith('postgresql'):
+        settings['connect_args'] = {'connect_timeout': CONNECT_TIMEOUT_S}
+    storage = RDBStorage(
+        url,
+        engine_kwargs=settings,
+        heartbeat_interval=max(1, grace_period_s // HEARTBEATS_PER_GRACE_PERIOD),
+        grace_period=grace_period_s,
+        heartbeat_stale_trial_callback=retry_callback(MAX_RETRIES),
+    )
+    if is_sqlite:
+        _lock_whole_transactions(storage)
     return storage
 
 
 def _lock_whole_transactions(storage: RDBStorage) -> None:
-    """Let SQLite lock when a transaction begins, not at its first write.
+    """Make SQLite lock when a transaction begins, not at its first write.
 
-    Otherwise two workers can both read that a trial waits, and both take it.
+    Otherwise two workers can both read that a trial is waiting, and both run it.
     """
     storage.engine.dispose()
 
     @event.listens_for(storage.engine, 'connect')
-    def leave_transactions_to_us(connection: Any, _: Any) -> None:
+    def disable_implicit_transactions(connection: Any, _: Any) -> None:
         connection.isolation_level = None
 
     @event.listens_for(storage.engine, 'begin')
@@ -105,70 +126,51 @@ def _retried(open_: Callable[[], RDBStorage]) -> RDBStorage:
     return open_()
 
 
-def _open_journal(path: Path) -> JournalStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        _check_journal(path)
-        _drop_cut_line(path)
-    try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (AssertionError, LookupError, TypeError) as err:
-        raise ValueError(
-            f'a line of it is no operation on trials ({type(err).__name__}); name another'
-        ) from err
-
-
-def _check_journal(path: Path) -> None:
-    """Raise `ValueError` where the file is something else: it would be written to."""
-    with path.open('rb') as file:
-        start = file.read(len(JOURNAL_START))
-    # An empty file, or one whose first line a power cut left unfinished, may become a journal.
-    if not JOURNAL_START.startswith(start):
-        raise ValueError('the file is not a journal of trials; name another')
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Remove a last line that a power cut left unfinished: nobody could read past it."""
-    with path.open('r+b') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        content = file.read()
-        whole = content.rfind(b'\n') + 1
-        if whole == len(content):
-            return
-        time.sleep(1.0)  # it may be a line that another worker is writing just now
-        file.seek(0)
-        if file.read() == content:
-            file.truncate(whole)
-            os.fsync(file.fileno())
-
-
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Translate what goes wrong with the storage.
+    """Translate the errors of a database that is in use.
 
     Raises:
-        BackendUnavailableError: Says what, without the password.
+        BackendUnavailableError: One line with the reason, without the password.
     """
     try:
         yield
-    except UpdateFinishedTrialError:
-        raise  # an answer, not a fault: see ledger.py
+    except (SQLAlchemyError, StorageInternalError) as err:
+        raise _unusable(storage, err) from err
+
+
+@contextmanager
+def _open_errors(storage: str) -> Iterator[None]:
+    """Translate the errors of opening a database; raises as `storage_errors` does."""
+    try:
+        yield
     except ImportError as err:
         raise BackendUnavailableError(
-            f'--storage {mask_password(storage)}: its database driver is not installed: '
+            f'storage: {mask_password(storage)}: its database driver is not installed: '
             f'{_first_line(err.__cause__ or err)}; for PostgreSQL: pip install "psycopg[binary]"'
         ) from err
-    except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as err:
-        reason = _first_line(getattr(err.__cause__ or err, 'orig', None) or err)
-        reason = _without_secrets(reason, storage)
+    except RuntimeError as err:
+        # Optuna compares the version of the tables with its own.
         raise BackendUnavailableError(
-            f'--storage {mask_password(storage)}: cannot be used: {reason}; what it holds is '
-            'kept, and the same command goes on with it'
+            f'storage: {mask_password(storage)}: the tables are of another version of Optuna than '
+            f'{optuna.__version__}; back it up, and run: optuna storage upgrade --storage '
+            f'{mask_password(_url_of(storage))}; or name another'
         ) from err
+    except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as err:
+        raise _unusable(storage, err) from err
+
+
+def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
+    cause = err.__cause__ or err
+    reason = _first_line(getattr(cause, 'orig', None) or cause)
+    return BackendUnavailableError(
+        f'storage: {mask_password(storage)}: cannot be used: {_without_secrets(reason, storage)}; '
+        'its content is kept, and the same command continues with it'
+    )
 
 
 def _without_secrets(reason: str, storage: str) -> str:
-    """Return what a database says, without passwords and parts that it took for a host."""
+    """Return a database's message without passwords, or parts of them that it took for a host."""
     for match in (match for pattern in PASSWORDS for match in pattern.finditer(storage)):
         parts = match['password'].split('@')
         for secret in filter(None, ('@'.join(parts[n:]) for n in range(len(parts)))):

@@ -1,7 +1,7 @@
-"""Retention ratios come in; the answers to all questions go out, block by block with their score.
+"""Answers all questions with given retention ratios, block by block with the score so far.
 
-Keyframes are answered in one fixed order in which scenes are mixed, so that running scores of two
-trials compare, and say something early.
+Keyframes are answered in one fixed, shuffled order, so that the running scores of two trials can
+be compared early.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ import math
 from p2d_node.evaluation.answering import Keyframe
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.answers import Answered
+from p2d_node.tuning.keyframe_cache import KeyframeCache
 from p2d_node.tuning.objective import Objective, Score
 from p2d_node.tuning.search_space import SearchSpace
-from p2d_node.tuning.seen_keyframes import SeenKeyframes
 
 NUM_BLOCKS = 8
-"""After each a trial that looks hopeless may end: often enough to save time, and late enough that
-a running score is one of more than a few questions."""
+"""Number of running scores of a trial; after each the trial may be pruned."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningScore:
-    """How a trial stands.
+    """The score of a trial so far.
 
     Attributes:
         num_keyframes: Keyframes answered so far.
-        is_last: Whether these are all.
-        score: Over them.
+        is_last: Whether these are all keyframes.
+        score: Over their questions.
     """
 
     num_keyframes: int
@@ -39,7 +38,7 @@ class RunningScore:
 
 
 def mix_keyframes(keyframes: Sequence[Keyframe], digests: Mapping[str, str]) -> list[Keyframe]:
-    """Return the keyframes in an order that is random, and the same on every machine."""
+    """Return the keyframes in a shuffled order that is the same on every machine."""
 
     def key(keyframe: Keyframe) -> bytes:
         return hashlib.sha256(f'{keyframe.name} {digests[keyframe.name]}'.encode()).digest()
@@ -57,7 +56,7 @@ class TrialEvaluator:
     def __init__(
         self,
         pipeline: DrivingPipeline,
-        seen: SeenKeyframes,
+        cache: KeyframeCache,
         objective: Objective,
         space: SearchSpace,
         *,
@@ -65,9 +64,12 @@ class TrialEvaluator:
         digests: Mapping[str, str],
         must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Answer about `keyframes`, which `seen` has seen, until `must_stop` cuts it short."""
+        """Answer the questions of `keyframes`, which are in `cache`.
+
+        If `must_stop` returns true, answers are cut short.
+        """
         self._pipeline = pipeline
-        self._seen = seen
+        self._cache = cache
         self._objective = objective
         self._space = space
         self.keyframes = mix_keyframes(keyframes, digests)
@@ -77,7 +79,7 @@ class TrialEvaluator:
     def run(
         self, ratios: Mapping[str, float], on_keyframe: Callable[[], None] = lambda: None
     ) -> Iterator[RunningScore]:
-        """Answer everything with these ratios; yields the score so far after every block."""
+        """Answer all questions with these ratios; yield the score so far after every block."""
         answered: list[Answered] = []
         block = math.ceil(len(self.keyframes) / NUM_BLOCKS)
         for number, keyframe in enumerate(self.keyframes, start=1):
@@ -101,15 +103,15 @@ class TrialEvaluator:
         """Answer the questions of one keyframe."""
         pipeline = self._pipeline
         pipeline.reconfigure(replace(pipeline.config, retention_ratio=dict(ratios)))
-        seen = self._seen.load(keyframe, self._digests[keyframe.name])
-        kept = seen.keep_indices(
+        encoded = self._cache.load(keyframe, self._digests[keyframe.name])
+        kept = encoded.keep_indices(
             list(self._space.tokens_kept(ratios).values()),
             [ratios[camera] for camera in self._space.cameras],
             adaptive=pipeline.config.allocation == 'adaptive',
         )
         answers = pipeline.answer_tokens(
-            seen.frame_set,
-            seen.visual_tokens.to(pipeline.device),
+            encoded.frame_set,
+            encoded.visual_tokens.to(pipeline.device),
             [question.question for question in keyframe.questions],
             keep_indices=None if kept is None else [k.to(pipeline.device) for k in kept],
             must_stop=self._must_stop,

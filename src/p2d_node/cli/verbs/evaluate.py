@@ -64,6 +64,12 @@ class _Answering(Options):
         'are taken while they compete.',
         minimum=1,
     )
+    scheduler: str | None = argument(
+        None,
+        'Answer on the workers of a running Dask cluster, as tcp://host:8786 or tls://host:8786, '
+        'instead of workers of its own; only for networks that you trust.',
+        metavar='ADDRESS',
+    )
     out: Path = argument(
         Path('evaluation'),
         'Folder of answers.jsonl, submission.json and judgements.jsonl. A run that was '

@@ -80,17 +80,17 @@ class _Search(Options):
     seed: int = argument(0, 'Random seed of the search.', minimum=0)
     storage: str | None = argument(
         None,
-        'sqlite:///FILE, postgresql://..., or a journal file.',
-        default_text='OUT/study.journal',
+        'Database URL, such as postgresql://..., or an SQLite file.',
+        default_text='OUT/study.db',
     )
     name: str | None = argument(None, 'Name of the study.', default_text='the model')
     workers: int = argument(1, 'Processes on this machine.', minimum=1)
     cache: Path | None = argument(None, 'Folder of encoded keyframes.', default_text='OUT/cache')
     lease: float = argument(
         120.0,
-        'Seconds without a heartbeat after which the trial of another machine counts as lost.',
+        'Seconds without a heartbeat after which a worker counts as dead.',
         metavar='S',
-        minimum=1.0,
+        minimum=4.0,
         maximum=1e6,
     )
 
@@ -99,7 +99,7 @@ class _Search(Options):
 class TuneOptions(_Search, _Objective, _Data):
     """Search the retention ratio of each camera, and write the ratios for the node."""
 
-    out: Path = argument(Path('tuning'), 'Folder of study.png, cache and journal.')
+    out: Path = argument(Path('tuning'), 'Folder of study.png, study.db and cache.')
     params_out: Path | None = argument(
         None,
         'Parameter file to write.',

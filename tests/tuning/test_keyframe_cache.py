@@ -1,8 +1,10 @@
-"""Answers from seen keyframes are the pipeline's own, and nothing is seen twice."""
+"""Answers from cached keyframes are the pipeline's own, and nothing is encoded twice."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+import errno
+import os
 
 from disk_limits import files_up_to
 from p2d_node.config import DriveConfig
@@ -11,9 +13,9 @@ from p2d_node.evaluation.answering import group_keyframes, load_sweep
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.tuning.keyframe_cache import digest_pictures, KeyframeCache
 from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.search_space import SearchSpace
-from p2d_node.tuning.seen_keyframes import digest_pictures, SeenKeyframes
 from p2d_node.tuning.trial_evaluation import TrialEvaluator
 import pytest
 
@@ -32,11 +34,11 @@ def keyframes(searched_folder):
     return group_keyframes(read_questions(searched_folder / 'drivelm.json'))[:2]
 
 
-def see_all(pipeline, keyframes, image_root, folder, model_digest='a model'):
+def encode_all(pipeline, keyframes, image_root, folder, model_digest='a model'):
     digests = digest_pictures(keyframes, image_root, NUSCENES_CAMERAS)
-    seen = SeenKeyframes(folder, pipeline, image_root, model_digest=model_digest)
-    assert list(seen.prepare(keyframes, digests))[-1] == len(keyframes)
-    return seen, digests
+    cache = KeyframeCache(folder, pipeline, image_root, model_digest=model_digest)
+    assert list(cache.prepare(keyframes, digests))[-1] == len(keyframes)
+    return cache, digests
 
 
 @pytest.mark.slow
@@ -45,15 +47,15 @@ def see_all(pipeline, keyframes, image_root, folder, model_digest='a model'):
     [{}, {'prune_layer': 1}, {'allocation': 'adaptive'}, {'selector': 'grid'}],
     ids=['tfps', 'prune_layer', 'adaptive', 'grid'],
 )
-def test_answers_from_seen_tokens_are_those_from_the_pictures(
+def test_answers_from_cached_tokens_are_those_from_the_images(
     pipeline, keyframes, searched_folder, tmp_path, selection
 ):
     config = replace(DriveConfig(), retention_ratio=RATIOS, **selection)
     pipeline.reconfigure(config)
-    seen, digests = see_all(pipeline, keyframes, searched_folder, tmp_path)
+    cache, digests = encode_all(pipeline, keyframes, searched_folder, tmp_path)
     evaluator = TrialEvaluator(
         pipeline,
-        seen,
+        cache,
         Objective(),
         SearchSpace(num_tokens=pipeline.num_tokens),
         keyframes=keyframes,
@@ -65,7 +67,7 @@ def test_answers_from_seen_tokens_are_those_from_the_pictures(
         answered = evaluator.answer(keyframe, RATIOS)
         assert [text for _, text in answered] == [answer.answer for answer in direct]
         has_order = selection in ({}, {'allocation': 'adaptive'})
-        loaded = seen.load(keyframe, digests[keyframe.name])
+        loaded = cache.load(keyframe, digests[keyframe.name])
         assert (loaded.order is not None) == has_order
         if has_order:
             kept = loaded.keep_indices(
@@ -77,14 +79,14 @@ def test_answers_from_seen_tokens_are_those_from_the_pictures(
             assert [indices.tolist() for indices in kept] == expected
 
 
-def test_what_is_seen_is_not_seen_again(pipeline, keyframes, searched_folder, tmp_path):
+def test_a_cached_keyframe_is_not_encoded_again(pipeline, keyframes, searched_folder, tmp_path):
     pipeline.reconfigure(DriveConfig())
-    see_all(pipeline, keyframes, searched_folder, tmp_path)
+    encode_all(pipeline, keyframes, searched_folder, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(before) == 2
-    see_all(pipeline, keyframes, searched_folder, tmp_path)
+    encode_all(pipeline, keyframes, searched_folder, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    see_all(pipeline, keyframes[:1], searched_folder, tmp_path, model_digest='another model')
+    encode_all(pipeline, keyframes[:1], searched_folder, tmp_path, model_digest='another model')
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -92,28 +94,53 @@ def test_a_disk_that_takes_no_more_is_named(pipeline, keyframes, searched_folder
     pipeline.reconfigure(DriveConfig())
     with (
         files_up_to(1000),
-        pytest.raises(ConfigError, match=r'--cache: .*safetensors cannot be written: File too'),
+        pytest.raises(ConfigError, match=r'cache: .*safetensors cannot be written: File too'),
     ):
-        see_all(pipeline, keyframes, searched_folder, tmp_path)
+        encode_all(pipeline, keyframes, searched_folder, tmp_path)
     assert not list(tmp_path.glob('*.safetensors'))
-    see_all(pipeline, keyframes, searched_folder, tmp_path)
+    encode_all(pipeline, keyframes, searched_folder, tmp_path)
 
 
 def test_a_folder_that_takes_no_lock_is_named(pipeline, keyframes, searched_folder, tmp_path):
-    seen, digests = see_all(pipeline, keyframes, searched_folder, tmp_path)
+    cache, digests = encode_all(pipeline, keyframes, searched_folder, tmp_path)
     for path in list(tmp_path.iterdir()):
         path.unlink()
         path.with_suffix('.lock').mkdir()
-    with pytest.raises(ConfigError, match=r'--cache: .* cannot be written: Is a directory'):
-        list(seen.prepare(keyframes, digests))
+    with pytest.raises(ConfigError, match=r'cache: .* cannot be written: Is a directory'):
+        list(cache.prepare(keyframes, digests))
 
 
 def test_a_file_that_was_cut_is_refused_with_its_name(
     pipeline, keyframes, searched_folder, tmp_path
 ):
     pipeline.reconfigure(DriveConfig())
-    seen, digests = see_all(pipeline, keyframes, searched_folder, tmp_path)
+    cache, digests = encode_all(pipeline, keyframes, searched_folder, tmp_path)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=r'safetensors: not a whole file .* remove it'):
-        seen.load(keyframes[0], digests[keyframes[0].name])
+    with pytest.raises(ConfigError, match=r'safetensors: not a complete file .* remove it'):
+        cache.load(keyframes[0], digests[keyframes[0].name])
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_refuses_locks_is_named_and_not_waited_for(
+    pipeline, keyframes, searched_folder, tmp_path, monkeypatch, number
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    pipeline.reconfigure(DriveConfig())
+    monkeypatch.setattr('fcntl.flock', refuse)
+    with pytest.raises(ConfigError, match=rf'cache: .* cannot be written: {os.strerror(number)}'):
+        encode_all(pipeline, keyframes, searched_folder, tmp_path)
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(
+    pipeline, keyframes, searched_folder, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    pipeline.reconfigure(DriveConfig())
+    monkeypatch.setattr('fcntl.flock', refuse)
+    encode_all(pipeline, keyframes, searched_folder, tmp_path)
+    assert len(list(tmp_path.glob('*.safetensors'))) == 2

@@ -1,25 +1,24 @@
-"""Keyframes as the vision encoder saw them, kept on disk: a trial costs only prefill and decode.
+"""A cache of encoded keyframes on disk, so that a trial costs only prefill and decode.
 
-One safetensors file per keyframe holds its visual tokens, the order in which T-FPS picks them
-and the distance of each pick to the earlier ones. T-FPS is greedy, so the first k of that order
-are its picks for any k: no trial computes a distance. Files appear whole or not at all, and are
-shared by all workers that see the folder.
+One safetensors file per keyframe has its visual tokens, the order in which T-FPS picks them, and
+the distance of each pick to the earlier ones. T-FPS is greedy, so the first k of that order are
+its picks for any k, and no trial computes a distance. Files are written in one step. All workers
+with access to the folder share them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-import fcntl
 import hashlib
 import json
 from pathlib import Path
 import time
 
+from filelock import FileLock, Timeout
 from p2d_node.durable_files import write_bytes, write_faults
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep, name_picture
+from p2d_node.evaluation.answering import check_images, describe_failure, Keyframe, load_sweep
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, FrameSet
 from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
@@ -28,21 +27,21 @@ from safetensors.torch import save
 from torch import Tensor
 
 LAYOUT = 1
-"""Raised where what the files hold changes."""
+"""Version of the files' content; increase it if the content changes."""
 
 POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeenKeyframe:
-    """What a trial needs of a keyframe.
+class EncodedKeyframe:
+    """A keyframe after the vision encoder.
 
     Attributes:
         keyframe: Its questions.
-        frame_set: The sweep, without pictures.
+        frame_set: The sweep, without images.
         visual_tokens: Float [views, tokens, features], on the CPU; may be memory-mapped.
-        order: The picks of T-FPS, all tokens of every view; None where selection depends on more
-            than the visual tokens.
+        order: All tokens of every view in the order of T-FPS; None if the selection depends on
+            more than the visual tokens.
     """
 
     keyframe: Keyframe
@@ -53,7 +52,7 @@ class SeenKeyframe:
     def keep_indices(
         self, num_keep: Sequence[int], weights: Sequence[float], *, adaptive: bool
     ) -> list[Tensor] | None:
-        """Return what the pipeline would keep of each view, or None where there is no order.
+        """Return the indices that the pipeline would keep per view; None if there is no order.
 
         Args:
             num_keep: Per view the number of kept tokens.
@@ -70,7 +69,7 @@ class SeenKeyframe:
 
 
 def selects_by_order(pipeline: DrivingPipeline) -> bool:
-    """Tell whether one order of each view's tokens holds the picks for every ratio."""
+    """Return whether one order of each view's tokens gives the selection for every ratio."""
     config = pipeline.config
     return config.selector == 'tfps' and config.prune_layer == 0 and not pipeline.views.stitched
 
@@ -78,10 +77,10 @@ def selects_by_order(pipeline: DrivingPipeline) -> bool:
 def digest_pictures(
     keyframes: Sequence[Keyframe], image_root: Path, cameras: Sequence[str]
 ) -> dict[str, str]:
-    """Return keyframe name to a fingerprint of its pictures' bytes.
+    """Return keyframe name to the SHA-256 of its images.
 
     Raises:
-        ConfigError: A picture that is missing, empty or cannot be read.
+        ConfigError: An image is missing, empty, or cannot be read.
     """
     check_images(keyframes, image_root, cameras)
     digests = {}
@@ -90,32 +89,32 @@ def digest_pictures(
         for camera, frame in load_sweep(keyframe, image_root, cameras).frames.items():
             if not frame.payload.data:
                 name = keyframe.questions[0].images[camera]
-                raise ConfigError(f'{name}: the file is empty; copy the picture again')
+                raise ConfigError(f'{name}: the file is empty; copy the image again')
             digest.update(f'{camera} {len(frame.payload.data)} '.encode())
             digest.update(frame.payload.data)
         digests[keyframe.name] = digest.hexdigest()
     return digests
 
 
-class SeenKeyframes:
-    """A folder of seen keyframes. Use it from one thread; several processes may share a folder."""
+class KeyframeCache:
+    """A folder of encoded keyframes. Use it from one thread; processes may share the folder."""
 
     def __init__(
         self, folder: Path, pipeline: DrivingPipeline, image_root: Path, *, model_digest: str
     ) -> None:
-        """Keep files in `folder`, which is made.
+        """Open or create the folder.
 
         Args:
-            folder: Where the files lie; those of other models or settings are left alone.
-            pipeline: Sees what is not there yet.
-            image_root: Where the pictures of the keyframes lie.
+            folder: The cache; files of other models or settings may lie beside.
+            pipeline: Encodes the keyframes that are missing.
+            image_root: Folder with the images of the keyframes.
             model_digest: Fingerprint of the model's files.
         """
         self._folder = folder
         self._pipeline = pipeline
         self._image_root = image_root
         self._has_order = selects_by_order(pipeline)
-        self._made_by = json.dumps(
+        self._provenance = json.dumps(
             [
                 LAYOUT,
                 model_digest,
@@ -129,13 +128,13 @@ class SeenKeyframes:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise ConfigError(
-                f'--cache: {folder} cannot be made: {err.strerror}; name another'
+                f'cache: {folder} cannot be created: {err.strerror}; choose another'
             ) from err
 
     def prepare(self, keyframes: Sequence[Keyframe], digests: dict[str, str]) -> Iterator[int]:
-        """See every keyframe that no worker has seen yet; yields how many are there so far.
+        """Encode the keyframes that are missing; yield how many are in the cache so far.
 
-        A keyframe that another worker of this machine is just looking at is left to it.
+        A keyframe that another worker is encoding is skipped, and waited for at the end.
         """
         left = list(keyframes)
         yield 0
@@ -147,30 +146,32 @@ class SeenKeyframes:
             yield len(keyframes) - len(left)
 
     def _ensure(self, keyframe: Keyframe, digests: dict[str, str]) -> bool:
-        """Make the file of a keyframe unless it is there; False where another worker does."""
+        """Encode a keyframe if it is missing; return False if another worker is encoding it."""
         path = self._path(digests[keyframe.name])
-        with write_faults(f'--cache: {path}', 'make room, or name another folder'):
-            return path.is_file() or self._make(path, keyframe)
+        with write_faults(f'cache: {path}', 'free some space, or choose another folder'):
+            return path.is_file() or self._write(path, keyframe)
 
-    def _make(self, path: Path, keyframe: Keyframe) -> bool:
-        with _try_lock(path.with_suffix('.lock')) as locked:
-            if not locked:
-                return False
-            if not path.is_file():
-                write_bytes(path, self._see(keyframe))
-        path.with_suffix('.lock').unlink(missing_ok=True)
+    def _write(self, path: Path, keyframe: Keyframe) -> bool:
+        lock = path.with_suffix('.lock')
+        try:
+            with FileLock(lock, timeout=0):
+                if not path.is_file():
+                    write_bytes(path, self._encode(keyframe))
+        except Timeout:
+            return False
+        lock.unlink(missing_ok=True)
         return True
 
     def _path(self, picture_digest: str) -> Path:
-        key = hashlib.sha256(f'{self._made_by} {picture_digest}'.encode()).hexdigest()
+        key = hashlib.sha256(f'{self._provenance} {picture_digest}'.encode()).hexdigest()
         return self._folder / f'{key[:32]}.safetensors'
 
-    def _see(self, keyframe: Keyframe) -> bytes:
+    def _encode(self, keyframe: Keyframe) -> bytes:
         sweep = load_sweep(keyframe, self._image_root, tuple(self._pipeline.config.cameras))
         try:
             visual_tokens = self._pipeline.encode(sweep)
         except P2dError as err:
-            raise ConfigError(name_picture(keyframe, err)) from err
+            raise ConfigError(describe_failure(keyframe, err)) from err
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
             states = self._pipeline.selection_features(visual_tokens)
@@ -179,8 +180,8 @@ class SeenKeyframes:
             tensors['distances'] = order.distances.cpu().contiguous()
         return bytes(save(tensors))
 
-    def load(self, keyframe: Keyframe, picture_digest: str) -> SeenKeyframe:
-        """Return a keyframe that `prepare` has seen.
+    def load(self, keyframe: Keyframe, picture_digest: str) -> EncodedKeyframe:
+        """Return a keyframe that `prepare` has encoded.
 
         Raises:
             ConfigError: Its file was removed or damaged.
@@ -192,28 +193,16 @@ class SeenKeyframes:
                 tensors = {name: file.get_tensor(name) for name in names}
         except (OSError, KeyError, SafetensorError) as err:
             raise ConfigError(
-                f'--cache: {path}: not a whole file of a seen keyframe: {err}; remove it, and '
-                'start the same command again'
+                f'cache: {path}: not a complete file of an encoded keyframe: {err}; remove it, '
+                'and start the same command again'
             ) from err
         has_order = self._has_order
         order = TokenOrder(tensors['order'], tensors['distances']) if has_order else None
         cameras = tuple(self._pipeline.config.cameras)
         frames = {camera: CameraFrame(camera, 0, None) for camera in cameras}
-        return SeenKeyframe(
+        return EncodedKeyframe(
             keyframe=keyframe,
             frame_set=FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=0, closed_ns=0),
             visual_tokens=tensors['visual_tokens'],
             order=order,
         )
-
-
-@contextmanager
-def _try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file; False where another process holds it, or has just removed it."""
-    with path.open('a') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
