@@ -351,7 +351,7 @@ def test_a_cluster_without_its_tls_keys_is_not_used(folder, words, capsys, start
     cluster = start_cluster(num_workers=0, protocol='tls', settings=tls_settings(folder))
     assert main([*words, '--scheduler', cluster.address]) == EXIT_BAD_INPUT
     error = capsys.readouterr().err
-    assert f'p2d evaluate: scheduler: {cluster.address} cannot be reached: ' in error
+    assert f'p2d evaluate: --scheduler: {cluster.address} cannot be reached: ' in error
 
 
 def test_a_scheduler_that_goes_away_is_one_line_and_loses_nothing(folder, words, start_cluster):
