@@ -1,4 +1,4 @@
-"""What a search of retention ratios reports: lines for the parameter file, JSON, tables."""
+"""Reports of a search: comment lines for the parameter file, JSON, tables."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class SearchOutcome:
-    """What was searched, and what came out.
+    """A search and its results.
 
     Attributes:
-        session: The study's worker, which knows the model and the questions.
+        session: This worker, with the model and the questions.
         results: Per method.
         best: The best trial of all.
-        comparison: With an even split on held-out questions; None where there are none.
+        comparison: With an even split, on held-out questions; None without them.
     """
 
     session: TuningSession
@@ -34,7 +34,7 @@ class SearchOutcome:
 
 
 def header_lines(found: SearchOutcome, data: Path, held_out: Path | None) -> list[str]:
-    """Return what a reader of the parameter file must know.
+    """Return the origin of the ratios as lines for the parameter file.
 
     Args:
         found: The outcome.
@@ -79,7 +79,7 @@ def _verdict(comparison: Comparison) -> str:
 
 
 def report_json(found: SearchOutcome, files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the report, ready for JSON; `files` is what was written."""
+    """Return the report as JSON data; `files` are the output files."""
     session, comparison = found.session, found.comparison
     report: dict[str, Any] = {
         'study': session.options.name,
@@ -117,7 +117,7 @@ def _method_json(result: MethodResult) -> dict[str, Any]:
 
 
 def _is_default(found: SearchOutcome, files: Mapping[str, Path]) -> bool:
-    """Tell whether the node takes the parameter file by itself."""
+    """Return whether the node reads the parameter file by default."""
     preset = find_preset(found.session.options.config.model)
     return preset is not None and preset.samefile(files['params'])
 

@@ -31,7 +31,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveLmScores:
-    """Scores of one set of predictions; None where the data or the judge gives none.
+    """Scores of one set of predictions; None if the data or the judge gives none.
 
     Attributes:
         num_questions: All questions of the data.
@@ -70,7 +70,7 @@ def score_predictions(
         tokenizer: See `score_language`.
 
     Raises:
-        ConfigError: A question without prediction or without reference.
+        ConfigError: A question has no prediction or no reference.
     """
     _require_complete(questions, predictions)
     counted = [

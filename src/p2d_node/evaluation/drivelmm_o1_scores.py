@@ -29,11 +29,11 @@ FINAL_ANSWER_MARKS = (
     'Final Step:',
     '<CONCLUSION>',
 )
-"""What a final answer stands behind; the first of them that occurs counts."""
+"""Marks before a final answer; the first one in this order that occurs counts."""
 
 OPTION = re.compile(r'([A-F])\)\s*.')
 NONE_OF_THEM = ('none of the ', 'F')
-"""A text that stands for this option where no letter is given."""
+"""A text that counts as this option if there is no letter."""
 
 CRITERIA = {
     'Faithfulness-Step': 'the steps say the same as those of the reference',
@@ -55,7 +55,7 @@ words. (The script's text for the judge calls the ninth `Commonsense Reasoning`.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveLmmO1Scores:
-    """Scores of one set of predictions; None where the data or the judge gives none.
+    """Scores of one set of predictions; None if the data or the judge gives none.
 
     Attributes:
         num_questions: All questions of the data.
@@ -141,13 +141,13 @@ def _percent(ratings: Sequence[Mapping[str, float]], name: str) -> float | None:
 
 
 def find_final_answer(text: str) -> str | None:
-    """Return what follows the last place of the first mark that occurs; None without a mark."""
+    """Return the text after the last occurrence of the first mark; None without a mark."""
     mark = next((mark for mark in FINAL_ANSWER_MARKS if mark in text), None)
     return None if mark is None else text.rpartition(mark)[2]
 
 
 def find_letter(final_answer: str) -> str | None:
-    """Return the letter of the first option, as in `B) Keep going.`; None where there is none."""
+    """Return the letter of the first option, as in `B) Keep going.`; None if there is none."""
     option = OPTION.search(final_answer)
     if option is not None:
         return option[1]

@@ -1,9 +1,9 @@
-"""Answers come in; the score that the search maximises goes out.
+"""The score that the search maximises.
 
 Prune2Drive's objective: a weight for language, one for accuracy, and a penalty on the sum of the
 ratios. Language is the mean of BLEU-1..4, ROUGE_L and CIDEr/10 over free texts; accuracy is the
 share of one-letter answers that are right. The published script filters predictions and references
-each on its own, which can pair an answer with another question's reference; here they are paired
+separately, which can pair an answer with another question's reference; here they are paired
 by question.
 """
 
@@ -28,12 +28,12 @@ T = TypeVar('T', float, Floats)
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How good the answers of a trial are, and what they cost.
+    """The score of a trial and its parts.
 
     Attributes:
-        value: What is maximised.
-        language: 0 to about 1; None where no question has a free text as its reference.
-        accuracy: 0 to 1; None where no question has a letter as its reference.
+        value: Value of the objective.
+        language: 0 to about 1; None if no reference is a free text.
+        accuracy: 0 to 1; None if no reference is a letter.
     """
 
     value: float
@@ -43,12 +43,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What the search maximises.
+    """The objective of the search.
 
     Attributes:
-        language_weight: Of the language score.
-        accuracy_weight: Of the accuracy.
-        ratio_penalty: Subtracted once per unit of the sum of all ratios.
+        language_weight: Weight of the language score.
+        accuracy_weight: Weight of the accuracy.
+        ratio_penalty: Weight of the sum of all ratios, which is subtracted.
         tokenizer: `treebank` or `ptb`; every worker must use the same one.
     """
 
@@ -67,10 +67,10 @@ class Objective:
             raise ConfigError('language_weight, accuracy_weight: got 0 for both')
 
     def check_questions(self, questions: Sequence[DriveLmQuestion], source: str) -> None:
-        """Make sure before the first trial that the questions can be scored.
+        """Check, before the first trial, that the questions can be scored.
 
         Raises:
-            ConfigError: A question without an answer, or a weighted score that no question gives.
+            ConfigError: A question has no answer, or no question has a weighted score.
         """
         bare = [q.id for q in questions if not str(q.reference or '').strip()]
         if bare:
@@ -82,12 +82,12 @@ class Objective:
         if self.accuracy_weight and not num_letters:
             raise ConfigError(
                 f'{source}: no question has a one-letter answer, so there is no accuracy; set '
-                'accuracy_weight 0'
+                'accuracy_weight to 0'
             )
         if self.language_weight and num_letters == len(questions):
             raise ConfigError(
                 f'{source}: every question has a one-letter answer, so there is no language; set '
-                'language_weight 0'
+                'language_weight to 0'
             )
 
     def score(self, answered: Iterable[Answered], ratios: Mapping[str, float]) -> Score:
@@ -98,5 +98,5 @@ class Objective:
         return Score(value - penalty, parts.language, parts.accuracy)
 
     def weigh(self, language: T, accuracy: T) -> T:
-        """Return the score before the penalty; a part that the questions do not give is 0."""
+        """Return the weighted sum without the penalty."""
         return self.language_weight * language + self.accuracy_weight * accuracy

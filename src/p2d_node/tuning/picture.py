@@ -1,4 +1,4 @@
-"""The picture of a study: history, ratios per view, score against tokens."""
+"""Plots a study: history, ratios per view, score against tokens."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
     """Draw three panels into a PNG.
 
     Args:
-        path: Picture to write.
+        path: The PNG file.
         results: One per method.
-        title: Headline.
+        title: Title of the figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
 
 
 def _plot_history(axis: Any, results: Sequence[MethodResult]) -> None:
-    """Best score after each trial; a planned method that ends early goes on as a dashed line."""
+    """Plot the best score after each trial; shorter histories are extended by a dotted line."""
     longest = max(len(result.history) for result in results)
     for result in results:
         points = [(n, best) for n, best in enumerate(result.history, 1) if best is not None]
@@ -60,7 +60,7 @@ def _plot_history(axis: Any, results: Sequence[MethodResult]) -> None:
 
 
 def _plot_ratios(axis: Any, results: Sequence[MethodResult]) -> None:
-    """Ratios of each method's best trial, one group of bars per view."""
+    """Plot the ratios of each method's best trial, one group of bars per view."""
     bests = [result.best for result in results if result.best is not None]
     width = 0.8 / max(1, len(bests))
     for index, best in enumerate(bests):
@@ -75,7 +75,7 @@ def _plot_ratios(axis: Any, results: Sequence[MethodResult]) -> None:
 
 
 def _plot_tokens(axis: Any, results: Sequence[MethodResult]) -> None:
-    """Every complete trial; each method's best is ringed."""
+    """Plot every complete trial; each method's best one has a ring."""
     totals = {trial.tokens_kept for result in results for trial in result.complete}
     count, label = _tokens_to_show(totals)
     for result in results:
@@ -90,7 +90,7 @@ def _plot_tokens(axis: Any, results: Sequence[MethodResult]) -> None:
 
 
 def _tokens_to_show(totals: Set[int]) -> tuple[Callable[[TrialResult], float], str]:
-    """Return what to count of a trial: all tokens, or where that is one number, those in front."""
+    """Return what to count: all tokens, or those of the front views if the total is fixed."""
     if len(totals) > 1:
         return lambda trial: trial.tokens_kept, 'visual tokens kept per sweep'
 

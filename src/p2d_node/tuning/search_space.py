@@ -1,7 +1,7 @@
-"""Parameters of a trial come in; the retention ratio of each camera goes out.
+"""The search space: converts the parameters of a trial to a retention ratio per camera.
 
-Two spaces: a ratio per camera within bounds, as published; or, for a fixed total of tokens, a
-share per camera of that total. Every point of either is feasible.
+There are two spaces: a ratio per camera within bounds, as published; or, for a fixed total of
+tokens, a share per camera of that total. Every point of both is valid.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from p2d_node.errors import ConfigError
 from p2d_node.token_selection import num_keep_from_retention
 
 PUBLISHED_BOUNDS = (0.1, 1.0)
-"""The paper's search space: each ratio uniform in it."""
+"""Bounds of each ratio in the paper's search space."""
 
 NUM_UNIFORM_RATIOS = 10
-"""How many ratios the uniform baseline tries where no total is fixed."""
+"""Number of ratios of the uniform baseline if no total is fixed."""
 
 GRID_LEVELS = (2, 3, 5)
-"""Levels per camera of the grids, coarse to fine; each holds the one before."""
+"""Levels per camera of the grids, coarse to fine; each contains the one before."""
 
 LEAST_SHARE = 1e-3
-"""A share of nothing would leave the split undefined where all have it."""
+"""Lower bound of a share: if all shares were 0, the split would be undefined."""
 
 Params = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
-    """What a trial may choose.
+    """The parameters that a trial chooses.
 
     Attributes:
-        num_tokens: Camera to the number of its visual tokens before any is dropped.
+        num_tokens: Camera to the number of its visual tokens before pruning.
         min_retention: Smallest ratio of a camera.
         max_retention: Largest ratio of a camera.
-        mean_retention: Where set, every trial keeps exactly as many tokens as this ratio for all
+        mean_retention: If set, every trial keeps exactly as many tokens as this ratio for all
             cameras would; a trial chooses how they are split.
     """
 
@@ -73,11 +73,11 @@ class SearchSpace:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Names of the parameters: there is one per camera."""
+        """Names of the parameters, one per camera."""
         return tuple(self.num_tokens)
 
     def ratios(self, params: Mapping[str, float]) -> dict[str, float]:
-        """Return camera to retention ratio: the parameters themselves, or the split they mean."""
+        """Return camera to retention ratio: the parameters themselves, or the split by shares."""
         if self.mean_retention is None:
             return {camera: params[camera] for camera in self.cameras}
         kept = self.split(params, self.tokens_kept_at(self.mean_retention))
@@ -91,19 +91,19 @@ class SearchSpace:
         }
 
     def tokens_kept_at(self, retention_ratio: float) -> int:
-        """Return how many tokens are kept in all with one ratio for all cameras."""
+        """Return the total of kept tokens with one ratio for all cameras."""
         return sum(self.tokens_kept(dict.fromkeys(self.cameras, retention_ratio)).values())
 
     def uniform_ratios(self, num_tokens: int) -> dict[str, float]:
-        """Return the most even split of `num_tokens` kept tokens in all."""
+        """Return the ratios of the most even split of `num_tokens` kept tokens."""
         kept = self.split(dict.fromkeys(self.cameras, 1.0), num_tokens)
         return {camera: ratio_of(kept[camera], self.num_tokens[camera]) for camera in self.cameras}
 
     def split(self, shares: Mapping[str, float], budget: int) -> dict[str, int]:
-        """Split `budget` kept tokens: to each camera its least, and of the rest its share.
+        """Split `budget` kept tokens: each camera gets its minimum, and its share of the rest.
 
-        What a camera cannot take, because it is at its most, goes to the others by their shares
-        (water filling); single tokens left over by rounding go to the largest fractions.
+        What exceeds the maximum of a camera goes to the others by their shares (water filling).
+        Tokens left over by rounding go to the largest fractions.
         """
         least = {c: num_keep_from_retention(n, self.min_retention) for c, n in self._items()}
         most = {c: num_keep_from_retention(n, self.max_retention) for c, n in self._items()}
@@ -127,9 +127,9 @@ class SearchSpace:
     def grid_plan(self, seed: int, at_least: int) -> list[Params]:
         """Return the points of nested grids, coarse to fine, each grid in a shuffled order.
 
-        Points that keep the same tokens as an earlier one are left out: of shares only their
-        proportions count. Fewer than `at_least` points come back where the finest grid has no
-        more; a longer plan begins with the shorter one.
+        Points that keep as many tokens per camera as an earlier one are left out. The result has
+        fewer than `at_least` points if the finest grid has no more. A longer plan begins with the
+        shorter one.
         """
         low, high = self.bounds
         points: list[Params] = []
@@ -152,7 +152,7 @@ class SearchSpace:
 
 
 def _fill(weights: Mapping[str, float], room: Mapping[str, int], amount: int) -> dict[str, int]:
-    """Pour `amount` into vessels by weight; none takes more than its room; returns whole units."""
+    """Divide `amount` by weight into whole units; none gets more than its room."""
     level: dict[str, float] = {}
     left = float(max(0, min(amount, sum(room.values()))))
     open_ = set(weights)
