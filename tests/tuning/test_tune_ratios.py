@@ -102,7 +102,7 @@ def start_process(arguments: list[str], log: Path) -> subprocess.Popen:
 
 
 def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) -> None:
-    """Wait until a trial runs after `num_finished` others."""
+    """Wait until a trial runs after `num_finished` others, with the ratios of all cameras."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, 'it ended too early'
@@ -110,7 +110,8 @@ def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) 
             with contextlib.suppress(KeyError):
                 trials = trials_of(str(storage))
                 running = [t for t in trials if t.state == TrialState.RUNNING]
-                if len(finished(trials)) >= num_finished and any(t.params for t in running):
+                whole = any(len(t.params) == len(NUSCENES_CAMERAS) for t in running)
+                if len(finished(trials)) >= num_finished and whole:
                     return
         time.sleep(0.1)
     raise AssertionError('no trial began')
