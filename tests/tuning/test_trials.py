@@ -68,9 +68,9 @@ def fail(error):
 
 @pytest.mark.timeout(240)
 def test_the_trial_of_a_killed_worker_is_run_again_with_the_same_parameters(storage, name):
-    workers = [start_worker(storage, name, 14, 0.3) for _ in range(2)]
-    go(*workers)
-    victim, survivor = workers
+    victim = start_worker(storage, name, 14, 60.0)  # still in its first trial when it is killed
+    survivor = start_worker(storage, name, 14, 0.3)
+    go(victim, survivor)
     line = victim.stdout.readline()
     assert line.startswith('begin')
     victim.send_signal(signal.SIGKILL)
