@@ -7,7 +7,7 @@ import errno
 import os
 
 from disk_limits import files_up_to
-from p2d_node.config import DriveConfig
+from p2d_node.config import DriveConfig, EncoderConfig
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import group_keyframes, load_sweep
 from p2d_node.evaluation.drivelm_questions import read_questions
@@ -22,9 +22,14 @@ import pytest
 RATIOS = dict(zip(NUSCENES_CAMERAS, (0.3, 0.05, 0.12, 0.01, 1.0, 0.2), strict=True))
 
 
+def in_torch() -> DriveConfig:
+    """Settings that no engine of the user's changes."""
+    return DriveConfig(encoder=EncoderConfig(backend='torch'))
+
+
 @pytest.fixture(scope='module')
 def pipeline():
-    pipeline = DrivingPipeline.from_config(DriveConfig())
+    pipeline = DrivingPipeline.from_config(in_torch())
     yield pipeline
     pipeline.close()
 
@@ -50,7 +55,7 @@ def encode_all(pipeline, keyframes, image_root, folder, model_digest='a model'):
 def test_answers_from_cached_tokens_are_those_from_the_images(
     pipeline, keyframes, searched_folder, tmp_path, selection
 ):
-    config = replace(DriveConfig(), retention_ratio=RATIOS, **selection)
+    config = replace(in_torch(), retention_ratio=RATIOS, **selection)
     pipeline.reconfigure(config)
     cache, digests = encode_all(pipeline, keyframes, searched_folder, tmp_path)
     evaluator = TrialEvaluator(
@@ -80,7 +85,7 @@ def test_answers_from_cached_tokens_are_those_from_the_images(
 
 
 def test_a_cached_keyframe_is_not_encoded_again(pipeline, keyframes, searched_folder, tmp_path):
-    pipeline.reconfigure(DriveConfig())
+    pipeline.reconfigure(in_torch())
     encode_all(pipeline, keyframes, searched_folder, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(before) == 2
@@ -91,7 +96,7 @@ def test_a_cached_keyframe_is_not_encoded_again(pipeline, keyframes, searched_fo
 
 
 def test_a_disk_that_takes_no_more_is_named(pipeline, keyframes, searched_folder, tmp_path):
-    pipeline.reconfigure(DriveConfig())
+    pipeline.reconfigure(in_torch())
     with (
         files_up_to(1000),
         pytest.raises(ConfigError, match=r'cache: .*safetensors cannot be written: File too'),
@@ -113,7 +118,7 @@ def test_a_folder_that_takes_no_lock_is_named(pipeline, keyframes, searched_fold
 def test_a_file_that_was_cut_is_refused_with_its_name(
     pipeline, keyframes, searched_folder, tmp_path
 ):
-    pipeline.reconfigure(DriveConfig())
+    pipeline.reconfigure(in_torch())
     cache, digests = encode_all(pipeline, keyframes, searched_folder, tmp_path)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:5000])
@@ -128,7 +133,7 @@ def test_a_file_system_that_refuses_locks_is_named_and_not_waited_for(
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
-    pipeline.reconfigure(DriveConfig())
+    pipeline.reconfigure(in_torch())
     monkeypatch.setattr('fcntl.flock', refuse)
     with pytest.raises(ConfigError, match=rf'cache: .* cannot be written: {os.strerror(number)}'):
         encode_all(pipeline, keyframes, searched_folder, tmp_path)
@@ -140,7 +145,7 @@ def test_a_file_system_without_locks_is_used_all_the_same(
     def refuse(*_):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    pipeline.reconfigure(DriveConfig())
+    pipeline.reconfigure(in_torch())
     monkeypatch.setattr('fcntl.flock', refuse)
     encode_all(pipeline, keyframes, searched_folder, tmp_path)
     assert len(list(tmp_path.glob('*.safetensors'))) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 import os
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from p2d_node.bags.reading import BagReader
 from p2d_node.cli.table import LiveTable, REFRESH_S
 from p2d_node.ros.answer_watcher import AnswerWatcher
+from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.dds_profile import use_shipped_profiles
 from p2d_node.ros.replay import Replayer, ReplayOptions
 from p2d_node.ros.spinning import spinning_node
@@ -26,6 +27,9 @@ SUBSCRIBE_TIMEOUT_S = 300.0
 
 LAST_ANSWER_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 4.0
+MAX_SWEEP_NS = 100_000_000
+"""The reference camera exposes at most this long before the last camera of its sweep."""
+
 DOMAINS = range(1, 101)
 """ROS domains whose ports do not overlap with the ephemeral ports of Linux."""
 
@@ -129,18 +133,23 @@ def _wait_for_answers(
     table: LiveTable,
 ) -> bool:
     """Show answers until the sweep at `last_ns` is answered, or no more answers can come."""
-    sweep_ns = 100_000_000  # the reference camera exposes at most this long before the last one
+    last_sweep_ns = last_ns - MAX_SWEEP_NS
     end_s: float | None = None
     while node_process.poll() is None:
         table.update()
-        timings = watcher.timings
-        if timings and (watcher.picture is not None or not watcher.wants_pictures):
-            stamp = timings[-1].header.stamp
-            if stamp.sec * 1_000_000_000 + stamp.nanosec >= last_ns - sweep_ns:
-                return True
+        answered = _is_at_or_after(watcher.timings[-1:], last_sweep_ns)
+        pictures = [watcher.picture] if watcher.picture is not None else []
+        # The node draws the picture after the answers.
+        if answered and (not watcher.wants_pictures or _is_at_or_after(pictures, last_sweep_ns)):
+            return True
         if not player.is_alive():
             end_s = end_s or time.monotonic() + LAST_ANSWER_TIMEOUT_S
             if time.monotonic() >= end_s:
-                return False
+                return answered
         time.sleep(REFRESH_S)
     return False
+
+
+def _is_at_or_after(messages: Sequence[Any], stamp_ns: int) -> bool:
+    """Tell whether there is a message, and the first was captured at `stamp_ns` or later."""
+    return bool(messages) and to_nanoseconds(messages[0].header.stamp) >= stamp_ns

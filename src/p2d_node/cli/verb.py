@@ -23,7 +23,18 @@ from p2d_node.errors import BackendUnavailableError, P2dError
 EXIT_BAD_INPUT = 2
 HELP_WIDTH = 79
 
-ROS_PACKAGES = ('rclpy', 'rosgraph_msgs', 'sensor_msgs', 'std_msgs', 'diagnostic_msgs', 'p2d_msgs')
+ROS_PACKAGES = (
+    'ament_index_python',
+    'builtin_interfaces',
+    'diagnostic_msgs',
+    'lifecycle_msgs',
+    'p2d_msgs',
+    'rcl_interfaces',
+    'rclpy',
+    'rosgraph_msgs',
+    'sensor_msgs',
+    'std_msgs',
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

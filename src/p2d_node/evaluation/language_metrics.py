@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 import re
 import shutil
 import statistics
@@ -116,6 +117,12 @@ def choose_tokenizer(name: str) -> str:
     """Return `ptb` or `treebank`; see `score_language`."""
     if name not in TOKENIZERS:
         raise ConfigError(f'tokenizer: got {name!r}, allowed: {", ".join(TOKENIZERS)}')
+    for package in ('pycocoevalcap', 'nltk'):
+        if find_spec(package) is None:
+            raise BackendUnavailableError(
+                f'{package} is not installed, and scores need it; install the extra: '
+                "pip install '.[evaluation]', or requirements/evaluation.txt"
+            )
     has_java = shutil.which('java') is not None
     if name == 'ptb' and not has_java:
         raise BackendUnavailableError(

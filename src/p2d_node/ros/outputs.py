@@ -11,6 +11,7 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
 from p2d_node.ros.conversions import to_answer, to_header, to_image, to_timing
 from p2d_node.ros.overlay import draw_kept_tokens
+from p2d_node.ros.spinning import ended_by_shutdown
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
@@ -54,6 +55,10 @@ class Outputs:
 
     def publish_answers(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
         """Publish answers and times of one sweep, and the picture if it has subscribers."""
+        with ended_by_shutdown(self._node.context):
+            self._publish_sweep(frame_set, answers)
+
+    def _publish_sweep(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
         header = to_header(frame_set, self._reference_camera)
         for answer in answers:
             self._answer.publish(to_answer(answer, header, now_ns=self._now_ns()))
@@ -65,7 +70,8 @@ class Outputs:
 
     def publish_partial(self, question: str, answer: str) -> None:
         """Publish the part of an answer that has been generated so far."""
-        self._partial.publish(String(data=self._as_line(question, answer)))
+        with ended_by_shutdown(self._node.context):
+            self._partial.publish(String(data=self._as_line(question, answer)))
 
     def destroy(self) -> None:
         """Destroy the publishers."""
