@@ -1,5 +1,7 @@
 """A drawn sweep for the examples: six images of p2d_sim, one per camera, as a `FrameSet`."""
 
+import time
+
 from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
 from p2d_sim.sweeps import to_jpeg, World
 
@@ -16,4 +18,5 @@ def draw_sweep(time_s: float = 8.0) -> FrameSet:
         camera: CameraFrame(camera, stamp_ns=0, payload=CompressedImage(format='jpeg', data=data))
         for camera, data in draw_images(time_s).items()
     }
-    return FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=0, closed_ns=0)
+    now_ns = time.monotonic_ns()
+    return FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=now_ns, closed_ns=now_ns)

@@ -39,6 +39,17 @@ def test_answer_folder_answers_about_six_images(tmp_path, monkeypatch, capsys):
     assert printed in (EXAMPLES / 'README.md').read_text()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [((), 'required: folder, question'), (('missing', 'Why?'), 'no file missing/CAM_FRONT.jpg')],
+)
+def test_answer_folder_refuses_bad_arguments_in_one_line(arguments, reason, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_example('answer_folder.py', *arguments, monkeypatch=monkeypatch)
+    assert caught.value.code == 2
+    assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_add_selector_answers_with_its_own_selector_and_with_tfps(monkeypatch, capsys):
     run_example('add_selector.py', monkeypatch=monkeypatch)
     own, tfps = capsys.readouterr().out.splitlines()

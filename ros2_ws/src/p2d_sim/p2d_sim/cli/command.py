@@ -17,6 +17,8 @@ from p2d_node.library_logs import silence_import_warnings
 from p2d_sim.cameras import FULL_HEIGHT_PX, FULL_WIDTH_PX
 
 EXIT_BAD_INPUT = 2
+INSTALLED = 'ros2_ws/install/p2d_sim/lib/p2d_sim'
+"""The folder of the commands, relative to the root of the repository."""
 
 
 def make_parser(
@@ -33,7 +35,8 @@ def make_parser(
     parser = argparse.ArgumentParser(
         prog=name,
         description=description,
-        epilog=examples,
+        epilog=f'{examples}\nIn the environment of make, which has no command ros2, replace\n'
+        f'"ros2 run p2d_sim {name}" by\n  tools/run.sh .venv "" {INSTALLED}/{name}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(option_names=option_names)

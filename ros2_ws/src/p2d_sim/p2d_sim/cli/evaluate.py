@@ -14,8 +14,8 @@ from rich.progress import Progress
 from p2d_sim.cli.command import add_value, make_parser, run_command
 
 EXAMPLES = """examples:
-  evaluate --model models/p2d-mini --out benchmarks/results/p2d_mini-2-core-cpu.json
-  evaluate --model models/p2d-mini --questions 300 --no-retention
+  ros2 run p2d_sim evaluate --model models/p2d-mini --out evaluation.json
+  ros2 run p2d_sim evaluate --model models/p2d-mini --questions 300 --no-retention
 """
 CHECKED_SWEEPS = 2
 """Sweeps that `DrivingPipeline` answers as well, for each pair of `CHECKED`."""

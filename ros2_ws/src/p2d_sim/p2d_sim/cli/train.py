@@ -14,10 +14,11 @@ from p2d_sim.cli.command import add_value, make_parser, run_command
 from p2d_sim.training.plan import RunPlan, STAGES, TINY
 
 EXAMPLES = """examples:
-  train --run runs/p2d-mini --out models/p2d-mini
-  train --run runs/p2d-mini --out models/p2d-mini --resume
-  train --run runs/more --out models/more --start models/p2d-mini --encoder-steps 0
-  train --run runs/smoke --smoke
+  ros2 run p2d_sim train --run runs/p2d-mini --out models/p2d-mini
+  ros2 run p2d_sim train --run runs/p2d-mini --out models/p2d-mini --resume
+  ros2 run p2d_sim train --run runs/more --out models/more \\
+    --start models/p2d-mini --encoder-steps 0
+  ros2 run p2d_sim train --run runs/smoke --smoke
 """
 
 EXIT_INTERRUPTED = 130

@@ -14,8 +14,8 @@ from p2d_sim.cli.command import add_size, add_value, make_parser, parse_size, ru
 from p2d_sim.scenarios import DURATION_S, SCENARIOS
 
 EXAMPLES = """examples:
-  world --out synthetic --scenario lead-brakes --scenario cut-in
-  world --out tuning --random-scenes 60 --duration 0.5 --seed 1100000000
+  ros2 run p2d_sim world --out synthetic --scenario lead-brakes --scenario cut-in
+  ros2 run p2d_sim world --out tuning --random-scenes 60 --duration 0.5 --seed 1100000000
   p2d make-bag --nuscenes synthetic --out bag
   p2d make-bag --drivelm synthetic/drivelm.json --images synthetic --out keyframes
 """
