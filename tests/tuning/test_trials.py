@@ -12,6 +12,7 @@ import sys
 import time
 
 import optuna
+from optuna.storages._heartbeat import HeartbeatThread
 from optuna.trial import TrialState
 from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.storage import MAX_RETRIES
@@ -219,6 +220,23 @@ def test_a_worker_that_died_before_its_first_heartbeat_is_not_waited_for_for_eve
     time.sleep(1.5)
     run_all(study)
     assert len(finished(study.trials)) == 1
+
+
+def test_a_trial_with_parameters_has_a_heartbeat(storage, name, monkeypatch):
+    monkeypatch.setattr(HeartbeatThread, 'start', lambda thread: None)  # as if it were slow
+    monkeypatch.setattr(HeartbeatThread, 'join', lambda thread: None)
+    study, other = (join_study(storage, name, 1, grace_period_s=1.0) for _ in range(2))
+    free = []
+
+    def evaluate_without_heartbeats(trial):
+        score = evaluate(trial)
+        free.append(other.has_free_trial())
+        time.sleep(2.5)
+        free.append(other.has_free_trial())
+        return score
+
+    study.run_trial(evaluate_without_heartbeats)
+    assert free == [False, True]
 
 
 def test_a_score_that_is_no_number_is_not_repeated_for_ever(storage, name):

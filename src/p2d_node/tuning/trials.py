@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 import warnings
 
 from optuna import Study, TrialPruned
@@ -147,6 +148,10 @@ class _Attempt:
 
     def __call__(self, trial: Trial) -> float:
         self.number = trial.number
+        # Optuna's thread may record its first heartbeat later than the trial its parameters. A
+        # trial of a worker that died between the two would never become stale.
+        storage: Any = trial.storage
+        storage.record_heartbeat(trial._trial_id)
         try:
             return self._evaluate(trial)
         except (TrialPruned, UpdateFinishedTrialError):
