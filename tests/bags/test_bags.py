@@ -213,6 +213,18 @@ def test_an_existing_bag_is_not_overwritten(tmp_path):
         write_bag(generate_images(1), tmp_path / 'bag')
 
 
+def test_of_two_writers_of_one_bag_the_second_is_refused(tmp_path):
+    def images_while_another_writes():
+        yield from generate_images(1)
+        write_bag(generate_images(2), tmp_path / 'bag')
+
+    with pytest.raises(ConfigError, match='was written by another process meanwhile'):
+        write_bag(images_while_another_writes(), tmp_path / 'bag')
+    with BagReader(tmp_path / 'bag') as bag:
+        assert len(list(bag.messages())) == 4 * len(NUSCENES_CAMERAS)
+    assert [path.name for path in tmp_path.iterdir()] == ['bag']
+
+
 def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
     with pytest.raises(ConfigError, match=r'nothing\.json: cannot be read'):
         list(read_drivelm_images(tmp_path / 'nothing.json', drivelm))

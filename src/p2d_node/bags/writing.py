@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-import shutil
 import tempfile
 from typing import Any, Literal
 
@@ -67,7 +66,14 @@ def _write_complete(images: Iterable[BagImage], bag: Path, storage: str, encodin
             count = _write_images(_BagWriter(writer, encoding), images)
         if count == 0:
             raise ConfigError(f'bag: {bag}: there are no images to write; check the source')
-        shutil.move(unfinished, bag)
+        try:
+            unfinished.rename(bag)
+        except OSError as err:
+            if not bag.exists():
+                raise
+            raise ConfigError(
+                f'bag: {bag} was written by another process meanwhile; name another folder'
+            ) from err
     return count
 
 

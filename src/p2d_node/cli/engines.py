@@ -84,6 +84,8 @@ def run_verify(options: VerifyOptions) -> int:
     """Verify and report; returns exit code 1 where an engine differs from torch."""
     device, engine_dir = choose_device(options.device), resolve_engine_dir(options.engine_dir)
     folders = [folder.resolve() for folder in options.folders]
+    if not folders and not engine_dir.is_dir():
+        raise ConfigError(f'engine_dir: got {engine_dir}, allowed: a folder with engines')
     folders = folders or unverified_engines(engine_dir, device)
     if not folders and not options.json:
         print(f'{engine_dir}: no engine to verify')
