@@ -85,7 +85,7 @@ def test_unsupported_settings_are_refused(tiny_checkpoint, tmp_path, change, rea
 
 def test_an_error_names_the_broken_json_file(tmp_path):
     (tmp_path / 'preprocessor_config.json').write_text('{')
-    with pytest.raises(ConfigError, match=r'preprocessor_config\.json: not valid JSON'):
+    with pytest.raises(ConfigError, match=r'preprocessor_config\.json is not valid JSON'):
         ImageProcessing.from_folder(tmp_path)
 
 

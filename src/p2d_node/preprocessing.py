@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.records import DecodedFrame
 from PIL import Image
@@ -107,11 +108,8 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            settings: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError as err:
-            raise ConfigError(f'{path}: not valid JSON: {err}; copy the checkpoint again') from err
-        settings = settings.get('image_processor', settings)
+        settings = read_json_object(path, next_step='copy the checkpoint again')
+        settings = dict(settings.get('image_processor', settings))
         if 'image_mean' in settings and 'image_std' in settings:
             return settings
     raise ConfigError(
