@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 import warnings
 
 from optuna import Study, TrialPruned
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 from p2d_node.tuning.storage import MAX_RETRIES, retry_callback, storage_errors
 
@@ -150,8 +150,8 @@ class _Attempt:
         self.number = trial.number
         # Optuna's thread may record its first heartbeat later than the trial its parameters. A
         # trial of a worker that died between the two would never become stale.
-        storage: Any = trial.storage
-        storage.record_heartbeat(trial._trial_id)
+        if isinstance(trial.storage, BaseHeartbeat):  # studies in memory have none
+            trial.storage.record_heartbeat(trial._trial_id)
         try:
             return self._evaluate(trial)
         except (TrialPruned, UpdateFinishedTrialError):
