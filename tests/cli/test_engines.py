@@ -84,6 +84,7 @@ def test_the_command_of_an_inspection_keeps_the_number_of_cameras(
     assert '--views 2 ' in entry['fix_command']
 
 
+@pytest.mark.slow
 def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
     folder = engine_folder(engine_dir)
     (folder / 'model.onnx').write_bytes(b'')

@@ -20,6 +20,8 @@ from p2d_node.tuning.trials import finished, given_up, retry_history
 import pytest
 from trial_worker import evaluate, join_study, run_all, SPACE
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name('trial_worker.py')
 
 
