@@ -19,6 +19,9 @@ from sweeps import jpeg, picture, STAMP_NS
 
 SWEEP_PERIOD_NS = NS_PER_S
 
+MATCH_S = 0.3
+"""The subscriber's side of a match may come later than the publisher's; a frame before is lost."""
+
 
 class CameraRig:
     """Publishes sweeps on the six camera topics of the nuScenes preset."""
@@ -41,11 +44,16 @@ class CameraRig:
             for name in self.cameras
         }
         self.num_sweeps = 0
+        self._matched_s: float | None = None
 
     @property
     def heard(self) -> bool:
-        """True once every camera has a subscriber."""
-        return all(p.get_subscription_count() for p in self.publishers.values())
+        """True once every camera has had a subscriber for `MATCH_S`."""
+        if not all(p.get_subscription_count() for p in self.publishers.values()):
+            self._matched_s = None
+            return False
+        self._matched_s = self._matched_s or time.monotonic()
+        return time.monotonic() - self._matched_s >= MATCH_S
 
     def publish_sweep(
         self,

@@ -1,8 +1,10 @@
-"""Real rclpy over real DDS: every test gets a ROS domain that no other process uses."""
+"""Real rclpy over real DDS: every test gets a ROS domain that nobody else uses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+import gc
+import itertools
 import os
 import socket
 import threading
@@ -16,10 +18,14 @@ pytest.importorskip('p2d_msgs', reason='ros2_ws is not built or not sourced: mak
 from camera_rig import CameraRig  # noqa: E402
 from p2d_node.ros.answer_watcher import AnswerWatcher  # noqa: E402
 from p2d_node.ros.drive_node import DriveNode  # noqa: E402
+from p2d_node.ros.spinning import spin_until_shutdown  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
 DOMAINS = range(1, 101)
+NEXT_DOMAIN = itertools.cycle((*DOMAINS[os.getpid() % 100 :], *DOMAINS[: os.getpid() % 100]))
+"""Never the domain of the test before, whose nodes may still leave it."""
+
 LOCK_PORT = 42_500
 """A held port per domain keeps test runs side by side apart."""
 
@@ -34,8 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def ros_domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A ROS domain of this machine that is ours while the test runs."""
-    start = os.getpid() % len(DOMAINS)
-    for domain in (*DOMAINS[start:], *DOMAINS[:start]):
+    # A destroyed lifecycle node stays in its domain until Python frees its state machine.
+    gc.collect()
+    for domain in itertools.islice(NEXT_DOMAIN, len(DOMAINS)):
         lock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             lock.bind(('127.0.0.1', LOCK_PORT + domain))
@@ -73,7 +80,9 @@ def spin(make_context: Callable[[], Any]) -> Iterator[Callable[..., Any]]:
     def start(node: Any) -> Any:
         executor = SingleThreadedExecutor(context=node.context)
         executor.add_node(node)
-        thread = threading.Thread(target=executor.spin, daemon=True)
+        thread = threading.Thread(
+            target=spin_until_shutdown, args=(executor, node.context), daemon=True
+        )
         thread.start()
         running.append((node, executor, thread))
         return node
