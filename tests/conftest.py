@@ -11,6 +11,8 @@ from p2d_node.checkpoints.untrained import write_untrained_checkpoint
 from p2d_node.engine_build.build import build_engine
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 import pytest
+from safetensors.torch import load_file, save_file
+import torch
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,6 +24,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_untrained_checkpoint(
         tmp_path_factory.mktemp('models') / 'tiny', image_size=126, patch_size=14
     )
+
+
+@pytest.fixture
+def overflowing_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose language model overflows in float16."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / 'overflowing')
+    weights = load_file(folder / 'model.safetensors')
+    name = next(name for name in weights if 'mlp.down_proj' in name)
+    weights[name] = torch.full_like(weights[name], 6e4)
+    save_file(weights, folder / 'model.safetensors', metadata={'format': 'pt'})
+    return folder
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 from p2d_node.errors import ImageDecodeError
-from p2d_node.image_decoding import decode_frame
+from p2d_node.image_decoding import BAYER_CODES, BYTES_PER_PIXEL, decode_frame, PACKED_YUV_CODES
 from p2d_node.records import CameraFrame, CompressedImage, DecodedFrame, RawImage
 import pytest
 from sweeps import jpeg, picture
@@ -96,10 +96,81 @@ def test_jpeg_and_png_decode():
     assert np.abs(decode(jpeg(pixels)).pixels.astype(int) - pixels).mean() < 12
 
 
-def test_a_jpeg_with_a_few_bytes_of_padding_still_decodes():
+@pytest.mark.parametrize('num_bytes', [16, 63, 4096, 200_000])
+def test_a_jpeg_in_a_buffer_that_is_larger_decodes(num_bytes):
     payload = jpeg(picture())
-    padded = CompressedImage(format='jpeg', data=payload.data + bytes(16))
+    padded = CompressedImage(format='jpeg', data=payload.data + bytes(num_bytes))
     np.testing.assert_array_equal(decode(padded).pixels, decode(payload).pixels)
+    cut = CompressedImage(format='jpeg', data=payload.data[:-300] + bytes(num_bytes))
+    with pytest.raises(ImageDecodeError, match='truncated'):
+        decode(cut)
+
+
+@pytest.mark.parametrize('big_endian', [0, 1])
+@pytest.mark.parametrize('size', [(8, 6), (7, 5), (1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize('encoding', BYTES_PER_PIXEL)
+def test_every_allowed_encoding_converts_in_every_size(encoding, size, big_endian):
+    width, height = size
+    step = width * BYTES_PER_PIXEL[encoding]
+    image = RawImage(
+        height=height,
+        width=width,
+        encoding=encoding,
+        step=step,
+        is_bigendian=big_endian,
+        data=bytes(step * height),
+    )
+    if encoding in PACKED_YUV_CODES and width % 2:
+        with pytest.raises(ImageDecodeError, match=f'a width of {width} px, allowed: an even one'):
+            decode(image)
+    else:
+        assert decode(image).pixels.shape == (height, width, 3)
+
+
+@pytest.mark.parametrize('order', ['<u2', '>u2'])
+def test_grey_of_16_bits_is_scaled_by_its_byte_order(order):
+    grey = np.array([[0, 257, 65535, 32768]], order)
+    image = raw(grey, 'mono16', is_bigendian=order == '>u2')
+    assert decode(image).pixels[0, :, 0].tolist() == [0, 1, 255, 128]
+
+
+def bayer_mosaic(encoding: str, dtype: type = np.uint8) -> np.ndarray:
+    """Return a mosaic of (200, 60, 20) in RGB, in the upper byte."""
+    values = {'r': 200, 'g': 60, 'b': 20}
+    sites = [values[letter] << (8 * (np.dtype(dtype).itemsize - 1)) for letter in encoding[6:10]]
+    return np.tile(np.array(sites, dtype).reshape(2, 2), (24, 32))
+
+
+@pytest.mark.parametrize('encoding', BAYER_CODES)
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+def test_a_bayer_mosaic_has_its_colours_raw_and_compressed(encoding, suffix):
+    mosaic = bayer_mosaic(encoding)
+    data = cv2.imencode(suffix, mosaic)[1].tobytes()
+    compressed = CompressedImage(format=f'{encoding}; {suffix[1:]} compressed ', data=data)
+    for payload in (raw(mosaic, encoding), compressed):
+        decoded = decode(payload)
+        assert decoded.channel_order == 'rgb'
+        assert np.abs(decoded.pixels[8:-8, 8:-8].astype(int) - (200, 60, 20)).max() <= 8
+
+
+def test_a_bayer_mosaic_of_16_bits_is_compressed_as_png():
+    data = cv2.imencode('.png', bayer_mosaic('bayer_grbg16', np.uint16))[1].tobytes()
+    decoded = decode(CompressedImage(format='bayer_grbg16; png compressed ', data=data))
+    assert decoded.pixels[20, 20].tolist() == [200, 60, 20]
+
+
+@pytest.mark.parametrize(
+    ('text', 'order'),
+    [
+        ('jpeg', 'bgr'),
+        ('rgb8; jpeg compressed bgr8', 'bgr'),
+        ('bgr8; jpeg compressed rgb8', 'rgb'),
+        ('bayer_rggb8; jpeg compressed bgr8', 'bgr'),
+    ],
+)
+def test_the_channel_order_is_what_image_transport_says(text, order):
+    payload = CompressedImage(format=text, data=jpeg(picture()).data)
+    assert decode(payload).channel_order == order
 
 
 def test_array_bytes_as_rclpy_gives_them_are_accepted():

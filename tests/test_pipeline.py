@@ -200,6 +200,16 @@ def test_a_fault_of_the_model_is_reported_and_the_next_sweep_works(pipeline, mon
     assert len(pipeline.answer(make_frame_set(), QUESTIONS)) == 2
 
 
+def test_logits_that_are_not_finite_are_no_answer_and_no_choice(overflowing_checkpoint):
+    config = DriveConfig(model=str(overflowing_checkpoint), device='cpu', dtype='float16')
+    pipeline = DrivingPipeline.from_config(config)
+    with pytest.raises(InferenceError, match=r'logits that are NaN or infinite.*; set dtype'):
+        pipeline.answer(make_frame_set(), QUESTIONS)
+    with pytest.raises(InferenceError, match='logits that are NaN or infinite'):
+        pipeline.choose(make_frame_set(), QUESTIONS[0], ['stop', 'turn'])
+    pipeline.close()
+
+
 def test_the_built_in_untrained_model_has_the_papers_geometry():
     config = DriveConfig(model='untrained', device='cpu', max_new_tokens=2)
     pipeline = DrivingPipeline.from_config(config)

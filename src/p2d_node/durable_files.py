@@ -15,6 +15,40 @@ from typing import Any
 from p2d_node.errors import ConfigError, P2dError
 
 
+def read_json(
+    path: Path,
+    *,
+    parameter: str = '',
+    next_step: str = 'copy it again',
+    max_bytes: int | None = None,
+    error: type[P2dError] = ConfigError,
+) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file, in UTF-8, with or without a byte order mark.
+        parameter: The parameter that names the file or its folder; messages begin with it.
+        next_step: What the user can do if it cannot be read; empty: the caller says it.
+        max_bytes: Largest size of the file; None: any size.
+        error: The class of the error.
+
+    Raises:
+        P2dError: Of class `error`: the file is missing, unreadable or too large, or is not JSON.
+    """
+    name, advice = _words(path, parameter, next_step)
+    try:
+        num_bytes = path.stat().st_size
+        if max_bytes is not None and num_bytes > max_bytes:
+            raise error(f'{name} has {num_bytes} bytes, allowed: {max_bytes}{advice}')
+        return json.loads(path.read_text(encoding='utf-8-sig'))
+    except FileNotFoundError as err:
+        raise error(f'{name} is missing{advice}') from err
+    except OSError as err:
+        raise error(f'{name} cannot be read: {err.strerror or err}{advice}') from err
+    except (ValueError, RecursionError) as err:
+        raise error(f'{name} is not valid JSON: {err}{advice}') from err
+
+
 def read_json_object(
     path: Path,
     *,
@@ -23,36 +57,25 @@ def read_json_object(
     max_bytes: int | None = None,
     error: type[P2dError] = ConfigError,
 ) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Args:
-        path: The file, in UTF-8.
-        parameter: The parameter that names the file or its folder; messages begin with it.
-        next_step: What the user can do if it cannot be read; empty: the caller says it.
-        max_bytes: Largest size of the file; None: any size.
-        error: The class of the error.
+    """Read a JSON object from a file; see `read_json`.
 
     Raises:
-        P2dError: Of class `error`: the file is missing, unreadable or too large, or its content
-            is not a JSON object.
+        P2dError: Of class `error`: it cannot be read, or its content is not a JSON object.
     """
-    name = f'{parameter}: {path}' if parameter else str(path)
-    advice = f'; {next_step}' if next_step else ''
-    try:
-        num_bytes = path.stat().st_size
-        if max_bytes is not None and num_bytes > max_bytes:
-            raise error(f'{name} has {num_bytes} bytes, allowed: {max_bytes}{advice}')
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as err:
-        raise error(f'{name} is missing{advice}') from err
-    except OSError as err:
-        raise error(f'{name} cannot be read: {err.strerror or err}{advice}') from err
-    except (ValueError, RecursionError) as err:
-        raise error(f'{name} is not valid JSON: {err}{advice}') from err
+    content = read_json(
+        path, parameter=parameter, next_step=next_step, max_bytes=max_bytes, error=error
+    )
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise error(f'{name} is not a JSON object: got a {kind}{advice}')
+        name, advice = _words(path, parameter, next_step)
+        raise error(f'{name} is not a JSON object: got a {type(content).__name__}{advice}')
     return content
+
+
+def _words(path: Path, parameter: str, next_step: str) -> tuple[str, str]:
+    """Return the beginning and the end of a message about a file."""
+    return f'{parameter}: {path}' if parameter else str(
+        path
+    ), f'; {next_step}' if next_step else ''
 
 
 def write_json(path: Path, content: Any) -> None:

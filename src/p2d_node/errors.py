@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class P2dError(Exception):
@@ -69,3 +70,22 @@ def checkpoint_faults(
             f'{prefix}{folder}: {part} does not load: {type(err).__name__}: {reason}; copy its '
             'files again'
         ) from err
+
+
+@contextmanager
+def format_faults(path: Path, name: str, needed: str) -> Iterator[None]:
+    """Translate the errors of code that expects JSON content in a certain format.
+
+    Args:
+        path: File or folder of the content.
+        name: Name of the format.
+        needed: What the user should provide or do.
+
+    Raises:
+        ConfigError: The content has another format: a key or a value is missing or of a wrong
+            type.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as err:
+        raise ConfigError(f'{path}: not {name}: {type(err).__name__}: {err}; {needed}') from err

@@ -1,7 +1,7 @@
 """The bytes of a camera frame come in; pixels go out.
 
-Raw frames in 8-bit RGB or BGR are used in place, without a copy. OpenCV decodes packed YUV, JPEG
-and PNG; cv_bridge converts the other encodings.
+Raw frames in 8-bit RGB or BGR are used in place, without a copy. OpenCV converts the other common
+encodings, JPEG and PNG; cv_bridge converts rare ones, as far as the installed one can.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from p2d_node.errors import BackendUnavailableError, ImageDecodeError
-from p2d_node.records import CameraFrame, CompressedImageLike, DecodedFrame, RawImage, RawImageLike
+from p2d_node.errors import ImageDecodeError
+from p2d_node.records import CameraFrame, CompressedImageLike, DecodedFrame, RawImageLike
 
 IN_PLACE_ENCODINGS = {'rgb8': 'rgb', 'bgr8': 'bgr', '8UC3': 'bgr'}
 """Encodings that are used without a copy, and their channel order."""
@@ -23,7 +23,24 @@ PACKED_YUV_CODES = {
     'yuv422_yuy2': cv2.COLOR_YUV2RGB_YUY2,
     'yuyv': cv2.COLOR_YUV2RGB_YUY2,
 }
-"""Two-byte encodings of many USB cameras; the pure-Python cv_bridge does not support them."""
+"""Two-byte encodings of many USB cameras; two neighbouring pixels share their colour."""
+
+BAYER_CODES = {
+    'bayer_rggb8': cv2.COLOR_BayerBG2RGB,
+    'bayer_bggr8': cv2.COLOR_BayerRG2RGB,
+    'bayer_gbrg8': cv2.COLOR_BayerGR2RGB,
+    'bayer_grbg8': cv2.COLOR_BayerGB2RGB,
+}
+"""ROS names the first two rows of the mosaic, OpenCV the second and third pixel of the second."""
+
+CONVERSION_CODES = {
+    **PACKED_YUV_CODES,
+    **BAYER_CODES,
+    'rgba8': cv2.COLOR_RGBA2RGB,
+    'bgra8': cv2.COLOR_BGRA2RGB,
+    'mono8': cv2.COLOR_GRAY2RGB,
+    'mono16': cv2.COLOR_GRAY2RGB,
+}
 
 BYTES_PER_PIXEL = {
     **dict.fromkeys(IN_PLACE_ENCODINGS, 3),
@@ -32,17 +49,17 @@ BYTES_PER_PIXEL = {
     'bgra8': 4,
     'mono8': 1,
     'mono16': 2,
-    'bayer_rggb8': 1,
-    'bayer_bggr8': 1,
-    'bayer_gbrg8': 1,
-    'bayer_grbg8': 1,
+    **dict.fromkeys(BAYER_CODES, 1),
 }
-"""All supported raw encodings."""
+"""All raw encodings that need no cv_bridge."""
 
 JPEG_START, JPEG_END = b'\xff\xd8\xff', b'\xff\xd9'
 PNG_START, PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
 TAIL_BYTES = 64
-"""The end marker must be within the last bytes: some cameras pad their JPEGs with a few bytes."""
+"""The end marker must be within the last bytes before the padding; some cameras add a few."""
+
+PADDING_STEP = 1 << 16
+"""Trailing zeros are skipped in steps of so many bytes; UVC drivers pass on a whole buffer."""
 
 MAX_SIDE_PX = 16384
 """A longer side means that the header is broken."""
@@ -57,7 +74,6 @@ def decode_frame(frame: CameraFrame) -> DecodedFrame:
 
     Raises:
         ImageDecodeError: The frame is broken, truncated or in an unsupported encoding.
-        BackendUnavailableError: The encoding needs cv_bridge, which is not installed.
     """
     payload = frame.payload
     if isinstance(payload, RawImageLike):
@@ -79,30 +95,35 @@ def _decode_error(camera: str, reason: str) -> ImageDecodeError:
 
 def _decode_raw(camera: str, image: RawImageLike) -> tuple[npt.NDArray[np.uint8], str]:
     data = _check_raw(camera, image)
-    width_bytes = image.width * BYTES_PER_PIXEL[image.encoding]
-    if image.encoding in IN_PLACE_ENCODINGS:
-        shape = (image.height, image.width, 3)
-        pixels = np.ndarray(shape, np.uint8, buffer=data, strides=(image.step, 3, 1))
-        return pixels, IN_PLACE_ENCODINGS[image.encoding]
-    rows = np.ndarray((image.height, image.step), np.uint8, buffer=data)[:, :width_bytes]
-    if image.encoding in PACKED_YUV_CODES:
-        packed = rows.reshape(image.height, image.width, 2)
-        code = PACKED_YUV_CODES[image.encoding]
-        return np.asarray(cv2.cvtColor(packed, code), np.uint8), 'rgb'
-    return _convert_with_cv_bridge(camera, image, np.ascontiguousarray(rows)), 'rgb'
+    height, width, encoding = image.height, image.width, image.encoding
+    if encoding not in BYTES_PER_PIXEL:
+        return _convert_with_cv_bridge(camera, image), 'rgb'
+    if encoding in IN_PLACE_ENCODINGS:
+        pixels = np.ndarray((height, width, 3), np.uint8, data, strides=(image.step, 3, 1))
+        return pixels, IN_PLACE_ENCODINGS[encoding]
+    if encoding in PACKED_YUV_CODES and width % 2:
+        raise _decode_error(camera, f'got a width of {width} px, allowed: an even one, {encoding}')
+    depth = BYTES_PER_PIXEL[encoding]
+    pixels = np.ndarray((height, width, depth), np.uint8, data, strides=(image.step, depth, 1))
+    if encoding == 'mono16':
+        pixels = _to_8_bits(pixels, is_big_endian=bool(image.is_bigendian))
+    return np.asarray(cv2.cvtColor(pixels, CONVERSION_CODES[encoding]), np.uint8), 'rgb'
+
+
+def _to_8_bits(pixels: npt.NDArray[np.uint8], *, is_big_endian: bool) -> npt.NDArray[np.uint8]:
+    """Scale 16-bit pixels, given as uint8 [height, width, 2], to 8 bits, as cv_bridge does."""
+    order = '>u2' if is_big_endian else '<u2'
+    words = np.ascontiguousarray(pixels).view(order).astype(np.uint16)
+    return np.asarray(cv2.convertScaleAbs(words, alpha=255 / 65535), np.uint8)
 
 
 def _check_raw(camera: str, image: RawImageLike) -> npt.NDArray[np.uint8]:
     """Return the message's bytes as uint8 [bytes], without a copy, after checking its fields."""
-    if image.encoding not in BYTES_PER_PIXEL:
-        raise _decode_error(
-            camera, f'got encoding {image.encoding!r}, allowed: {", ".join(BYTES_PER_PIXEL)}'
-        )
     if not (0 < image.height <= MAX_SIDE_PX and 0 < image.width <= MAX_SIDE_PX):
         raise _decode_error(
             camera, f'got {image.width}x{image.height} px, allowed: 1 to {MAX_SIDE_PX} per side'
         )
-    width_bytes = image.width * BYTES_PER_PIXEL[image.encoding]
+    width_bytes = image.width * BYTES_PER_PIXEL.get(image.encoding, 1)
     if image.step < width_bytes:
         raise _decode_error(
             camera,
@@ -119,30 +140,18 @@ def _check_raw(camera: str, image: RawImageLike) -> npt.NDArray[np.uint8]:
     return data
 
 
-def _convert_with_cv_bridge(
-    camera: str, image: RawImageLike, rows: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
+def _convert_with_cv_bridge(camera: str, image: RawImageLike) -> npt.NDArray[np.uint8]:
     try:
         from cv_bridge import CvBridge
-    except ImportError as err:
-        raise BackendUnavailableError(
-            f'{camera}: encoding {image.encoding!r} needs cv_bridge, which is not installed; '
-            'install ros-<distro>-cv-bridge (or the PyPI package cv-bridge), or publish bgr8'
-        ) from err
-    # The pure-Python cv_bridge ignores `step`, so pass rows without padding.
-    compact = RawImage(
-        height=image.height,
-        width=image.width,
-        encoding=image.encoding,
-        step=rows.shape[1],
-        is_bigendian=image.is_bigendian,
-        data=rows.data,
-    )
-    try:
-        pixels: Any = CvBridge().imgmsg_to_cv2(compact, 'rgb8')
-    except Exception as err:  # cv_bridge passes on the errors of other libraries
+
+        pixels: Any = CvBridge().imgmsg_to_cv2(image, 'rgb8')
+        if pixels.shape != (image.height, image.width, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f'it gave {pixels.dtype} {list(pixels.shape)}')
+    except Exception as err:  # not installed, or it passes on the errors of other libraries
         raise _decode_error(
-            camera, f'cv_bridge could not convert {image.encoding!r} to rgb8: {err}'
+            camera,
+            f'got encoding {image.encoding!r}, allowed: {", ".join(BYTES_PER_PIXEL)}, or what the '
+            'installed cv_bridge converts to rgb8; set the camera driver to one of these',
         ) from err
     return np.asarray(pixels, np.uint8)
 
@@ -151,7 +160,7 @@ def _decode_compressed(
     camera: str, image: CompressedImageLike
 ) -> tuple[npt.NDArray[np.uint8], str]:
     data = np.frombuffer(image.data, np.uint8)
-    start, tail = data[:8].tobytes(), data[-TAIL_BYTES:].tobytes()
+    start = data[:8].tobytes()
     if not start.startswith((JPEG_START, PNG_START)):
         raise _decode_error(
             camera,
@@ -159,15 +168,19 @@ def _decode_compressed(
             f'{start.hex() or "nothing"}, allowed: JPEG or PNG',
         )
     end = JPEG_END if start.startswith(JPEG_START) else PNG_END
-    if end not in tail:
+    if end not in _tail_before_padding(data):
         # OpenCV would fill the missing part with grey without an error.
         raise _decode_error(
             camera,
             f'got a truncated {image.format!r} of {data.size} bytes without its end '
             'marker; check the network and the publisher',
         )
+    # image_transport names the raw encoding first: 'bayer_rggb8; jpeg compressed '.
+    encoding, _, compression = image.format.partition(';')
+    bayer_code = BAYER_CODES.get(encoding.strip().replace('16', '8'))
+    colour = cv2.IMREAD_COLOR if bayer_code is None else cv2.IMREAD_ANYCOLOR
     try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(data, colour | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # a header with an image size that exceeds the memory
         pixels = None
     if pixels is None:
@@ -175,4 +188,17 @@ def _decode_compressed(
             camera,
             f'{data.size} bytes of format {image.format!r} do not decode; check the publisher',
         )
-    return np.asarray(pixels, np.uint8), 'bgr'
+    if pixels.ndim == 2 and bayer_code is not None:
+        return np.asarray(cv2.cvtColor(pixels, bayer_code), np.uint8), 'rgb'
+    # Its subscriber takes the channels as they lie in the file for what this word says.
+    order = 'rgb' if 'compressed rgb' in compression else 'bgr'
+    return np.asarray(pixels, np.uint8), order
+
+
+def _tail_before_padding(data: npt.NDArray[np.uint8]) -> bytes:
+    """Return the last bytes before trailing zeros."""
+    end = data.size
+    while end and not data[max(0, end - PADDING_STEP) : end].any():
+        end -= PADDING_STEP
+    block = data[max(0, end - PADDING_STEP - TAIL_BYTES) : max(0, end)]
+    return block.tobytes().rstrip(b'\0')[-TAIL_BYTES:]

@@ -156,12 +156,35 @@ def test_a_tokenizer_without_a_chat_template_is_refused(broken):
         load(broken)
 
 
+TEXT_ONLY = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize('name', ['chat_template.json', 'processor_config.json'])
+@pytest.mark.parametrize('of_tokenizer', [None, TEXT_ONLY])
+def test_a_processors_chat_template_is_used_as_transformers_does(broken, name, of_tokenizer):
+    template = (broken / 'chat_template.jinja').read_text()
+    prompt = load(broken).build_prompt('Why?', NUSCENES_CAMERAS)
+    (broken / 'chat_template.jinja').unlink()
+    (broken / name).write_text(json.dumps({'chat_template': template}))
+    path = broken / 'tokenizer_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'chat_template': of_tokenizer}))
+    assert load(broken).build_prompt('Why?', NUSCENES_CAMERAS) == prompt
+
+
+def test_a_chat_template_that_is_not_a_text_is_refused(broken):
+    (broken / 'chat_template.json').write_text('{"chat_template": 3}')
+    with pytest.raises(ConfigError, match=r'chat_template.json: chat_template: got 3, allowed'):
+        load(broken)
+
+
 @pytest.mark.parametrize(
     ('template', 'reason'),
     [
         ('{% for m in messages %}', 'its chat template fails: Unexpected end of template'),
         ("{{ raise_exception('no user') }}", 'its chat template fails: no user'),
         ('hello', 'its chat template gives 0 image placeholders for 6 views'),
+        (TEXT_ONLY, 'its chat template fails: TypeError: .*; copy the chat template for pictures'),
+        ('{{ 1 // 0 }}', 'its chat template fails: ZeroDivisionError'),
     ],
 )
 def test_a_chat_template_that_does_not_work_is_found_at_start(broken, template, reason):

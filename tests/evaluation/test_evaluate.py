@@ -338,9 +338,9 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
 @pytest.mark.parametrize(
     ('words', 'reason'),
     [
-        (['--data', 'no.json'], 'no.json: cannot be read'),
+        (['--data', 'no.json'], 'no.json is missing'),
         (['--data', 'data.json'], '--images is missing'),
-        (['--data', 'data.json', '--predictions', 'no.json'], 'no.json: cannot be read'),
+        (['--data', 'data.json', '--predictions', 'no.json'], 'no.json is missing'),
         (['--data', 'data.json', '--limit', '0'], '--limit: got 0, allowed: 1 or more'),
         (['--data', 'data.json', '--images', '.', '--workers', '0'], '--workers: got 0, allowed'),
         (['--data', 'other.json'], 'other.json: neither DriveLM (scenes'),
@@ -360,7 +360,7 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
         (['--data', 'data.json', '--judge-command', "echo 'x"], 'No closing quotation'),
         (['--data', 'data.json', '--judge-command', '/nope'], '/nope: there is no such command'),
         (['--data', 'data.json', '--tokenizer', 'foo'], "tokenizer: got 'foo', allowed: auto"),
-        (['--data', 'deep.json'], 'deep.json: not valid JSON: maximum recursion depth'),
+        (['--data', 'deep.json'], 'deep.json is not valid JSON: maximum recursion depth'),
         (
             ['--data', 'nameless.json', '--images', '.'],
             'nameless.json: not DriveLM data: ValueError: the image name foo/bar.jpg holds no',

@@ -114,6 +114,20 @@ def test_an_unknown_encoding_is_reported_and_after_some_sweeps_an_error(drive, n
     assert next_answer(watcher, rig).answer
 
 
+def test_logits_that_are_not_finite_are_an_error_and_never_an_answer(
+    drive, node, rig, watcher, overflowing_checkpoint
+):
+    health = Health(node)
+    drive(model=str(overflowing_checkpoint), dtype='float16')
+    wait_until(lambda: rig.heard)
+    for count in range(1, diagnostics.FAILURES_UNTIL_ERROR + 1):
+        rig.publish_sweep()
+        failed = str(count)
+        wait_until(lambda failed=failed: health.value('pipeline', 'sweeps failed') == failed)
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, 'logits that are NaN or infinite')
+    assert not watcher.answers
+
+
 def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(drive, node):
     health = Health(node)
     silent = 'CAM_BACK'

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+from camera_rig import wait_until
 from p2d_node.bags.reading import BagReader
 from p2d_node.bags.writing import write_bag
 from p2d_node.ros.replay import Replayer, ReplayOptions
 from p2d_sim.generated import generate_images
 import pytest
 import rclpy
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.interfaces import (
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import Writer
+from rosbags.typesys import get_typestore, Stores
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
+
+STORE = get_typestore(Stores.ROS2_HUMBLE)
+LATCHED = Qos(
+    QosHistory.KEEP_LAST,
+    1,
+    QosReliability.RELIABLE,
+    QosDurability.TRANSIENT_LOCAL,
+    QosTime(0, 0),
+    QosTime(0, 0),
+    QosLiveliness.AUTOMATIC,
+    QosTime(0, 0),
+    False,
+)
 
 
 @pytest.fixture
@@ -43,3 +70,44 @@ def test_other_faults_of_a_publisher_are_not_taken_for_a_shutdown(make_context, 
         publisher.destroy()
     with pytest.raises(RuntimeError):
         replayer.play(lambda: False)
+
+
+@pytest.fixture
+def robot_bag(tmp_path):
+    """A recording in simulation: /clock, a latched text, and a topic with a name ROS refuses."""
+    clock = STORE.types['rosgraph_msgs/msg/Clock'](
+        clock=STORE.types['builtin_interfaces/msg/Time'](sec=5, nanosec=0)
+    )
+    text = STORE.types['std_msgs/msg/String']('<robot/>')
+    with Writer(tmp_path / 'bag', version=8) as writer:
+        for topic, message, profiles in (
+            ('/clock', clock, []),
+            ('/robot_description', text, [LATCHED]),
+            ('/a topic', text, []),
+        ):
+            connection = writer.add_connection(
+                topic, message.__msgtype__, typestore=STORE, offered_qos_profiles=profiles
+            )
+            for number in range(3):
+                data = STORE.serialize_cdr(message, message.__msgtype__)
+                writer.write(connection, 10**18 + number * 10_000_000, data)
+    with BagReader(tmp_path / 'bag') as reader:
+        yield reader
+
+
+@pytest.mark.parametrize('with_clock', [True, False])
+def test_there_is_one_clock_and_late_readers_get_what_was_latched(
+    node, make_context, robot_bag, with_clock
+) -> None:
+    times, texts = [], []
+    node.create_subscription(Clock, '/clock', lambda m: times.append(m.clock.sec), 100)
+    player = rclpy.create_node('p2d_replay', context=make_context())
+    replayer = Replayer(player, robot_bag, ReplayOptions(clock=with_clock))
+    wait_until(lambda: player.count_subscribers('/clock'))
+    replayer.play(lambda: False)
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node.create_subscription(String, '/robot_description', lambda m: texts.append(m.data), qos)
+    wait_until(lambda: times and texts)
+    assert set(times) == {10**9} if with_clock else {5}
+    assert '<robot/>' in texts
+    player.destroy_node()

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from p2d_node.bags.image_files import camera_and_stamp_of, read_image, resolve_image, stamp_ns_of
-from p2d_node.bags.json_files import format_faults, read_json
 from p2d_node.bags.records import BagImage
+from p2d_node.durable_files import read_json
+from p2d_node.errors import format_faults
 
 NEEDED = 'needed: scenes with key_frames and image_paths, or a flat list with "image"'
 

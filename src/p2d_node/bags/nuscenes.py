@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.bags.image_files import read_image
-from p2d_node.bags.json_files import format_faults, read_json
 from p2d_node.bags.records import BagImage, UNCALIBRATED
-from p2d_node.errors import ConfigError
+from p2d_node.durable_files import read_json
+from p2d_node.errors import ConfigError, format_faults
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.units import NS_PER_US
 

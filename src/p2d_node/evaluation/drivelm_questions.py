@@ -9,7 +9,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from p2d_node.bags.json_files import read_json
+from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.predictions import first_duplicate
 
@@ -58,7 +58,7 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
     Raises:
         ConfigError: The file is missing, empty or not in this format.
     """
-    data = read_json(path)
+    data = read_json(path, parameter='data', next_step='name the file of questions')
     try:
         read = _read_graph(data) if isinstance(data, dict) else _read_flat(data)
         questions = list(read)

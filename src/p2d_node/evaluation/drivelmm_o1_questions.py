@@ -15,7 +15,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from p2d_node.bags.json_files import read_json
+from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import camera_of
 from p2d_node.evaluation.predictions import first_duplicate
@@ -64,7 +64,7 @@ def read_o1_questions(path: Path) -> list[DriveLmmO1Question]:
     Raises:
         ConfigError: The file is missing or empty, or an item is not in this format.
     """
-    data = read_json(path)
+    data = read_json(path, parameter='data', next_step='name the file of questions')
     items = list(data.values()) if isinstance(data, dict) else data
     if not isinstance(items, list):
         raise ConfigError(f'{path}: not DriveLMM-o1 data; needed: a list of items')

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 import math
 
+from p2d_node.errors import InferenceError
 from p2d_node.language_model.decode import Decoder, most_likely
 from p2d_node.language_model.prefix import Prefix
 from p2d_node.latency import MustStop, never
@@ -75,6 +76,9 @@ def generate_greedy(
 
     Returns:
         One per row. Reading the ids is the only synchronisation with the device per token.
+
+    Raises:
+        InferenceError: The logits are not finite.
     """
     rows = [_Row() for _ in range(len(logits))]
     loop = decoder.begin_decode_loop(prompts, embed) or _GrowingLoop(decoder, prompts, embed)
@@ -131,6 +135,9 @@ def score_answers(
 
     Returns:
         Natural log of each answer's probability.
+
+    Raises:
+        InferenceError: The logits are not finite.
     """
     longest = max(len(ids) for ids in answers)
     tokens = torch.zeros(len(answers), longest, dtype=torch.int64, device=logits.device)
@@ -148,7 +155,19 @@ def score_answers(
             token = tokens[:, step, None]
             total += torch.where(lengths > step, scores.gather(1, token)[:, 0], 0.0)
             rows, logits = decoder.step(rows, embed(token))
-    return [float(value) for value in total.tolist()]
+    values: list[float] = total.tolist()
+    for value in values:
+        _require_finite(value)
+    return values
+
+
+def _require_finite(log_probability: float) -> None:
+    """Check the log probability of a token; only logits that are not finite make it so."""
+    if not math.isfinite(log_probability):
+        raise InferenceError(
+            'language model: got logits that are NaN or infinite, allowed: finite logits; set '
+            'dtype to bfloat16 or float32, or copy the checkpoint again'
+        )
 
 
 def _append_tokens(
@@ -162,6 +181,7 @@ def _append_tokens(
     for index, row in enumerate(rows):
         if row.cut is not None:
             continue
+        _require_finite(scores[index])
         row.token_ids.append(int(ids[index]))
         row.log_probability += scores[index]
         if row.token_ids[-1] in end_token_ids:

@@ -11,10 +11,14 @@ from typing import Any
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_time
+from p2d_node.ros.rcl_errors import rcl_reason
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.units import NS_PER_S
 from rclpy.duration import Duration
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 
 CLOCK_PERIOD_S = 0.02
@@ -26,7 +30,8 @@ DISCOVERY_MARGIN_S = 1.0
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 PUBLISHER_DEPTH = 10
-"""A depth alone means reliable QoS, which matches reliable and best-effort readers."""
+MAX_LATCHED = 1000
+CLOCK_TOPIC = '/clock'
 
 ACKNOWLEDGE_TIMEOUT_S = 1.0
 
@@ -71,7 +76,8 @@ class Replayer:
     def __init__(self, node: Node, bag: BagReader, options: ReplayOptions) -> None:
         """Create a publisher per topic.
 
-        A topic whose message type is not installed is skipped, with a warning.
+        A topic that was latched (transient local) is so again. One whose message type is not
+        installed is skipped, with a warning, and so is a recorded /clock beside the option.
 
         Args:
             node: The node that publishes.
@@ -82,18 +88,33 @@ class Replayer:
         self._node = node
         self._bag = bag
         self._options = options
-        self._publishers = {}
-        for topic, type_name in bag.topics.items():
-            message_type = find_message_type(type_name)
-            if message_type is None:
-                node.get_logger().warning(
-                    f'{topic}: {type_name} is not installed; this topic is skipped'
-                )
-            else:
-                self._publishers[topic] = node.create_publisher(
-                    message_type, topic, PUBLISHER_DEPTH
-                )
-        self._clock = node.create_publisher(Clock, '/clock', 10) if options.clock else None
+        self._publishers = {
+            topic: publisher
+            for topic, type_name in bag.topics.items()
+            if (publisher := self._create_publisher(topic, type_name)) is not None
+        }
+        self._clock = node.create_publisher(Clock, CLOCK_TOPIC, 10) if options.clock else None
+
+    def _create_publisher(self, topic: str, type_name: str) -> Publisher | None:
+        if topic == CLOCK_TOPIC and self._options.clock:
+            return None  # two clocks at once would make time jump
+        message_type = find_message_type(type_name)
+        if message_type is None:
+            self._log_skipped(topic, f'{type_name} is not installed')
+            return None
+        # Reliable publishers match reliable and best-effort readers, and latched ones all.
+        num_latched = self._bag.latched.get(topic, 0)
+        qos = QoSProfile(depth=max(PUBLISHER_DEPTH, min(num_latched, MAX_LATCHED)))
+        if num_latched:
+            qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+        try:
+            return self._node.create_publisher(message_type, topic, qos)
+        except NameValidationException as err:
+            self._log_skipped(topic, rcl_reason(err))
+            return None
+
+    def _log_skipped(self, topic: str, reason: str) -> None:
+        self._node.get_logger().warning(f'{topic}: {reason}; this topic is skipped')
 
     def wait_for_subscribers(self, must_stop: Callable[[], bool]) -> bool:
         """Wait until every image topic has a subscriber.
@@ -173,8 +194,8 @@ class Replayer:
 
 def find_message_type(type_name: str) -> Any:
     """Return the class of the type `package/msg/Name`; None if the package is not installed."""
-    package, _, name = type_name.split('/')
+    package, _, name = type_name.partition('/msg/')
     try:
         return getattr(importlib.import_module(f'{package}.msg'), name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         return None

@@ -188,26 +188,29 @@ class ChatModel:
         else:
             num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
         content = [{'type': 'image'}] * num_pictures + [{'type': 'text', 'text': text}]
+        token_ids = self._apply_chat_template([{'role': 'user', 'content': content}])
         try:
-            token_ids = self._tokenizer.apply_chat_template(
-                [{'role': 'user', 'content': content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=False,
-            )
             return split_at_images(
                 self._add_image_delimiters(token_ids), self._image_token_id, num_pictures
             )
-        except TemplateError as err:
-            raise ConfigError(
-                f'model: its chat template fails: {err}; copy chat_template.jinja from the '
-                'checkpoint'
-            ) from err
         except ValueError as err:
             raise ConfigError(
                 f'model: its chat template gives {err}; use the template that came with the '
                 'checkpoint, and no image placeholder in questions'
             ) from err
+
+    def _apply_chat_template(self, messages: list[dict[str, Any]]) -> list[int]:
+        try:
+            token_ids: list[int] = self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as err:  # a template is a program: it may raise anything
+            reason = str(err) if isinstance(err, TemplateError) else f'{type(err).__name__}: {err}'
+            raise ConfigError(
+                f'model: its chat template fails: {reason}; copy the chat template for pictures '
+                '(chat_template.jinja or chat_template.json) from the checkpoint'
+            ) from err
+        return token_ids
 
     def find_special_tokens(self, text: str) -> list[str]:
         """Return the special tokens in `text`, such as image placeholders and ends of turns."""
