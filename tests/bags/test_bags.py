@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import cv2
@@ -132,6 +133,31 @@ def test_a_flat_drivelm_file_is_read_as_well(drivelm, tmp_path):
     assert [i.stamp_ns for i in images] == sorted(i.stamp_ns for i in images)
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda names: [name.replace('/', '\\') for name in names],
+        lambda names: dict(zip(NUSCENES_CAMERAS, names, strict=True)),
+    ],
+)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_forms_in_which_drivelm_goes_round_are_read_alike(drivelm, change, encoding):
+    right = list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
+    scenes = json.loads((drivelm / 'drivelm.json').read_text())
+    frames = scenes['scene']['key_frames'].values()
+    names = [list(frame['image_paths'].values()) for frame in frames]
+    flat = [{'id': str(number), 'image': change(part)} for number, part in enumerate(names)]
+    (drivelm / 'flat.json').write_bytes(json.dumps(flat).encode(encoding))
+    assert list(read_drivelm_images(drivelm / 'flat.json', drivelm)) == right
+
+
+def test_one_image_may_be_given_as_a_text(drivelm):
+    name = image_name('CAM_FRONT', FIRST_US)
+    (drivelm / 'flat.json').write_text(json.dumps([{'id': '0', 'image': name}]))
+    (image,) = read_drivelm_images(drivelm / 'flat.json', drivelm)
+    assert image.camera == 'CAM_FRONT'
+
+
 def test_a_nuscenes_bag_holds_cameras_with_intrinsics_and_no_lidar(nuscenes, tmp_path):
     images = read_nuscenes_images(nuscenes, NuscenesSelection())
     assert write_bag(images, tmp_path / 'bag') == 2 * 2 * 2 * 6
@@ -255,13 +281,24 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
 @pytest.mark.parametrize(
     ('table', 'column', 'value', 'reason'),
     [
-        ('sample_data', 'timestamp', 'noon', "ValueError: .*'noon'"),
+        ('sample_data', 'timestamp', 'noon', r"sample_data\.json: timestamp: got 'noon', allowed"),
+        ('sample_data', 'timestamp', FIRST_US * 1000, r'timestamp: got \d+, allowed: whole micro'),
+        (
+            'sample_data',
+            'timestamp',
+            FIRST_US // 1000,
+            r'timestamp: got \d+, allowed: whole micro',
+        ),
+        ('sample_data', 'timestamp', FIRST_US / 1e6, r'timestamp: got [\d.]+, allowed: whole'),
+        ('sample_data', 'timestamp', -5, 'timestamp: got -5, allowed: whole microseconds'),
         ('sample_data', 'calibrated_sensor_token', 'nowhere', "KeyError: 'nowhere'"),
+        ('calibrated_sensor', 'camera_intrinsic', [[1.0, 0.0]], 'allowed: 3 rows of 3 finite'),
+        ('calibrated_sensor', 'camera_intrinsic', [[1.0] * 9], 'allowed: 3 rows of 3 finite'),
         (
             'calibrated_sensor',
             'camera_intrinsic',
-            [[1.0, 0.0]],
-            'got 2 values, allowed: 9',
+            [[math.nan] * 3] * 3,
+            'allowed: 3 rows of 3 finite',
         ),
         ('calibrated_sensor', 'camera_intrinsic', None, 'TypeError'),
     ],

@@ -360,7 +360,7 @@ def test_a_scheduler_that_goes_away_is_one_line_and_loses_nothing(folder, words,
     wait_for_answers(folder)
     cluster.scheduler.kill()
     code, error = run.end()
-    assert code == EXIT_BAD_INPUT
+    assert code == EXIT_BAD_INPUT, error
     (line,) = [line for line in error.splitlines() if line.startswith('p2d evaluate: ')]
     assert 'scheduler: the connection was lost at keyframe s_f' in line
     assert_terminal_is_quiet(error)

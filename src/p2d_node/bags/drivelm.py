@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from p2d_node.bags.image_files import camera_and_stamp_of, read_image, resolve_image, stamp_ns_of
+from p2d_node.bags.image_files import (
+    camera_and_stamp_of,
+    image_names,
+    read_image,
+    resolve_image,
+    stamp_ns_of,
+)
 from p2d_node.bags.records import BagImage
 from p2d_node.durable_files import read_json
 from p2d_node.errors import format_faults
@@ -33,10 +39,8 @@ def _image_names(json_path: Path) -> list[str]:
     data = read_json(json_path)
     with format_faults(json_path, 'DriveLM data', NEEDED):
         if isinstance(data, dict):
-            return [
-                str(name)
-                for scene in data.values()
-                for key_frame in scene['key_frames'].values()
-                for name in key_frame['image_paths'].values()
-            ]
-        return [str(name) for item in data for name in item['image']]
+            key_frames = [k for scene in data.values() for k in scene['key_frames'].values()]
+            fields = [key_frame['image_paths'] for key_frame in key_frames]
+        else:
+            fields = [item['image'] for item in data]
+        return [name for field in fields for name in image_names(field)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 import re
+from typing import Any
 
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.errors import ConfigError
@@ -12,6 +13,21 @@ from PIL import Image, UnidentifiedImageError
 
 IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 """The end of a file name: camera, and capture stamp in microseconds since the epoch."""
+
+
+def image_names(images: Any) -> list[str]:
+    """Return the names in a field `image`, with slashes: a list, an object or one text.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(images, str):
+        images = [images]
+    elif isinstance(images, dict):
+        images = list(images.values())
+    elif not isinstance(images, list):
+        raise TypeError(f'image: got {images!r}, allowed: a list of names')
+    return [str(name).replace('\\', '/') for name in images]
 
 
 def resolve_image(name: str, image_root: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError, format_faults
 from p2d_node.records import NUSCENES_CAMERAS
-from p2d_node.units import NS_PER_US
+from p2d_node.units import MAX_STAMP_NS, NS_PER_S, NS_PER_US
 
 TABLES = ('scene', 'sample', 'sample_data', 'calibrated_sensor', 'sensor')
 Row = dict[str, Any]
+
+EARLIEST_NS = 946_684_800 * NS_PER_S
+"""The year 2000: an earlier stamp is in seconds or milliseconds, not in microseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +61,25 @@ def read_nuscenes_images(root: Path, selection: NuscenesSelection) -> Iterator[B
 
 def _stamp_ns(row: Row) -> int:
     """Return the capture stamp of a row of `sample_data`, nanoseconds since the epoch."""
-    return int(row['timestamp']) * NS_PER_US
+    stamp = row['timestamp']
+    if not isinstance(stamp, int) or not EARLIEST_NS <= stamp * NS_PER_US <= MAX_STAMP_NS:
+        raise ValueError(
+            f'sample_data.json: timestamp: got {stamp!r}, allowed: whole microseconds since the '
+            'epoch, from 2000 to 2037'
+        )
+    return stamp * NS_PER_US
 
 
 def _camera_matrix(sensor: Row) -> tuple[float, ...]:
     """Return the intrinsics of a row of `calibrated_sensor`, row by row."""
-    values = tuple(float(value) for line in sensor['camera_intrinsic'] for value in line)
-    if len(values) not in (0, len(UNCALIBRATED)):
-        raise ValueError(f'camera_intrinsic: got {len(values)} values, allowed: 9 or none')
+    lines = sensor['camera_intrinsic']
+    values = tuple(float(value) for line in lines for value in line)
+    is_3x3 = len(lines) == 3 and all(len(line) == 3 for line in lines)
+    if lines and not (is_3x3 and all(map(math.isfinite, values))):
+        raise ValueError(
+            f'calibrated_sensor.json: camera_intrinsic: got {lines!r}, allowed: 3 rows of 3 '
+            'finite numbers, or an empty list'
+        )
     return values or UNCALIBRATED
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from p2d_node.bags.image_files import image_names
 from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.predictions import first_duplicate
@@ -80,6 +81,7 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
         for frame, key_frame in content['key_frames'].items():
             keyframe = f'{scene}_{frame}'
             items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
+            paths = key_frame.get('image_paths', {})
             for number, item in enumerate(items):
                 reference = item.get('A')
                 yield DriveLmQuestion(
@@ -88,14 +90,14 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
                     question=str(item['Q']),
                     reference=reference,
                     tags=_tags_of(item.get('tag'), reference),
-                    images={c: str(name) for c, name in key_frame.get('image_paths', {}).items()},
+                    images=dict(zip(paths, image_names(paths), strict=True)),
                 )
 
 
 def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
     for item in data:
         texts = {turn['from']: str(turn['value']) for turn in item['conversations']}
-        names = [str(name) for name in item['image']]
+        names = image_names(item['image'])
         reference = texts.get('gpt')
         yield DriveLmQuestion(
             id=str(item['id']),

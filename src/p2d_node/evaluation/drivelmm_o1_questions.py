@@ -15,6 +15,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from p2d_node.bags.image_files import image_names
 from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import camera_of
@@ -101,11 +102,9 @@ def _read_item(path: Path, number: int, item: Any) -> DriveLmmO1Question:
 
 def _read_images(where: str, names: Any) -> dict[str, str]:
     try:
-        if isinstance(names, list):
-            return {camera_of(name): name for name in names}
-    except (ValueError, TypeError):
-        pass
-    raise ConfigError(
-        f'{where}: image: got {str(names)[:80]!r}, needed: a list of names of nuScenes images, '
-        'samples/<CAMERA>/...'
-    )
+        return {camera_of(name): name for name in image_names(names)}
+    except (ValueError, TypeError) as err:
+        raise ConfigError(
+            f'{where}: image: got {str(names)[:80]!r}, needed: a list of names of nuScenes '
+            'images, samples/<CAMERA>/...'
+        ) from err
