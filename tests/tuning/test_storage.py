@@ -36,6 +36,48 @@ def test_tables_of_another_optuna_are_one_line_with_the_next_step(tmp_path, vers
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('place', [2, 1000])
+def test_blank_lines_in_a_journal_are_skipped(tmp_path, place):
+    path = tmp_path / 'new' / 'study.log'
+
+    def add_trial() -> int:
+        study = optuna.create_study(
+            study_name='s', storage=open_storage(str(path)), load_if_exists=True
+        )
+        study.tell(study.ask(), 1.0)
+        return len(study.trials)
+
+    assert add_trial() == 1
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[place:place] = [b'\n', b' \n']
+    path.write_bytes(b''.join(lines))
+    assert [add_trial(), add_trial()] == [2, 3]
+
+
+def test_a_worker_reads_what_others_add_to_a_journal(tmp_path):
+    first, second = (
+        optuna.create_study(
+            study_name='s', storage=open_storage(str(tmp_path / 'j.log')), load_if_exists=True
+        )
+        for _ in range(2)
+    )
+    for count, study in enumerate([first, second] * 3, start=1):
+        study.tell(study.ask(), float(count))
+        with (tmp_path / 'j.log').open('ab') as file:
+            file.write(b'\n')
+        assert [len(first.trials), len(second.trials)] == [count, count]
+
+
+def test_a_damaged_line_of_a_journal_is_named(tmp_path):
+    path = tmp_path / 'study.log'
+    optuna.create_study(study_name='s', storage=open_storage(str(path)))
+    path.write_bytes(path.read_bytes() + b'{broken\n')
+    with pytest.raises(
+        BackendUnavailableError, match=r'the line at byte \d+ is damaged: .*broken.*; remove this'
+    ):
+        open_storage(str(path))
+
+
 def test_a_database_that_many_create_at_once_is_created(tmp_path):
     url = f'sqlite:///{tmp_path}/study.db'
 

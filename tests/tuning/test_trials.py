@@ -259,3 +259,14 @@ def test_a_point_of_a_plan_that_fails_keeps_its_place(storage, name):
     points = [{tuple(t.params.values()) for t in finished(s.trials)} for s in (study, whole)]
     assert points[0] == points[1]
     assert len(points[0]) == 6
+
+
+def test_with_a_journal_the_trial_of_a_dead_worker_is_replaced_after_a_while(tmp_path):
+    storage = str(tmp_path / 'study.log')
+    dead, alive = (join_study(storage, 's', 1, grace_period_s=1.0) for _ in range(2))
+    evaluate(dead.study.ask())  # and its worker dies
+    assert not alive.has_free_trial()
+    time.sleep(1.1)
+    assert alive.has_free_trial()
+    run_all(alive)
+    assert [trial.number for trial in finished(alive.trials)] == [1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager, ExitStack, suppress
 from dataclasses import replace
 import logging
 from multiprocessing import resource_tracker
@@ -42,6 +42,8 @@ import torch
 
 MAX_DEATHS = 3
 """A keyframe that ends this many workers is given up; a running cluster may set another limit."""
+
+KEPT = 'the answers so far are kept, and the same command continues with them'
 
 CONNECT_TIMEOUT_S = 15.0
 WORKERS_TIMEOUT_S = 30.0
@@ -85,7 +87,8 @@ def answer_with_workers(
             yield from _hand_out(client, plugin.name, waiting, answers)
         finally:
             if job.scheduler is not None and client.status == 'running':
-                client.unregister_worker_plugin(plugin.name)
+                with suppress(OSError):  # of a scheduler that is gone
+                    client.unregister_worker_plugin(plugin.name)
 
 
 class AnswerPlugin(WorkerPlugin):
@@ -234,9 +237,25 @@ def _job_of_worker(job: AnswerJob, num_workers: int) -> AnswerJob:
     return replace(job, config=config, image_root=job.image_root.absolute(), workers=num_workers)
 
 
+@contextmanager
+def _connection_faults(where: str) -> Iterator[None]:
+    """Translate what Dask raises if the scheduler has ended or is out of reach.
+
+    Raises:
+        BackendUnavailableError: In place of such an error.
+    """
+    try:
+        yield
+    except (OSError, FutureCancelledError) as err:
+        raise BackendUnavailableError(
+            f'scheduler: the connection was lost {where}; {KEPT}'
+        ) from err
+
+
 def _register(plugin: AnswerPlugin, client: Client) -> None:
     try:
-        client.register_plugin(plugin)
+        with _connection_faults('before the first keyframe'):
+            client.register_plugin(plugin)
     except ImportError as err:
         raise BackendUnavailableError(
             f'scheduler: a worker cannot import p2d_node: {err}; install the same version of it '
@@ -259,8 +278,9 @@ def _hand_out(
         running.add(future)
 
     def fill() -> None:
-        while waiting and len(names) < max(1, len(client.nthreads())):
-            submit()
+        with _connection_faults('between two keyframes'):
+            while waiting and len(names) < max(1, len(client.nthreads())):
+                submit()
 
     fill()
     while names:
@@ -280,17 +300,13 @@ def _hand_out(
 
 def _records_of(future: Future[Any], keyframe: str) -> list[dict[str, Any]]:
     """Return the records of a finished keyframe; raises the error that it ended with."""
-    kept = 'the answers so far are kept, and the same command continues with them'
     try:
-        reply: list[dict[str, Any]] | str = future.result()
+        with _connection_faults(f'at keyframe {keyframe}'):
+            reply: list[dict[str, Any]] | str = future.result()
     except KilledWorker as err:
         raise InferenceError(
             f'keyframe {keyframe} ended {err.allowed_failures + 1} workers, and is given up; '
-            f'{kept} (if memory ran out: with fewer workers)'
-        ) from err
-    except FutureCancelledError as err:
-        raise BackendUnavailableError(
-            f'scheduler: the connection was lost at keyframe {keyframe}; {kept}'
+            f'{KEPT} (if memory ran out: with fewer workers)'
         ) from err
     if isinstance(reply, str):
         raise InferenceError(reply)

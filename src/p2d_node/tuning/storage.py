@@ -1,4 +1,4 @@
-"""Opens the database of a study, and translates its errors into one line without passwords."""
+"""Opens the database or journal of a study; its errors become one line without passwords."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import warnings
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from p2d_node.errors import BackendUnavailableError
+from p2d_node.tuning.journal import open_journal, SUFFIX
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,6 +35,7 @@ PASSWORDS = (
 )
 """A password among the options of a URL, and one before its host, which may contain an @."""
 
+GRACE_PERIOD_S = 120.0
 HEARTBEATS_PER_GRACE_PERIOD = 4
 
 MAX_RETRIES = 2
@@ -47,13 +49,16 @@ def mask_password(text: str) -> str:
     return text
 
 
-def open_storage(storage: str, grace_period_s: float) -> RDBStorage:
-    """Open or create a database.
+def open_storage(
+    storage: str, grace_period_s: float = GRACE_PERIOD_S
+) -> RDBStorage | JournalStorage:
+    """Open or create a database or a journal.
 
     Args:
         storage: `sqlite:///PATH`, `postgresql://...` or another URL that SQLAlchemy knows; or the
-            path of an SQLite file.
+            path of an SQLite file; or the path of a journal, which ends in `.log`.
         grace_period_s: After so many seconds without a heartbeat a running trial counts as dead.
+            A journal has no heartbeats.
 
     Raises:
         BackendUnavailableError: It cannot be opened, or its driver is not installed.
@@ -61,6 +66,10 @@ def open_storage(storage: str, grace_period_s: float) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _open_errors(storage), warnings.catch_warnings():
         warnings.simplefilter('ignore', ExperimentalWarning)
+        if '://' not in storage:
+            Path(storage).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            if storage.endswith(SUFFIX):
+                return open_journal(Path(storage).expanduser())
         return _retried(lambda: _open_database(_url_of(storage), math.ceil(grace_period_s)))
 
 
@@ -72,11 +81,7 @@ def retry_callback(max_retry: int | None) -> RetryHeartbeatStaleTrialCallback:
 
 
 def _url_of(storage: str) -> str:
-    if '://' in storage:
-        return storage
-    path = Path(storage).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return f'sqlite:///{path}'
+    return storage if '://' in storage else f'sqlite:///{Path(storage).expanduser()}'
 
 
 def _open_database(url: str, grace_period_s: int) -> RDBStorage:

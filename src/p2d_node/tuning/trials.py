@@ -6,6 +6,8 @@ trial that fails after `MAX_RETRIES` repeats is given up: it would end the next 
 
 A study is done if enough trials are finished or given up. Workers that begin a trial at the same
 moment may together begin more than are needed, at most one per worker; these trials count too.
+
+A journal has no heartbeats: the trial of a dead worker is not repeated, and another is begun.
 """
 
 from __future__ import annotations
@@ -59,16 +61,16 @@ class MethodStudy:
         """Wrap `study`.
 
         Args:
-            study: Its storage has heartbeats; see `open_storage`.
+            study: Its trials have heartbeats if its storage has them; see `open_storage`.
             storage: Name of the storage, for messages.
             num_trials: Number of trials to finish, over all workers.
-            grace_period_s: A trial that has neither a heartbeat nor parameters for so long was
-                never begun, and is not waited for.
+            grace_period_s: A trial that has no heartbeat for so long is not waited for.
         """
         self.study = study
         self.num_trials = num_trials
         self._storage = storage
         self._grace_period = timedelta(seconds=grace_period_s)
+        self._has_heartbeats = isinstance(study._storage, BaseHeartbeat)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -98,9 +100,11 @@ class MethodStudy:
     def _is_running(self, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.RUNNING:
             return False
-        # A worker that dies before its first heartbeat leaves a trial that never becomes stale.
+        # A worker that dies before its first heartbeat, or with a journal, leaves a trial that
+        # never becomes stale.
+        has_heartbeat = self._has_heartbeats and bool(trial.params)
         begun = trial.datetime_start or datetime.now()
-        return bool(trial.params) or datetime.now() - begun < self._grace_period
+        return has_heartbeat or datetime.now() - begun < self._grace_period
 
     def run_trial(self, evaluate: Evaluate) -> None:
         """Run one trial; the result is dropped if another worker has repeated the trial meanwhile.

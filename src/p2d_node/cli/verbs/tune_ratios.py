@@ -80,7 +80,7 @@ class _Search(Options):
     seed: int = argument(0, 'Random seed of the search.', minimum=0)
     storage: str | None = argument(
         None,
-        'Database URL, such as postgresql://..., or an SQLite file.',
+        'Database URL, such as postgresql://..., an SQLite file, or a journal (FILE.log).',
         default_text='OUT/study.db',
     )
     name: str | None = argument(None, 'Name of the study.', default_text='the model')
