@@ -34,7 +34,7 @@ unit: setup
 	$(RUN) python -m pytest
 
 fast: setup
-	$(RUN) python -m pytest -m "not slow and not ros and not gpu"
+	$(RUN) python -m pytest -n 2 -m "not slow and not ros and not gpu"
 
 # Writes the generated tables of README.md and docs/; the tests compare them.
 documents: setup

@@ -94,7 +94,7 @@ def test_make_bag_says_what_it_made(tmp_path, capsys):
     [
         (
             ['make-bag', '--drivelm', 'no.json', '--images', '.', '--out', 'x'],
-            'no.json: cannot',
+            'no.json is missing',
         ),
         (['make-bag', '--drivelm', 'no.json', '--out', 'x'], '--images is missing'),
         (['make-bag', '--nuscenes', 'nowhere', '--out', 'x'], '--version: got 0 versions'),

@@ -208,7 +208,7 @@ def remove_answer(folder):
         (remove_image, (), 'there is no such image; check the folder'),
         (empty_image, (), 'the file is empty; copy the image again'),
         (damage_image, (), r'samples/CAM_BACK/.*jpg: CAM_BACK: .*allowed: JPEG or PNG'),
-        (empty_data, (), 'drivelm.json: not valid JSON'),
+        (empty_data, (), 'drivelm.json is not valid JSON'),
         (remove_answer, (), 'questions have no answer, the first is'),
         (break_nothing, ('--storage', 'sqlite:////no/such/folder/s.db'), 'unable to open'),
         (
