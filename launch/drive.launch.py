@@ -13,7 +13,8 @@ from launch.actions import (
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage
-from p2d_node.config import DriveConfig
+from p2d_node.cli.parameter_file import camera_names_in
+from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import profile_environment
 
 CONFIG = Path(get_package_share_directory('p2d_node')) / 'config'
@@ -30,7 +31,8 @@ ARGUMENTS = (
         'dataset',
         default_value='nuscenes',
         choices=DATASETS,
-        description='Preset of camera topics, transport, exposure offsets and frame rates.',
+        description='Preset of camera topics, transport, exposure offsets and frame rates. Not '
+        'used if the params_file has camera_names.',
     ),
     DeclareLaunchArgument(
         'retention_ratio',
@@ -70,7 +72,7 @@ ARGUMENTS = (
 )
 
 
-def _given_parameters(context):
+def _given_parameters(context, camera_names):
     """Return the launch arguments that are set, as parameters."""
 
     def value(name):
@@ -83,7 +85,7 @@ def _given_parameters(context):
         parameters['encoder.backend'] = value('encoder_backend')
     if value('retention_ratio'):
         ratio = _parse_ratio(value('retention_ratio'))
-        for camera in DriveConfig().cameras:
+        for camera in camera_names:
             parameters[f'retention_ratio.{camera}'] = ratio
     return parameters
 
@@ -119,7 +121,9 @@ def _start(context):
     params_file = LaunchConfiguration('params_file').perform(context)
     if params_file and not Path(params_file).is_file():
         raise RuntimeError(f'params_file: got {params_file!r}, which is not a file')
-    files = [str(CONFIG / 'cameras' / f'{dataset}.yaml')]
+    camera_names = camera_names_in(Path(params_file)) if params_file else None
+    # A preset beside other cameras would leave parameters of cameras that do not exist.
+    files = [] if camera_names else [str(CONFIG / 'cameras' / f'{dataset}.yaml')]
     files += [params_file] if params_file else []
     return [
         Node(
@@ -128,7 +132,10 @@ def _start(context):
             name='p2d',
             output='screen',
             emulate_tty=True,
-            parameters=[*files, _given_parameters(context)],
+            parameters=[
+                *files,
+                _given_parameters(context, camera_names or NUSCENES_CAMERAS),
+            ],
         )
     ]
 

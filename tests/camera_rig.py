@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 import time
 from typing import Any
 
@@ -24,23 +24,26 @@ MATCH_S = 0.3
 
 
 class CameraRig:
-    """Publishes sweeps on the six camera topics of the nuScenes preset."""
+    """Publishes sweeps on the camera topics of the nuScenes preset, or on others."""
 
     def __init__(
         self,
         node: Any,
         *,
         cameras: Iterable[str] = NUSCENES_CAMERAS,
-        raw: bool = False,
+        topics: Mapping[str, str] | None = None,
+        raw: bool | Container[str] = False,
         reliable: bool = True,
     ) -> None:
-        self.raw = raw
         self.cameras = tuple(cameras)
+        self.raw = {name: raw if isinstance(raw, bool) else name in raw for name in self.cameras}
+        topics = topics or {name: f'/{name}/image_rect_compressed' for name in self.cameras}
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=10, reliability=reliability)
-        message_type = Image if raw else CompressedImage
         self.publishers = {
-            name: node.create_publisher(message_type, f'/{name}/image_rect_compressed', qos)
+            name: node.create_publisher(
+                Image if self.raw[name] else CompressedImage, topics[name], qos
+            )
             for name in self.cameras
         }
         self.num_sweeps = 0
@@ -62,18 +65,23 @@ class CameraRig:
         without: Iterable[str] = (),
         change: Callable[[str, Any], Any] = lambda _name, message: message,
     ) -> int:
-        """Publish one sweep and return the stamp of CAM_FRONT."""
+        """Publish one sweep and return the stamp of the first camera."""
         start_ns = stamp_ns or STAMP_NS + self.num_sweeps * SWEEP_PERIOD_NS
         self.num_sweeps += 1
         for index, name in enumerate(self.cameras):
             if name in without:
                 continue
-            offset_ns = round(NUSCENES_EXPOSURE_OFFSETS_MS[name] * NS_PER_MS)
+            offset_ns = self._offset_ns(name)
             header = Header(stamp=to_time(start_ns + offset_ns), frame_id=f'{name}_optical')
             pixels = picture(self.num_sweeps * 10 + index)
-            message = change(name, _raw(header, pixels) if self.raw else _jpeg(header, pixels))
+            message = change(
+                name, _raw(header, pixels) if self.raw[name] else _jpeg(header, pixels)
+            )
             self.publishers[name].publish(message)
-        return start_ns + round(NUSCENES_EXPOSURE_OFFSETS_MS['CAM_FRONT'] * NS_PER_MS)
+        return start_ns + self._offset_ns(self.cameras[0])
+
+    def _offset_ns(self, name: str) -> int:
+        return round(NUSCENES_EXPOSURE_OFFSETS_MS.get(name, 0.0) * NS_PER_MS)
 
 
 def _jpeg(header: Header, pixels: Any) -> CompressedImage:

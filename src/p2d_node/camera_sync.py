@@ -103,9 +103,10 @@ class SweepSynchronizer:
         """
         self.config = config or SyncConfig()
         self.cameras = tuple(exposure_offsets_ms)
-        if self.config.reference_camera not in self.cameras:
+        self.reference_camera = self.config.reference_camera or self.cameras[0]
+        if self.reference_camera not in self.cameras:
             raise ConfigError(
-                f'sync.reference_camera: got {self.config.reference_camera!r}, '
+                f'sync.reference_camera: got {self.reference_camera!r}, '
                 f'allowed: {", ".join(self.cameras)}'
             )
         self.missing_camera_policy = missing_camera_policy
@@ -122,7 +123,7 @@ class SweepSynchronizer:
         self._tolerance_ns = round(self.config.tolerance_ms * NS_PER_MS)
         self._period = ShortestPeriod()
         self._learner = (
-            OffsetLearner(self.cameras, self.config.reference_camera)
+            OffsetLearner(self.cameras, self.reference_camera)
             if self.config.exposure_offsets == 'auto'
             else None
         )
@@ -189,7 +190,7 @@ class SweepSynchronizer:
 
     def _place(self, frame: CameraFrame, now_ns: int) -> None:
         start_ns = frame.stamp_ns - self.offsets_ns[frame.camera]
-        if frame.camera == self.config.reference_camera:
+        if frame.camera == self.reference_camera:
             self._period.add(frame.stamp_ns)
         sweep = self._nearest(start_ns)
         if isinstance(sweep, _ClosedSweep):
@@ -263,7 +264,7 @@ class SweepSynchronizer:
         )
 
     def _frame_set(self, sweep: _OpenSweep, missing: tuple[str, ...], now_ns: int) -> FrameSet:
-        reference = self.config.reference_camera
+        reference = self.reference_camera
         frame = sweep.frames.get(reference)
         return FrameSet(
             stamp_ns=frame.stamp_ns if frame else sweep.start_ns + self.offsets_ns[reference],

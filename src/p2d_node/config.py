@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from p2d_node.config_option import check_fields, check_value, Option, option
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.retention_presets import tuned_ratios
 
 SHIPPED_MODEL = 'p2d-mini'
 """Value of `model` for the small model that ships with this package."""
@@ -80,7 +82,9 @@ class SyncConfig:
     """How the frames of several cameras are grouped into sweeps."""
 
     reference_camera: str = option(
-        'CAM_FRONT', 'Camera whose capture stamp and frame_id are in the header of the answers.'
+        '',
+        'Camera whose capture stamp and frame_id are in the header of the answers. Empty: the '
+        'first of camera_names.',
     )
     tolerance_ms: float = option(
         24.0,
@@ -148,7 +152,13 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DriveConfig:
-    """The configuration of the drive node and of the pipeline."""
+    """The configuration of the drive node and of the pipeline.
+
+    A camera that is not in `retention_ratio` has the ratio that was tuned for the model, if there
+    is one, or `DEFAULT_RETENTION_RATIO`.
+    """
+
+    _tuned_ratios: ClassVar[Mapping[str, float]] = {}
 
     model: str = option(
         SHIPPED_MODEL,
@@ -204,9 +214,7 @@ class DriveConfig:
         choices=('skip', 'drop_view'),
         runtime=True,
     )
-    retention_ratio: Mapping[str, float] = field(
-        default_factory=lambda: dict.fromkeys(NUSCENES_CAMERAS, DEFAULT_RETENTION_RATIO)
-    )
+    retention_ratio: Mapping[str, float] = field(default_factory=dict)
     selector: str = option(
         'tfps',
         'Method that selects the visual tokens to keep. tfps is that of the Prune2Drive paper.',
@@ -267,12 +275,13 @@ class DriveConfig:
     def __post_init__(self) -> None:
         """Check each value and the values that depend on each other."""
         check_fields(self)
+        object.__setattr__(self, '_tuned_ratios', tuned_ratios(self.model))
         if not self.cameras:
             raise ConfigError('cameras: got none, allowed: one or more; set camera_names')
-        if self.sync.reference_camera not in self.cameras:
+        reference = self.sync.reference_camera
+        if reference and reference not in self.cameras:
             raise ConfigError(
-                f'sync.reference_camera: got {self.sync.reference_camera!r}, '
-                f'allowed: {", ".join(self.cameras)}'
+                f'sync.reference_camera: got {reference!r}, allowed: {", ".join(self.cameras)}'
             )
         unknown = sorted(set(self.retention_ratio) - set(self.cameras))
         if unknown:
@@ -295,5 +304,6 @@ class DriveConfig:
             )
 
     def retention_ratio_of(self, camera: str) -> float:
-        """Return the retention ratio of `camera`, or the default if it has none."""
-        return self.retention_ratio.get(camera, DEFAULT_RETENTION_RATIO)
+        """Return the retention ratio of `camera`: as given, as tuned for the model, or 0.1."""
+        tuned = self._tuned_ratios.get(camera, DEFAULT_RETENTION_RATIO)
+        return self.retention_ratio.get(camera, tuned)

@@ -35,6 +35,8 @@ class Parameter:
     option: Option
 
 
+TYPE_WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text'}
+
 CAMERA_NAMES = Parameter(
     'camera_names',
     NUSCENES_CAMERAS,
@@ -77,7 +79,7 @@ def list_parameters(
     for section in ('encoder', 'sync'):
         parameters += _leaves(getattr(defaults, section), f'{section}.')
     for name in camera_names:
-        camera = defaults.cameras.get(name, CameraConfig(topic=f'/{name}/image_raw'))
+        camera = defaults.cameras.get(name, CameraConfig(topic=f'/{name}/image_raw/compressed'))
         parameters += _leaves(camera, f'cameras.{name}.')
         ratio = (tuned or {}).get(name, DEFAULT_RETENTION_RATIO)
         parameters.append(Parameter(f'retention_ratio.{name}', ratio, RETENTION_RATIO))
@@ -150,5 +152,5 @@ def _to_type_of(default: Any, value: Any, name: str) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise ConfigError(f'{name}: got {value!r}, allowed: a {type(default).__name__}')
+        raise ConfigError(f'{name}: got {value!r}, allowed: {TYPE_WORDS[type(default)]}')
     return value

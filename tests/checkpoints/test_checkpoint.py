@@ -65,8 +65,19 @@ def test_a_config_that_is_not_an_object_is_refused(broken, text):
 def test_an_unknown_family_is_refused_with_the_known_ones(broken):
     config = json.loads((broken / 'config.json').read_text())
     (broken / 'config.json').write_text(json.dumps(config | {'model_type': 'mamba'}))
-    with pytest.raises(ConfigError, match=r"family 'mamba', allowed: llava_onevision"):
+    with pytest.raises(ConfigError, match=r"family 'mamba', allowed: llava_onevision.*CONTRIB"):
         find_family(open_checkpoint(broken))
+
+
+@pytest.mark.parametrize(
+    ('model_type', 'source'), [('llava_llama', 'drivemm'), ('internvl_chat', 'drivelmm-o1')]
+)
+def test_a_published_checkpoint_names_the_command_that_converts_it(broken, model_type, source):
+    config = json.loads((broken / 'config.json').read_text())
+    (broken / 'config.json').write_text(json.dumps(config | {'model_type': model_type}))
+    (broken / 'model.safetensors').unlink()  # it may have pickles, which import names in turn
+    with pytest.raises(ConfigError, match=f'p2d import-checkpoint --from {source} {broken} --out'):
+        open_checkpoint(broken)
 
 
 def test_missing_weights_are_counted_and_the_first_is_named(broken):

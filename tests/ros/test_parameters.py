@@ -30,7 +30,7 @@ def test_a_retention_ratio_set_at_run_time_holds_from_the_next_answer_on(
         ('retention_ratio.CAM_FRONT', 0.0, 'out of range'),
         ('retention_ratio.CAM_FRONT', 1.5, 'out of range'),
         ('retention_ratio.CAM_FRONT', 2, 'retention_ratio.CAM_FRONT: got 2.0, allowed: 0.001 to'),
-        ('retention_ratio.CAM_FRONT', 'x', "got 'x', allowed: a float"),
+        ('retention_ratio.CAM_FRONT', 'x', "got 'x', allowed: a number"),
         ('questions', ['What?', ''], 'got an empty question'),
         ('selector', 'best', "selector: got 'best'"),
         ('missing_camera_policy', 'wait', 'allowed: skip, drop_view'),
@@ -112,7 +112,7 @@ def test_an_empty_list_in_a_parameter_file_stands_for_no_texts(make_context, tmp
 @pytest.mark.parametrize(
     ('content', 'reason'),
     [
-        ('max_new_tokens: []', r'max_new_tokens: got \[\], allowed: a int'),
+        ('max_new_tokens: []', r'max_new_tokens: got \[\], allowed: a whole number'),
         ('retention_ratio: {CAM_FRONT: []}', r'retention_ratio\.CAM_FRONT: got \[\], allowed'),
         ('questions: [1, 2]', r'questions: got \[1, 2\], allowed: a list of texts'),
         ('camera_names: []', r'camera_names: got \[\], allowed: a list of one or more'),

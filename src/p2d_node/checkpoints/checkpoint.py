@@ -12,6 +12,9 @@ from p2d_node.views import Mosaic
 UNTRAINED_KEY = 'p2d_untrained'
 """Set in the config.json of models with random weights."""
 
+IMPORTABLE = {'llava_llama': 'drivemm', 'internvl_chat': 'drivelmm-o1'}
+"""`model_type` of published driving models to the name of the import that converts them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -43,7 +46,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check that `folder` holds a checkpoint, without loading weights or knowing its family.
 
     Raises:
-        ConfigError: The folder, its config.json or its weights are missing.
+        ConfigError: The folder, its config.json or its weights are missing, or it must be
+            imported first.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -54,6 +58,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     config = read_json_object(
         path / 'config.json', parameter='model', next_step='copy the whole checkpoint folder'
     )
+    model_type = str(config.get('model_type'))
+    if model_type in IMPORTABLE:
+        raise ConfigError(
+            f"model: {path} is in its authors' format ({model_type}); convert it with: "
+            f'p2d import-checkpoint --from {IMPORTABLE[model_type]} {path} --out FOLDER'
+        )
     if not any(path.glob('*.safetensors')):
         raise ConfigError(
             f'model: {path} has no weights: no *.safetensors file in it; copy the checkpoint '
@@ -61,7 +71,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         )
     return Checkpoint(
         path,
-        str(config.get('model_type')),
+        model_type,
         untrained=bool(config.get(UNTRAINED_KEY, False)),
         mosaic=Mosaic.from_config(config),
     )

@@ -77,7 +77,7 @@ def _parameters(config: DriveConfig) -> dict[str, Any]:
         'model': config.model,
         'device': config.device,
         'num_threads': config.num_threads,
-        'retention_ratio': dict(config.retention_ratio),
+        'retention_ratio': {name: config.retention_ratio_of(name) for name in config.cameras},
         'max_new_tokens': config.max_new_tokens,
         'questions': list(config.questions),
         'encoder': {'backend': config.encoder.backend},

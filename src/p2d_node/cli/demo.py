@@ -24,6 +24,7 @@ from p2d_node.config import DriveConfig
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.language_model.families.registry import find_family
+from p2d_node.records import NUSCENES_CAMERAS
 
 if TYPE_CHECKING:
     from p2d_node.ros.answer_watcher import AnswerWatcher
@@ -33,7 +34,6 @@ ANSWER_FILE = 'answers.jsonl'
 LOG_FILE = 'node.log'
 STORY_FILE = 'story.png'
 OUTPUT_FILES = (ANSWER_FILE, STORY_FILE, 'kept_tokens.png', 'latency.png', LOG_FILE)
-REFERENCE_CAMERA = DriveConfig().sync.reference_camera
 
 SCENARIO = 'lead-brakes'
 NUM_SWEEPS = 10
@@ -56,7 +56,7 @@ def run(options: DemoOptions) -> int:
         num_sweeps = write_bag(images, bag) // len(DriveConfig().cameras)
         with drive_node(_parameters(options), Path(folder), options.out / LOG_FILE) as node:
             watcher, played = play_and_watch(bag, node, options.rate, pictures=True)
-    front = {i.stamp_ns: i.jpeg for i in images if i.camera == REFERENCE_CAMERA}
+    front = {i.stamp_ns: i.jpeg for i in images if i.camera == NUSCENES_CAMERAS[0]}
     write_story(front, watcher.answers, options.out / STORY_FILE)
     _report(options.out, watcher, num_sweeps)
     if untrained:

@@ -38,6 +38,15 @@ def read_drive_config(
     return config_from_parameters(names, values, tuned)
 
 
+def camera_names_in(path: Path | None) -> list[str] | None:
+    """Return `camera_names` of a parameter file; None if there is no file or it names none.
+
+    Raises:
+        ConfigError: The file is not a parameter file.
+    """
+    return None if path is None else _read_values(path).get(CAMERA_NAMES.name)
+
+
 def _read_values(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)

@@ -49,13 +49,13 @@ class ActiveSession:
             ConfigError: A camera topic is not a valid ROS name.
         """
         self.pipeline = pipeline
-        self.reference_camera = config.sync.reference_camera
         self.synchronizer = SweepSynchronizer(
             {name: camera.exposure_offset_ms for name, camera in config.cameras.items()},
             config.sync,
             missing_camera_policy=config.missing_camera_policy,
             stamp_clock_ns=lambda: int(node.get_clock().now().nanoseconds),
         )
+        self.reference_camera = self.synchronizer.reference_camera
         self.worker = SweepWorker(
             pipeline,
             on_answers=outputs.publish_answers,

@@ -152,7 +152,8 @@ class DriveNode(LifecycleNode):
             resolve_topic(self, name, camera)
         self._pipeline = DrivingPipeline.from_config(self._config)
         self._log_model(self._pipeline)
-        self._outputs = Outputs(self, self._pipeline, self._config.sync.reference_camera)
+        reference_camera = self._config.sync.reference_camera or next(iter(self._config.cameras))
+        self._outputs = Outputs(self, self._pipeline, reference_camera)
         if self._requests is None:
             self._requests = Requests(self)
 

@@ -22,6 +22,8 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 
 RATIO_PREFIX = 'retention_ratio.'
+CAMERA_PREFIX = 'cameras.'
+CAMERA_PREFIXES = (CAMERA_PREFIX, RATIO_PREFIX, CAMERA_NAMES.name)
 
 AUTOSTART = Parameter(
     'autostart', True, Option(help='Whether the node configures and activates itself at start.')
@@ -67,7 +69,7 @@ def declare_parameters(node: Node) -> DriveConfig:
     tuned = tuned_ratios(str(given.get('model', SHIPPED_MODEL)))
     parameters = list_parameters(camera_names, tuned)
     known = {parameter.name for parameter in parameters}
-    _warn_of_misspelt(node, given, known)
+    _check_names(node, given, known)
     ours = {n: v for n, v in given.items() if n in known or n.startswith(RATIO_PREFIX)}
     config = config_from_parameters(camera_names, ours, tuned)
     _declare(node, CAMERA_NAMES, camera_names)
@@ -98,11 +100,27 @@ def _overrides(node: Node) -> dict[str, Any]:
     return {name: [] if value is None else value for name, value in values.items()}
 
 
-def _warn_of_misspelt(node: Node, given: Iterable[str], known: Set[str]) -> None:
-    # A file for many nodes may hold parameters of other nodes, so an unknown name is no error.
+def _check_names(node: Node, given: Iterable[str], known: Set[str]) -> None:
+    # A file for many nodes may hold parameters of other nodes, so most unknown names are no error.
     for name in given:
-        if name not in known and (close := closest_name(name, known)):
+        if name in known or name.startswith(RATIO_PREFIX):
+            continue
+        close = closest_name(name, {*known, CAMERA_NAMES.name})
+        if name.startswith(CAMERA_PREFIX) or (close or '').startswith(CAMERA_PREFIXES):
+            hint = f'did you mean {close}?' if close else f'allowed: {_cameras_of(known)}'
+            # The node would listen to other topics than its owner believes.
+            raise ConfigError(
+                f'{name}: there is no such parameter; {hint}; every camera must be in camera_names'
+            )
+        if close:
             node.get_logger().warning(f'{name}: not a parameter; did you mean {close}?')
+
+
+def _cameras_of(known: Iterable[str]) -> str:
+    cameras = {
+        name.split('.')[1]: None for name in sorted(known) if name.startswith(CAMERA_PREFIX)
+    }
+    return ', '.join(f'{CAMERA_PREFIX}{camera}.*' for camera in cameras)
 
 
 def _declare(node: Node, parameter: Parameter, value: Any) -> None:

@@ -37,7 +37,7 @@ def find_family(checkpoint: Checkpoint) -> Any:
     if checkpoint.model_type not in FAMILIES:
         raise ConfigError(
             f'model: {checkpoint.folder}: got family {checkpoint.model_type!r}, allowed: '
-            f'{", ".join(FAMILIES)}'
+            f'{", ".join(FAMILIES)}; CONTRIBUTING.md says how to add a family'
         )
     return FAMILIES[checkpoint.model_type]
 
