@@ -25,6 +25,9 @@ from PIL import Image
 import torch
 from torch import Tensor
 
+QWEN_PIXELS = {'shortest_edge': 3136, 'longest_edge': 1003520}
+"""The range of Qwen2VLImageProcessor in transformers for settings without a size."""
+
 FIT_OF_PROCESSOR = {
     'LlavaOnevision': 'pad',
     'Siglip': 'squash',
@@ -148,7 +151,8 @@ def _variable_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> t
 
 
 def _pixel_range(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
-    size = settings.get('size') or {}
+    """Return the smallest and the largest number of pixels, each with transformers' default."""
+    size = settings.get('size') or QWEN_PIXELS
     smallest = settings.get('min_pixels') or size.get('shortest_edge')
     largest = settings.get('max_pixels') or size.get('longest_edge')
     if not isinstance(smallest, int) or not isinstance(largest, int):

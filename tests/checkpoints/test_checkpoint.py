@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WRITERS
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 CPU = torch.device('cpu')
 
@@ -159,6 +159,31 @@ def test_a_truncated_weights_file_is_refused(broken):
     (broken / 'model.safetensors').write_bytes(data[: len(data) // 2])
     with pytest.raises(ConfigError, match='the weights do not load'):
         load(broken)
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(broken):
+    tokenizer = AutoTokenizer.from_pretrained(broken)
+    tokenizer.add_tokens(['<camera>'])
+    tokenizer.save_pretrained(broken)
+    with pytest.raises(ConfigError, match=r"the token '<camera>' with id \d+, allowed: ids below"):
+        load(broken)
+
+
+@pytest.mark.parametrize('name', ['llava_qwen2', 'qwen2_5_vl'])
+def test_embeddings_are_tied_as_the_text_config_says(name, tmp_path):
+    folder = WRITERS[name](tmp_path / 'tied')
+    config = json.loads((folder / 'config.json').read_text())
+    config.pop('tie_word_embeddings', None)
+    config['text_config']['tie_word_embeddings'] = True
+    (folder / 'config.json').write_text(json.dumps(config))
+    weights = load_file(folder / 'model.safetensors')
+    heads = [name for name in weights if 'lm_head' in name]
+    assert heads
+    kept = {name: weight for name, weight in weights.items() if name not in heads}
+    save_file(kept, folder / 'model.safetensors', metadata={'format': 'pt'})
+    family = load(folder, view_size=(112, 112) if 'qwen2_5' in name else None)
+    model = family._model
+    assert torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(broken):

@@ -109,6 +109,21 @@ def test_a_minimum_number_of_pixels_enlarges_pictures_like_the_processor(folder,
     assert processing.height_px * processing.width_px == patches * 4 * 4 >= 2_000_000
 
 
+@pytest.mark.parametrize(
+    'limits',
+    [{'max_pixels': 200_704}, {'min_pixels': 2_000_000, 'max_pixels': 4_000_000}, {}],
+    ids=lambda limits: ' '.join(limits) or 'none',
+)
+def test_limits_that_settings_leave_out_are_those_of_transformers(folder, tmp_path, limits):
+    settings = json.loads((folder / 'preprocessor_config.json').read_text())
+    settings.pop('size')
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(settings | limits))
+    processing = ImageProcessing.from_folder(tmp_path)
+    reference = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    patches = reference.get_number_of_image_patches(900, 1600)
+    assert processing.height_px * processing.width_px == patches * 4 * 4
+
+
 def test_visual_tokens_are_the_models_image_features(family, model, pixel_values, patches):
     with torch.inference_mode():
         expected = model.model.get_image_features(

@@ -147,6 +147,16 @@ def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
         )
 
 
+def _check_vocabulary(tokenizer: Any, num_embeddings: int) -> None:
+    token, token_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if token_id >= num_embeddings:
+        raise ConfigError(
+            f'model: its tokenizer has the token {token!r} with id {token_id}, allowed: ids below '
+            f'{num_embeddings}, the number of embeddings; copy the tokenizer files and the '
+            'weights from one checkpoint'
+        )
+
+
 class ChatModel:
     """Base class of a loaded checkpoint with a chat template; see `Family`.
 
@@ -171,6 +181,7 @@ class ChatModel:
         self._image_token_id = int(model.config.image_token_id)
         self._uses_mosaic = hasattr(model.config, MOSAIC_KEY)
         self._embed_tokens = model.get_input_embeddings()
+        _check_vocabulary(tokenizer, self._embed_tokens.num_embeddings)
         self.end_token_ids = _end_token_ids(model, tokenizer)
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._special_ids = _special_token_ids(tokenizer) | {self._image_token_id}
