@@ -37,11 +37,11 @@ class Option:
         """What may be given, in words; empty where any value may."""
         if self.choices:
             return ', '.join(self.choices)
-        low = '' if self.minimum is None else f'{self.minimum:g}'
-        low = low if self.above is None else f'above {self.above:g}'
+        low = '' if self.minimum is None else _number(self.minimum)
+        low = low if self.above is None else f'above {_number(self.above)}'
         if self.maximum is None:
             return f'{low} or more' if self.minimum is not None else low
-        return f'{low} to {self.maximum:g}' if low else f'at most {self.maximum:g}'
+        return f'{low} to {_number(self.maximum)}' if low else f'at most {_number(self.maximum)}'
 
     def allows(self, value: Any) -> bool:
         """Tell whether a single value is one of the choices, or within the limits."""
@@ -53,6 +53,10 @@ class Option:
         high = math.inf if self.maximum is None else self.maximum
         # nan is refused, as every comparison with it is false.
         return low <= value <= high and (self.above is None or value > self.above)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f'{value:g}'
 
 
 def option(default: T, help: str, **limits: Any) -> T:

@@ -271,11 +271,32 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
         list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
     with pytest.raises(ConfigError, match=r"got 'scene-9', allowed: scene-0000, scene-0001"):
         list(read_nuscenes_images(nuscenes, NuscenesSelection(scene='scene-9')))
-    with pytest.raises(ConfigError, match='got 0 versions'):
+    with pytest.raises(ConfigError, match=r"nuscenes: got '.*samples', which has no tables"):
         list(read_nuscenes_images(tmp_path / 'samples', NuscenesSelection()))
     (drivelm / image_name('CAM_BACK', FIRST_US + 3 * 7_000)).unlink()
     with pytest.raises(ConfigError, match='there is no such image'):
         list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
+
+
+def test_a_part_of_nuscenes_names_the_option_that_works_with_it(nuscenes):
+    rows = json.loads((nuscenes / 'v1.0-mini' / 'sample_data.json').read_text())
+    images = [row for row in rows if 'LIDAR' not in row['filename']]
+
+    def remove(rows) -> None:
+        for row in rows:
+            (nuscenes / row['filename']).unlink(missing_ok=True)
+
+    def read(**selection):
+        return list(read_nuscenes_images(nuscenes, NuscenesSelection(**selection)))
+
+    remove(row for row in images if not row['is_key_frame'])
+    with pytest.raises(ConfigError, match='is missing; set keyframes_only'):
+        read()
+    assert len(read(keyframes_only=True)) == 24
+    remove(row for row in images if row['sample_token'].startswith('s0'))
+    with pytest.raises(ConfigError, match=r'is missing; name a scene .* completely: scene-0001$'):
+        read(keyframes_only=True)
+    assert len(read(keyframes_only=True, scene='scene-0001')) == 12
 
 
 @pytest.mark.parametrize(

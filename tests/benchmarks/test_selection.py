@@ -84,11 +84,17 @@ def test_a_percentile_is_a_measured_value(values: list[float], share: float, exp
     assert percentile(values, share) == expected
 
 
+def test_a_plan_that_needs_more_memory_than_is_free_is_refused_before_it_is_tried():
+    plan = SelectionBenchmark(num_tokens=(2_000_000,))
+    with pytest.raises(ConfigError, match='num_tokens: got 2000000, which needs about'):
+        next(run_selection_benchmark(plan))
+
+
 @pytest.mark.parametrize(
     ('wrong', 'message'),
     [
         ({'num_tokens': (0,)}, 'num_tokens: got 0, allowed: 1 or more'),
-        ({'repeats': 0}, 'repeats: got 0, allowed: 1 or more'),
+        ({'repeats': 0}, 'repeats: got 0, allowed: 1 to 10000'),
         ({'dtype': 'int8'}, "got 'int8', allowed: float32"),
     ],
 )

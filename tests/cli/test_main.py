@@ -97,7 +97,23 @@ def test_make_bag_says_what_it_made(tmp_path, capsys):
             'no.json is missing',
         ),
         (['make-bag', '--drivelm', 'no.json', '--out', 'x'], '--images is missing'),
-        (['make-bag', '--nuscenes', 'nowhere', '--out', 'x'], '--version: got 0 versions'),
+        (['make-bag', '--nuscenes', 'nowhere', '--out', 'x'], "--nuscenes: got 'nowhere', which"),
+        (
+            ['make-bag', '--drivelm', 'x', '--images', '.', '--scene', 's', '--out', 'x'],
+            '--scene: got s, which has no effect without --nuscenes; leave it out',
+        ),
+        (['bench', 'node', '--bag', 'x', '--hz', '2'], '--hz: got 2.0, which has no effect with'),
+        (['bench', 'prefill', '--text-tokens', '99999'], '--text-tokens: got 99999, allowed: 1'),
+        (['watch', '--duration', 'nan'], '--duration: got nan, allowed: above 0'),
+        (['demo', '--sample', 'x', '--seed', '1'], '--seed: got 1, which has no effect with --s'),
+        (
+            ['evaluate', '--data', 'x', '--predictions', 'y', '--model', 'z'],
+            '--model: got z, which has no effect with --predictions',
+        ),
+        (
+            ['build-engine', '--backend', 'onnxruntime', '--workspace-mib', '1'],
+            '--workspace-mib: got 1, which has no effect with --backend onnxruntime',
+        ),
         (['replay', '--bag', 'nowhere'], "--bag: got 'nowhere', which does not exist"),
         (['replay', '--bag', 'nowhere', '--rate', '0'], '--rate: got 0, allowed: above 0'),
         (['replay', '--bag', 'x', '--wait', 'nan'], '--wait: got nan, allowed: 0 or more'),
@@ -113,7 +129,7 @@ def test_make_bag_says_what_it_made(tmp_path, capsys):
         (['bench', 'node', '--max-new-tokens', '0'], '--max-new-tokens: got 0, allowed: 1'),
         (['bench', 'node', '--encoder-backend', 'x'], "--encoder-backend: got 'x', allowed: auto"),
         (['bench', 'node', '--device', 'bogus'], "device: got 'bogus', allowed: auto"),
-        (['bench', 'node', '--threads', '0'], '--threads: got 0, allowed: 1 or more'),
+        (['bench', 'node', '--threads', '0'], '--threads: got 0, allowed: 1 to 1024'),
         (['demo', '--out', '/dev/null'], '--out: /dev/null cannot be written: File exists'),
         (['demo', '--out', '/dev/null/x'], '--out: /dev/null/x cannot be written: Not a dir'),
         (['demo', '--model', 'nowhere'], "model: got 'nowhere', which is not a folder"),
@@ -128,7 +144,8 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(
     captured = capsys.readouterr()
     assert captured.out == ''
     (line,) = captured.err.splitlines()
-    assert line.startswith(f'p2d {arguments[0]}: ')
+    verb = ' '.join(arguments[: 2 if arguments[0] == 'bench' else 1])
+    assert line.startswith(f'p2d {verb}: ')
     assert reason in line
     assert list(tmp_path.iterdir()) == []
 
@@ -156,7 +173,7 @@ def test_other_libraries_print_nothing_to_the_terminal(tmp_path):
         check=False,
     )
     assert done.returncode == EXIT_BAD_INPUT
-    assert done.stderr == "p2d bench: --shape: got 'huge', allowed: drivemm, scaled\n"
+    assert done.stderr == "p2d bench questions: --shape: got 'huge', allowed: drivemm, scaled\n"
 
 
 def test_without_ros_a_verb_that_needs_it_says_so(monkeypatch, capsys):

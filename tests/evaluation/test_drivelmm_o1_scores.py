@@ -234,8 +234,9 @@ def test_questions_are_answered_and_can_be_given_to_the_official_script(
     data, tmp_path, model, request, capsys
 ):
     out = tmp_path / 'out'
-    words = ['evaluate', '--data', str(data), '--images', str(tmp_path), '--json']
-    answering = ['--model', str(request.getfixturevalue(model)), '--max-new-tokens', '12']
+    words = ['evaluate', '--data', str(data), '--json']
+    answering = ['--images', str(tmp_path)]
+    answering += ['--model', str(request.getfixturevalue(model)), '--max-new-tokens', '12']
     report = run_json(capsys, [*words, *answering, '--out', str(out)])
     assert (report['num_questions'], report['num_choices']) == (8, 4)
     # A model with random weights does not know how to mark a final answer.

@@ -327,7 +327,9 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
     data = drivelm_folder / 'data.json'
     data.write_text(data.read_text().replace('"tag": [2]', '"tag": [1]'))
     command = judge_command('    print(50)\n').identity['command']
-    scored = [*words, '--predictions', str(drivelm_folder / 'out' / 'submission.json')]
+    out = drivelm_folder / 'out'
+    scored = ['evaluate', '--data', str(data), '--out', str(out), '--json']
+    scored += ['--predictions', str(out / 'submission.json')]
     scored += ['--judge-command', ' '.join(command)]
     first, second = run_json(capsys, scored), run_json(capsys, scored)
     assert first['judge'] == second['judge'] == 50.0

@@ -51,12 +51,35 @@ def read_nuscenes_images(root: Path, selection: NuscenesSelection) -> Iterator[B
         tables = _read_tables(root, selection.version)
         images = sorted(_select_rows(tables, selection), key=lambda image: _stamp_ns(image[0]))
         for row, camera, sensor in images:
+            path = root / row['filename']
+            if not path.exists():
+                raise ConfigError(f'{path} is missing; {_advice(root, tables, images, selection)}')
             yield read_image(
-                root / row['filename'],
+                path,
                 camera=camera,
                 stamp_ns=_stamp_ns(row),
                 camera_matrix=_camera_matrix(sensor),
             )
+
+
+def _advice(
+    root: Path,
+    tables: dict[str, list[Row]],
+    images: list[tuple[Row, str, Row]],
+    selection: NuscenesSelection,
+) -> str:
+    """Return which option works with a data set that was downloaded only in part."""
+    missing = [row for row, *_ in images if not (root / row['filename']).exists()]
+    if not any(row['is_key_frame'] for row in missing):
+        return 'set keyframes_only, which needs no sweeps/'
+    if selection.scene:
+        return 'name a scene that was downloaded, or download the rest'
+    scene_of = {row['token']: row['scene_token'] for row in tables['sample']}
+    incomplete = {scene_of[row['sample_token']] for row in missing}
+    complete = [row['name'] for row in tables['scene'] if row['token'] not in incomplete]
+    if not complete:
+        return 'check that samples/ and sweeps/ lie beside the tables'
+    return f'name a scene that was downloaded completely: {", ".join(sorted(complete)[:5])}'
 
 
 def _stamp_ns(row: Row) -> int:
@@ -86,10 +109,15 @@ def _camera_matrix(sensor: Row) -> tuple[float, ...]:
 def _read_tables(root: Path, version: str) -> dict[str, list[Row]]:
     if not version:
         versions = sorted(path.parent.name for path in root.glob('v*/sample_data.json'))
-        if len(versions) != 1:
+        if not versions:
             raise ConfigError(
-                f'version: got {len(versions)} versions in {root} '
-                f'({", ".join(versions) or "no tables"}), allowed: one, or the name of one'
+                f'nuscenes: got {str(root)!r}, which has no tables; allowed: a folder with '
+                '<version>/sample_data.json, samples/ and sweeps/'
+            )
+        if len(versions) > 1:
+            raise ConfigError(
+                f'version: got none, but {root} has {len(versions)} versions; allowed: '
+                f'{", ".join(versions)}'
             )
         version = versions[0]
     return {name: read_json(root / version / f'{name}.json') for name in TABLES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 import os
 from pathlib import Path
 import platform
@@ -19,6 +20,36 @@ def check_device(device: str) -> None:
     """Raise `ConfigError` where `device` is a GPU and torch sees none."""
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise ConfigError(f'device: got {device!r}, but torch sees no GPU; allowed: cpu')
+
+
+def check_memory(name: str, value: object, num_bytes: float, device: str) -> None:
+    """Check that a benchmark fits into the memory that is free, before it is tried.
+
+    Args:
+        name: The parameter that decides how much is needed, for the message.
+        value: Its value.
+        num_bytes: Estimate of what is needed.
+        device: The torch device.
+
+    Raises:
+        ConfigError: There is less.
+    """
+    free = torch.cuda.mem_get_info()[0] if device.startswith('cuda') else _free_bytes()
+    if num_bytes > free:
+        raise ConfigError(
+            f'{name}: got {value}, which needs about {num_bytes / 2**30:.1f} GiB of memory; '
+            f'allowed: what fits into the {free / 2**30:.1f} GiB that are free; lower it'
+        )
+
+
+def _free_bytes() -> float:
+    """Return what Linux estimates that programs may still allocate; infinity if unknown."""
+    path = Path('/proc/meminfo')
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line in lines:
+        if line.startswith('MemAvailable:'):
+            return int(line.split()[1]) * 1024.0
+    return math.inf
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,6 +18,7 @@ DTYPE_NAMES = ('float32', 'bfloat16', 'float16')
 RATIOS_HELP = "Shares of each view's visual tokens that are kept: kept/total."
 WARM_UP_HELP = 'Rounds that run before the measured ones.'
 REPEATS_HELP = 'Measured rounds.'
+MAX_ROUNDS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class SelectionBenchmark:
     SigLIP-so400m and of an 8B language model.
     """
 
-    num_views: int = option(6, 'Cameras.', minimum=1)
+    num_views: int = option(6, 'Cameras.', minimum=1, maximum=64)
     num_tokens: Sequence[int] = option((256, 729, 1024), 'Visual tokens per view.', minimum=1)
     hidden: Sequence[int] = option((1024, 1152, 4096), 'Features per visual token.', minimum=1)
     retention_ratios: Sequence[float] = option(
@@ -37,8 +38,8 @@ class SelectionBenchmark:
     )
     device: str = option('cpu', 'torch device.')
     dtype: str = option('float32', 'Number format of the visual tokens.', choices=DTYPE_NAMES)
-    warm_up: int = option(2, WARM_UP_HELP, minimum=0)
-    repeats: int = option(10, REPEATS_HELP, minimum=1)
+    warm_up: int = option(2, WARM_UP_HELP, minimum=0, maximum=MAX_ROUNDS)
+    repeats: int = option(10, REPEATS_HELP, minimum=1, maximum=MAX_ROUNDS)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -55,11 +56,11 @@ class ModelBenchmark:
     """What the benchmarks of a language model with random weights share."""
 
     shape: ModelShape = SCALED
-    answer_tokens: int = option(16, 'Tokens per answer.', minimum=2)
+    answer_tokens: int = option(16, 'Tokens per answer.', minimum=2, maximum=4096)
     device: str = option('cpu', 'torch device.')
     dtype: str = option('float32', 'Number format of the weights.', choices=DTYPE_NAMES)
-    warm_up: int = option(1, WARM_UP_HELP, minimum=0)
-    repeats: int = option(3, REPEATS_HELP, minimum=1)
+    warm_up: int = option(1, WARM_UP_HELP, minimum=0, maximum=MAX_ROUNDS)
+    repeats: int = option(3, REPEATS_HELP, minimum=1, maximum=MAX_ROUNDS)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -105,7 +106,7 @@ class PrefillBenchmark(ModelBenchmark):
 class QuestionBenchmark(ModelBenchmark):
     """Many questions about one sweep, answered in three ways."""
 
-    num_questions: int = option(20, 'Questions about the sweep.', minimum=2)
+    num_questions: int = option(20, 'Questions about the sweep.', minimum=2, maximum=256)
     retention_ratio: float = option(
         0.1, "Share of each view's visual tokens that is kept: kept/total.", above=0.0, maximum=1.0
     )

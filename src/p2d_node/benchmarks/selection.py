@@ -13,6 +13,7 @@ from typing import Any
 
 from p2d_node.benchmarks.measuring import (
     check_device,
+    check_memory,
     describe_machine,
     DTYPES,
     percentile,
@@ -103,9 +104,11 @@ def run_selection_benchmark(plan: SelectionBenchmark) -> Iterator[SelectionTimin
         One row per case.
 
     Raises:
-        ConfigError: Torch sees no GPU.
+        ConfigError: Torch sees no GPU, or a case needs more memory than is free.
     """
     check_device(plan.device)
+    for num_tokens in plan.num_tokens:
+        check_memory('num_tokens', num_tokens, _num_bytes(plan, num_tokens), plan.device)
     for num_tokens in plan.num_tokens:
         for hidden in plan.hidden:
             generator = torch.Generator().manual_seed(0)
@@ -113,6 +116,13 @@ def run_selection_benchmark(plan: SelectionBenchmark) -> Iterator[SelectionTimin
             tokens = tokens.to(plan.device, DTYPES[plan.dtype])
             for retention_ratio in plan.retention_ratios:
                 yield _measure_steadily(plan, tokens, retention_ratio)
+
+
+def _num_bytes(plan: SelectionBenchmark, num_tokens: int) -> float:
+    """Estimate the memory of a case: its tokens, twice, and the distances of the baseline."""
+    tokens = plan.num_views * num_tokens * max(plan.hidden)
+    distances = num_tokens * num_tokens * (2.0 + max(plan.retention_ratios))
+    return 4.0 * (2 * tokens + distances)
 
 
 def _measure_steadily(

@@ -45,8 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.verb(parsed))
     except P2dError as err:
-        program, verb, *_ = parsed.parser.prog.split()
-        print(f'{program} {verb}: {err}', file=sys.stderr)
+        print(f'{parsed.parser.prog}: {err}', file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -30,12 +30,16 @@ class Argument:
         metavar: Placeholder of the value in the help. Empty: the flag in capitals.
         positional: True for a value without a flag.
         default_text: Text for the default in the help. Empty: the default itself.
+        needs: Field without which this option has no effect.
+        unless: Field with which this option has no effect.
     """
 
     flag: str = ''
     metavar: str = ''
     positional: bool = False
     default_text: str = ''
+    needs: str = ''
+    unless: str = ''
 
 
 def argument(
@@ -46,6 +50,8 @@ def argument(
     metavar: str = '',
     positional: bool = False,
     default_text: str = '',
+    needs: str = '',
+    unless: str = '',
     **limits: Any,
 ) -> Any:
     """Declare a field of an `Options` class.
@@ -57,9 +63,18 @@ def argument(
         metavar: Placeholder of the value; see `Argument`.
         positional: True for a value without a flag.
         default_text: Text for the default; see `Argument`.
+        needs: Field without which this option has no effect.
+        unless: Field with which this option has no effect.
         limits: `minimum`, `maximum`, `above` or `choices`; see `p2d_node.config.Option`.
     """
-    shown = Argument(flag=flag, metavar=metavar, positional=positional, default_text=default_text)
+    shown = Argument(
+        flag=flag,
+        metavar=metavar,
+        positional=positional,
+        default_text=default_text,
+        needs=needs,
+        unless=unless,
+    )
     metadata = {'option': Option(help=help, **limits), 'argument': shown}
     return field(default=default, metadata=metadata)
 
@@ -85,6 +100,20 @@ class Options:
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, show=_shown)
+        _check_effects(self)
+
+
+def _check_effects(options: Options) -> None:
+    """Raise `ConfigError` for an option that has no effect with the others."""
+    items = {item.name: item for item in fields(options)}
+    given = [name for name, item in items.items() if getattr(options, name) != item.default]
+    for name in given:
+        shown: Argument = items[name].metadata['argument']
+        got = f'{name}: got {getattr(options, name)!s}, which has no effect'
+        if shown.needs and shown.needs not in given:
+            raise ConfigError(f'{got} without {flag_of(items[shown.needs])}; leave it out')
+        if shown.unless in given:
+            raise ConfigError(f'{got} with {flag_of(items[shown.unless])}; leave it out')
 
 
 def flag_of(item: Field[Any]) -> str:

@@ -39,17 +39,24 @@ class MakeBagOptions(Options):
         metavar='SCENARIO',
     )
     images: Path | None = argument(
-        None, 'With --drivelm: folder that holds samples/.', metavar='ROOT'
+        None, 'With --drivelm: folder that holds samples/.', metavar='ROOT', needs='drivelm'
     )
-    version: str = argument('', 'With --nuscenes: version of the tables, e.g. v1.0-mini.')
+    version: str = argument(
+        '', 'With --nuscenes: version of the tables, e.g. v1.0-mini.', needs='nuscenes'
+    )
     scene: str = argument(
-        '', 'With --nuscenes: scene, e.g. scene-0061.', default_text='all scenes'
+        '',
+        'With --nuscenes: scene, e.g. scene-0061.',
+        default_text='all scenes',
+        needs='nuscenes',
     )
     keyframes_only: bool = argument(
-        False, 'With --nuscenes: leave out the sweeps between keyframes.'
+        False, 'With --nuscenes: leave out the sweeps between keyframes.', needs='nuscenes'
     )
-    sweeps: int = argument(120, 'With --synthetic: number of sweeps.', minimum=1)
-    seed: int = argument(0, 'With --synthetic: random seed of the drive.', minimum=0)
+    sweeps: int = argument(120, 'With --synthetic: number of sweeps.', minimum=1, needs='scenario')
+    seed: int = argument(
+        0, 'With --synthetic: random seed of the drive.', minimum=0, needs='scenario'
+    )
     bag: Path = argument(help='Folder to create.', flag='--out', metavar='BAG')
     storage: str = argument('mcap', 'File format.', choices=('mcap', 'sqlite3'))
     encoding: str = argument(

@@ -96,7 +96,11 @@ class PrefillOptions(ModelOptions):
         default_text='0 1',
     )
     text_tokens: int | None = argument(
-        None, 'Text tokens of the prompt.', default_text='as in the shape'
+        None,
+        'Text tokens of the prompt.',
+        default_text='as in the shape',
+        minimum=1,
+        maximum=16384,
     )
 
 
@@ -135,9 +139,15 @@ class NodeOptions(Options):
     bag: Path | None = argument(
         None, 'rosbag2 of six cameras to play.', default_text='a drive that p2d_sim draws'
     )
-    sweeps: int = argument(30, 'Without --bag: number of sweeps of the drawn drive.')
+    sweeps: int = argument(
+        30, 'Without --bag: number of sweeps of the drawn drive.', minimum=1, unless='bag'
+    )
     hz: float = argument(
-        1.0, 'Without --bag: sweeps per second of the drawn drive.', above=0.0, maximum=100.0
+        1.0,
+        'Without --bag: sweeps per second of the drawn drive.',
+        above=0.0,
+        maximum=100.0,
+        unless='bag',
     )
     warm_up: int = argument(3, 'Sweeps at the start that the figures leave out.', minimum=0)
     retention_ratio: float = retention_ratio(0.1)

@@ -9,6 +9,7 @@ from p2d_node.cli.options import argument, Options, same_as
 from p2d_node.cli.verb import Verb
 from p2d_node.cli.verbs.shared import device, json_output, PARAMETER_FILE_HELP
 from p2d_node.config import DriveConfig, EncoderConfig
+from p2d_node.errors import ConfigError
 
 EXPORT_EXAMPLES = """example:
   p2d export --model models/drivemm --camera-size 900x1600 --precision fp16
@@ -56,8 +57,22 @@ class ModelOptions(EngineOptions):
         '900x1600', 'Size of the frames, pixels, with --input frames.', metavar='HEIGHTxWIDTH'
     )
     num_views: int | None = argument(
-        None, 'Number of cameras.', flag='--views', default_text='as configured, else 6'
+        None,
+        'Number of cameras.',
+        flag='--views',
+        minimum=1,
+        maximum=64,
+        default_text='as configured, else 6',
     )
+
+    def __post_init__(self) -> None:
+        """Check the values and how they fit together."""
+        super().__post_init__()
+        if self.input == 'pixel_values' and self.camera_size != ModelOptions.camera_size:
+            raise ConfigError(
+                f'camera_size: got {self.camera_size}, which has no effect with --input '
+                'pixel_values; leave it out'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +120,18 @@ class BuildOptions(ModelOptions):
     params_file: Path | None = argument(
         None, f'{PARAMETER_FILE_HELP} Sets model, backend, engine folder and cameras.'
     )
+
+    def __post_init__(self) -> None:
+        """Check the values and how they fit together."""
+        super().__post_init__()
+        if self.backend == 'onnxruntime':
+            for name in ('optimization_level', 'workspace_mib'):
+                value = getattr(self, name)
+                if value != getattr(BuildOptions, name):
+                    raise ConfigError(
+                        f'{name}: got {value}, which has no effect with --backend onnxruntime; '
+                        'leave it out'
+                    )
 
 
 BUILD_ENGINE = Verb(

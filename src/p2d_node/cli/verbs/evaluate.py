@@ -9,6 +9,7 @@ from p2d_node.cli.options import argument, Options, require_at_most_one, same_as
 from p2d_node.cli.verb import Verb
 from p2d_node.cli.verbs.shared import json_output, PARAMETER_FILE_HELP, retention_ratio
 from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
 
 EXAMPLES = """examples:
   p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
@@ -39,13 +40,21 @@ class _Data(Options):
 class _Answering(Options):
     TITLE = 'answering'
 
-    images: Path | None = argument(None, 'Folder that holds samples/<CAMERA>/*.jpg.')
-    model: str | None = same_as(
-        DriveConfig, 'model', default=None, default_text='as in --params-file, else p2d-mini'
+    images: Path | None = argument(
+        None, 'Folder that holds samples/<CAMERA>/*.jpg.', unless='predictions'
     )
-    params_file: Path | None = argument(None, PARAMETER_FILE_HELP)
+    model: str | None = same_as(
+        DriveConfig,
+        'model',
+        default=None,
+        default_text='as in --params-file, else p2d-mini',
+        unless='predictions',
+    )
+    params_file: Path | None = argument(None, PARAMETER_FILE_HELP, unless='predictions')
     retention_ratio: float | None = retention_ratio(
-        None, default_text='as in --params-file, else as tuned for the model, else 0.1'
+        None,
+        default_text='as in --params-file, else as tuned for the model, else 0.1',
+        unless='predictions',
     )
     max_new_tokens: int | None = same_as(
         DriveConfig,
@@ -53,9 +62,12 @@ class _Answering(Options):
         default=None,
         default_text='as in --params-file, else 64, or 2000 for DriveLMM-o1, whose answers reason '
         'first',
+        unless='predictions',
     )
     instruction: str = argument(
-        '', 'Text before each question, for a model that must be told how to answer.'
+        '',
+        'Text before each question, for a model that must be told how to answer.',
+        unless='predictions',
     )
     workers: int = argument(
         1,
@@ -63,12 +75,14 @@ class _Answering(Options):
         'times its memory, on a GPU too. They share the CPU threads, and the times in the report '
         'are taken while they compete.',
         minimum=1,
+        unless='predictions',
     )
     scheduler: str | None = argument(
         None,
         'Answer on the workers of a running Dask cluster, as tcp://host:8786 or tls://host:8786, '
         'instead of workers of its own; only for networks that you trust.',
         metavar='ADDRESS',
+        unless='predictions',
     )
     out: Path = argument(
         Path('evaluation'),
@@ -89,8 +103,10 @@ class _Scoring(Options):
     judge_url: str | None = argument(
         None, f'OpenAI-compatible service that scores free answers; its key in {API_KEY_VARIABLE}.'
     )
-    judge_model: str = argument('gpt-4o-mini', 'Model of --judge-url.')
-    judge_parallel: int = argument(4, 'Requests to --judge-url at a time.', minimum=1)
+    judge_model: str = argument('gpt-4o-mini', 'Model of --judge-url.', needs='judge_url')
+    judge_parallel: int = argument(
+        4, 'Requests to --judge-url at a time.', minimum=1, needs='judge_url'
+    )
     tokenizer: str = argument('auto', 'Splits answers into words: ptb (Java), treebank or auto.')
     json: bool = json_output('Print figures as JSON.')
 
@@ -103,6 +119,10 @@ class EvaluateOptions(_Scoring, _Answering, _Data):
         """Check the values and how they fit together."""
         super().__post_init__()
         require_at_most_one(self, 'judge_command', 'judge_url')
+        if self.scheduler is not None and self.workers > 1:
+            raise ConfigError(
+                f'workers: got {self.workers}, which has no effect with --scheduler; leave it out'
+            )
 
 
 EVALUATE = Verb(

@@ -34,7 +34,7 @@ class DemoOptions(Options):
         metavar='DIR',
         default_text='a drawn drive',
     )
-    seed: int = argument(0, 'Random seed of the drawn drive.', minimum=0)
+    seed: int = argument(0, 'Random seed of the drawn drive.', minimum=0, unless='sample')
     model: str = same_as(DriveConfig, 'model')
     retention_ratio: float | None = retention_ratio(
         None, flag='--retention', default_text='as tuned for the model, else 0.1'

@@ -23,7 +23,12 @@ def device() -> Any:
 def threads(default_text: str = "torch's own choice") -> Any:
     """Declare `--threads`."""
     return argument(
-        None, 'CPU threads of torch.', flag='--threads', minimum=1, default_text=default_text
+        None,
+        'CPU threads of torch.',
+        flag='--threads',
+        minimum=1,
+        maximum=1024,
+        default_text=default_text,
     )
 
 

@@ -32,7 +32,10 @@ class _Data(Options):
         None, 'JSON file of DriveLM that the search does not use; the result is checked with it.'
     )
     held_out_images: Path | None = argument(
-        None, 'Folder of the images of --held-out.', default_text='--images'
+        None,
+        'Folder of the images of --held-out.',
+        default_text='--images',
+        needs='held_out',
     )
     model: str | None = same_as(
         DriveConfig, 'model', default=None, default_text='as in --params-file, else p2d-mini'
@@ -55,6 +58,8 @@ class _Objective(Options):
         None,
         'Keep as many tokens as this ratio would; the search only decides how the cameras share '
         'them.',
+        above=0.0,
+        maximum=1.0,
     )
     min_retention: float | None = argument(
         None,
@@ -77,7 +82,7 @@ class _Search(Options):
     )
     trials: int = argument(100, 'Trials of each method, over all workers.', minimum=1)
     no_pruning: bool = argument(False, 'Finish trials that are clearly worse, too.')
-    seed: int = argument(0, 'Random seed of the search.', minimum=0)
+    seed: int = argument(0, 'Random seed of the search.', minimum=0, maximum=2**32 - 1)
     storage: str | None = argument(
         None,
         'Database URL, such as postgresql://..., an SQLite file, or a journal (FILE.log).',
