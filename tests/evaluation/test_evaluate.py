@@ -7,6 +7,7 @@ from disk_limits import files_up_to
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import RECORD_FIELDS
+from p2d_node.evaluation.data_formats import FORMATS
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
@@ -32,6 +33,7 @@ def words(drivelm_folder, tiny_checkpoint):
     return [
         *('evaluate', '--data', str(folder / 'data.json'), '--images', str(folder)),
         *('--model', str(tiny_checkpoint), '--out', str(folder / 'out'), '--json'),
+        *('--max-new-tokens', '64'),
     ]
 
 
@@ -52,6 +54,12 @@ def test_every_question_is_answered_scored_and_can_be_submitted(drivelm_folder, 
     submission = drivelm_folder / 'out' / 'submission.json'
     ids = [item['id'] for item in json.loads(submission.read_text())]
     assert ids == [f's_f{frame}_{number}' for frame in range(2) for number in range(3)]
+
+    cut = report['num_cut_by_length']
+    assert cut > 0  # a model with random weights does not end its answers
+    assert report['max_new_tokens'] == 64
+    assert f'{cut} of 6 answers were cut at 64 tokens' in report['notes'][-1]
+    assert 'judge, match and final are absent: no judge was given' in ' '.join(report['notes'])
 
     again = ['evaluate', '--data', str(drivelm_folder / 'data.json'), '--json']
     scored = run_json(capsys, [*again, '--predictions', str(submission)])
@@ -320,6 +328,25 @@ def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
     error = capsys.readouterr().err
     assert 'P2D_JUDGE_API_KEY: got a character that no key has' in error
     assert 'SECRET' not in error
+
+
+def test_scores_of_data_without_tags_say_that_others_differ(drivelm_folder, words, capsys):
+    run_json(capsys, words)
+    data = drivelm_folder / 'data.json'
+    content = data.read_text().replace(', "tag": [0]', '').replace(', "tag": [2]', '')
+    data.write_text(content)
+    scored = ['evaluate', '--data', str(data)]
+    scored += ['--predictions', str(drivelm_folder / 'out' / 'submission.json')]
+    report = run_json(capsys, [*scored, '--json'])
+    assert report['notes'][0].startswith('6 of 6 questions have no tag, as in the flat file')
+    assert report['notes'][1].startswith('match_f1 is absent: no question that counts has its tag')
+    assert main(scored) == 0
+    assert '- 6 of 6 questions have no tag' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('name', 'longest'), [('drivelm', 1024), ('drivelmm-o1', 2000)])
+def test_answers_may_be_as_long_as_in_the_benchmarks_own_inference(name, longest):
+    assert FORMATS[name].max_new_tokens == longest
 
 
 def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_command, capsys):

@@ -40,10 +40,24 @@ def run(options: EvaluateOptions) -> int:
     else:
         predictions, costs = _answer(options, data_format, questions, all_questions)
     if any(question.reference is None for question in questions) and options.predictions is None:
-        _print(options, {'num_questions': len(questions), 'scores': None, **costs})
+        notes = ['the data has no reference answers: nothing is scored']
+        notes += _cut_note(costs, len(questions))
+        _print(options, {'num_questions': len(questions), 'scores': None, **costs, 'notes': notes})
         return 0
-    _print(options, {**_score(options, data_format, questions, predictions, judge), **costs})
+    scores = _score(options, data_format, questions, predictions, judge)
+    notes = [*scores.pop('notes'), *_cut_note(costs, len(questions))]
+    _print(options, {**scores, **costs, 'notes': notes})
     return 0
+
+
+def _cut_note(costs: Mapping[str, Any], num_answers: int) -> list[str]:
+    num_cut = costs.get('num_cut_by_length', 0)
+    if not num_cut:
+        return []
+    return [
+        f'{num_cut} of {num_answers} answers were cut at {costs["max_new_tokens"]} tokens, and '
+        'lose score: raise --max-new-tokens'
+    ]
 
 
 def _score(
@@ -187,8 +201,6 @@ def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
             '--images is missing; needed: the folder that holds samples/, or give '
             '--predictions to score answers made elsewhere'
         )
-    if options.scheduler is not None and options.workers != 1:
-        raise ConfigError('workers, scheduler: got both, allowed: one')
     return AnswerJob(
         config=_config(options, data_format),
         image_root=options.images,
@@ -201,8 +213,7 @@ def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
 def _config(options: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
 
-    longest = data_format.max_new_tokens
-    defaults = {} if longest is None else {'max_new_tokens': longest}
+    defaults = {'max_new_tokens': data_format.max_new_tokens}
     config = read_drive_config(options.params_file, model=options.model, defaults=defaults)
     if options.retention_ratio is not None:
         ratios = dict.fromkeys(config.cameras, options.retention_ratio)
@@ -239,6 +250,7 @@ def _costs(
     kept = sum(record['tokens_kept'] for record in records)
     return {
         'model': job.config.model,
+        'max_new_tokens': job.config.max_new_tokens,
         'num_cut_by_length': sum(record['cut'] == Cut.LENGTH.value for record in records),
         'tokens_kept_share': kept / sum(record['tokens_total'] for record in records),
         'num_answers_by_workers': Counter(str(record['workers']) for record in records),
@@ -271,9 +283,13 @@ def _print(options: EvaluateOptions, report: dict[str, Any]) -> None:
     table = Table(title=str(options.data))
     for heading in ('', 'score'):
         table.add_column(heading)
+    notes = report.pop('notes')
     for name, value in _flatten(report):
         table.add_row(name, 'absent' if value is None else _text(value))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(f'- {note}.', highlight=False)
 
 
 def _flatten(report: dict[str, Any], prefix: str = '') -> list[tuple[str, Any]]:

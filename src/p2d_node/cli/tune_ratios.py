@@ -128,8 +128,10 @@ def _tokenizer(name: str) -> str:
 
 def _config(options: TuneOptions) -> DriveConfig:
     from p2d_node.cli.parameter_file import read_drive_config
+    from p2d_node.evaluation.data_formats import FORMATS
 
-    return read_drive_config(options.params_file, model=options.model)
+    defaults = {'max_new_tokens': FORMATS['drivelm'].max_new_tokens}
+    return read_drive_config(options.params_file, model=options.model, defaults=defaults)
 
 
 def _read_held_out(options: TuneOptions, study: TuningOptions) -> QuestionSet | None:

@@ -129,6 +129,12 @@ def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
     if found.comparison is not None:
         console.print(_comparison_table(found.comparison))
         console.print(f'Held-out questions, searched split: {_verdict(found.comparison)}.')
+    if found.best.num_cut:
+        longest = found.session.options.config.max_new_tokens
+        console.print(
+            f'{found.best.num_cut} answers of the best trial were cut at {longest} tokens, and '
+            'lose score: raise max_new_tokens in --params-file.'
+        )
     for path in files.values():
         console.print(str(path), soft_wrap=True)
     if not _is_default(found, files):

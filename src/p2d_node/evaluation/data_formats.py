@@ -9,6 +9,7 @@ from typing import Any
 
 from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation.drivelm_notes import drivelm_notes, NO_JUDGE
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
 from p2d_node.evaluation.drivelm_scores import score_predictions
 from p2d_node.evaluation.drivelmm_o1_questions import DriveLmmO1Question, read_o1_questions
@@ -24,13 +25,13 @@ class DataFormat:
         read_questions: Reads a file of questions.
         score: From questions, predictions, judge and tokenizer to scores as JSON data.
         submission: Field names of a submitted prediction to those of a record.
-        max_new_tokens: Default for the longest answer; None: the pipeline's default.
+        max_new_tokens: Default for the longest answer, as in the benchmark's own inference.
     """
 
     read_questions: Callable[[Path], Sequence[Any]]
     score: Callable[[Sequence[Any], Mapping[str, str], CachedJudge | None, str], dict[str, Any]]
     submission: Mapping[str, str]
-    max_new_tokens: int | None = None
+    max_new_tokens: int
 
 
 def _score_drivelm(
@@ -43,7 +44,7 @@ def _score_drivelm(
     content = asdict(scores)
     if scores.language is not None:
         content['language']['score'] = scores.language.score
-    return content
+    return {**content, 'notes': drivelm_notes(questions, scores, has_judge=judge is not None)}
 
 
 def _score_drivelmm_o1(
@@ -53,7 +54,8 @@ def _score_drivelmm_o1(
     tokenizer: str,
 ) -> dict[str, Any]:
     del tokenizer  # no score depends on it
-    return asdict(score_o1_predictions(questions, predictions, judge=judge))
+    scores = asdict(score_o1_predictions(questions, predictions, judge=judge))
+    return {**scores, 'notes': [] if judge is not None else [NO_JUDGE.format('the reasoning is')]}
 
 
 FORMATS = {
@@ -61,6 +63,8 @@ FORMATS = {
         read_questions=read_questions,
         score=_score_drivelm,
         submission={'id': 'id', 'question': 'question', 'answer': 'answer'},
+        # As in the published inference: cut at the node's 64, right answers lose their score.
+        max_new_tokens=1024,
     ),
     'drivelmm-o1': DataFormat(
         read_questions=read_o1_questions,

@@ -39,6 +39,7 @@ class DriveLmQuestion:
         question: The question.
         reference: The answer to compare with; None in test files.
         tags: How the answer is scored.
+        has_tags: Whether the data has them; otherwise they follow from the reference.
         images: Camera to image name, as in the data.
     """
 
@@ -47,6 +48,7 @@ class DriveLmQuestion:
     question: str
     reference: str | None
     tags: tuple[Tag, ...]
+    has_tags: bool = True
     images: Mapping[str, str]
 
 
@@ -90,6 +92,7 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
                     question=str(item['Q']),
                     reference=reference,
                     tags=_tags_of(item.get('tag'), reference),
+                    has_tags=item.get('tag') is not None,
                     images=dict(zip(paths, image_names(paths), strict=True)),
                 )
 
@@ -105,6 +108,7 @@ def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
             question=texts['human'].replace('<image>', '').strip(),
             reference=reference,
             tags=_tags_of(item.get('tag'), reference),
+            has_tags=item.get('tag') is not None,
             images={camera_of(name): name for name in names},
         )
 

@@ -22,6 +22,7 @@ class TrialResult:
         accuracy: Part of the score; None if no question has it.
         ratios: Camera to retention ratio.
         tokens_kept: Kept visual tokens per sweep.
+        num_cut: Answers that were cut at `max_new_tokens`.
     """
 
     method: str
@@ -31,6 +32,7 @@ class TrialResult:
     accuracy: float | None
     ratios: Mapping[str, float]
     tokens_kept: int
+    num_cut: int = 0
 
     @classmethod
     def of(cls, method: str, trial: FrozenTrial) -> TrialResult:
@@ -44,6 +46,7 @@ class TrialResult:
             accuracy=facts['accuracy'],
             ratios=facts['ratios'],
             tokens_kept=facts['tokens_kept'],
+            num_cut=facts.get('num_cut', 0),
         )
 
 

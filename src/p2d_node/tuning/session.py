@@ -298,6 +298,7 @@ class TuningSession:
             'language': running.score.language,
             'accuracy': running.score.accuracy,
             'num_keyframes': running.num_keyframes,
+            'num_cut': running.num_cut,
             'seconds': round(time.monotonic() - start_s, 3),
         }
         for name, value in facts.items():

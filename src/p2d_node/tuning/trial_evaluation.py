@@ -13,6 +13,7 @@ import math
 
 from p2d_node.evaluation.answering import Keyframe
 from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import Cut
 from p2d_node.tuning.answers import Answered
 from p2d_node.tuning.keyframe_cache import KeyframeCache
 from p2d_node.tuning.objective import Objective, Score
@@ -30,11 +31,13 @@ class RunningScore:
         num_keyframes: Keyframes answered so far.
         is_last: Whether these are all keyframes.
         score: Over their questions.
+        num_cut: How many of the answers were cut at `max_new_tokens`.
     """
 
     num_keyframes: int
     is_last: bool
     score: Score
+    num_cut: int
 
 
 def mix_keyframes(keyframes: Sequence[Keyframe], digests: Mapping[str, str]) -> list[Keyframe]:
@@ -75,19 +78,22 @@ class TrialEvaluator:
         self.keyframes = mix_keyframes(keyframes, digests)
         self._digests = digests
         self._must_stop = must_stop
+        self._num_cut = 0
 
     def run(
         self, ratios: Mapping[str, float], on_keyframe: Callable[[], None] = lambda: None
     ) -> Iterator[RunningScore]:
         """Answer all questions with these ratios; yield the score so far after every block."""
         answered: list[Answered] = []
+        self._num_cut = 0
         block = math.ceil(len(self.keyframes) / NUM_BLOCKS)
         for number, keyframe in enumerate(self.keyframes, start=1):
             answered += self.answer(keyframe, ratios)
             on_keyframe()
             is_last = number == len(self.keyframes)
             if is_last or number % block == 0:
-                yield RunningScore(number, is_last, self._objective.score(answered, ratios))
+                score = self._objective.score(answered, ratios)
+                yield RunningScore(number, is_last, score, self._num_cut)
 
     def answer_all(
         self, ratios: Mapping[str, float], on_keyframe: Callable[[], None] = lambda: None
@@ -116,5 +122,6 @@ class TrialEvaluator:
             keep_indices=None if kept is None else [k.to(pipeline.device) for k in kept],
             must_stop=self._must_stop,
         )
+        self._num_cut += sum(answer.cut is Cut.LENGTH for answer in answers)
         texts = [answer.answer for answer in answers]
         return list(zip(keyframe.questions, texts, strict=True))

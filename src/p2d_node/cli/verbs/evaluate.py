@@ -60,8 +60,8 @@ class _Answering(Options):
         DriveConfig,
         'max_new_tokens',
         default=None,
-        default_text='as in --params-file, else 64, or 2000 for DriveLMM-o1, whose answers reason '
-        'first',
+        default_text="as in --params-file, else as in the benchmark's own inference: 1024 for "
+        'DriveLM, 2000 for DriveLMM-o1, whose answers reason first',
         unless='predictions',
     )
     instruction: str = argument(
