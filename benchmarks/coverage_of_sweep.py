@@ -145,14 +145,14 @@ def _print_figures(figures: dict[str, dict[str, Any]]) -> None:
     rows = [
         (
             method,
-            f'{row["mean_distance"]:.4f}',
             f'{row["worst_distance"]:.4f}',
+            f'{row["mean_distance"]:.4f}',
             ' '.join(str(count) for count in row['num_kept']),
         )
         for method, row in figures.items()
     ]
     print_figures(
-        ('method', 'mean', 'worst', 'kept per view'),
+        ('method', 'worst', 'mean', 'kept per view'),
         rows,
         title='Distance of dropped tokens to the nearest kept one (1 - cosine)',
     )

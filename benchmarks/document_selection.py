@@ -53,12 +53,12 @@ def coverage_table(report: dict[str, Any]) -> str:
     rows = [
         [
             label,
-            *(f'{part["methods"][method]["mean"]:.4f}' for part in (drawn, real)),
             *(f'{part["methods"][method]["worst"]:.3f}' for part in (drawn, real)),
+            *(f'{part["methods"][method]["mean"]:.4f}' for part in (drawn, real)),
         ]
         for method, label in METHODS.items()
     ]
-    header = ['selector', 'mean, drawn', 'mean, nuScenes', 'worst, drawn', 'worst, nuScenes']
+    header = ['selector', 'worst, drawn', 'worst, nuScenes', 'mean, drawn', 'mean, nuScenes']
     return head + markdown_table(header, 'lrrrr', rows)
 
 

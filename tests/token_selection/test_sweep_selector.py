@@ -1,5 +1,5 @@
 from p2d_node.config import DriveConfig
-from p2d_node.token_selection import SweepSelector
+from p2d_node.token_selection import num_keep_of_regions, SweepSelector
 from p2d_node.views import make_views, Mosaic, SeparateViews
 import pytest
 import torch
@@ -43,6 +43,35 @@ def test_kept_tokens_of_a_mosaic_lie_in_the_region_of_their_camera(allocation):
         assert {index % 4 // 2 for index in indices.tolist()} == {side}
     (merged,) = views.merge_indices(kept)
     assert merged.tolist() == sorted(index for indices in kept for index in indices.tolist())
+
+
+NUSCENES_ROWS = (
+    ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
+    ('CAM_BACK_RIGHT', 'CAM_BACK', 'CAM_BACK_LEFT'),
+)
+
+
+def test_a_mosaic_keeps_the_published_total_of_its_whole_picture():
+    mosaic = Mosaic(NUSCENES_ROWS)
+    views = make_views(mosaic, (16, 16), padded=False, device=CPU, model='m')
+    kept = SweepSelector(views).select(states(1, 256), mosaic.cameras, DriveConfig(model='m'))
+    assert sum(map(len, kept)) == 25  # int(256 x 0.1); rounded region by region it would be 24
+    assert {len(indices) for indices in kept} == {4, 5}
+
+
+@pytest.mark.parametrize(
+    ('totals', 'ratios', 'counts'),
+    [
+        ([40, 48, 40], [0.1, 0.1, 0.1], [4, 4, 4]),
+        ([48, 48, 40], [0.1, 0.1, 0.1], [5, 4, 4]),
+        ([40, 49, 40], [0.1, 0.1, 0.3], [4, 4, 12]),
+        ([45, 49], [0.1, 0.1], [4, 5]),
+        ([5, 5], [0.01, 0.01], [1, 1]),
+        ([7, 9], [1.0, 1.0], [7, 9]),
+    ],
+)
+def test_the_total_of_regions_is_split_by_largest_remainder(totals, ratios, counts):
+    assert num_keep_of_regions(totals, ratios) == counts
 
 
 def test_selectors_are_held_from_sweep_to_sweep():

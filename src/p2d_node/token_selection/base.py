@@ -46,6 +46,28 @@ def num_keep_from_retention(num_tokens: int, retention_ratio: float) -> int:
     return max(1, int(num_tokens * retention_ratio + 1e-9))
 
 
+def num_keep_of_regions(num_tokens: Sequence[int], ratios: Sequence[float]) -> list[int]:
+    """Return the numbers of kept tokens of the regions of one picture.
+
+    With one ratio for all regions the total is that of the whole picture, as published; rounding
+    region by region would keep less. It is split by largest remainder.
+
+    Args:
+        num_tokens: Of each region.
+        ratios: Of each region.
+
+    Raises:
+        ConfigError: A ratio is not in (0, 1].
+    """
+    counts = [num_keep_from_retention(n, r) for n, r in zip(num_tokens, ratios, strict=True)]
+    exact = [n * r for n, r in zip(num_tokens, ratios, strict=True)]
+    left = int(sum(exact) + 1e-9) - sum(counts)
+    by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
+    for index in by_remainder[: max(0, left)]:
+        counts[index] += 1
+    return counts
+
+
 def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> None:
     """Check shapes and counts, without reading tensor values.
 

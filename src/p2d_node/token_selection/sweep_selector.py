@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 from p2d_node.config import DriveConfig
 from p2d_node.token_selection.allocation import select_adaptively
-from p2d_node.token_selection.base import num_keep_from_retention, TokenSelector
+from p2d_node.token_selection.base import (
+    num_keep_from_retention,
+    num_keep_of_regions,
+    TokenSelector,
+)
 from p2d_node.token_selection.factory import make_selector
 from p2d_node.token_selection.tfps import TfpsSelector
 from p2d_node.views import Grid, ViewBatch, Views
@@ -42,10 +46,7 @@ class SweepSelector:
             InferenceError: On a CPU also for NaN or infinite features.
         """
         ratios = [config.retention_ratio_of(camera) for camera in cameras]
-        num_keep = {
-            camera: num_keep_from_retention(self._views.count_tokens(camera), ratio)
-            for camera, ratio in zip(cameras, ratios, strict=True)
-        }
+        num_keep = self._count(cameras, ratios)
         batches = self._views.split_states(visual_states, cameras)
         if config.allocation == 'adaptive':
             states = [batch.states for batch in batches]
@@ -60,6 +61,14 @@ class SweepSelector:
             self._views.to_picture_indices(camera, indices)
             for camera, indices in zip(cameras, kept, strict=True)
         ]
+
+    def _count(self, cameras: Sequence[str], ratios: Sequence[float]) -> dict[str, int]:
+        totals = [self._views.count_tokens(camera) for camera in cameras]
+        if self._views.stitched:
+            counts = num_keep_of_regions(totals, ratios)
+        else:
+            counts = list(map(num_keep_from_retention, totals, ratios))
+        return dict(zip(cameras, counts, strict=True))
 
     def _select_fixed(
         self, batch: ViewBatch, num_keep: dict[str, int], method: str

@@ -14,7 +14,7 @@ import random
 
 from p2d_node.config import RETENTION_RATIO
 from p2d_node.errors import ConfigError
-from p2d_node.token_selection import num_keep_from_retention
+from p2d_node.token_selection import num_keep_from_retention, num_keep_of_regions
 
 PUBLISHED_BOUNDS = (0.1, 1.0)
 """Bounds of each ratio in the paper's search space."""
@@ -41,12 +41,14 @@ class SearchSpace:
         max_retention: Largest ratio of a camera.
         mean_retention: If set, every trial keeps exactly as many tokens as this ratio for all
             cameras would; a trial chooses how they are split.
+        stitched: Whether all views share one picture, whose tokens are counted together.
     """
 
     num_tokens: Mapping[str, int]
     min_retention: float = PUBLISHED_BOUNDS[0]
     max_retention: float = PUBLISHED_BOUNDS[1]
     mean_retention: float | None = None
+    stitched: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -85,10 +87,12 @@ class SearchSpace:
 
     def tokens_kept(self, ratios: Mapping[str, float]) -> dict[str, int]:
         """Return camera to number of kept tokens."""
-        return {
-            camera: num_keep_from_retention(total, ratios[camera])
-            for camera, total in self.num_tokens.items()
-        }
+        totals, given = list(self.num_tokens.values()), [ratios[c] for c in self.cameras]
+        if self.stitched:
+            counts = num_keep_of_regions(totals, given)
+        else:
+            counts = list(map(num_keep_from_retention, totals, given))
+        return dict(zip(self.cameras, counts, strict=True))
 
     def tokens_kept_at(self, retention_ratio: float) -> int:
         """Return the total of kept tokens with one ratio for all cameras."""

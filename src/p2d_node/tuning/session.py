@@ -168,6 +168,7 @@ class TuningSession:
             min_retention=options.min_retention,
             max_retention=options.max_retention,
             mean_retention=options.mean_retention,
+            stitched=self.pipeline.views.stitched,
         )
         self.studies = {
             method: MethodStudy(

@@ -147,11 +147,13 @@ def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
         )
 
 
-def _check_vocabulary(tokenizer: Any, num_embeddings: int) -> None:
-    token, token_id = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+def _check_vocabulary(tokenizer: Any, num_embeddings: int, placeholder: int) -> None:
+    # The placeholder is replaced by visual tokens, and needs no embedding.
+    ids = {i: token for token, i in tokenizer.get_vocab().items() if i != placeholder}
+    token_id = max(ids)
     if token_id >= num_embeddings:
         raise ConfigError(
-            f'model: its tokenizer has the token {token!r} with id {token_id}, allowed: ids below '
+            f'model: its tokenizer has the token {ids[token_id]!r} with id {token_id}, allowed: ids below '
             f'{num_embeddings}, the number of embeddings; copy the tokenizer files and the '
             'weights from one checkpoint'
         )
@@ -181,7 +183,9 @@ class ChatModel:
         self._image_token_id = int(model.config.image_token_id)
         self._uses_mosaic = hasattr(model.config, MOSAIC_KEY)
         self._embed_tokens = model.get_input_embeddings()
-        _check_vocabulary(tokenizer, self._embed_tokens.num_embeddings)
+        _check_vocabulary(
+            tokenizer, self._embed_tokens.num_embeddings, placeholder=self._image_token_id
+        )
         self.end_token_ids = _end_token_ids(model, tokenizer)
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._special_ids = _special_token_ids(tokenizer) | {self._image_token_id}
