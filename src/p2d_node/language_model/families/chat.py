@@ -153,8 +153,8 @@ def _check_vocabulary(tokenizer: Any, num_embeddings: int, placeholder: int) -> 
     token_id = max(ids)
     if token_id >= num_embeddings:
         raise ConfigError(
-            f'model: its tokenizer has the token {ids[token_id]!r} with id {token_id}, allowed: ids below '
-            f'{num_embeddings}, the number of embeddings; copy the tokenizer files and the '
+            f'model: its tokenizer has the token {ids[token_id]!r} with id {token_id}, allowed: ids '
+            f'below {num_embeddings}, the number of embeddings; copy the tokenizer files and the '
             'weights from one checkpoint'
         )
 
