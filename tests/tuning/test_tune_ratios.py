@@ -17,8 +17,10 @@ from optuna.trial import TrialState
 from p2d_node import retention_presets
 from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
 from p2d_node.cli.parameter_file import read_drive_config
+from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention
+from p2d_node.tuning.installation import install_ratios
 from p2d_node.tuning.storage import open_storage
 from p2d_node.tuning.trials import finished, retry_history
 from PIL import Image
@@ -259,30 +261,99 @@ def test_a_path_that_was_the_output_folder_costs_no_trial(searched_folder, tmp_p
     assert out.read_text() == 'a file'
 
 
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of its own, where the node looks for default ratios."""
+    folder = tmp_path / 'package' / 'config' / 'retention'
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(retention_presets, '__file__', str(tmp_path / 'package/src/x.py'))
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('installed', [True, False])
-def test_ratios_go_where_the_node_looks_for_them(
-    searched_folder, tmp_path, capsys, monkeypatch, installed
+def test_ratios_become_the_models_defaults_only_when_they_are_installed(
+    searched_folder, tmp_path, capsys, package
 ):
-    package, elsewhere = tmp_path / 'package', tmp_path / 'elsewhere'
-    elsewhere.mkdir()
-    if installed:
-        (package / 'config' / 'retention').mkdir(parents=True)
-    monkeypatch.setattr(retention_presets, '__file__', str(package / 'src' / 'x.py'))
-    monkeypatch.chdir(elsewhere)
+    out = tmp_path / 'out'
     arguments = [
         *('tune-ratios', '--data', str(searched_folder / 'drivelm.json'), '--limit', '1'),
         *('--images', str(searched_folder), '--trials', '1', '--methods', 'random'),
-        *('--cache', str(searched_folder.parent / 'cache')),
+        *('--cache', str(searched_folder.parent / 'cache'), '--out', str(out)),
     ]
     report = run_json(capsys, [*arguments, '--json'])
-    folder = (package if installed else elsewhere) / 'config' / 'retention'
-    assert report['files']['params'] == str(folder / 'p2d-mini.yaml')
-    assert report['is_default'] == installed
-    found = read_drive_config(None).retention_ratio
-    assert (found == read_drive_config(folder / 'p2d-mini.yaml').retention_ratio) == installed
+    assert report['files']['params'] == str(out / 'p2d-mini.yaml')
+    assert not report['is_default']
+    assert list(package.iterdir()) == []
     assert main(arguments) == 0
-    assert (f'params_file:={folder}' in capsys.readouterr().out) == (not installed)
+    assert f'The node needs params_file:={out}' in capsys.readouterr().out
+    report = run_json(capsys, [*arguments, '--install', '--json'])
+    assert report['is_default']
+    found = read_drive_config(out / 'p2d-mini.yaml').retention_ratio
+    assert read_drive_config(None).retention_ratio == found
+
+
+@pytest.mark.slow
+def test_less_evidence_than_before_is_not_installed_without_force(
+    searched_folder, tmp_path, capsys, package
+):
+    before = package / 'p2d-mini.yaml'
+    header = '# trials: tpe 48 (28 pruned), random 48 (30 pruned)\n'
+    before.write_text(f'{header}/**: {{ros__parameters: {{retention_ratio: {{}}}}}}\n')
+    more = ('--trials', '1', '--methods', 'random', '--limit', '1', '--install')
+    arguments = words(searched_folder, tmp_path / 'out', *more)
+    assert main(arguments) == EXIT_BAD_INPUT
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)['is_default'] is False
+    assert 'p2d tune-ratios: --install: the study has 1 trials, that of ' in captured.err
+    assert 'had 96; the ratios are in ' in captured.err
+    assert before.read_text().startswith(header)
+    report = run_json(capsys, [*arguments, '--force'])
+    assert report['is_default']
+    assert Path(report['files']['before']).read_text().startswith(header)
+    assert before.read_text() == Path(report['files']['params']).read_text()
+
+
+HEADER = '# trials: tpe {} (0 pruned)\n{}'
+HELD_OUT = '# held out (x.json): no difference shown against ...: score {} against 0.5, ...\n'
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'is_worse', 'reason'),
+    [
+        (HEADER.format(5, ''), HEADER.format(5, ''), False, None),
+        ('no header', HEADER.format(1, ''), False, None),
+        (None, HEADER.format(1, ''), True, 'an even split of the tokens is better'),
+        (HEADER.format(5, ''), HEADER.format(4, ''), False, 'has 4 trials, that of .* had 5'),
+        (
+            HEADER.format(5, HELD_OUT.format(0.7)),
+            HEADER.format(9, HELD_OUT.format(0.69)),
+            False,
+            r'held-out score 0\.69 is worse than 0\.7',
+        ),
+        (
+            HEADER.format(5, HELD_OUT.format(0.7)),
+            HEADER.format(9, ''),
+            False,
+            r'has the held-out score 0\.7, these ratios have none',
+        ),
+    ],
+)
+def test_what_speaks_for_ratios_decides_whether_they_are_installed(
+    tmp_path, old, new, is_worse, reason
+):
+    found, target = tmp_path / 'found.yaml', tmp_path / 'installed.yaml'
+    found.write_text(new)
+    if old is not None:
+        target.write_text(old)
+    if reason is None:
+        kept = install_ratios(found, target, is_worse=is_worse, force=False)
+        assert (target.read_text(), kept.read_text()) == (new, old)
+        return
+    with pytest.raises(ConfigError, match=f'^install: .*{reason}.*give --force'):
+        install_ratios(found, target, is_worse=is_worse, force=False)
+    assert (target.read_text() if target.exists() else None) == old
+    install_ratios(found, target, is_worse=is_worse, force=True)
+    assert target.read_text() == new
 
 
 def test_the_examples_in_the_help_can_be_copied(capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 import json
 from pathlib import Path
@@ -57,16 +56,17 @@ def run(options: TuneOptions) -> int:
 def _prepare_files(options: TuneOptions, model: str) -> dict[str, Path]:
     """Return the files of the result, and check before the search that they can be written."""
     from p2d_node.durable_files import require_writable, write_faults
-    from p2d_node.retention_presets import preset_name, writable_preset
+    from p2d_node.retention_presets import preset_name
+    from p2d_node.tuning.installation import find_target
     from p2d_node.tuning.retention_file import STUDY_KEPT
 
-    params = options.params_out or writable_preset(model)
-    if params is None:
-        params = Path('config') / 'retention' / f'{preset_name(model)}.yaml'
+    params = options.params_out or options.out / f'{preset_name(model)}.yaml'
     files = {'params': params.absolute(), 'picture': options.out / 'study.png'}
     for flag, path in zip(('--params-out', '--out'), files.values(), strict=True):
         with write_faults(f'{flag}: {path}', STUDY_KEPT):
             require_writable(path)
+    if options.install:
+        files['installed'] = find_target(model)
     return files
 
 
@@ -208,8 +208,31 @@ def _compare(
     return compare_with_uniform(session, held_out, best.ratios, lambda: bars.advance(task))
 
 
-def _write(options: TuneOptions, found: SearchOutcome, files: Mapping[str, Path]) -> None:
-    """Write parameter file and picture, print the report."""
+def _install(
+    options: TuneOptions, found: SearchOutcome, files: dict[str, Path]
+) -> ConfigError | None:
+    """Install the ratios, and add the file that keeps those before; returns why it was refused."""
+    from p2d_node.tuning.comparison import LOSS
+    from p2d_node.tuning.installation import install_ratios
+
+    is_worse = found.comparison is not None and found.comparison.verdict == LOSS
+    target = files['installed']
+    try:
+        kept = install_ratios(files['params'], target, is_worse=is_worse, force=options.force)
+    except ConfigError as err:
+        del files['installed']
+        return err
+    if kept is not None:
+        files['before'] = kept
+    return None
+
+
+def _write(options: TuneOptions, found: SearchOutcome, files: dict[str, Path]) -> None:
+    """Write parameter file and picture, install the ratios, print the report.
+
+    Raises:
+        ConfigError: A file cannot be written, or the installation was refused.
+    """
     from p2d_node.cli.tuning_report import header_lines, print_report, report_json
     from p2d_node.durable_files import write_faults
     from p2d_node.tuning.picture import plot_study
@@ -225,7 +248,10 @@ def _write(options: TuneOptions, found: SearchOutcome, files: Mapping[str, Path]
     )
     with write_faults(f'out: {files["picture"]}', STUDY_KEPT):
         plot_study(files['picture'], found.results, f'{study.name}: {options.data.name}')
+    refusal = _install(options, found, files) if options.install else None
     if options.json:
         print(json.dumps(report_json(found, files), indent=2))
     else:
         print_report(found, files)
+    if refusal is not None:
+        raise refusal

@@ -119,7 +119,8 @@ def _method_json(result: MethodResult) -> dict[str, Any]:
 def _is_default(found: SearchOutcome, files: Mapping[str, Path]) -> bool:
     """Return whether the node reads the parameter file by default."""
     preset = find_preset(found.session.options.config.model)
-    return preset is not None and preset.samefile(files['params'])
+    written = (files['params'], files.get('installed', files['params']))
+    return preset is not None and any(preset.samefile(path) for path in written)
 
 
 def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
@@ -138,7 +139,11 @@ def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
     for path in files.values():
         console.print(str(path), soft_wrap=True)
     if not _is_default(found, files):
-        console.print(f'The node needs params_file:={files["params"]}', soft_wrap=True)
+        console.print(
+            f"The node needs params_file:={files['params']}; --install makes them the model's "
+            'defaults.',
+            soft_wrap=True,
+        )
 
 
 def _method_tables(found: SearchOutcome) -> tuple[Table, Table]:

@@ -104,12 +104,19 @@ class _Search(Options):
 class TuneOptions(_Search, _Objective, _Data):
     """Search the retention ratio of each camera, and write the ratios for the node."""
 
-    out: Path = argument(Path('tuning'), 'Folder of study.png, study.db and cache.')
+    out: Path = argument(
+        Path('tuning'), 'Folder of <model>.yaml with the ratios, study.png, study.db and cache.'
+    )
     params_out: Path | None = argument(
-        None,
-        'Parameter file to write.',
-        default_text='config/retention/<model>.yaml of this package, where the node looks for it, '
-        'or of the current folder where the package is not writable',
+        None, 'Parameter file to write.', default_text='OUT/<model>.yaml'
+    )
+    install: bool = argument(
+        False,
+        "Make the ratios the model's defaults: config/retention/<model>.yaml of this package. The "
+        'file before is kept; fewer trials or a worse held-out score than it has are refused.',
+    )
+    force: bool = argument(
+        False, 'With --install: install them in spite of that.', needs='install'
     )
     json: bool = json_output('Print figures as JSON.')
 

@@ -153,9 +153,9 @@ def _check_vocabulary(tokenizer: Any, num_embeddings: int, placeholder: int) -> 
     token_id = max(ids)
     if token_id >= num_embeddings:
         raise ConfigError(
-            f'model: its tokenizer has the token {ids[token_id]!r} with id {token_id}, allowed: ids '
-            f'below {num_embeddings}, the number of embeddings; copy the tokenizer files and the '
-            'weights from one checkpoint'
+            f'model: its tokenizer has the token {ids[token_id]!r} with id {token_id}, allowed: '
+            f'ids below {num_embeddings}, the number of embeddings; copy the tokenizer files and '
+            'the weights from one checkpoint'
         )
 
 
