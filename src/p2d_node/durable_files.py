@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import errno
 import json
 import os
@@ -130,6 +130,19 @@ def require_writable(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix='.'):
         pass
+
+
+@contextmanager
+def no_leftovers(folder: Path) -> Iterator[None]:
+    """If the body raises, remove what it created of the path of a folder and left empty."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in created:
+            with suppress(OSError):  # it is not empty, or was never created
+                path.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

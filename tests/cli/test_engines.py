@@ -123,7 +123,7 @@ def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir
         (['build-engine', '--views', '0'], '--views: got 0, allowed: 1 to 64'),
         (['build-engine', '--backend', 'x'], "--backend: got 'x', allowed"),
         (['build-engine', '--optimization-level', '9'], '--optimization-level: got 9, allowed'),
-        (['build-engine', '--params-file', 'no.yaml'], 'no.yaml: not a readable parameter file'),
+        (['build-engine', '--params-file', 'no.yaml'], '--params-file: no.yaml is missing'),
         (['inspect-engine', 'nowhere'], 'nowhere: not a folder'),
         (['clean-engines', '--keep', '0'], '--keep: got 0, allowed: 1 or more'),
     ],
@@ -159,5 +159,5 @@ def test_model_and_backend_may_come_from_a_parameter_file(tmp_path):
     assert (config.model, config.encoder.backend) == ('a', 'onnxruntime')
     assert tuple(config.cameras) == ('CAM_FRONT', 'CAM_BACK')
     path.write_text('model: a\n')
-    with pytest.raises(ConfigError, match='holds no ros__parameters'):
+    with pytest.raises(ConfigError, match='has no ros__parameters'):
         read_drive_config(path)

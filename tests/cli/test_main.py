@@ -76,9 +76,11 @@ def write_keyframe(root):
         (root / name).parent.mkdir(parents=True)
         cv2.imwrite(str(root / name), picture(number))
         paths[camera] = f'../nuscenes/{name}'
-    keyframe = {'QA': {}, 'key_object_infos': {}, 'image_paths': paths}
+    questions = {'perception': [{'Q': 'Is there a car?', 'A': 'Yes.', 'tag': [2]}]}
+    keyframe = {'QA': questions, 'key_object_infos': {}, 'image_paths': paths}
     scene = {'scene_description': '', 'key_frames': {'frame': keyframe}}
     (root / 'drivelm.json').write_text(json.dumps({'scene': scene}))
+    return root / 'drivelm.json'
 
 
 def test_make_bag_says_what_it_made(tmp_path, capsys):
@@ -148,6 +150,28 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(
     assert line.startswith(f'p2d {verb}: ')
     assert reason in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['make-bag', '--synthetic', 'no', '--out', 'a/b/bag'],
+        ['evaluate', '--images', '.', '--out', 'a/b', '--model', 'nowhere'],
+        ['evaluate', '--images', '.', '--out', 'a/b', '--scheduler', 'tcp://127.0.0.1:1'],
+    ],
+)
+def test_a_refused_command_leaves_no_files_behind(arguments, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr('p2d_node.evaluation.answer_workers.CONNECT_TIMEOUT_S', 0.5)
+    data = write_keyframe(tmp_path)
+    work = tmp_path / 'work'
+    work.mkdir()
+    monkeypatch.chdir(work)
+    if arguments[0] == 'evaluate':
+        arguments = [*arguments, '--data', str(data)]
+        arguments[arguments.index('.')] = str(tmp_path)
+    assert main(arguments) == EXIT_BAD_INPUT
+    assert f'p2d {arguments[0]}: ' in capsys.readouterr().err
+    assert list(work.iterdir()) == []
 
 
 def test_a_model_of_an_unknown_family_is_refused_before_the_node_starts(

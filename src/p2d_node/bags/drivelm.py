@@ -36,7 +36,7 @@ def read_drivelm_images(json_path: Path, image_root: Path) -> Iterator[BagImage]
 
 
 def _image_names(json_path: Path) -> list[str]:
-    data = read_json(json_path)
+    data = read_json(json_path, parameter='drivelm', next_step='name the file of questions')
     with format_faults(json_path, 'DriveLM data', NEEDED):
         if isinstance(data, dict):
             key_frames = [k for scene in data.values() for k in scene['key_frames'].values()]

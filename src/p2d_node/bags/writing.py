@@ -10,7 +10,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from p2d_node.bags.records import BagImage, image_topic
-from p2d_node.durable_files import write_faults
+from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
 from p2d_node.units import NS_PER_S
 from rosbags.interfaces import Connection
@@ -51,7 +51,7 @@ def write_bag(
         raise ConfigError(f'storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
     if encoding not in ENCODINGS:
         raise ConfigError(f'encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
-    with write_faults(f'bag: {bag}', NO_ROOM_REMEDY):
+    with write_faults(f'bag: {bag}', NO_ROOM_REMEDY), no_leftovers(bag.parent):
         return _write_complete(images, bag, storage, encoding)
 
 

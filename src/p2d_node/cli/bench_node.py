@@ -12,12 +12,15 @@ from typing import Any
 
 from p2d_node.bags.writing import write_bag
 from p2d_node.benchmarks.measuring import describe_machine, percentile
+from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.devices import choose_device, default_num_threads
+from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.bench_table import print_figures
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.cli.verbs.bench import NodeOptions
 from p2d_node.config import DEFAULT_QUESTIONS, DriveConfig, EncoderConfig
 from p2d_node.errors import ConfigError, P2dError
+from p2d_node.language_model.families.registry import find_family
 from p2d_node.records import StageTimes
 
 SHARES = (0.5, 0.9, 0.95, 1.0)
@@ -28,6 +31,8 @@ def run(options: NodeOptions) -> int:
     if options.bag is not None and not options.bag.exists():
         raise ConfigError(f'bag: got {str(options.bag)!r}, which does not exist')
     config = _config(options)
+    with model_folder(options.model) as folder:
+        find_family(open_checkpoint(folder))
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch  # needs ROS
 
     # The live table goes to stderr: stdout is for the figures.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.cli.verbs.evaluate import API_KEY_VARIABLE, AUTO_FORMAT, EvaluateOptions
+from p2d_node.durable_files import no_leftovers
 from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 def run(options: EvaluateOptions) -> int:
     """Answer, score, print; returns the exit code."""
+    with no_leftovers(options.out):
+        return _run(options)
+
+
+def _run(options: EvaluateOptions) -> int:
     from p2d_node.evaluation.data_formats import FORMATS, recognize_format
     from p2d_node.evaluation.language_metrics import choose_tokenizer
     from p2d_node.evaluation.predictions import read_predictions

@@ -50,14 +50,16 @@ def camera_names_in(path: Path | None) -> list[str] | None:
 def _read_values(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
+    except FileNotFoundError as err:
+        raise ConfigError(f'params_file: {path} is missing; name a parameter file') from err
     except (OSError, ValueError) as err:
-        raise ConfigError(f'{path}: not a readable parameter file: {err}') from err
+        raise ConfigError(f'params_file: {path} cannot be read: {err}') from err
     values: dict[str, Any] = {}
     for node in content.values() if isinstance(content, dict) else ():
         if isinstance(node, dict) and isinstance(node.get('ros__parameters'), dict):
             values |= dict(_flatten(node['ros__parameters']))
     if not values:
-        raise ConfigError(f'{path}: holds no ros__parameters; see config/drive.yaml')
+        raise ConfigError(f'params_file: {path} has no ros__parameters; see config/drive.yaml')
     return values
 
 

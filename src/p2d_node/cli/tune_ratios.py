@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from p2d_node.cli.verbs.tune_ratios import TuneOptions
+from p2d_node.durable_files import no_leftovers
 from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ MEAN_TO_LEAST = 0.25
 
 def run(options: TuneOptions) -> int:
     """Search, report, write; returns the exit code."""
+    with no_leftovers(options.out):
+        return _run(options)
+
+
+def _run(options: TuneOptions) -> int:
     study = _study(options)
     from p2d_node.cli.tuning_report import SearchOutcome
     from p2d_node.tuning.comparison import check_unseen

@@ -45,6 +45,7 @@ class RecordFile:
         """
         self.done: dict[str, dict[str, Any]] = {}
         self._path = path
+        self._lock_path = path.with_name(f'.{path.name}.lock')
         self._stack = ExitStack()
         self._head = json.dumps(provenance)
         self._fields = {'id': str, **(fields or {})}
@@ -68,7 +69,10 @@ class RecordFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the file; another run may then open it."""
+        """Close the file; another run may then open it. Without a record it is removed."""
+        if not self.done and not self._file.seek(0, os.SEEK_END):
+            self._path.unlink(missing_ok=True)
+            self._lock_path.unlink(missing_ok=True)
         self._stack.close()
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
@@ -93,9 +97,8 @@ class RecordFile:
         self.done = dict(itertools.islice(self.done.items(), count))
 
     def _lock(self) -> None:
-        lock_path = self._path.with_name(f'.{self._path.name}.lock')
         try:
-            self._stack.enter_context(FileLock(lock_path, timeout=0))
+            self._stack.enter_context(FileLock(self._lock_path, timeout=0))
         except Timeout as err:
             raise ConfigError(
                 f'{self._path}: another run writes there; wait for its end, or {OTHER_FOLDER}'
