@@ -210,7 +210,7 @@ def test_stamp_zero_falls_back_to_arrival_and_says_so():
             sets += [frame_set] if frame_set else []
     assert len(sets) == 10
     assert all(len(sweeps_in(s)) == 1 for s in sets)
-    assert sync.counters.unstamped == 60
+    assert sum(sync.counters.unstamped.values()) == 60
 
 
 def test_a_hold_up_of_the_process_drops_nothing_that_had_arrived_in_time():
@@ -252,3 +252,40 @@ def test_an_unknown_camera_and_an_unknown_reference_are_refused():
         sync.push('CAM_TOP', START_NS, None)
     with pytest.raises(ConfigError, match="reference_camera: got 'CAM_TOP'"):
         make(reference_camera='CAM_TOP')
+
+
+def push_sweep(sync, clock, start_ms: float, period_ms: int) -> list[FrameSet]:
+    """Push one sweep of the reference drive; returns the sets that it completes."""
+    clock.now_ns += period_ms * NS_PER_MS
+    sets = []
+    for camera, offset_ms in OFFSETS.items():
+        stamp_ns = START_NS + round((start_ms + offset_ms) * NS_PER_MS)
+        frame_set = sync.push(camera, stamp_ns, start_ms)
+        sets += [frame_set] if frame_set else []
+    return sets
+
+
+def test_a_bag_shorter_than_the_reset_threshold_that_loops_is_answered_again():
+    sync, clock = make()
+    sets = [
+        frame_set
+        for _ in range(12)  # 0.5 s of drive, again and again
+        for sweep in range(6)
+        for frame_set in push_sweep(sync, clock, sweep * 83.0, 83)
+    ]
+    orders = [frame_set.order for frame_set in sets]
+    newer = [order for n, order in enumerate(orders) if order > max(orders[:n], default=(-1, 0))]
+    assert sync.counters.reset >= 2
+    assert len(newer) >= 6 + 2 * 3
+
+
+def test_a_stray_frame_of_the_reference_camera_does_not_lower_the_tolerance():
+    sync, clock = make()
+    for sweep in range(40):
+        jitter_ms = (sweep * 7) % 9 - 4
+        push_sweep(sync, clock, sweep * 125.0 + jitter_ms, 125)
+        if sweep == 20:
+            stamp_ns = START_NS + round((sweep * 125.0 + OFFSETS['CAM_FRONT'] + 4) * NS_PER_MS)
+            sync.push('CAM_FRONT', stamp_ns, 'stray')
+    assert sync.counters.complete == 40
+    assert sync.tolerance_ns == 24 * NS_PER_MS

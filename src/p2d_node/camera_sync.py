@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+import copy
 from dataclasses import dataclass, field
 import time
 from typing import Any
@@ -39,7 +40,7 @@ class SyncCounters:
         late: Frames whose sweep was already closed.
         duplicate: Frames whose sweep already has a frame of this camera.
         reset: Backward jumps of time.
-        unstamped: Frames with stamp 0, for which the arrival time is used.
+        unstamped: Camera to number of frames with stamp 0, for which the arrival time is used.
         received: Camera to number of frames.
         missing: Camera to number of sets that were closed without it.
     """
@@ -50,9 +51,13 @@ class SyncCounters:
     late: int = 0
     duplicate: int = 0
     reset: int = 0
-    unstamped: int = 0
+    unstamped: dict[str, int] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> SyncCounters:
+        """Return the present counts, which do not change any more."""
+        return copy.deepcopy(self)
 
 
 @dataclass(slots=True)
@@ -113,9 +118,8 @@ class SweepSynchronizer:
         self.offsets_ns = {
             name: round(offset * NS_PER_MS) for name, offset in exposure_offsets_ms.items()
         }
-        self.counters = SyncCounters(
-            received=dict.fromkeys(self.cameras, 0), missing=dict.fromkeys(self.cameras, 0)
-        )
+        none = dict.fromkeys(self.cameras, 0)
+        self.counters = SyncCounters(unstamped=none, received={**none}, missing={**none})
         self._clock_ns = clock_ns
         self._stamp_clock_ns = stamp_clock_ns
         self._deadline_ns = round(self.config.deadline_ms * NS_PER_MS)
@@ -131,6 +135,7 @@ class SweepSynchronizer:
         self._closed: deque[_ClosedSweep] = deque(maxlen=CLOSED_SWEEPS_REMEMBERED)
         self._ready: deque[FrameSet] = deque()
         self._newest_ns: int | None = None
+        self._newest_arrival_ns = 0
         self._epoch = 0
 
     @property
@@ -167,7 +172,7 @@ class SweepSynchronizer:
         now_ns = self._clock_ns() if arrival_ns is None else arrival_ns
         self.counters.received[camera] += 1
         if stamp_ns == 0:
-            self.counters.unstamped += 1
+            self.counters.unstamped[camera] += 1
             stamp_ns = self._stamp_clock_ns()
         self._close_expired(now_ns)
         if self._learner is not None:
@@ -220,19 +225,29 @@ class SweepSynchronizer:
 
     def _start_sweep(self, start_ns: int, now_ns: int) -> _OpenSweep:
         newest_ns = self._newest_ns
-        if newest_ns is not None and start_ns < newest_ns - self._reset_threshold_ns:
+        if newest_ns is not None and self._is_jump_back(start_ns, newest_ns, now_ns):
             # Sweeps from before the jump stay open until their deadline, because their last
             # frames may still arrive. The epoch separates them from later sweeps.
             self.counters.reset += 1
             self._epoch += 1
-            self._newest_ns = start_ns
-        else:
-            self._newest_ns = start_ns if newest_ns is None else max(newest_ns, start_ns)
+            newest_ns = None
+        if newest_ns is None or start_ns > newest_ns + self.tolerance_ns:
+            self._newest_ns, self._newest_arrival_ns = start_ns, now_ns
         if len(self._open) == MAX_OPEN_SWEEPS:
             self._close(self._open[0], now_ns)
         sweep = _OpenSweep(start_ns, self._epoch, now_ns)
         self._open.append(sweep)
         return sweep
+
+    def _is_jump_back(self, start_ns: int, newest_ns: int, now_ns: int) -> bool:
+        """Tell a jump of time from a late sweep.
+
+        A bag shorter than the threshold that loops is known by its lack of newer stamps.
+        """
+        if start_ns < newest_ns - self._reset_threshold_ns:
+            return True
+        is_older = start_ns < newest_ns - self.tolerance_ns
+        return is_older and now_ns - self._newest_arrival_ns > self._reset_threshold_ns
 
     def _close_expired(self, now_ns: int) -> None:
         # Sweeps are opened in order of arrival, so the first one expires first.

@@ -283,6 +283,17 @@ class DriveConfig:
             raise ConfigError(
                 f'sync.reference_camera: got {reference!r}, allowed: {", ".join(self.cameras)}'
             )
+        topics = [camera.topic for camera in self.cameras.values() if camera.topic]
+        shared = [
+            f'cameras.{name}.topic'
+            for name, camera in self.cameras.items()
+            if topics.count(camera.topic) > 1
+        ]
+        if shared:
+            raise ConfigError(
+                f'{", ".join(shared)}: got one topic for several cameras, allowed: a topic of its '
+                'own for each'
+            )
         unknown = sorted(set(self.retention_ratio) - set(self.cameras))
         if unknown:
             raise ConfigError(

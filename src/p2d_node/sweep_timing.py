@@ -11,7 +11,7 @@ MAX_TOLERANCE_PERIODS = 0.49
 """Largest tolerance as a share of the shortest period of the reference camera."""
 
 PERIOD_WINDOW = 64
-"""Periods per window. The running minimum covers the current window and the previous one."""
+"""Periods per window; the current window and the previous one count."""
 
 MIN_PERIOD_NS = 2 * NS_PER_MS
 """Reference frames closer than this are a frame published twice, not a period."""
@@ -24,18 +24,21 @@ OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
 
 
 class ShortestPeriod:
-    """Running minimum of the time between two frames of the reference camera."""
+    """The second shortest time between two frames of the reference camera, of the last ones.
+
+    Not the shortest: a single stray frame must not lower the tolerance for all that follow.
+    """
 
     def __init__(self) -> None:
         self._last_stamp_ns: int | None = None
         self._previous_window_ns = math.inf
-        self._window_ns = math.inf
+        self._shortest_two_ns = (math.inf, math.inf)
         self._window_count = 0
 
     @property
     def max_tolerance_ns(self) -> int:
         """Largest tolerance, in nanoseconds, that does not reach a neighbouring sweep."""
-        shortest_ns = min(self._previous_window_ns, self._window_ns)
+        shortest_ns = min(self._previous_window_ns, self._shortest_two_ns[1])
         return int(MAX_TOLERANCE_PERIODS * min(shortest_ns, float(2**62)))
 
     def add(self, stamp_ns: int) -> None:
@@ -43,11 +46,13 @@ class ShortestPeriod:
         if self._last_stamp_ns is not None:
             period_ns = abs(stamp_ns - self._last_stamp_ns)
             if period_ns >= MIN_PERIOD_NS:
-                self._window_ns = min(self._window_ns, period_ns)
+                first_ns, second_ns, _ = sorted((*self._shortest_two_ns, float(period_ns)))
+                self._shortest_two_ns = (first_ns, second_ns)
                 self._window_count += 1
         self._last_stamp_ns = stamp_ns
         if self._window_count == PERIOD_WINDOW:
-            self._previous_window_ns, self._window_ns = self._window_ns, math.inf
+            self._previous_window_ns = self._shortest_two_ns[1]
+            self._shortest_two_ns = (math.inf, math.inf)
             self._window_count = 0
 
 

@@ -3,11 +3,12 @@
 import threading
 import time
 
-from camera_rig import CameraRig, wait_until
+from camera_rig import CameraRig, SWEEP_PERIOD_NS, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import Health, next_answer, set_parameter, values_of
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import diagnostics
+from sweeps import STAMP_NS
 
 
 def test_a_dead_camera_is_named_and_drop_view_goes_on_without_it(drive, node, rig, watcher):
@@ -126,6 +127,55 @@ def test_logits_that_are_not_finite_are_an_error_and_never_an_answer(
         wait_until(lambda failed=failed: health.value('pipeline', 'sweeps failed') == failed)
     health.wait_for('pipeline', DiagnosticStatus.ERROR, 'logits that are NaN or infinite')
     assert not watcher.answers
+
+
+def test_stamps_that_repeat_are_an_error_as_nothing_new_is_answered(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    for _ in range(diagnostics.NOT_NEWER_UNTIL_ERROR + 1):
+        rig.publish_sweep(stamp_ns=STAMP_NS)
+        time.sleep(1.2)  # longer than the deadline: the sweep is forgotten
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, 'stamps repeat; check the clock')
+    assert next_answer(watcher, rig, stamp_ns=STAMP_NS + 60 * SWEEP_PERIOD_NS).answer
+    health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
+
+
+def test_the_camera_that_is_missing_now_is_named_not_the_one_before(drive, node, rig):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+    for camera, count in (('CAM_BACK', 4), ('CAM_FRONT_LEFT', 2)):
+        for _ in range(count):
+            rig.publish_sweep(without=[camera])
+            time.sleep(0.6)
+        text = f'no complete sweep; most often missing: {camera}'
+        health.wait_for('synchroniser', DiagnosticStatus.ERROR, text)
+
+
+def test_cameras_with_stamps_of_two_clocks_are_told(drive, node, rig):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+
+    def shift(name, message):
+        if name == 'CAM_BACK':
+            message.header.stamp.sec += 50
+        return message
+
+    def is_told():
+        rig.publish_sweep(change=shift)
+        status = health.statuses.get('p2d: synchroniser')
+        return status is not None and 'stamps of different clocks' in status.message
+
+    wait_until(is_told)
+
+
+def test_simulated_time_without_a_clock_is_a_warning(drive, node):
+    health = Health(node)
+    drive(use_sim_time=True)
+    health.wait_for('pipeline', DiagnosticStatus.WARN, 'nobody publishes /clock')
 
 
 def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(drive, node):

@@ -82,6 +82,15 @@ def test_any_number_of_cameras_is_answered_about(drive_with_file, node, watcher,
         ({'cameras': {'CAM_FRONT': {'topics': '/a'}}}, r'did you mean cameras\.CAM_FRONT\.topic'),
         ({'camera': {'CAM_FRONT': {'topic': '/a'}}}, r'did you mean cameras\.CAM_FRONT\.topic'),
         ({'camera_name': ['front']}, 'did you mean camera_names'),
+        (
+            {'retention_ratio': 0.5},
+            r'retention_ratio: got 0\.5, but it is a group .*set retention_ratio\.CAM_BACK',
+        ),
+        ({'sync': 3}, r'sync: got 3, but it is a group of parameters; set sync\.deadline_ms'),
+        (
+            {'camera_names': ['a', 'b'], 'cameras': {n: {'topic': '/x'} for n in 'ab'}},
+            r'cameras\.a\.topic, cameras\.b\.topic: got one topic for several cameras',
+        ),
     ],
 )
 def test_a_parameter_that_looks_like_a_cameras_stops_the_start(

@@ -105,3 +105,13 @@ def test_of_many_callers_those_who_cannot_wait_are_told_at_once(drive, node):
     replies = {future.result().message for future in futures if future.done()}
     assert replies == {'too many questions wait for a sweep; ask again later'}
     wait_until(lambda: all(future.done() for future in futures))
+
+
+def test_every_one_of_many_callers_at_once_gets_a_reply(drive, node):
+    drive()
+    client = node.create_client(Ask, '/p2d/ask')
+    assert client.wait_for_service(timeout_sec=10.0)
+    time.sleep(0.3)
+    request = Ask.Request(question='Is there a bus?', timeout_s=1.0)
+    futures = [client.call_async(request) for _ in range(3 * MAX_PENDING_QUESTIONS)]
+    wait_until(lambda: all(future.done() for future in futures), timeout_s=30.0)

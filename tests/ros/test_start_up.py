@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from p2d_node.errors import ConfigError
+from p2d_node.ros import drive
 from p2d_node.ros.rcl_errors import init_rclpy
 from p2d_node.ros.spinning import spinning_node
 import pytest
@@ -90,6 +91,18 @@ def test_peers_that_cannot_be_resolved_are_refused(ros_domain, monkeypatch):
         spinning_node('watcher'),
     ):
         pass
+
+
+def test_a_signal_while_the_node_is_created_ends_the_process_in_silence(
+    ros_domain, monkeypatch, capfd
+):
+    def shut_down_and_fail():
+        rclpy.shutdown()
+        raise RuntimeError('the context is gone')
+
+    monkeypatch.setattr('p2d_node.ros.drive_node.DriveNode', shut_down_and_fail)
+    assert drive.main([]) == drive.EXIT_OK
+    assert capfd.readouterr().err == ''
 
 
 @pytest.mark.parametrize('folder', ['/proc/nope', '/proc'])

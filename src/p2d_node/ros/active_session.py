@@ -96,14 +96,18 @@ class ActiveSession:
 
     def _on_frame(self, camera: str, stamp_ns: int, arrival_ns: int, message: Any) -> None:
         counters = self.synchronizer.counters
-        resets, unstamped = counters.reset, counters.unstamped
+        resets, unstamped = counters.reset, counters.unstamped[camera]
         self._lag_ns = time.monotonic_ns() - arrival_ns
         frame_set = self.synchronizer.push(camera, stamp_ns, message, arrival_ns=arrival_ns)
         if frame_set is not None:
             self.worker.submit(frame_set)
         if counters.reset > resets:
-            self._logger.warning(f'{camera}: time jumped back; new sweeps start from this frame')
-        if counters.unstamped > unstamped == 0:
+            self._logger.warning(
+                f'{camera}: time jumped back; new sweeps start from this frame',
+                throttle_duration_sec=WARN_EVERY_S,
+                skip_first=False,
+            )
+        if counters.unstamped[camera] > unstamped == 0:
             self._logger.warning(
                 f'{camera}: stamps are 0, so arrival times are used; they separate sweeps less '
                 'reliably; stamp the images at capture'

@@ -12,6 +12,7 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
 from p2d_node.units import NS_PER_MS, NS_PER_S
+from rclpy.node import Node
 
 Status = tuple[bytes, str, dict[str, object]]
 """Level of `DiagnosticStatus`, one line for the user, and figures by name."""
@@ -24,6 +25,12 @@ SILENT_S = 2.0
 
 FAILURES_UNTIL_ERROR = 5
 """Failed sweeps in a row at which the warning becomes an error."""
+
+MAX_RESETS = 2
+"""Backward jumps of time between two reports at which the clocks of the cameras differ."""
+
+NOT_NEWER_UNTIL_ERROR = 5
+"""Sweeps in a row that are not newer than the one before at which that is an error."""
 
 STALLED_S = 10.0
 """A sweep that is processed for longer than this is reported."""
@@ -132,24 +139,63 @@ def sync_status(sync: SweepSynchronizer, previous: SyncCounters) -> Status:
     counters = sync.counters
     values: dict[str, object] = {
         name: getattr(counters, name)
-        for name in ('complete', 'partial', 'dropped', 'late', 'duplicate', 'reset', 'unstamped')
+        for name in ('complete', 'partial', 'dropped', 'late', 'duplicate', 'reset')
     }
+    values['unstamped'] = sum(counters.unstamped.values())
     values |= {f'missing {name}': count for name, count in counters.missing.items()}
     values['tolerance (ms)'] = f'{sync.tolerance_ns / NS_PER_MS:.1f}'
     values['policy'] = sync.missing_camera_policy
     if sync.learning:
         return DiagnosticStatus.WARN, 'learning the exposure offsets', values
-    if counters.dropped > previous.dropped and counters.complete == previous.complete:
-        worst = max(counters.missing, key=lambda name: counters.missing[name])
-        message = (
-            f'no complete sweep; most often missing: {worst}; check this camera and '
-            'cameras.*.exposure_offset_ms, or set missing_camera_policy to drop_view'
-        )
-        return DiagnosticStatus.ERROR, message, values
-    if counters.unstamped > previous.unstamped:
-        message = 'stamps are 0, so arrival times are used; stamp the images at capture'
-        return DiagnosticStatus.WARN, message, values
+    answerable = counters.complete + counters.partial - previous.complete - previous.partial
+    reason = _stamp_problem(counters, previous)
+    if counters.dropped > previous.dropped and not answerable:
+        reason = reason or _missing_problem(sync, counters, previous)
+        return DiagnosticStatus.ERROR, f'no complete sweep; {reason}', values
+    if reason:
+        return DiagnosticStatus.WARN, reason, values
     return DiagnosticStatus.OK, f'{counters.complete} complete sweeps', values
+
+
+def _stamp_problem(counters: SyncCounters, previous: SyncCounters) -> str:
+    """Return what is wrong with the stamps since the previous report; empty if nothing is."""
+    unstamped = [
+        n for n, count in counters.unstamped.items() if count > previous.unstamped.get(n, 0)
+    ]
+    if unstamped:
+        return (
+            f'stamps are 0, so arrival times are used, of {", ".join(unstamped)}; stamp the '
+            'images at capture'
+        )
+    if counters.reset >= previous.reset + MAX_RESETS:
+        return (
+            'time jumps back again and again: the cameras have stamps of different clocks; '
+            'stamp them with one clock'
+        )
+    return ''
+
+
+def _missing_problem(
+    sync: SweepSynchronizer, counters: SyncCounters, previous: SyncCounters
+) -> str:
+    """Return which camera the sweeps since the previous report lacked, and what to do."""
+    lacked = {n: count - previous.missing.get(n, 0) for n, count in counters.missing.items()}
+    advice = 'set missing_camera_policy to drop_view'
+    if sync.missing_camera_policy == 'drop_view':
+        advice = f'lower sync.min_views ({sync.config.min_views})'
+    return (
+        f'most often missing: {max(lacked, key=lambda name: lacked[name])}; check this camera and '
+        f'cameras.*.exposure_offset_ms, or {advice}'
+    )
+
+
+def clock_problem(node: Node) -> Status | None:
+    """Return a warning if the node uses simulated time and there is none."""
+    uses_sim_time = node.get_parameter('use_sim_time').value
+    if not uses_sim_time or node.get_clock().now().nanoseconds:
+        return None
+    message = 'use_sim_time is set, but nobody publishes /clock; set it to false on a vehicle'
+    return DiagnosticStatus.WARN, message, {}
 
 
 def pipeline_status(worker: SweepWorker, pipeline: DrivingPipeline) -> Status:
@@ -184,6 +230,12 @@ def _pipeline_health(state: WorkerState, pipeline: DrivingPipeline) -> tuple[byt
         return DiagnosticStatus.ERROR, message
     if state.failed_in_a_row:
         return DiagnosticStatus.WARN, state.last_error
+    if state.not_newer_in_a_row >= NOT_NEWER_UNTIL_ERROR:
+        message = (
+            f'{state.not_newer_in_a_row} sweeps in a row were not newer than the one before, and '
+            'were dropped: stamps repeat; check the clock of the camera drivers'
+        )
+        return DiagnosticStatus.ERROR, message
     working_s = _seconds_since(state.begun_ns)
     if working_s is not None and working_s > STALLED_S:
         message = (

@@ -36,7 +36,7 @@ def main(args: Sequence[str] | None = None) -> int:
         import rclpy
     try:
         init_rclpy(args)
-        node = DriveNode()
+        node = _create_node(DriveNode)
     except P2dError as err:
         rclpy.logging.get_logger('p2d').fatal(str(err))
         _shut_down()
@@ -44,7 +44,19 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _shut_down()
         return EXIT_OK
-    return _run(node)
+    return EXIT_OK if node is None else _run(node)
+
+
+def _create_node(node_class: type[DriveNode]) -> DriveNode | None:
+    """Return a new node; None if a signal shut rclpy down meanwhile, whatever that raised."""
+    import rclpy
+
+    try:
+        return node_class()
+    except Exception:
+        if rclpy.ok():
+            raise
+        return None
 
 
 @contextmanager

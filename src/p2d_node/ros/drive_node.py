@@ -22,6 +22,7 @@ from p2d_node.ros.outputs import Outputs
 from p2d_node.ros.parameters import declare_autostart, declare_parameters, updated_config
 from p2d_node.ros.rcl_errors import node_creation_errors
 from p2d_node.ros.requests import Requests
+from p2d_node.ros.spinning import ended_by_shutdown, ShutdownInTransition
 from p2d_node.ros.unexpected_error import unexpected_error, UnexpectedError
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -70,11 +71,12 @@ class DriveNode(LifecycleNode):
         Raises:
             P2dError: The reason why a transition failed, which has been logged.
         """
-        for trigger in (self.trigger_configure, self.trigger_activate):
-            if trigger() != TransitionCallbackReturn.SUCCESS:
-                if self.context.ok() and self._transition_error is not None:
-                    raise self._transition_error
-                return
+        with ended_by_shutdown(self.context):
+            for trigger in (self.trigger_configure, self.trigger_activate):
+                if trigger() != TransitionCallbackReturn.SUCCESS:
+                    if self._transition_error is not None:
+                        raise self._transition_error
+                    return
 
     # Lifecycle transitions
 
@@ -132,13 +134,19 @@ class DriveNode(LifecycleNode):
         except Exception as err:
             error = err if isinstance(err, P2dError) else unexpected_error(err)
         else:
+            self._end_if_shut_down()
             return True
-        if self.context.ok():  # otherwise a shutdown in the middle made rclpy raise
-            self._log_transition_error(name, error)
+        self._end_if_shut_down()  # which may have made rclpy raise
+        self._log_transition_error(name, error)
         if undo is not None:
             self._run_transition(f'undo {name}', undo)
         self._transition_error = error
         return False
+
+    def _end_if_shut_down(self) -> None:
+        """Leave a transition without a word after a signal: rclpy can neither log nor go on."""
+        if not self.context.ok():
+            raise ShutdownInTransition
 
     def _log_transition_error(self, name: str, error: P2dError) -> None:
         if isinstance(error, UnexpectedError):
@@ -151,6 +159,7 @@ class DriveNode(LifecycleNode):
         for name, camera in self._config.cameras.items():
             resolve_topic(self, name, camera)
         self._pipeline = DrivingPipeline.from_config(self._config)
+        self._end_if_shut_down()
         self._log_model(self._pipeline)
         reference_camera = self._config.sync.reference_camera or next(iter(self._config.cameras))
         self._outputs = Outputs(self, self._pipeline, reference_camera)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 import threading
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -82,13 +81,15 @@ class HealthReporter:
             camera.follow_publishers()
         expected_hz = diagnostics.expected_rates(session.cameras)
         synchronizer = session.synchronizer
+        clock_problem = diagnostics.clock_problem(self._node)
         parts = {
-            'pipeline': diagnostics.pipeline_status(session.worker, session.pipeline),
+            'pipeline': clock_problem
+            or diagnostics.pipeline_status(session.worker, session.pipeline),
             'synchroniser': diagnostics.sync_status(synchronizer, self._reported),
         }
         for camera in session.cameras:
             parts[camera.name] = diagnostics.camera_status(camera, expected_hz[camera.name])
-        self._reported = replace(synchronizer.counters)
+        self._reported = synchronizer.counters.copy()
         return [
             diagnostics.make_status(f'p2d: {name}', *part, self._hardware_id)
             for name, part in parts.items()

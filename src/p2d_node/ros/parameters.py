@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
@@ -100,11 +100,17 @@ def _overrides(node: Node) -> dict[str, Any]:
     return {name: [] if value is None else value for name, value in values.items()}
 
 
-def _check_names(node: Node, given: Iterable[str], known: Set[str]) -> None:
+def _check_names(node: Node, given: Mapping[str, Any], known: Set[str]) -> None:
     # A file for many nodes may hold parameters of other nodes, so most unknown names are no error.
     for name in given:
         if name in known or name.startswith(RATIO_PREFIX):
             continue
+        parts = [other for other in known if other.startswith(f'{name}.')]
+        if parts:
+            raise ConfigError(
+                f'{name}: got {given[name]!r}, but it is a group of parameters; set '
+                f'{", ".join(sorted(parts)[:6])}'
+            )
         close = closest_name(name, {*known, CAMERA_NAMES.name})
         if name.startswith(CAMERA_PREFIX) or (close or '').startswith(CAMERA_PREFIXES):
             hint = f'did you mean {close}?' if close else f'allowed: {_cameras_of(known)}'

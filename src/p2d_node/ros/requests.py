@@ -18,10 +18,14 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 NUM_THREADS = MAX_PENDING_QUESTIONS + 1
 """Each pending caller of ~/ask holds one thread; the last one refuses further callers."""
+
+QUEUE_DEPTH = 256
+"""Questions that DDS keeps until they are read; with rclpy's 10 a burst would lose some."""
 
 DEFAULT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 120.0
@@ -54,9 +58,12 @@ class Requests:
             Ask,
             node.resolve_service_name('~/ask'),
             self._on_ask,
+            qos_profile=QoSProfile(depth=QUEUE_DEPTH),
             callback_group=ReentrantCallbackGroup(),
         )
-        self._question = node.create_subscription(String, '~/question', self._on_question, 10)
+        self._question = node.create_subscription(
+            String, '~/question', self._on_question, QUEUE_DEPTH
+        )
         self._executor = MultiThreadedExecutor(NUM_THREADS, context=node.context)
         self._executor.add_node(self._helper)
         self._ending = threading.Event()

@@ -14,6 +14,10 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 
+class ShutdownInTransition(BaseException):
+    """Ends a lifecycle transition after a signal; rclpy would log and discard an `Exception`."""
+
+
 @contextmanager
 def ended_by_shutdown(context: Context) -> Iterator[None]:
     """Leave the block without an error if `context` is shut down, for example by SIGTERM.
@@ -22,7 +26,7 @@ def ended_by_shutdown(context: Context) -> Iterator[None]:
     """
     try:
         yield
-    except ExternalShutdownException:
+    except (ExternalShutdownException, ShutdownInTransition):
         pass
     except RuntimeError:  # rclpy's RCLError is one
         if context.ok():
@@ -45,19 +49,26 @@ def spinning_node(name: str) -> Iterator[Node]:
         ConfigError: ROS refuses the environment variables.
     """
     init_rclpy(signal_handler_options=SignalHandlerOptions.NO)
-    with node_creation_errors():
-        node = rclpy.create_node(name)
+    try:
+        with node_creation_errors():
+            node = rclpy.create_node(name)
+        with _spinning(node):
+            yield node
+    finally:
+        rclpy.try_shutdown()
+
+
+@contextmanager
+def _spinning(node: Node) -> Iterator[None]:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-
     thread = threading.Thread(
         target=spin_until_shutdown, args=(executor, node.context), name='spin', daemon=True
     )
     thread.start()
     try:
-        yield node
+        yield
     finally:
         executor.shutdown(timeout_sec=1.0)
         thread.join(timeout=2.0)
         node.destroy_node()
-        rclpy.try_shutdown()

@@ -46,6 +46,7 @@ class WorkerState:
     Attributes:
         answered: Sweeps that were answered.
         superseded: Sweeps that a newer one replaced while they waited.
+        not_newer_in_a_row: Sweeps that were not newer than the one before, and were dropped.
         failed: Sweeps that were dropped because a frame or a stage failed.
         failed_in_a_row: Failed sweeps since the last answered one.
         last_error: Message of the last failure; empty after a success.
@@ -57,6 +58,7 @@ class WorkerState:
 
     answered: int = 0
     superseded: int = 0
+    not_newer_in_a_row: int = 0
     failed: int = 0
     failed_in_a_row: int = 0
     last_error: str = ''
@@ -135,8 +137,10 @@ class SweepWorker:
         with self._condition:
             if self._newest is not None and frame_set.order <= self._newest:
                 self.state.superseded += 1
+                self.state.not_newer_in_a_row += 1
                 return
             self._newest = frame_set.order
+            self.state.not_newer_in_a_row = 0
             if self._slot is not None:
                 self.state.superseded += 1
             self._slot = frame_set

@@ -133,7 +133,9 @@ def find_shards(folder: Path) -> list[Path]:
             index names.
     """
     if not folder.is_dir():
-        raise ConfigError(f'folder: got {str(folder)!r}, which is not a folder; name a checkpoint folder')
+        raise ConfigError(
+            f'folder: got {str(folder)!r}, which is not a folder; name a checkpoint folder'
+        )
     index = folder / INDEX_FILE
     if index.is_file():
         weight_map = read_json_object(index).get('weight_map')
