@@ -5,9 +5,10 @@ import numpy as np
 from p2d_node.config import DriveConfig, EncoderConfig, SyncConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.records import CameraFrame, CompressedImage, Cut, NUSCENES_CAMERAS
+from p2d_node.records import CameraFrame, CompressedImage, Cut, FrameSet, NUSCENES_CAMERAS
+from PIL import Image
 import pytest
-from sweeps import jpeg, make_frame_set, STAMP_NS
+from sweeps import jpeg, make_frame_set, picture, STAMP_NS
 import torch
 
 QUESTIONS = ('What should the ego vehicle do next?', 'Is there a car?')
@@ -249,3 +250,35 @@ def test_bad_values_of_a_stage_are_refused():
         SyncConfig(tolerance_ms=-1)
     with pytest.raises(ConfigError, match=r"reference_camera: got 'CAM_TOP'"):
         DriveConfig(sync=SyncConfig(reference_camera='CAM_TOP'))
+
+
+def test_a_sweep_is_made_of_paths_arrays_and_pillow_images(pipeline, tmp_path):
+    pixels = {name: picture(number) for number, name in enumerate(NUSCENES_CAMERAS)}
+    images = {}
+    for number, (name, image) in enumerate(reversed(pixels.items())):
+        path = tmp_path / f'{name}.png'
+        Image.fromarray(image).save(path)
+        images[name] = (path, str(path), image, Image.fromarray(image))[number % 4]
+    sweep = FrameSet.from_images(images, stamps_ns={'CAM_FRONT': 7})
+    assert tuple(sweep.frames) == NUSCENES_CAMERAS
+    assert (sweep.stamp_ns, sweep.frames['CAM_BACK'].stamp_ns) == (7, 0)
+    (answer,) = pipeline.answer(sweep, QUESTIONS[:1])
+    (same,) = pipeline.answer(FrameSet.from_images(pixels), QUESTIONS[:1])
+    assert answer.mean_log_probability == same.mean_log_probability
+    times = answer.times
+    assert (times.sync_wait_ms, times.queue_ms) == (0.0, 0.0)
+    assert times.ttft_ms <= times.total_ms < 60_000
+
+
+@pytest.mark.parametrize(
+    ('images', 'reason'),
+    [
+        ({}, 'images: got none, allowed: one per camera'),
+        ({'CAM_FRONT': '/no.jpg'}, r'images: CAM_FRONT: /no\.jpg cannot be read: No such file'),
+        ({'CAM_FRONT': np.zeros((2, 2))}, r'CAM_FRONT: got float64 \[2, 2\], allowed: a path'),
+        ({'CAM_FRONT': None}, r'CAM_FRONT: got object \[\], allowed'),
+    ],
+)
+def test_images_that_cannot_be_used_are_named(images, reason):
+    with pytest.raises(ConfigError, match=reason):
+        FrameSet.from_images(images)

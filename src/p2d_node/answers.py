@@ -31,10 +31,12 @@ class ModelIdentity:
 
 def to_sweep_times(frame_set: FrameSet, clock: StageClock) -> StageTimes:
     """Return the stage times of a sweep, whose last answer has just been decoded."""
-    total_ns = time.monotonic_ns() - frame_set.first_arrival_ns
+    first_ns = frame_set.first_arrival_ns or clock.started_ns
+    closed_ns = frame_set.closed_ns or first_ns
+    total_ns = time.monotonic_ns() - first_ns
     return StageTimes(
-        sync_wait_ms=(frame_set.closed_ns - frame_set.first_arrival_ns) / NS_PER_MS,
-        queue_ms=(clock.started_ns - frame_set.closed_ns) / NS_PER_MS,
+        sync_wait_ms=(closed_ns - first_ns) / NS_PER_MS,
+        queue_ms=(clock.started_ns - closed_ns) / NS_PER_MS,
         total_ms=total_ns / NS_PER_MS,
         **{f'{stage}_ms': duration for stage, duration in clock.durations_ms.items()},
     )

@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 import math
+import os
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.errors import ConfigError
+from PIL.Image import Image
 
 NUSCENES_CAMERAS = (
     'CAM_FRONT',
@@ -92,7 +96,8 @@ class FrameSet:
         frames: Camera name to frame, in the configured camera order.
         missing: Cameras without a frame, in the configured order.
         epoch: Number of time resets before this set; (epoch, stamp_ns) orders sets.
-        first_arrival_ns: Arrival of the set's first frame, steady clock, nanoseconds.
+        first_arrival_ns: Arrival of the set's first frame, steady clock, nanoseconds. 0: the
+            frames did not arrive one by one, and times start with the work.
         closed_ns: When the set was closed, steady clock, nanoseconds.
     """
 
@@ -100,13 +105,58 @@ class FrameSet:
     frames: Mapping[str, CameraFrame]
     missing: tuple[str, ...] = ()
     epoch: int = 0
-    first_arrival_ns: int
-    closed_ns: int
+    first_arrival_ns: int = 0
+    closed_ns: int = 0
+
+    @classmethod
+    def from_images(
+        cls, images: Mapping[str, Any], *, stamps_ns: Mapping[str, int] | None = None
+    ) -> FrameSet:
+        """Make a sweep of images.
+
+        Args:
+            images: Camera to the path of a JPEG or PNG file, a Pillow image, or RGB pixels, uint8
+                [height, width, 3]. nuScenes' cameras are put in the model's order, others stay
+                in the given order.
+            stamps_ns: Camera to capture time, nanoseconds; None: all 0.
+
+        Raises:
+            ConfigError: There is no image, or one that cannot be used.
+        """
+        if not images:
+            raise ConfigError('images: got none, allowed: one per camera')
+        known = [name for name in NUSCENES_CAMERAS if name in images]
+        names = [*known, *(name for name in images if name not in known)]
+        stamps = {name: (stamps_ns or {}).get(name, 0) for name in names}
+        frames = {n: CameraFrame(n, stamps[n], _to_payload(n, images[n])) for n in names}
+        return cls(stamp_ns=stamps[names[0]], frames=frames)
 
     @property
     def order(self) -> tuple[int, int]:
         """Sort key: newer sets compare greater, also across time resets."""
         return (self.epoch, self.stamp_ns)
+
+
+def _to_payload(camera: str, image: Any) -> RawImage | CompressedImage:
+    if isinstance(image, (str, os.PathLike)):
+        path = Path(image)
+        try:
+            return CompressedImage(format=path.suffix.lstrip('.'), data=path.read_bytes())
+        except OSError as err:
+            raise ConfigError(
+                f'images: {camera}: {path} cannot be read: {err.strerror}; name an image file'
+            ) from err
+    if isinstance(image, Image):
+        image = image.convert('RGB')
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ConfigError(
+            f'images: {camera}: got {pixels.dtype} {list(pixels.shape)}, allowed: a path, a '
+            'Pillow image, or RGB pixels, uint8 [height, width, 3]'
+        )
+    height, width, _ = pixels.shape
+    data = np.ascontiguousarray(pixels).reshape(-1)
+    return RawImage(height=height, width=width, encoding='rgb8', step=3 * width, data=data)
 
 
 @dataclass(frozen=True, slots=True)

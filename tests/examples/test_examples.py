@@ -1,6 +1,7 @@
 """The examples run, and print what their README shows."""
 
 from pathlib import Path
+import re
 import runpy
 import sys
 
@@ -41,13 +42,30 @@ def test_answer_folder_answers_about_six_images(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ('arguments', 'reason'),
-    [((), 'required: folder, question'), (('missing', 'Why?'), 'no file missing/CAM_FRONT.jpg')],
+    [
+        ((), 'required: folder, question'),
+        (('missing', 'Why?'), 'CAM_FRONT: missing/CAM_FRONT.jpg cannot be read'),
+    ],
 )
 def test_answer_folder_refuses_bad_arguments_in_one_line(arguments, reason, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run_example('answer_folder.py', *arguments, monkeypatch=monkeypatch)
     assert caught.value.code == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_program_in_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
+    from example_sweep import draw_images
+
+    (tmp_path / 'FOLDER').mkdir()
+    for camera, data in draw_images().items():
+        (tmp_path / 'FOLDER' / f'{camera}.jpg').write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    readme = (EXAMPLES.parent / 'README.md').read_text()
+    (program,) = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
+    exec(compile(program, 'README.md', 'exec'), {})
+    words = capsys.readouterr().out.split()
+    assert words[0] == 'brake'
 
 
 def test_add_selector_answers_with_its_own_selector_and_with_tfps(monkeypatch, capsys):

@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.table import stamp_text, to_dict
 from p2d_node.records import StageTimes
+from p2d_node.units import NS_PER_S
+from rich.console import Console
+from rich.table import Table
 
 STORY_COLUMNS = 4
 STORY_PANEL_PX = (360, 202)
@@ -22,7 +25,13 @@ STORY_CAPTION_PX = 48
 STORY_LINE_LENGTH = 42
 """Characters that fit under a panel."""
 
+HEAD_LINE_PX = 28
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+WHITE, ORANGE, GREEN = (255, 255, 255), (0, 165, 255), (120, 220, 120)
+"""In BGR."""
+
+References = Mapping[tuple[int, str], str]
+"""(Stamp, nanoseconds; question) to reference answer."""
 
 STACKED_STAGES = tuple(
     stage.name for stage in fields(StageTimes) if stage.name not in {'ttft_ms', 'total_ms'}
@@ -30,10 +39,25 @@ STACKED_STAGES = tuple(
 """Stages that run one after another; the other fields are sums of them."""
 
 
-def write_answers(answers: Sequence[Any], path: Path) -> None:
-    """Write one JSON object per answer."""
-    lines = [json.dumps(to_dict(answer)) for answer in answers]
-    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+def write_answers(answers: Sequence[Any], references: References, path: Path) -> None:
+    """Write one JSON object per answer, with the reference answer if there is one."""
+    records = []
+    for answer in answers:
+        reference = references.get((_stamp_ns(answer), answer.question))
+        records.append(to_dict(answer) | ({} if reference is None else {'reference': reference}))
+    path.write_text(''.join(f'{json.dumps(r)}\n' for r in records), encoding='utf-8')
+
+
+def print_references(answers: Sequence[Any], references: References) -> None:
+    """Print the answers beside the reference answers."""
+    table = Table(title='answers beside those of people')
+    for title in ('stamp', 'question', 'answer', 'reference'):
+        table.add_column(title, no_wrap=title == 'stamp', overflow='fold')
+    for answer in answers:
+        reference = references.get((_stamp_ns(answer), answer.question), '')
+        stamp = stamp_text(answer.header.stamp)
+        table.add_row(stamp, answer.question, answer.answer, reference)
+    Console().print(table)
 
 
 def write_picture(image: Any, path: Path) -> None:
@@ -42,40 +66,72 @@ def write_picture(image: Any, path: Path) -> None:
     cv2.imwrite(str(path), pixels)
 
 
-def write_story(pictures: Mapping[int, bytes], answers: Sequence[Any], path: Path) -> None:
+def write_story(
+    pictures: Mapping[int, bytes],
+    answers: Sequence[Any],
+    path: Path,
+    *,
+    references: References,
+    warning: str = '',
+) -> None:
     """Draw the image of the reference camera in each sweep, above the answer to the last question.
 
     Args:
         pictures: Capture stamp, nanoseconds, to JPEG.
         answers: p2d_msgs/DrivingAnswer of all sweeps.
         path: PNG to write; not written if there is no answer.
+        references: Reference answers, drawn below the model's.
+        warning: Drawn above all; empty: none.
     """
     if not answers:
         return
     question = answers[-1].question
     last = {_stamp_ns(a): a.answer for a in answers if a.question == question}
-    panels = [_panel(pictures[stamp], last[stamp]) for stamp in sorted(last) if stamp in pictures]
+    panels = [
+        _panel(pictures[stamp], last[stamp], references.get((stamp, question)))
+        for stamp in sorted(last)
+        if stamp in pictures
+    ]
     while len(panels) % STORY_COLUMNS:
         panels.append(np.zeros_like(panels[0]))
     rows = [panels[i : i + STORY_COLUMNS] for i in range(0, len(panels), STORY_COLUMNS)]
-    cv2.imwrite(str(path), np.vstack([np.hstack(row) for row in rows]))
+    story = np.vstack([np.hstack(row) for row in rows])
+    heads = [question, *([warning] if warning else [])]
+    head = np.zeros((HEAD_LINE_PX * len(heads) + 8, story.shape[1], 3), np.uint8)
+    for number, line in enumerate(heads):
+        colour = WHITE if number == 0 else ORANGE
+        _write(head, line, (8, HEAD_LINE_PX * (number + 1) - 6), colour, 0.6)
+    cv2.imwrite(str(path), np.vstack([head, story]))
 
 
 def _stamp_ns(answer: Any) -> int:
     stamp = answer.header.stamp
-    return int(stamp.sec * 1_000_000_000 + stamp.nanosec)
+    return int(stamp.sec * NS_PER_S + stamp.nanosec)
 
 
-def _panel(jpeg: bytes, answer: str) -> npt.NDArray[np.uint8]:
-    """Return BGR uint8 [height, width, 3]: the picture with the answer below it."""
+def _panel(jpeg: bytes, answer: str, reference: str | None) -> npt.NDArray[np.uint8]:
+    """Return BGR uint8 [height, width, 3]: the picture with the answers below it."""
     decoded = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))
     width, height = STORY_PANEL_PX
-    panel = np.zeros((height + STORY_CAPTION_PX, width, 3), np.uint8)
+    texts = [(answer, WHITE)]
+    if reference is not None:
+        texts.append((f'people: {reference}', GREEN))
+    panel = np.zeros((height + STORY_CAPTION_PX * len(texts), width, 3), np.uint8)
     panel[:height] = cv2.resize(decoded, (width, height), interpolation=cv2.INTER_AREA)
-    for number, line in enumerate(textwrap.wrap(answer, STORY_LINE_LENGTH)[:2]):
-        place = (8, height + 20 + 20 * number)
-        cv2.putText(panel, line, place, FONT, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+    for part, (text, colour) in enumerate(texts):
+        for number, line in enumerate(textwrap.wrap(text, STORY_LINE_LENGTH)[:2]):
+            _write(panel, line, (8, height + STORY_CAPTION_PX * part + 20 * (number + 1)), colour)
     return panel
+
+
+def _write(
+    image: npt.NDArray[np.uint8],
+    text: str,
+    place: tuple[int, int],
+    colour: tuple[int, int, int],
+    scale: float = 0.5,
+) -> None:
+    cv2.putText(image, text, place, FONT, scale, colour, 1, cv2.LINE_AA)
 
 
 def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
@@ -91,9 +147,11 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
         label = stage.removesuffix('_ms')
         axes.bar(positions, values, bottom=bottom, label=label, color=f'C{index}')
         bottom += values
-    stamps = [stamp_text(timing.header.stamp) for timing in timings]
-    axes.set_xticks(positions, stamps, rotation=30, ha='right')
-    axes.set(xlabel='capture of the reference camera (s)', ylabel='ms', title=title)
-    axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0))
+    first_ns = _stamp_ns(timings[0]) if timings else 0
+    seconds = [f'{(_stamp_ns(timing) - first_ns) / NS_PER_S:.1f}' for timing in timings]
+    axes.set_xticks(positions, seconds)
+    axes.set(xlabel='capture, seconds from the first sweep', ylabel='ms', title=title)
+    # From top to bottom, as the bars are stacked.
+    axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), reverse=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

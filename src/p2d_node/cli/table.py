@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import json
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.units import NS_PER_S
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -26,7 +28,10 @@ STAGES = (
 )
 """Column title and field of `p2d_msgs/StageTiming`."""
 
-ROWS_SHOWN = 8
+TIMES_SHOWN = 4
+PROBLEMS_SHOWN = 4
+HEAD_LINES = 3
+"""Title, column titles and rule of a table."""
 
 REFRESH_S = 0.25
 """Time between two updates of the table."""
@@ -57,7 +62,8 @@ class LiveTable:
         """Show what is new."""
         answers = self._watcher.answers
         if self._live is not None:
-            self._live.update(render(answers, self._watcher.timings, self._watcher.problems))
+            watcher, height = self._watcher, self._live.console.height
+            self._live.update(render(answers, watcher.timings, watcher.problems, height))
             return
         for message in answers[self._num_printed :]:
             text = json.dumps(to_dict(message)) if self._json_lines else answer_line(message)
@@ -77,10 +83,20 @@ def to_dict(message: Any) -> Any:
 
 
 def render(
-    answers: Sequence[Any], timings: Sequence[Any], problems: Sequence[str]
+    answers: Sequence[Any], timings: Sequence[Any], problems: Sequence[str], height: int
 ) -> RenderableType:
-    """Return a table of the last answers and times, and the warnings of diagnostics."""
-    return Group(_answers(answers), _times(timings), *(Text(line, 'yellow') for line in problems))
+    """Return what fits into `height` lines: warnings, and the newest times and answers."""
+    shown = list(problems[:PROBLEMS_SHOWN])
+    if len(problems) > len(shown):
+        shown[-1] = f'and {len(problems) - len(shown) + 1} more warnings: see /diagnostics'
+    num_times = min(TIMES_SHOWN, len(timings))
+    num_answers = height - 1 - len(shown) - num_times - 2 * HEAD_LINES
+    first_ns = _stamp_ns(timings[0]) if timings else 0
+    return Group(
+        *(Text(line, 'yellow', no_wrap=True, overflow='ellipsis') for line in shown),
+        _times(timings[: -num_times - 1 : -1], first_ns),
+        _answers(answers[: -max(1, num_answers) - 1 : -1], first_ns),
+    )
 
 
 def answer_line(message: Any) -> str:
@@ -97,23 +113,38 @@ def stamp_text(stamp: Any) -> str:
     return f'{stamp.sec}.{stamp.nanosec // 1_000_000:03d}'
 
 
-def _answers(answers: Sequence[Any]) -> Table:
-    model = answers[-1].model if answers else 'waiting for answers'
-    table = Table(title=f'answers of {model}', expand=True)
-    for title in ('stamp', 'question', 'answer', 'kept'):
-        table.add_column(title, no_wrap=title in ('stamp', 'kept'))
-    for message in answers[-ROWS_SHOWN:]:
-        kept = f'{sum(message.tokens_kept)}/{sum(message.tokens_total)}'
-        table.add_row(stamp_text(message.header.stamp), message.question, message.answer, kept)
+def _stamp_ns(message: Any) -> int:
+    stamp = message.header.stamp
+    return int(stamp.sec * NS_PER_S + stamp.nanosec)
+
+
+def _seconds(message: Any, first_ns: int) -> str:
+    return f'{(_stamp_ns(message) - first_ns) / NS_PER_S:.1f}'
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, expand=True, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column('s', justify='right', no_wrap=True)
     return table
 
 
-def _times(timings: Sequence[Any]) -> Table:
-    table = Table(title='milliseconds per sweep', expand=True)
-    table.add_column('stamp', no_wrap=True)
+def _answers(answers: Sequence[Any], first_ns: int) -> Table:
+    """Return a table of answers, one line each; texts are cut, numbers are not."""
+    table = _table(f'answers of {answers[0].model}' if answers else 'waiting for answers')
+    table.add_column('question', no_wrap=True, overflow='ellipsis', ratio=1)
+    table.add_column('answer', no_wrap=True, overflow='ellipsis', ratio=1)
+    table.add_column('kept', justify='right', no_wrap=True)
+    for message in answers:
+        kept = f'{sum(message.tokens_kept)}/{sum(message.tokens_total)}'
+        table.add_row(_seconds(message, first_ns), message.question, message.answer, kept)
+    return table
+
+
+def _times(timings: Sequence[Any], first_ns: int) -> Table:
+    table = _table('milliseconds per sweep; s: seconds from the first sweep')
     for title, _ in STAGES:
-        table.add_column(title, justify='right')
-    for message in timings[-ROWS_SHOWN:]:
+        table.add_column(title, justify='right', no_wrap=True)
+    for message in timings:
         values = (f'{getattr(message, field):.1f}' for _, field in STAGES)
-        table.add_row(stamp_text(message.header.stamp), *values)
+        table.add_row(_seconds(message, first_ns), *values)
     return table

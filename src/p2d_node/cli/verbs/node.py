@@ -9,10 +9,12 @@ from p2d_node.cli.options import argument, Options, same_as
 from p2d_node.cli.verb import Verb
 from p2d_node.cli.verbs.shared import duration, json_output, retention_ratio
 from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
 
 DEMO_EXAMPLES = """example:
   p2d demo
   p2d demo --model checkpoints/llava-onevision-0.5b --retention 0.25 --out demo_output
+  p2d demo --data v1_1_val_nus.json --images nuscenes --model models/drivemm
 """
 
 WATCH_EXAMPLES = """example:
@@ -24,8 +26,8 @@ WATCH_EXAMPLES = """example:
 class DemoOptions(Options):
     """Play six cameras to the drive node and show its answers.
 
-    The cameras are those of a drawn drive, in which the vehicle ahead brakes, or of the real
-    nuScenes keyframes of --sample.
+    The cameras are those of a drawn drive, in which the vehicle ahead brakes, or of real
+    keyframes (--sample, or --data with --images), whose own questions are asked.
     """
 
     sample: Path | None = argument(
@@ -33,6 +35,15 @@ class DemoOptions(Options):
         'Folder of drivelm_sample.json and samples/, whose keyframes are played.',
         metavar='DIR',
         default_text='a drawn drive',
+    )
+    data: Path | None = argument(
+        None,
+        'JSON file of DriveLM; the keyframes of its first scene are played.',
+        metavar='JSON',
+        unless='sample',
+    )
+    images: Path | None = argument(
+        None, 'With --data: folder that holds samples/.', metavar='ROOT', needs='data'
     )
     seed: int = argument(0, 'Random seed of the drawn drive.', minimum=0, unless='sample')
     model: str = same_as(DriveConfig, 'model')
@@ -44,6 +55,12 @@ class DemoOptions(Options):
         1.0, 'Speed of the replay, as a multiple of real time.', above=0.0, maximum=100.0
     )
     out: Path = argument(Path('demo_output'), 'Folder of the results.')
+
+    def __post_init__(self) -> None:
+        """Check the values and how they fit together."""
+        super().__post_init__()
+        if self.data is not None and self.images is None:
+            raise ConfigError('--images is missing: with --data name the folder of samples/')
 
 
 DEMO = Verb(
