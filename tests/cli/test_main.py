@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import cv2
 from p2d_node.benchmarks.measuring import processor_name
 from p2d_node.cli import bench_node
-from p2d_node.cli.main import EXIT_BAD_INPUT, main, make_parser, VERBS
+from p2d_node.cli.main import EXIT_BAD_INPUT, main, make_parser, parse, VERBS
 from p2d_node.cli.verb import VerbGroup
+from p2d_node.cli.verbs import HELP_GROUPS
 from p2d_node.cli.verbs.bench import NodeOptions
 from p2d_node.records import NUSCENES_CAMERAS, StageTimes
 import pytest
@@ -42,10 +43,32 @@ def test_every_verb_has_help_with_an_example(words, capsys):
     assert f'p2d {" ".join(words)}' in examples
 
 
+def test_help_shows_every_verb_in_its_group_with_a_command_to_begin_with(capsys):
+    with pytest.raises(SystemExit):
+        main(['--help'])
+    lines = capsys.readouterr().out.splitlines()
+    for heading, example, verbs in HELP_GROUPS:
+        start = lines.index(f'{heading}:  {example}')
+        block = lines[start + 1 : [*lines, ''].index('', start)]
+        assert [line.split()[0] for line in block if line[2] != ' '] == [v.name for v in verbs]
+        parse(example.split()[1:])
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('example', [example for _, example, _ in HELP_GROUPS[1:]])
+def test_the_commands_to_begin_with_work(example, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = example.replace('--duration 10', '--duration 1').split()[1:]
+    words += ['--engine-dir', 'engines'] if 'engine' in words[0] else []
+    assert main(words) == 0
+
+
 def test_help_of_every_verb_imports_none_of_the_large_libraries():
     program = f"""
 import contextlib, io, sys, time
-from p2d_node.cli.main import main
+from p2d_node.cli.main import main, parse
+from p2d_node.cli.verbs import HELP_GROUPS
 for words in {[[], *list_verbs()]!r}:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
         main([*words, '--help'])

@@ -8,7 +8,7 @@ import sys
 
 from p2d_node import __version__
 from p2d_node.cli.verb import add_verbs, EXIT_BAD_INPUT, Parser
-from p2d_node.cli.verbs import VERBS
+from p2d_node.cli.verbs import overview, VERBS
 from p2d_node.errors import P2dError
 from p2d_node.library_logs import silence_import_warnings
 
@@ -20,10 +20,13 @@ silence_import_warnings()  # at import, as worker processes import this module a
 def make_parser() -> Parser:
     """Return the parser with all verbs."""
     parser = Parser(
-        prog='p2d', description='Driving answers from six cameras with few visual tokens.'
+        prog='p2d',
+        description='Driving answers from six cameras with few visual tokens.',
+        epilog=overview(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--version', action='version', version=f'p2d_node {__version__}')
-    add_verbs(parser, VERBS)
+    add_verbs(parser, VERBS, listed=False)
     return parser
 
 

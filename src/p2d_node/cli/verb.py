@@ -128,13 +128,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f'{self.prog}: {text}; see {self.prog} --help\n')
 
 
-def add_verbs(parser: Parser, verbs: Iterable[Verb | VerbGroup]) -> None:
-    """Add a subparser for each verb; what is parsed gets the attributes `verb` and `parser`."""
-    subparsers = parser.add_subparsers(required=True, metavar='VERB')
+def add_verbs(parser: Parser, verbs: Iterable[Verb | VerbGroup], *, listed: bool = True) -> None:
+    """Add a subparser for each verb; what is parsed gets the attributes `verb` and `parser`.
+
+    Args:
+        parser: The parser of `p2d` or of a group.
+        verbs: Its verbs.
+        listed: Whether argparse lists them in the help.
+    """
+    about = None if listed else 'see below'
+    subparsers = parser.add_subparsers(required=True, metavar='VERB', help=about)
     for verb in verbs:
+        listing: dict[str, Any] = {'help': verb.help} if listed else {}
         child = subparsers.add_parser(
             verb.name,
-            help=verb.help,
+            **listing,
             description=textwrap.fill(verb.description, HELP_WIDTH),
             epilog=verb.examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
