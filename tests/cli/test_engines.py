@@ -3,6 +3,7 @@
 from dataclasses import replace
 import json
 import shlex
+import shutil
 
 from engine_helpers import CPU, engine_folder, request_of
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
@@ -46,11 +47,27 @@ def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     wrong = {check['what']: check for check in entry['checks'] if not check['fits']}
     assert set(wrong) == {'compute capability', 'verification'}
     assert wrong['compute capability']['in_engine'] == '8.6, 8.9'
-    assert entry['fix_command'].startswith('p2d build-engine --backend tensorrt_rtx')
+    assert entry['fix_command'] == f'p2d verify-engine {folder} --engine-dir {engine_dir}'
+    assert entry['fix_machine'] == 'a GPU of compute capability 8.6 or 8.9'
     assert main(words) == 1
     table = capsys.readouterr().out
-    assert 'fix: p2d build-engine' in table
+    next_step = (
+        f'on the machine with {entry["fix_machine"]}, with the engine folder copied there: '
+    )
+    assert next_step + entry['fix_command'] in table
     assert table.count('NO') == 2
+
+
+def test_verifying_says_on_which_machine_an_engine_can_be_verified(engine_dir, capsys):
+    shutil.rmtree(engine_folder(engine_dir))
+    words = ['verify-engine', '--engine-dir', str(engine_dir), '--device', 'cpu']
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    folder = engine_folder(engine_dir, 'tensorrt_rtx')
+    assert printed.startswith(f'not verified: {folder}\n  on the machine with a GPU of compute ')
+    (folder / 'manifest.json').write_text('{')
+    assert main(words) == 1
+    assert 'fix: p2d build-engine --backend tensorrt_rtx' in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 import json
+from pathlib import Path
 import re
 from typing import Any
 
@@ -41,8 +42,9 @@ from p2d_node.vision_encoder.engine_store import (
 )
 from p2d_node.vision_encoder.tensorrt_api import BuildOptions as TensorrtOptions
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+import torch
 
 EXIT_DOES_NOT_FIT = 1
 """An engine does not fit, or differs from torch; bad input has exit code 2, as everywhere."""
@@ -87,8 +89,8 @@ def run_verify(options: VerifyOptions) -> int:
     if not folders and not engine_dir.is_dir():
         raise ConfigError(f'engine_dir: got {engine_dir}, allowed: a folder with engines')
     folders = folders or unverified_engines(engine_dir, device)
-    if not folders and not options.json:
-        print(f'{engine_dir}: no engine to verify')
+    if not folders:
+        return _report_unverifiable(engine_dir, device, as_json=options.json)
     results = {}
     for folder in folders:
         results[str(folder)] = verification = verify_engine(engine_dir, folder, device)
@@ -98,6 +100,28 @@ def run_verify(options: VerifyOptions) -> int:
     if options.json:
         print(json.dumps({name: asdict(result) for name, result in results.items()}, indent=2))
     return 0 if all(result.passed for result in results.values()) else EXIT_DOES_NOT_FIT
+
+
+def _report_unverifiable(engine_dir: Path, device: torch.device, *, as_json: bool) -> int:
+    """Say what to do about the engines that cannot be verified here; returns the exit code."""
+    inspections = [inspect_engine(engine_dir, f, device) for f in list_all_engines(engine_dir)]
+    unfit = [inspection for inspection in inspections if not inspection.fits]
+    if as_json:
+        print('{}')
+    elif not unfit:
+        print(f'{engine_dir}: no engine to verify')
+    for inspection in unfit if not as_json else ():
+        print(f'not verified: {inspection.folder}\n  {_next_step(inspection)}')
+    return EXIT_DOES_NOT_FIT if any(not i.fix_machine for i in unfit) else 0
+
+
+def _next_step(inspection: Inspection) -> str:
+    if inspection.fix_machine:
+        return (
+            f'on the machine with {inspection.fix_machine}, with the engine folder copied there: '
+            f'{inspection.fix_command}'
+        )
+    return f'fix: {inspection.fix_command}'
 
 
 def run_inspect(options: InspectOptions) -> int:
@@ -175,7 +199,10 @@ def _request(model: str) -> Any:
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback that shows a bar per phase on stderr; in a log, a line per phase."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+    # A phase may be one long step of a library: the spinner and the clock move meanwhile.
+    columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
+    silent = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(phase: str, done: int, total: int) -> None:
@@ -208,6 +235,7 @@ def _inspection_json(inspection: Inspection) -> dict[str, Any]:
         'fits': inspection.fits,
         'checks': [asdict(check) for check in inspection.checks],
         'fix_command': inspection.fix_command,
+        'fix_machine': inspection.fix_machine,
     }
 
 
@@ -219,4 +247,4 @@ def _print_inspection(inspection: Inspection) -> None:
         table.add_row(check.what, check.in_engine, check.here, 'yes' if check.fits else 'NO')
     Console().print(table)
     if inspection.fix_command:
-        print(f'fix: {inspection.fix_command}\n')
+        print(f'{_next_step(inspection)}\n')

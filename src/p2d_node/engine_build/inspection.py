@@ -27,6 +27,7 @@ from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
 import torch
 
 VERIFICATION = 'verification'
+CAPABILITY = 'compute capability'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +38,13 @@ class Inspection:
         folder: The folder.
         checks: One line for each compared field and each kind of damage.
         fix_command: The command that rebuilds or verifies the engine; empty if all checks pass.
+        fix_machine: Which machine that command must run on; empty: this one.
     """
 
     folder: Path
     checks: list[Check]
     fix_command: str
+    fix_machine: str = ''
 
     @property
     def fits(self) -> bool:
@@ -77,15 +80,22 @@ def inspect_engine(
     checks = [place, Check('manifest', 'ok', 'ok', True)]
     checks += compare(folder, manifest, asked, machine, _installed_version(manifest))
     checks.append(_guarded('files', lambda: check_artefacts(folder, manifest)))
-    fix_command = ''
-    if not all(check.fits for check in checks):
-        fix_command = _rebuild(folder, manifest, request)
+    failed = [check.what for check in checks if not check.fits]
     if manifest.backend != EXPORT:
         gap = verification_gap(folder, manifest, machine)
-        checks.append(Check(VERIFICATION, gap or 'passed', 'passed', not gap))
-        if gap and not fix_command:
-            fix_command = verify_command(folder)
-    return Inspection(folder=folder, checks=checks, fix_command=fix_command)
+        checks.append(Check(VERIFICATION, 'must pass', gap or 'passed', not gap))
+    if all(check.fits for check in checks):
+        return Inspection(folder=folder, checks=checks, fix_command='')
+    needs_gpu = failed == [CAPABILITY] and device.type != 'cuda'
+    fix_command = _rebuild(folder, manifest, request)
+    if needs_gpu or not failed:
+        fix_command = verify_command(folder)
+    fix_machine = ''
+    if needs_gpu:
+        fix_machine = f'a GPU of compute capability {" or ".join(manifest.compute_capabilities)}'
+    return Inspection(
+        folder=folder, checks=checks, fix_command=fix_command, fix_machine=fix_machine
+    )
 
 
 def unverified_engines(engine_dir: Path, device: torch.device) -> list[Path]:
