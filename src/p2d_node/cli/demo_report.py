@@ -87,8 +87,9 @@ def write_story(
         return
     question = answers[-1].question
     last = {_stamp_ns(a): a.answer for a in answers if a.question == question}
+    missing = '-' if references else None
     panels = [
-        _panel(pictures[stamp], last[stamp], references.get((stamp, question)))
+        _panel(pictures[stamp], last[stamp], references.get((stamp, question), missing))
         for stamp in sorted(last)
         if stamp in pictures
     ]

@@ -1,0 +1,83 @@
+"""What the demo plays and asks of DriveLM's data, and the files that it writes."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace as Message
+
+import cv2
+from p2d_node.cli.demo_drive import drivelm_drive, MAX_QUESTION_LENGTH, NUM_QUESTIONS
+from p2d_node.cli.demo_report import write_latency_plot, write_story
+from p2d_node.errors import ConfigError
+from p2d_node.records import NUSCENES_CAMERAS, StageTimes
+from p2d_sim.nuscenes_folder import FolderOptions, write_nuscenes_folder
+import pytest
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    """Two drawn scenes of some keyframes, in DriveLM's format."""
+    root = tmp_path_factory.mktemp('drawn') / 'data'
+    options = FolderOptions(
+        scenarios=('lead-brakes', 'cut-in'), seed=3, duration_s=1.5, height=90, width=160
+    )
+    for _ in write_nuscenes_folder(root, options):
+        pass
+    return root
+
+
+def stamped(stamp_ns: int, **fields):
+    stamp = Message(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+    return Message(header=Message(stamp=stamp), **fields)
+
+
+def test_the_first_scene_is_played_with_its_own_questions_and_references(drawn):
+    drive = drivelm_drive(drawn / 'drivelm.json', drawn)
+    scenes = json.loads((drawn / 'drivelm.json').read_text())
+    frames = next(iter(scenes.values()))['key_frames']
+    assert len(drive.images) == len(frames) * len(NUSCENES_CAMERAS)
+    stamps = [image.stamp_ns for image in drive.images]
+    assert stamps == sorted(stamps)
+    assert 1 <= len(drive.questions) <= NUM_QUESTIONS
+    assert max(map(len, drive.questions)) <= MAX_QUESTION_LENGTH
+    fronts = {image.stamp_ns for image in drive.images if image.camera == 'CAM_FRONT'}
+    given = {
+        (item['Q'], item['A'])
+        for frame in frames.values()
+        for items in frame['QA'].values()
+        for item in items
+    }
+    assert drive.references
+    for (stamp_ns, question), answer in drive.references.items():
+        assert stamp_ns in fronts
+        assert (question, answer) in given
+
+
+def test_data_without_a_short_question_is_refused(drawn, tmp_path):
+    scenes = json.loads((drawn / 'drivelm.json').read_text())
+    for scene in scenes.values():
+        for frame in scene['key_frames'].values():
+            for items in frame['QA'].values():
+                for item in items:
+                    item['Q'] = 'What is <c1,CAM_FRONT,1.0,2.0>?'
+    (tmp_path / 'data.json').write_text(json.dumps(scenes))
+    with pytest.raises(ConfigError, match='no question of up to 100 characters'):
+        drivelm_drive(tmp_path / 'data.json', drawn)
+
+
+def test_the_story_shows_question_warning_answers_and_references(drawn, tmp_path):
+    drive = drivelm_drive(drawn / 'drivelm.json', drawn)
+    fronts = {i.stamp_ns: i.jpeg for i in drive.images if i.camera == 'CAM_FRONT'}
+    answers = [stamped(stamp, question='Why?', answer='a truck ' * 20) for stamp in fronts]
+    heights = []
+    for references, warning in (({}, ''), ({(next(iter(fronts)), 'Why?'): 'x'}, 'It is wrong.')):
+        path = tmp_path / 'story.png'
+        write_story(fronts, answers, path, references=references, warning=warning)
+        heights.append(cv2.imread(str(path)).shape[0])
+    assert heights[1] > heights[0] > 250
+
+
+def test_the_latency_plot_is_drawn(tmp_path):
+    times = dict.fromkeys(StageTimes.__dataclass_fields__, 5.0)
+    write_latency_plot([stamped(n * 10**9, **times) for n in range(3)], 'p2d', tmp_path / 'x.png')
+    assert (tmp_path / 'x.png').stat().st_size > 5000
