@@ -36,6 +36,9 @@ CLEAR_PART = 0.27
 CLOSE_M = (9.5, 14.0)
 """A vehicle ahead is close below the first gap and far above the second."""
 
+AHEAD_M = 40.0
+"""What is in the ego lane beyond this gap does not count; without anything nearer it is clear."""
+
 LANE_TAKEN_M, LANE_FREE_M = 13.0, 18.0
 """A lane is taken if an actor is nearer than the first, free if all are beyond the second."""
 
@@ -82,11 +85,13 @@ class Plan:
         action: `keep speed`, `slow down` or `brake`.
         reason: The reason in words.
         cause: The actor that is the reason; None for the traffic light and a clear road.
+        distance: `close` or `far` if the cause is a vehicle; None if that is ambiguous.
     """
 
     action: str
     reason: str
     cause: ActorState | None
+    distance: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +209,9 @@ def _decide(value: float, inside: float, outside: float) -> bool | None:
 def find_plan(snapshot: Snapshot) -> Plan | None:
     """Return what to do now; None if a case is ambiguous or several actors need a reaction."""
     plans = []
-    for actor in snapshot.actors:
+    for actor in sorted(snapshot.actors, key=lambda actor: actor.x_m):
         gap = actor.x_m - LENGTH_M[actor.kind] / 2 - 1.7
-        if not 0.0 < actor.x_m < 32.0:
+        if actor.x_m <= 0.0 or gap > AHEAD_M:
             continue
         inside = in_path(actor)
         if inside is None:
@@ -235,16 +240,21 @@ def _plan_for_actor(actor: ActorState, gap_m: float) -> Plan | None:
         action, reason = 'slow down', 'a cyclist is ahead'
     else:
         return _keep_distance(actor, gap_m)
-    return Plan(action=action, reason=reason, cause=actor)
+    distance = _distance_of(gap_m) if actor.kind in VEHICLES else None
+    return Plan(action=action, reason=reason, cause=actor, distance=distance)
 
 
 def _keep_distance(actor: ActorState, gap_m: float) -> Plan | None:
-    close = _decide(gap_m, *CLOSE_M)
-    if close is None:
+    distance = _distance_of(gap_m)
+    if distance is None:
         return None
-    if close:
-        return Plan(action='slow down', reason=f'the {actor.kind} ahead is close', cause=actor)
-    return Plan(action='keep speed', reason='the road is clear', cause=None)
+    action = 'slow down' if distance == 'close' else 'keep speed'
+    reason = f'the {actor.kind} ahead is {distance}'
+    return Plan(action=action, reason=reason, cause=actor, distance=distance)
+
+
+def _distance_of(gap_m: float) -> str | None:
+    return {True: 'close', False: 'far', None: None}[_decide(gap_m, *CLOSE_M)]
 
 
 def _plan_for_light(state: str) -> list[Plan]:

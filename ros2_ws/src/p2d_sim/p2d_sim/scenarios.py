@@ -73,11 +73,12 @@ def _cruise(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _lead_brakes(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Let the vehicle ahead brake to a standstill."""
+    """Begin on an empty road, come up to a slower vehicle, and let it brake to a standstill."""
     kind = str(rng.choice(VEHICLES))
-    motion = Motion(speed_mps=EGO_SPEED_MPS, brake_s=EVENT_S)
-    ego = Motion(speed_mps=EGO_SPEED_MPS, brake_s=EVENT_S + REACTION_S)
-    return _add(scene, _vehicle(rng, kind, LEAD_GAP_M, motion), ego)
+    motion = Motion(speed_mps=4.0, brake_s=EVENT_S)
+    ego = Motion(speed_mps=12.0, brake_s=EVENT_S + REACTION_S, deceleration=8.0)
+    start_gap_m = 22.0 + (ego.speed_mps - motion.speed_mps) * EVENT_S
+    return _add(scene, _vehicle(rng, kind, start_gap_m, motion), ego)
 
 
 def _pedestrian_crosses(scene: Scene, rng: np.random.Generator) -> Scene:

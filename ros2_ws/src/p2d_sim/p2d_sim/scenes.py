@@ -97,7 +97,7 @@ def _hazard_actors(rng: np.random.Generator, hazard: str) -> list[Actor]:
     lateral = float(rng.uniform(-0.4, 0.4))
     if hazard in ('far lead', 'close lead', 'braking lead'):
         kind = str(rng.choice(VEHICLES))
-        gap = {'far lead': (17.0, 26.0), 'close lead': (5.0, 9.0), 'braking lead': (6.0, 20.0)}
+        gap = {'far lead': (14.5, 36.0), 'close lead': (2.0, 9.0), 'braking lead': (2.0, 30.0)}
         x = float(rng.uniform(*gap[hazard])) + 1.7 + LENGTH_M[kind] / 2
         brake_s = -0.01 if hazard == 'braking lead' else math.inf
         motion = Motion(speed_mps=EGO_SPEED_MPS, brake_s=brake_s)

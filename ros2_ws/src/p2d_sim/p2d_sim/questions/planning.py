@@ -60,9 +60,12 @@ def ask_important(sweep: AskedSweep) -> Question | None:
     if plan is None:
         return None
     answer = 'none ahead'
-    if plan.cause is not None:
-        colour = f'{plan.cause.colour} ' if plan.cause.kind in VEHICLES else ''
-        answer = f'a {colour}{plan.cause.kind} ahead'
+    if plan.cause is not None and plan.cause.kind in VEHICLES:
+        if plan.distance is None:
+            return None
+        answer = f'a {plan.cause.colour} {plan.cause.kind} {plan.distance} ahead'
+    elif plan.cause is not None:
+        answer = f'a {plan.cause.kind} ahead'
     elif 'light' in plan.reason:
         answer = f'a {sweep.truth.snapshot.signal_state} traffic light ahead'
     return _about_plan(
