@@ -276,6 +276,21 @@ class DriveConfig:
         """Check each value and the values that depend on each other."""
         check_fields(self)
         object.__setattr__(self, '_tuned_ratios', tuned_ratios(self.model))
+        self._check_cameras()
+        if self.allocation == 'adaptive' and self.selector != 'tfps':
+            raise ConfigError(
+                f'allocation: got adaptive with selector {self.selector!r}, allowed: with tfps '
+                'only; set selector to tfps or allocation to fixed'
+            )
+        if '' in self.stop:
+            raise ConfigError('stop: got an empty text, which ends every answer; remove it')
+        if any(not question.strip() for question in self.questions):
+            raise ConfigError(
+                'questions: got an empty question, allowed: texts that are not empty; for no '
+                'questions set an empty list'
+            )
+
+    def _check_cameras(self) -> None:
         if not self.cameras:
             raise ConfigError('cameras: got none, allowed: one or more; set camera_names')
         reference = self.sync.reference_camera
@@ -301,18 +316,6 @@ class DriveConfig:
             )
         for name in self.cameras:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
-        if self.allocation == 'adaptive' and self.selector != 'tfps':
-            raise ConfigError(
-                f'allocation: got adaptive with selector {self.selector!r}, allowed: with tfps '
-                'only; set selector to tfps or allocation to fixed'
-            )
-        if '' in self.stop:
-            raise ConfigError('stop: got an empty text, which ends every answer; remove it')
-        if any(not question.strip() for question in self.questions):
-            raise ConfigError(
-                'questions: got an empty question, allowed: texts that are not empty; for no '
-                'questions set an empty list'
-            )
 
     def retention_ratio_of(self, camera: str) -> float:
         """Return the retention ratio of `camera`: as given, as tuned for the model, or 0.1."""

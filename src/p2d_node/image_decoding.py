@@ -159,22 +159,7 @@ def _convert_with_cv_bridge(camera: str, image: RawImageLike) -> npt.NDArray[np.
 def _decode_compressed(
     camera: str, image: CompressedImageLike
 ) -> tuple[npt.NDArray[np.uint8], str]:
-    data = np.frombuffer(image.data, np.uint8)
-    start = data[:8].tobytes()
-    if not start.startswith((JPEG_START, PNG_START)):
-        raise _decode_error(
-            camera,
-            f'got {data.size} bytes of format {image.format!r} that start with '
-            f'{start.hex() or "nothing"}, allowed: JPEG or PNG',
-        )
-    end = JPEG_END if start.startswith(JPEG_START) else PNG_END
-    if end not in _tail_before_padding(data):
-        # OpenCV would fill the missing part with grey without an error.
-        raise _decode_error(
-            camera,
-            f'got a truncated {image.format!r} of {data.size} bytes without its end '
-            'marker; check the network and the publisher',
-        )
+    data = _check_compressed(camera, image)
     # image_transport names the raw encoding first: 'bayer_rggb8; jpeg compressed '.
     encoding, _, compression = image.format.partition(';')
     bayer_code = BAYER_CODES.get(encoding.strip().replace('16', '8'))
@@ -193,6 +178,27 @@ def _decode_compressed(
     # Its subscriber takes the channels as they lie in the file for what this word says.
     order = 'rgb' if 'compressed rgb' in compression else 'bgr'
     return np.asarray(pixels, np.uint8), order
+
+
+def _check_compressed(camera: str, image: CompressedImageLike) -> npt.NDArray[np.uint8]:
+    """Return the message's bytes as uint8 [bytes], after checking that a whole file is there."""
+    data = np.frombuffer(image.data, np.uint8)
+    start = data[:8].tobytes()
+    if not start.startswith((JPEG_START, PNG_START)):
+        raise _decode_error(
+            camera,
+            f'got {data.size} bytes of format {image.format!r} that start with '
+            f'{start.hex() or "nothing"}, allowed: JPEG or PNG',
+        )
+    end = JPEG_END if start.startswith(JPEG_START) else PNG_END
+    if end not in _tail_before_padding(data):
+        # OpenCV would fill the missing part with grey without an error.
+        raise _decode_error(
+            camera,
+            f'got a truncated {image.format!r} of {data.size} bytes without its end '
+            'marker; check the network and the publisher',
+        )
+    return data
 
 
 def _tail_before_padding(data: npt.NDArray[np.uint8]) -> bytes:
