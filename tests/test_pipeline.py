@@ -282,3 +282,16 @@ def test_a_sweep_is_made_of_paths_arrays_and_pillow_images(pipeline, tmp_path):
 def test_images_that_cannot_be_used_are_named(images, reason):
     with pytest.raises(ConfigError, match=reason):
         FrameSet.from_images(images)
+
+
+def test_one_text_in_place_of_a_list_is_refused(pipeline):
+    with pytest.raises(ConfigError, match="questions: got the text 'hello', allowed: a list"):
+        pipeline.answer(make_frame_set(), 'hello')
+    with pytest.raises(ConfigError, match="choices: got the text 'abc', allowed: a list"):
+        pipeline.choose(make_frame_set(), QUESTIONS[0], 'abc')
+
+
+@pytest.mark.parametrize('model', [3, None, ''])
+def test_a_model_that_is_not_a_text_is_refused(model):
+    with pytest.raises(ConfigError, match=r'^model: got '):
+        DriveConfig(model=model)

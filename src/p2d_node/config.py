@@ -275,6 +275,10 @@ class DriveConfig:
     def __post_init__(self) -> None:
         """Check each value and the values that depend on each other."""
         check_fields(self)
+        if not self.model:
+            raise ConfigError(
+                f'model: got an empty text, allowed: a checkpoint folder or {SHIPPED_MODEL}'
+            )
         object.__setattr__(self, '_tuned_ratios', tuned_ratios(self.model))
         self._check_cameras()
         if self.allocation == 'adaptive' and self.selector != 'tfps':

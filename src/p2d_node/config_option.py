@@ -101,5 +101,7 @@ def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = 
     """
     for item in fields(config):
         spec, value = item.metadata.get('option'), getattr(config, item.name)
+        if isinstance(item.default, str) and not isinstance(value, str):
+            raise ConfigError(f'{prefix}{item.name}: got {value!r}, allowed: a text')
         if spec is not None and value is not None:
             check_value(f'{prefix}{item.name}', value, spec, show=show)

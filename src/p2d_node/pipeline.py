@@ -20,7 +20,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from p2d_node.answers import to_driving_answers, to_sweep_times
 from p2d_node.assembly import assemble, Stages
 from p2d_node.config import DriveConfig
-from p2d_node.errors import InferenceError
+from p2d_node.errors import ConfigError, InferenceError
 from p2d_node.language_model.conversation import Limits, OnPartial, TextAnswer, UNANSWERED
 from p2d_node.latency import MustStop, never, StageClock, stop_at
 from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
@@ -136,9 +136,12 @@ class DrivingPipeline:
             One answer per question, all from the same visual tokens.
 
         Raises:
+            ConfigError: The questions are one text instead of a list.
             ImageDecodeError: A frame that cannot be used; nothing of the sweep is answered.
             InferenceError: A model stage failed.
         """
+        if isinstance(questions, str):
+            raise ConfigError(f'questions: got the text {questions!r}, allowed: a list of texts')
         if not questions:
             return []
         sweep = self._start(frame_set, must_stop)

@@ -141,7 +141,7 @@ def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir
         (['build-engine', '--backend', 'x'], "--backend: got 'x', allowed"),
         (['build-engine', '--optimization-level', '9'], '--optimization-level: got 9, allowed'),
         (['build-engine', '--params-file', 'no.yaml'], '--params-file: no.yaml is missing'),
-        (['inspect-engine', 'nowhere'], 'nowhere: not a folder'),
+        (['inspect-engine', 'nowhere'], 'nowhere is not a folder'),
         (['clean-engines', '--keep', '0'], '--keep: got 0, allowed: 1 or more'),
     ],
 )

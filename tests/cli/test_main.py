@@ -141,13 +141,15 @@ def test_make_bag_says_what_it_made(tmp_path, capsys):
         ),
         (['replay', '--bag', 'nowhere'], "--bag: got 'nowhere', which does not exist"),
         (['replay', '--bag', 'nowhere', '--rate', '0'], '--rate: got 0, allowed: above 0'),
-        (['replay', '--bag', 'x', '--wait', 'nan'], '--wait: got nan, allowed: 0 or more'),
+        (['replay', '--bag', 'x', '--wait', 'nan'], '--wait: got nan, allowed: 0 to 86400'),
         (['replay', '--bag', 'x', '--duration', '-1'], '--duration: got -1, allowed: above 0'),
         (['replay', '--bag', 'x', '--duration', 'nan'], '--duration: got nan, allowed: above 0'),
         (
             ['make-bag', '--synthetic', 'cruise', '--out', 'x', '--seed', '-1'],
             '--seed: got -1, allowed: 0 or more',
         ),
+        (['demo', '--model', ''], '--model: got an empty text; leave it out'),
+        (['inspect-engine', '.'], 'is not an engine: it has no manifest.json'),
         (['demo', '--retention', '1.5'], '--retention: got 1.5, allowed: 0.001 to 1'),
         (['bench', 'node', '--sweeps', '2'], '--sweeps: got 2 with --warm-up 3'),
         (['bench', 'node', '--retention-ratio', '2'], '--retention-ratio: got 2, allowed'),
@@ -158,7 +160,7 @@ def test_make_bag_says_what_it_made(tmp_path, capsys):
         (['demo', '--out', '/dev/null'], '--out: /dev/null cannot be written: File exists'),
         (['demo', '--out', '/dev/null/x'], '--out: /dev/null/x cannot be written: Not a dir'),
         (['demo', '--model', 'nowhere'], "model: got 'nowhere', which is not a folder"),
-        (['demo', '--sample', 'nowhere'], '--sample: nowhere has no drivelm_sample.json'),
+        (['demo', '--sample', 'nowhere'], '--sample: got nowhere, allowed: a folder with'),
     ],
 )
 def test_bad_input_ends_in_one_line_and_exit_code_2(
@@ -173,6 +175,13 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(
     assert line.startswith(f'p2d {verb}: ')
     assert reason in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_path_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(['demo', '--out', ''])
+    assert caught.value.code == EXIT_BAD_INPUT
+    assert '--out: got an empty text, allowed: a path' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,7 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
             'other.json: not predictions: item 0 has no id or idx',
         ),
         (['--data', 'data.json', '--judge-url', 'x'], "--judge-url: got 'x', allowed: http"),
-        (['--data', 'data.json', '--judge-url', ''], "--judge-url: got '', allowed: http"),
+        (['--data', 'data.json', '--judge-url', ''], '--judge-url: got an empty text'),
         (['--data', 'data.json', '--judge-url', 'x', '--judge-command', 'y'], 'got both'),
         (['--data', 'data.json', '--judge-command', ''], '--judge-command: got an empty text'),
         (['--data', 'data.json', '--judge-command', "echo 'x"], 'No closing quotation'),

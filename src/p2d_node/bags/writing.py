@@ -65,7 +65,7 @@ def _write_complete(images: Iterable[BagImage], bag: Path, storage: str, encodin
         with Writer(unfinished, version=BAG_VERSION, storage_plugin=STORAGES[storage]) as writer:
             count = _write_images(_BagWriter(writer, encoding), images)
         if count == 0:
-            raise ConfigError(f'bag: {bag}: there are no images to write; check the source')
+            raise ConfigError('there are no images to write; check the source')
         try:
             unfinished.rename(bag)
         except OSError as err:

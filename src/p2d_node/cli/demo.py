@@ -66,7 +66,10 @@ def run(options: DemoOptions) -> int:
 def _check(options: DemoOptions) -> bool:
     """Check what the node would refuse; returns whether the model's weights are random."""
     if options.sample is not None and not (options.sample / SAMPLE_FILE).is_file():
-        raise ConfigError(f'sample: {options.sample} has no {SAMPLE_FILE}')
+        raise ConfigError(
+            f'sample: got {options.sample}, allowed: a folder with {SAMPLE_FILE} and samples/; '
+            'for other files give --data and --images'
+        )
     with model_folder(options.model) as folder:
         checkpoint = open_checkpoint(folder)
         find_family(checkpoint)
@@ -124,5 +127,9 @@ def _report(
     if drive.references:
         print_references(answers, drive.references)
     print(f'{len(answers)} answers about {len(timings)} of {num_sweeps} sweeps: {out}/')
+    lines = (out / LOG_FILE).read_text(encoding='utf-8', errors='replace').splitlines()
+    dropped = [line for line in lines if 'sweep dropped: ' in line]
+    if len(timings) < num_sweeps and dropped:
+        print(f'{dropped[-1].partition("]: ")[2]} ({out / LOG_FILE})')
     if warning:
         print(warning)

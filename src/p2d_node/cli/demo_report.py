@@ -120,7 +120,8 @@ def _panel(jpeg: bytes, answer: str, reference: str | None) -> npt.NDArray[np.ui
     panel = np.zeros((height + STORY_CAPTION_PX * len(texts), width, 3), np.uint8)
     panel[:height] = cv2.resize(decoded, (width, height), interpolation=cv2.INTER_AREA)
     for part, (text, colour) in enumerate(texts):
-        for number, line in enumerate(textwrap.wrap(text, STORY_LINE_LENGTH)[:2]):
+        lines = textwrap.wrap(text, STORY_LINE_LENGTH, max_lines=2, placeholder=' ...')
+        for number, line in enumerate(lines):
             _write(panel, line, (8, height + STORY_CAPTION_PX * part + 20 * (number + 1)), colour)
     return panel
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 import json
@@ -40,12 +40,14 @@ from p2d_node.vision_encoder.engine_store import (
     list_all_engines,
     resolve_engine_dir,
 )
+from p2d_node.vision_encoder.manifest import MANIFEST_FILE
 from p2d_node.vision_encoder.tensorrt_api import BuildOptions as TensorrtOptions
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 import torch
 
+LISTS_ENGINES = 'p2d inspect-engine lists those that there are'
 EXIT_DOES_NOT_FIT = 1
 """An engine does not fit, or differs from torch; bad input has exit code 2, as everywhere."""
 
@@ -86,6 +88,7 @@ def run_verify(options: VerifyOptions) -> int:
     """Verify and report; returns exit code 1 where an engine differs from torch."""
     device, engine_dir = choose_device(options.device), resolve_engine_dir(options.engine_dir)
     folders = [folder.resolve() for folder in options.folders]
+    _check_folders(folders)
     if not folders and not engine_dir.is_dir():
         raise ConfigError(f'engine_dir: got {engine_dir}, allowed: a folder with engines')
     folders = folders or unverified_engines(engine_dir, device)
@@ -100,6 +103,16 @@ def run_verify(options: VerifyOptions) -> int:
     if options.json:
         print(json.dumps({name: asdict(result) for name, result in results.items()}, indent=2))
     return 0 if all(result.passed for result in results.values()) else EXIT_DOES_NOT_FIT
+
+
+def _check_folders(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f'folders: {folder} is not a folder; {LISTS_ENGINES}')
+        if not (folder / MANIFEST_FILE).exists():
+            raise ConfigError(
+                f'folders: {folder} is not an engine: it has no {MANIFEST_FILE}; {LISTS_ENGINES}'
+            )
 
 
 def _report_unverifiable(engine_dir: Path, device: torch.device, *, as_json: bool) -> int:
@@ -130,9 +143,7 @@ def run_inspect(options: InspectOptions) -> int:
     folders = [folder.resolve() for folder in options.folders] or list_all_engines(engine_dir)
     if not folders:
         raise ConfigError(f'{engine_dir}: holds no engine; build one with p2d build-engine')
-    missing = [folder for folder in folders if not folder.is_dir()]
-    if missing:
-        raise ConfigError(f'{missing[0]}: not a folder; p2d inspect-engine lists what there is')
+    _check_folders(folders)
     request = _request(options.model) if options.model else None
     inspections = [inspect_engine(engine_dir, f, device, request) for f in folders]
     if options.json:

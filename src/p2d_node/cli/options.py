@@ -100,6 +100,9 @@ class Options:
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, show=_shown)
+        for item in fields(self):
+            if getattr(self, item.name) == '' != item.default:
+                raise ConfigError(f'{item.name}: got an empty text; leave it out, or give a value')
         _check_effects(self)
 
 
@@ -109,7 +112,10 @@ def _check_effects(options: Options) -> None:
     given = [name for name, item in items.items() if getattr(options, name) != item.default]
     for name in given:
         shown: Argument = items[name].metadata['argument']
-        got = f'{name}: got {getattr(options, name)!s}, which has no effect'
+        value = getattr(options, name)
+        got = f'{name}: it has no effect'
+        if value is not True:
+            got = f'{name}: got {value}, which has no effect'
         if shown.needs and shown.needs not in given:
             raise ConfigError(f'{got} without {flag_of(items[shown.needs])}; leave it out')
         if shown.unless in given:
@@ -208,7 +214,13 @@ def _to_float(text: str) -> float:
         raise argparse.ArgumentTypeError(f'got {text!r}, allowed: a number') from None
 
 
-CONVERTERS: Mapping[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float, Path: Path}
+def _to_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError('got an empty text, allowed: a path')
+    return Path(text)
+
+
+CONVERTERS: Mapping[Any, Callable[[str], Any]] = {int: _to_int, float: _to_float, Path: _to_path}
 
 
 def make_options(options_class: type[OptionsT], parsed: argparse.Namespace) -> OptionsT:

@@ -35,7 +35,12 @@ def read_drive_config(
     values.pop('use_sim_time', None)
     values.pop('autostart', None)
     tuned = tuned_ratios(str(values.get('model', SHIPPED_MODEL)))
-    return config_from_parameters(names, values, tuned)
+    try:
+        return config_from_parameters(names, values, tuned)
+    except ConfigError as err:
+        if path is None:
+            raise
+        raise ConfigError(f'params_file: {path}: {err}') from err
 
 
 def camera_names_in(path: Path | None) -> list[str] | None:
@@ -52,7 +57,9 @@ def _read_values(path: Path) -> dict[str, Any]:
         content = read_yaml(path)
     except FileNotFoundError as err:
         raise ConfigError(f'params_file: {path} is missing; name a parameter file') from err
-    except (OSError, ValueError) as err:
+    except OSError as err:
+        raise ConfigError(f'params_file: {path} cannot be read: {err.strerror}') from err
+    except ValueError as err:
         raise ConfigError(f'params_file: {path} cannot be read: {err}') from err
     values: dict[str, Any] = {}
     for node in content.values() if isinstance(content, dict) else ():

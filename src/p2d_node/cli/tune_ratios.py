@@ -90,7 +90,7 @@ def _study(options: TuneOptions) -> TuningOptions:
     from p2d_node.retention_presets import preset_name
     from p2d_node.tuning.methods import check_methods
     from p2d_node.tuning.objective import Objective, PUBLISHED_RATIO_PENALTY
-    from p2d_node.tuning.search_space import PUBLISHED_BOUNDS
+    from p2d_node.tuning.search_space import PUBLISHED_BOUNDS, SearchSpace
     from p2d_node.tuning.session import TuningOptions
 
     config = _config(options)
@@ -99,6 +99,13 @@ def _study(options: TuneOptions) -> TuningOptions:
         least = PUBLISHED_BOUNDS[0] if mean is None else mean * MEAN_TO_LEAST
     if penalty is None:
         penalty = PUBLISHED_RATIO_PENALTY if mean is None else 0.0
+    # Before anything is opened: bounds that do not fit together.
+    SearchSpace(
+        num_tokens={},
+        min_retention=least,
+        max_retention=options.max_retention,
+        mean_retention=mean,
+    )
     return TuningOptions(
         data=options.data,
         images=options.images,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 from p2d_node.cli.table import LiveTable, REFRESH_S
@@ -23,6 +25,13 @@ def run(options: WatchOptions) -> int:
             while end_s is None or time.monotonic() < end_s:
                 table.update()
                 time.sleep(REFRESH_S)
+        if not watcher.answers:
+            domain = os.environ.get('ROS_DOMAIN_ID', '0')
+            print(
+                f'p2d watch: no answer from {options.node} so far; is it active, and is its '
+                f'ROS_DOMAIN_ID {domain}?',
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -122,7 +122,10 @@ def _image_paths(
 ) -> dict[str, Path]:
     missing = [camera for camera in cameras if camera not in question.images]
     if missing:
-        raise ConfigError(f'question {question.id}: has no image of {missing[0]}')
+        raise ConfigError(
+            f'question {question.id} has no image of {missing[0]}; its cameras: '
+            f'{", ".join(question.images)}; set camera_names in the parameter file to these'
+        )
     return {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
 
 

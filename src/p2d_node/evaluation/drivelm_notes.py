@@ -39,6 +39,8 @@ def drivelm_notes(
     for tag, name in TAG_WORDS.items():
         if getattr(scores, name) is None:
             notes.append(f'{name} is absent: no question that counts has its tag ({int(tag)})')
+    if has_judge and scores.judge is None:
+        notes.append(f'judge is absent: no question that counts has its tag ({int(Tag.JUDGE)})')
     if not has_judge:
         notes.append(NO_JUDGE.format('judge, match and final are'))
     return notes

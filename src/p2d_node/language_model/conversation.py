@@ -302,6 +302,8 @@ class Conversation:
         Raises:
             ConfigError: No choices, or choices that are empty or equal.
         """
+        if isinstance(choices, str):
+            raise ConfigError(f'choices: got the text {choices!r}, allowed: a list of texts')
         with self._tokenizer_lock:
             answers = [self._family.tokenize(choice) for choice in choices]
         if not answers or not all(answers) or len(set(choices)) < len(choices):

@@ -81,8 +81,8 @@ class Objective:
         num_letters = sum(map(is_multiple_choice, questions))
         if self.accuracy_weight and not num_letters:
             raise ConfigError(
-                f'{source}: no question has a one-letter answer, so there is no accuracy; set '
-                'accuracy_weight to 0'
+                f'accuracy_weight: got {self.accuracy_weight:g}, but no question of {source} has '
+                'a one-letter answer; allowed: 0'
             )
         if self.language_weight and num_letters == len(questions):
             raise ConfigError(

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrial
 from p2d_node.errors import BackendUnavailableError
 from p2d_node.tuning.journal import open_journal, SUFFIX
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 SQLITE_TIMEOUT_S = 60
 """How long a worker waits for others to finish writing."""
@@ -168,9 +168,12 @@ def _open_errors(storage: str) -> Iterator[None]:
 def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
     cause = err.__cause__ or err
     reason = _first_line(getattr(cause, 'orig', None) or cause)
+    next_step = 'its content is kept, and the same command continues with it'
+    if isinstance(cause, (ArgumentError, NoSuchModuleError)):
+        next_step = 'allowed: a path, or a URL that SQLAlchemy knows, such as postgresql://...'
     return BackendUnavailableError(
         f'storage: {mask_password(storage)}: cannot be used: {_without_secrets(reason, storage)}; '
-        'its content is kept, and the same command continues with it'
+        f'{next_step}'
     )
 
 

@@ -97,6 +97,7 @@ class ReplayOptions(Options):
         flag='--wait',
         metavar='S',
         minimum=0.0,
+        maximum=86400.0,
     )
     duration_s: float | None = duration()
     json: bool = json_output()
