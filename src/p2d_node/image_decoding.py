@@ -159,7 +159,7 @@ def _convert_with_cv_bridge(camera: str, image: RawImageLike) -> npt.NDArray[np.
 def _decode_compressed(
     camera: str, image: CompressedImageLike
 ) -> tuple[npt.NDArray[np.uint8], str]:
-    data = _check_compressed(camera, image)
+    data = check_compressed(camera, image.format, image.data)
     # image_transport names the raw encoding first: 'bayer_rggb8; jpeg compressed '.
     encoding, _, compression = image.format.partition(';')
     bayer_code = BAYER_CODES.get(encoding.strip().replace('16', '8'))
@@ -180,14 +180,23 @@ def _decode_compressed(
     return np.asarray(pixels, np.uint8), order
 
 
-def _check_compressed(camera: str, image: CompressedImageLike) -> npt.NDArray[np.uint8]:
-    """Return the message's bytes as uint8 [bytes], after checking that a whole file is there."""
-    data = np.frombuffer(image.data, np.uint8)
+def check_compressed(camera: str, text: str, content: Any) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a file as uint8 [bytes], without a copy, after checking that it is whole.
+
+    Args:
+        camera: Name of the camera, for messages.
+        text: The format, for messages.
+        content: The bytes.
+
+    Raises:
+        ImageDecodeError: It is no JPEG or PNG file, or is truncated.
+    """
+    data = np.frombuffer(content, np.uint8)
     start = data[:8].tobytes()
     if not start.startswith((JPEG_START, PNG_START)):
         raise _decode_error(
             camera,
-            f'got {data.size} bytes of format {image.format!r} that start with '
+            f'got {data.size} bytes of format {text!r} that start with '
             f'{start.hex() or "nothing"}, allowed: JPEG or PNG',
         )
     end = JPEG_END if start.startswith(JPEG_START) else PNG_END
@@ -195,7 +204,7 @@ def _check_compressed(camera: str, image: CompressedImageLike) -> npt.NDArray[np
         # OpenCV would fill the missing part with grey without an error.
         raise _decode_error(
             camera,
-            f'got a truncated {image.format!r} of {data.size} bytes without its end '
+            f'got a truncated {text!r} of {data.size} bytes without its end '
             'marker; check the network and the publisher',
         )
     return data

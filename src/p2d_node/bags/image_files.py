@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from p2d_node.bags.records import BagImage, UNCALIBRATED
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.image_decoding import check_compressed
 from p2d_node.units import NS_PER_US
 from PIL import Image, UnidentifiedImageError
 
@@ -96,12 +97,13 @@ def read_image(
         with Image.open(path) as image:
             width, height = image.size
         jpeg = path.read_bytes()
+        check_compressed(camera, 'jpeg', jpeg)
     except FileNotFoundError as err:
         raise ConfigError(
             f'{path}: there is no such image; check the root folder of the images'
         ) from err
-    except (UnidentifiedImageError, OSError) as err:
-        raise ConfigError(f'{path}: not a readable image: {err}') from err
+    except (UnidentifiedImageError, ImageDecodeError, OSError) as err:
+        raise ConfigError(f'{path}: not a whole JPEG or PNG file; copy it again') from err
     return BagImage(
         camera=camera,
         stamp_ns=stamp_ns,

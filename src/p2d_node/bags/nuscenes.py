@@ -120,6 +120,10 @@ def _read_tables(root: Path, version: str) -> dict[str, list[Row]]:
                 f'{", ".join(versions)}'
             )
         version = versions[0]
+    if not (root / version).is_dir() or Path(version).name != version:
+        raise ConfigError(
+            f'version: got {version!r}, allowed: the name of a folder in {root}, e.g. v1.0-mini'
+        )
     return {name: read_json(root / version / f'{name}.json') for name in TABLES}
 
 

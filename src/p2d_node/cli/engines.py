@@ -17,6 +17,7 @@ from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.cli.verbs.engines import (
     BuildOptions,
     CleanOptions,
+    DEFAULT_CAMERA_SIZE,
     ExportOptions,
     InspectOptions,
     ModelOptions,
@@ -174,7 +175,7 @@ def _export_plan(
 ) -> Iterator[ExportPlan]:
     input_spec = EncoderInput()
     if options.input == FRAMES:
-        input_spec = EncoderInput(FRAMES, *_parse_size(options.camera_size))
+        input_spec = EncoderInput(FRAMES, *_parse_size(options.camera_size or DEFAULT_CAMERA_SIZE))
     with model_folder(model or SHIPPED_MODEL) as folder:
         checkpoint = open_checkpoint(folder)
         yield ExportPlan(

@@ -32,6 +32,9 @@ CLEAN_EXAMPLES = """example:
 """
 
 
+DEFAULT_CAMERA_SIZE = '900x1600'
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions(Options):
     """Options that all verbs of engines have."""
@@ -53,8 +56,11 @@ class ModelOptions(EngineOptions):
         'resizes, and cameras may have any size.',
         choices=('frames', 'pixel_values'),
     )
-    camera_size: str = argument(
-        '900x1600', 'Size of the frames, pixels, with --input frames.', metavar='HEIGHTxWIDTH'
+    camera_size: str | None = argument(
+        None,
+        'Size of the frames, pixels, with --input frames.',
+        metavar='HEIGHTxWIDTH',
+        default_text=DEFAULT_CAMERA_SIZE,
     )
     num_views: int | None = argument(
         None,
@@ -68,7 +74,7 @@ class ModelOptions(EngineOptions):
     def __post_init__(self) -> None:
         """Check the values and how they fit together."""
         super().__post_init__()
-        if self.input == 'pixel_values' and self.camera_size != ModelOptions.camera_size:
+        if self.input == 'pixel_values' and self.camera_size is not None:
             raise ConfigError(
                 f'camera_size: got {self.camera_size}, which has no effect with --input '
                 'pixel_values; leave it out'
