@@ -181,7 +181,7 @@ def _decode_compressed(
 
 
 def check_compressed(camera: str, text: str, content: Any) -> npt.NDArray[np.uint8]:
-    """Return the bytes of a file as uint8 [bytes], without a copy, after checking that it is whole.
+    """Return the bytes of a file as uint8 [bytes], after checking that the file is whole.
 
     Args:
         camera: Name of the camera, for messages.
