@@ -108,7 +108,7 @@ class SweepSynchronizer:
         """
         self.config = config or SyncConfig()
         self.cameras = tuple(exposure_offsets_ms)
-        self.reference_camera = self.config.reference_camera or self.cameras[0]
+        self.reference_camera = self.config.reference_of(self.cameras)
         if self.reference_camera not in self.cameras:
             raise ConfigError(
                 f'sync.reference_camera: got {self.reference_camera!r}, '

@@ -7,7 +7,7 @@ Parameter files, command line options and ROS parameters are all derived from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -122,6 +122,10 @@ class SyncConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, 'sync.')
+
+    def reference_of(self, cameras: Iterable[str]) -> str:
+        """Return the reference camera: the one that is set, or the first of `cameras`."""
+        return self.reference_camera or next(iter(cameras))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _create_node(node_class: type[DriveNode]) -> DriveNode | None:
-    """Return a new node; None if a signal shut rclpy down meanwhile, whatever that raised."""
+    """Return a new node; None if a signal shut rclpy down and made it raise."""
     import rclpy
 
     try:

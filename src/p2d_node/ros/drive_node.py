@@ -161,7 +161,7 @@ class DriveNode(LifecycleNode):
         self._pipeline = DrivingPipeline.from_config(self._config)
         self._end_if_shut_down()
         self._log_model(self._pipeline)
-        reference_camera = self._config.sync.reference_camera or next(iter(self._config.cameras))
+        reference_camera = self._config.sync.reference_of(self._config.cameras)
         self._outputs = Outputs(self, self._pipeline, reference_camera)
         if self._requests is None:
             self._requests = Requests(self)

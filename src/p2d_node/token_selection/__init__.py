@@ -2,6 +2,7 @@
 
 from p2d_node.token_selection.allocation import keep_by_coverage, select_adaptively
 from p2d_node.token_selection.base import (
+    count_kept,
     num_keep_from_retention,
     num_keep_of_regions,
     require_finite,
@@ -13,6 +14,7 @@ from p2d_node.token_selection.tfps import TokenOrder
 __all__ = [
     'SweepSelector',
     'TokenOrder',
+    'count_kept',
     'keep_by_coverage',
     'make_selector',
     'num_keep_from_retention',

@@ -59,13 +59,29 @@ def num_keep_of_regions(num_tokens: Sequence[int], ratios: Sequence[float]) -> l
     Raises:
         ConfigError: A ratio is not in (0, 1].
     """
-    counts = [num_keep_from_retention(n, r) for n, r in zip(num_tokens, ratios, strict=True)]
+    counts = count_kept(num_tokens, ratios, stitched=False)
     exact = [n * r for n, r in zip(num_tokens, ratios, strict=True)]
     left = int(sum(exact) + 1e-9) - sum(counts)
     by_remainder = sorted(range(len(counts)), key=lambda i: counts[i] - exact[i])
     for index in by_remainder[: max(0, left)]:
         counts[index] += 1
     return counts
+
+
+def count_kept(num_tokens: Sequence[int], ratios: Sequence[float], *, stitched: bool) -> list[int]:
+    """Return the number of kept tokens of each view.
+
+    Args:
+        num_tokens: Of each view.
+        ratios: Of each view.
+        stitched: Whether the views are regions of one picture; see `num_keep_of_regions`.
+
+    Raises:
+        ConfigError: A ratio is not in (0, 1].
+    """
+    if stitched:
+        return num_keep_of_regions(num_tokens, ratios)
+    return [num_keep_from_retention(n, r) for n, r in zip(num_tokens, ratios, strict=True)]
 
 
 def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> None:

@@ -6,11 +6,7 @@ from collections.abc import Sequence
 
 from p2d_node.config import DriveConfig
 from p2d_node.token_selection.allocation import select_adaptively
-from p2d_node.token_selection.base import (
-    num_keep_from_retention,
-    num_keep_of_regions,
-    TokenSelector,
-)
+from p2d_node.token_selection.base import count_kept, TokenSelector
 from p2d_node.token_selection.factory import make_selector
 from p2d_node.token_selection.tfps import TfpsSelector
 from p2d_node.views import Grid, ViewBatch, Views
@@ -64,10 +60,7 @@ class SweepSelector:
 
     def _count(self, cameras: Sequence[str], ratios: Sequence[float]) -> dict[str, int]:
         totals = [self._views.count_tokens(camera) for camera in cameras]
-        if self._views.stitched:
-            counts = num_keep_of_regions(totals, ratios)
-        else:
-            counts = list(map(num_keep_from_retention, totals, ratios))
+        counts = count_kept(totals, ratios, stitched=self._views.stitched)
         return dict(zip(cameras, counts, strict=True))
 
     def _select_fixed(

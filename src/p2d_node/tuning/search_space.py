@@ -14,7 +14,7 @@ import random
 
 from p2d_node.config import RETENTION_RATIO
 from p2d_node.errors import ConfigError
-from p2d_node.token_selection import num_keep_from_retention, num_keep_of_regions
+from p2d_node.token_selection import count_kept, num_keep_from_retention
 
 PUBLISHED_BOUNDS = (0.1, 1.0)
 """Bounds of each ratio in the paper's search space."""
@@ -88,10 +88,7 @@ class SearchSpace:
     def tokens_kept(self, ratios: Mapping[str, float]) -> dict[str, int]:
         """Return camera to number of kept tokens."""
         totals, given = list(self.num_tokens.values()), [ratios[c] for c in self.cameras]
-        if self.stitched:
-            counts = num_keep_of_regions(totals, given)
-        else:
-            counts = list(map(num_keep_from_retention, totals, given))
+        counts = count_kept(totals, given, stitched=self.stitched)
         return dict(zip(self.cameras, counts, strict=True))
 
     def tokens_kept_at(self, retention_ratio: float) -> int:
