@@ -121,10 +121,7 @@ def test_logits_that_are_not_finite_are_an_error_and_never_an_answer(
     health = Health(node)
     drive(model=str(overflowing_checkpoint), dtype='float16')
     wait_until(lambda: rig.heard)
-    for count in range(1, diagnostics.FAILURES_UNTIL_ERROR + 1):
-        rig.publish_sweep()
-        failed = str(count)
-        wait_until(lambda failed=failed: health.value('pipeline', 'sweeps failed') == failed)
+    _publish_until_error(rig, health)
     health.wait_for('pipeline', DiagnosticStatus.ERROR, 'logits that are NaN or infinite')
     assert not watcher.answers
 
@@ -178,6 +175,17 @@ def test_simulated_time_without_a_clock_is_a_warning(drive, node):
     health.wait_for('pipeline', DiagnosticStatus.WARN, 'nobody publishes /clock')
 
 
+def test_simulated_time_without_a_clock_hides_no_error(
+    drive, node, rig, watcher, overflowing_checkpoint
+):
+    health = Health(node)
+    drive(model=str(overflowing_checkpoint), dtype='float16', use_sim_time=True)
+    wait_until(lambda: rig.heard)
+    _publish_until_error(rig, health)
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, 'logits that are NaN or infinite')
+    assert not watcher.answers
+
+
 def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(drive, node):
     health = Health(node)
     silent = 'CAM_BACK'
@@ -199,3 +207,10 @@ def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(
     assert 'FASTDDS_DEFAULT_PROFILES_FILE' in status.message
     assert values_of(status)['reliability'] == 'best-effort'
     assert values_of(health.statuses[f'p2d: {silent}'])['publishers'] == '0'
+
+
+def _publish_until_error(rig, health):
+    for count in range(1, diagnostics.FAILURES_UNTIL_ERROR + 1):
+        rig.publish_sweep()
+        failed = str(count)
+        wait_until(lambda failed=failed: health.value('pipeline', 'sweeps failed') == failed)

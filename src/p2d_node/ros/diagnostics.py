@@ -189,13 +189,12 @@ def _missing_problem(
     )
 
 
-def clock_problem(node: Node) -> Status | None:
-    """Return a warning if the node uses simulated time and there is none."""
+def clock_problem(node: Node) -> str:
+    """Return a warning if the node uses simulated time and there is none, else an empty text."""
     uses_sim_time = node.get_parameter('use_sim_time').value
     if not uses_sim_time or node.get_clock().now().nanoseconds:
-        return None
-    message = 'use_sim_time is set, but nobody publishes /clock; set it to false on a vehicle'
-    return DiagnosticStatus.WARN, message, {}
+        return ''
+    return 'use_sim_time is set, but nobody publishes /clock; set it to false on a vehicle'
 
 
 def pipeline_status(worker: SweepWorker, pipeline: DrivingPipeline) -> Status:

@@ -81,10 +81,12 @@ class HealthReporter:
             camera.follow_publishers()
         expected_hz = diagnostics.expected_rates(session.cameras)
         synchronizer = session.synchronizer
+        level, message, values = diagnostics.pipeline_status(session.worker, session.pipeline)
         clock_problem = diagnostics.clock_problem(self._node)
+        if clock_problem and level != DiagnosticStatus.ERROR:
+            level, message = DiagnosticStatus.WARN, clock_problem
         parts = {
-            'pipeline': clock_problem
-            or diagnostics.pipeline_status(session.worker, session.pipeline),
+            'pipeline': (level, message, values),
             'synchroniser': diagnostics.sync_status(synchronizer, self._reported),
         }
         for camera in session.cameras:
