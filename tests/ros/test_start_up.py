@@ -73,6 +73,36 @@ def test_a_ros_argument_that_rcl_refuses_is_named(ros_domain, arguments, reason)
     assert reason in refusal(*arguments)
 
 
+def test_a_list_in_a_list_is_refused_which_rcl_would_join_to_one(ros_domain, tmp_path):
+    path = tmp_path / 'drive.yaml'
+    path.write_text('/**:\n  ros__parameters:\n    questions: [[a, b]]\n')
+    reason = ': got a list or a group in a list, allowed: a list of values; '
+    reason += 'write [a, b] instead of [[a, b]]'
+    assert refusal('--params-file', str(path)) == f'{path}: questions{reason}'
+    assert refusal('-p', 'stop:=[[a], [b]]') == f'stop{reason}'
+    assert 'nested a thousand deep' in refusal('-p', f'stop:={"[" * 3000}a{"]" * 3000}')
+
+
+def test_a_parameter_that_a_file_sets_twice_is_refused(ros_domain, tmp_path):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(
+        '/**:\n  ros__parameters:\n    sync:\n      deadline_ms: 90.0\n      deadline_ms: 80.0\n'
+    )
+    message = refusal('--params-file', str(path))
+    assert message.startswith(f'{path}: sync.deadline_ms: set in line 4 and in line 5, allowed:')
+
+
+def test_one_parameter_in_several_sections_and_flat_lists_are_accepted(ros_domain, tmp_path):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(
+        '/**:\n  ros__parameters:\n    questions: [a, b]\n'
+        '/p2d:\n  ros__parameters:\n    questions: []\n'
+    )
+    context = rclpy.Context()
+    init_rclpy(['drive', '--ros-args', '--params-file', str(path), '--', '-p'], context=context)
+    rclpy.try_shutdown(context=context)
+
+
 @pytest.mark.parametrize('value', ['abc', '300', '-1', '1.5', ' 1'])
 def test_a_domain_that_does_not_exist_is_refused_by_every_process(ros_domain, monkeypatch, value):
     monkeypatch.setenv('ROS_DOMAIN_ID', value)

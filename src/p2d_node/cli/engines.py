@@ -211,18 +211,19 @@ def _request(model: str) -> Any:
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback that shows a bar per phase on stderr; in a log, a line per phase."""
     console = Console(stderr=True)
-    # A phase may be one long step of a library: the spinner and the clock move meanwhile.
     columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
     silent = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=silent) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(phase: str, done: int, total: int) -> None:
+            # Without a total the bar pulses: a phase of one step has no figures until its end.
+            steps = total if total > 1 else None
             if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total)
+                tasks[phase] = bars.add_task(phase, total=steps)
                 if not console.is_terminal:
                     console.print(phase)
-            bars.update(tasks[phase], completed=done, total=total, visible=done < total)
+            bars.update(tasks[phase], completed=done, total=steps, visible=done < total)
 
         yield progress
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import os
 import re
+import sys
 from typing import Any
 
 from p2d_node.errors import ConfigError
+from p2d_node.ros.parameter_sources import check_parameter_sources
 import rclpy
 from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.logging import get_logger_effective_level, LoggingSeverity, set_logger_level
@@ -35,7 +37,8 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
         options: More arguments of `rclpy.init`.
 
     Raises:
-        ConfigError: A ROS argument, a parameter file or an environment variable that ROS refuses.
+        ConfigError: A ROS argument, a parameter file or an environment variable that ROS refuses,
+            or parameters that it would change.
     """
     _check_domain_id()
     # The exception says the same as the log of rcl.
@@ -47,6 +50,7 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
     finally:
         if get_logger_effective_level('rcl') == LoggingSeverity.FATAL:  # not set by the arguments
             set_logger_level('rcl', LoggingSeverity.UNSET)
+    check_parameter_sources(sys.argv if args is None else args)
 
 
 def rcl_reason(err: Exception) -> str:
