@@ -182,12 +182,53 @@ def test_questions_that_leave_no_room_for_the_pictures_are_refused(pipeline, mon
         pipeline.check_questions(['car ' * 100])
 
 
-def test_a_broken_frame_names_its_camera(pipeline):
+def with_broken(*cameras):
+    """Return a sweep in which frames of these cameras are no images."""
     frame_set = make_frame_set()
     payload = CompressedImage(format='jpeg', data=b'\xff\xd8\xff' + bytes(50))
-    frames = {**frame_set.frames, 'CAM_BACK': CameraFrame('CAM_BACK', 1, payload)}
-    with pytest.raises(ImageDecodeError, match='CAM_BACK: got a truncated'):
-        pipeline.answer(replace(frame_set, frames=frames), QUESTIONS)
+    broken = {name: CameraFrame(name, 1, payload) for name in cameras}
+    return replace(frame_set, frames={**frame_set.frames, **broken})
+
+
+def test_a_broken_frame_names_its_camera(pipeline):
+    with pytest.raises(ImageDecodeError, match='CAM_BACK: got 53 bytes'):
+        pipeline.answer(with_broken('CAM_BACK'), QUESTIONS)
+
+
+def test_drop_view_answers_without_broken_frames_as_without_missing_ones(pipeline, config):
+    pipeline.reconfigure(replace(config, missing_camera_policy='drop_view'))
+    others = tuple(name for name in NUSCENES_CAMERAS if name != 'CAM_BACK')
+    frames = {name: make_frame_set().frames[name] for name in others}
+    missing = replace(make_frame_set(), frames=frames, missing=('CAM_BACK',))
+    broken = pipeline.answer(with_broken('CAM_BACK'), QUESTIONS)[0]
+    expected = pipeline.answer(missing, QUESTIONS)[0]
+    assert list(broken.broken_frames) == ['CAM_BACK']
+    assert tuple(broken.camera_stamps_ns) == others
+    assert broken.answer == expected.answer
+    for name in others:
+        np.testing.assert_array_equal(broken.keep_indices[name], expected.keep_indices[name])
+    choice = pipeline.choose(with_broken('CAM_BACK'), QUESTIONS[0], ['yes', 'no'])
+    assert tuple(choice.tokens_kept) == others
+
+
+def test_the_tokens_of_a_lost_view_go_to_the_others(pipeline, config):
+    pipeline.reconfigure(replace(config, missing_camera_policy='drop_view'))
+    kept = pipeline.answer(with_broken('CAM_FRONT'), QUESTIONS)[0].tokens_kept
+    assert sorted(kept.values()) == [9, 9, 10, 10, 10]  # 6 x 8 tokens
+    ratios = dict.fromkeys(NUSCENES_CAMERAS, 1.0)
+    pipeline.reconfigure(
+        replace(config, missing_camera_policy='drop_view', retention_ratio=ratios)
+    )
+    kept = pipeline.answer(with_broken('CAM_FRONT'), QUESTIONS)[0].tokens_kept
+    assert set(kept.values()) == {TOKENS}
+
+
+def test_too_few_whole_frames_are_not_answered_about(pipeline, config):
+    pipeline.reconfigure(replace(config, missing_camera_policy='drop_view'))
+    broken = NUSCENES_CAMERAS[2:]  # two are left, min_views is 3
+    with pytest.raises(ImageDecodeError) as caught:
+        pipeline.answer(with_broken(*broken), QUESTIONS)
+    assert tuple(caught.value.broken) == broken
 
 
 def test_a_fault_of_the_model_is_reported_and_the_next_sweep_works(pipeline, monkeypatch):

@@ -79,6 +79,7 @@ def to_driving_answers(
             mean_log_probability=text.mean_log_probability,
             num_generated_tokens=text.num_tokens,
             cut=text.cut,
+            broken_frames=frame_set.broken,
             times=times,
         )
         for question, text in zip(questions, texts, strict=True)

@@ -100,6 +100,7 @@ def _assemble(
             frame_size=(
                 (input_spec.height, input_spec.width) if input_spec.kind == FRAMES else None
             ),
+            max_side_px=config.max_image_side_px,
             device=device,
         ),
         encoder=chosen.encoder,

@@ -35,6 +35,9 @@ NUSCENES_EXPOSURE_OFFSETS_MS = {
 }
 """Exposure of the nuScenes cameras after CAM_FRONT_LEFT, from the stamps in the file names."""
 
+DEFAULT_MAX_IMAGE_SIDE_PX = 8192
+"""Two such images take 400 MB; automotive cameras have up to 3840 pixels."""
+
 DEFAULT_QUESTIONS = (
     'What are the important objects in the current scene?',
     'What should the ego vehicle do next, and why?',
@@ -211,10 +214,18 @@ class DriveConfig:
         minimum=0,
         maximum=100_000_000,
     )
+    max_image_side_px: int = option(
+        DEFAULT_MAX_IMAGE_SIDE_PX,
+        'Largest height and width of a camera image. A larger one is a broken frame; its header '
+        'is checked before memory is allocated.',
+        minimum=16,
+        maximum=65535,
+    )
     missing_camera_policy: str = option(
         'skip',
-        'What happens to a sweep with cameras missing at the deadline. skip: it is dropped; '
-        'drop_view: the answers use the other views.',
+        'What happens to a sweep with cameras missing at the deadline or with broken frames. '
+        'skip: it is dropped; drop_view: the answers use the other views, which also keep the '
+        'tokens of the lost ones.',
         choices=('skip', 'drop_view'),
         runtime=True,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 import math
 from typing import Any, TypeVar
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 
 T = TypeVar('T')
 
@@ -71,7 +71,9 @@ def option(default: T, help: str, **limits: Any) -> T:
     return field(default=default, metadata=metadata)
 
 
-def check_value(name: str, value: Any, spec: Option, *, show: Callable[[Any], str] = repr) -> None:
+def check_value(
+    name: str, value: Any, spec: Option, *, show: Callable[[Any], str] = quote
+) -> None:
     """Check a value.
 
     Args:
@@ -88,7 +90,7 @@ def check_value(name: str, value: Any, spec: Option, *, show: Callable[[Any], st
             raise ConfigError(f'{name}: got {show(item)}, allowed: {spec.allowed}')
 
 
-def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = repr) -> None:
+def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = quote) -> None:
     """Check the values of a dataclass whose fields are declared by `option`.
 
     Args:
@@ -102,6 +104,6 @@ def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = 
     for item in fields(config):
         spec, value = item.metadata.get('option'), getattr(config, item.name)
         if isinstance(item.default, str) and not isinstance(value, str):
-            raise ConfigError(f'{prefix}{item.name}: got {value!r}, allowed: a text')
+            raise ConfigError(f'{prefix}{item.name}: got {quote(value)}, allowed: a text')
         if spec is not None and value is not None:
             check_value(f'{prefix}{item.name}', value, spec, show=show)

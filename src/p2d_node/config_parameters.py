@@ -16,7 +16,7 @@ from p2d_node.config import (
     SyncConfig,
 )
 from p2d_node.config_option import Option
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 from p2d_node.records import NUSCENES_CAMERAS
 
 
@@ -59,8 +59,8 @@ def check_camera_names(names: Any) -> tuple[str, ...]:
         or len(set(names)) < len(names)
     ):
         raise ConfigError(
-            f'{CAMERA_NAMES.name}: got {names!r}, allowed: a list of one or more different names '
-            'without dots, such as [CAM_FRONT, CAM_BACK]'
+            f'{CAMERA_NAMES.name}: got {quote(names)}, allowed: a list of one or more different '
+            'names without dots, such as [CAM_FRONT, CAM_BACK]'
         )
     return tuple(names)
 
@@ -148,9 +148,9 @@ def _to_type_of(default: Any, value: Any, name: str) -> Any:
     if isinstance(default, tuple):
         if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        raise ConfigError(f'{name}: got {value!r}, allowed: a list of texts')
+        raise ConfigError(f'{name}: got {quote(value)}, allowed: a list of texts')
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise ConfigError(f'{name}: got {value!r}, allowed: {TYPE_WORDS[type(default)]}')
+        raise ConfigError(f'{name}: got {quote(value)}, allowed: {TYPE_WORDS[type(default)]}')
     return value

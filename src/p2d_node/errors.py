@@ -5,9 +5,19 @@ A message names the parameter or file, the value got, the allowed values and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+MAX_QUOTE_CHARACTERS = 200
+
+
+def quote(value: object) -> str:
+    """Return an input for a message: its repr, cut so that no input can flood a log."""
+    text = repr(value)
+    if len(text) <= MAX_QUOTE_CHARACTERS:
+        return text
+    return f'{text[:MAX_QUOTE_CHARACTERS]}... ({len(text)} characters)'
 
 
 class P2dError(Exception):
@@ -27,16 +37,21 @@ class EngineMismatchError(P2dError):
 
 
 class ImageDecodeError(P2dError):
-    """The bytes of one camera frame are not an image that can be used.
+    """Camera frames that are not images that can be used.
 
     Attributes:
-        camera: Name of the camera; None if the error is not about one camera.
+        broken: Camera to what is wrong with its frame.
     """
 
-    def __init__(self, message: str, *, camera: str | None = None) -> None:
-        """Keep the message and the camera."""
-        super().__init__(message)
-        self.camera = camera
+    def __init__(self, broken: Mapping[str, str]) -> None:
+        """Name the cameras and the reasons."""
+        super().__init__('; '.join(f'{camera}: {reason}' for camera, reason in broken.items()))
+        self.broken = dict(broken)
+
+    @classmethod
+    def of(cls, camera: str, reason: str) -> ImageDecodeError:
+        """Return the error of the frame of one camera."""
+        return cls({camera: reason})
 
 
 class InferenceError(P2dError):

@@ -11,8 +11,8 @@ kept tokens. Latency is measured here, not in the stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 import traceback
 from typing import Concatenate, ParamSpec, TypeVar
@@ -20,7 +20,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from p2d_node.answers import to_driving_answers, to_sweep_times
 from p2d_node.assembly import assemble, Stages
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, InferenceError
+from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
 from p2d_node.language_model.conversation import Limits, OnPartial, TextAnswer, UNANSWERED
 from p2d_node.latency import MustStop, never, StageClock, stop_at
 from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
@@ -67,6 +67,19 @@ class _Sweep:
     def cameras(self) -> tuple[str, ...]:
         """Cameras of the sweep, in the model's order."""
         return tuple(self.frame_set.frames)
+
+    def without(self, broken: Mapping[str, str]) -> _Sweep:
+        """Return the sweep without broken frames.
+
+        Raises:
+            ImageDecodeError: There are some, and no answer without them is wanted.
+        """
+        if not broken:
+            return self
+        config, num_whole = self.config, len(self.frame_set.frames) - len(broken)
+        if config.missing_camera_policy != 'drop_view' or num_whole < config.sync.min_views:
+            raise ImageDecodeError(broken)
+        return replace(self, frame_set=self.frame_set.without(broken))
 
 
 class DrivingPipeline:
@@ -137,7 +150,8 @@ class DrivingPipeline:
 
         Raises:
             ConfigError: The questions are one text instead of a list.
-            ImageDecodeError: A frame that cannot be used; nothing of the sweep is answered.
+            ImageDecodeError: Frames that cannot be used, unless `missing_camera_policy` is
+                drop_view and enough others are left; nothing of the sweep is answered.
             InferenceError: A model stage failed.
         """
         if isinstance(questions, str):
@@ -146,7 +160,8 @@ class DrivingPipeline:
             return []
         sweep = self._start(frame_set, must_stop)
         with sweep.clock.stage('decode'):
-            frames = self._frontend.decode(frame_set)
+            frames, broken = self._frontend.decode(frame_set)
+            sweep = sweep.without(broken)
         with sweep.clock.stage('preprocess'):
             pixels = self._frontend.preprocess(frames)
         with sweep.clock.stage('encode'):
@@ -166,7 +181,9 @@ class DrivingPipeline:
         with clock.stage('prefill'):
             paused = language_model.begin(questions, sweep.cameras, tokens, config.prune_layer)
         with clock.stage('select'):
-            keep = keep or self._selector.select(paused.visual_states, sweep.cameras, config)
+            keep = keep or self._selector.select(
+                paused.visual_states, sweep.cameras, config, missing=sweep.frame_set.missing
+            )
         with clock.stage('prefill'):
             prefix = language_model.resume(paused, self.views.merge_indices(keep))
         limits = Limits(
@@ -202,8 +219,10 @@ class DrivingPipeline:
             ImageDecodeError: A frame that cannot be used.
             InferenceError: The vision encoder failed.
         """
-        pixels = self._frontend.preprocess(self._frontend.decode(frame_set))
-        return self._encoder.encode(pixels).clone()
+        frames, broken = self._frontend.decode(frame_set)
+        if broken:
+            raise ImageDecodeError(broken)
+        return self._encoder.encode(self._frontend.preprocess(frames)).clone()
 
     @_guarded
     def answer_tokens(
@@ -256,12 +275,16 @@ class DrivingPipeline:
             ImageDecodeError: A frame that cannot be used.
             InferenceError: A model stage failed.
         """
-        language_model, config = self._language_model, self._config
+        language_model = self._language_model
         answers = language_model.tokenize_choices(choices)
-        cameras = tuple(frame_set.frames)
-        tokens = self._encoder.encode(self._frontend.preprocess(self._frontend.decode(frame_set)))
+        frames, broken = self._frontend.decode(frame_set)
+        sweep = self._start(frame_set, never).without(broken)
+        cameras, config = sweep.cameras, sweep.config
+        tokens = self._encoder.encode(self._frontend.preprocess(frames))
         paused = language_model.begin((question,), cameras, tokens, config.prune_layer)
-        keep = self._selector.select(paused.visual_states, cameras, config)
+        keep = self._selector.select(
+            paused.visual_states, cameras, config, missing=sweep.frame_set.missing
+        )
         prefix = language_model.resume(paused, self.views.merge_indices(keep))
         scores = language_model.score(language_model.ask(prefix, prefix.batch), answers)
         return DrivingChoice(

@@ -229,11 +229,11 @@ class FrameStack:
         for frame in frames:
             if frame.pixels.shape != (height, width, 3):
                 got_height, got_width = frame.pixels.shape[:2]
-                raise ImageDecodeError(
-                    f'{frame.camera}: got a frame of {got_height}x{got_width} px, the engine was '
-                    f'built for {height}x{width}; build one with p2d build-engine --camera-size '
+                raise ImageDecodeError.of(
+                    frame.camera,
+                    f'got a frame of {got_height}x{got_width} px, the engine was built for '
+                    f'{height}x{width}; build one with p2d build-engine --camera-size '
                     f'{got_height}x{got_width}, or --input pixel_values for any size',
-                    camera=frame.camera,
                 )
         list(pool.map(_copy_as_bgr, frames, self._views))
         return self._buffer[: len(frames)]

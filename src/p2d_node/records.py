@@ -8,7 +8,7 @@ are on the steady clock of this process (`time.monotonic_ns`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 import math
 import os
@@ -96,6 +96,7 @@ class FrameSet:
         frames: Camera name to frame, in the configured camera order.
         missing: Cameras without a frame, in the configured order.
         epoch: Number of time resets before this set; (epoch, stamp_ns) orders sets.
+        broken: Camera to what is wrong with its frame; these cameras are missing too.
         first_arrival_ns: Arrival of the set's first frame, steady clock, nanoseconds. 0: the
             frames did not arrive one by one, and times start with the work.
         closed_ns: When the set was closed, steady clock, nanoseconds.
@@ -104,6 +105,7 @@ class FrameSet:
     stamp_ns: int
     frames: Mapping[str, CameraFrame]
     missing: tuple[str, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
     epoch: int = 0
     first_arrival_ns: int = 0
     closed_ns: int = 0
@@ -130,6 +132,19 @@ class FrameSet:
         stamps = {name: (stamps_ns or {}).get(name, 0) for name in names}
         frames = {n: CameraFrame(n, stamps[n], _to_payload(n, images[n])) for n in names}
         return cls(stamp_ns=stamps[names[0]], frames=frames)
+
+    def without(self, broken: Mapping[str, str]) -> FrameSet:
+        """Return the set without broken frames.
+
+        Args:
+            broken: Camera to what is wrong with its frame.
+        """
+        return replace(
+            self,
+            frames={name: frame for name, frame in self.frames.items() if name not in broken},
+            missing=(*self.missing, *broken),
+            broken=broken,
+        )
 
     @property
     def order(self) -> tuple[int, int]:
@@ -232,6 +247,7 @@ class DrivingAnswer:
             are none.
         num_generated_tokens: Number of generated tokens, the end token included.
         cut: Why the answer ended.
+        broken_frames: Camera that was left out to what is wrong with its frame.
         times: Stage times of the sweep; the same in all its answers.
     """
 
@@ -246,6 +262,7 @@ class DrivingAnswer:
     mean_log_probability: float
     num_generated_tokens: int
     cut: Cut
+    broken_frames: Mapping[str, str] = field(default_factory=dict)
     times: StageTimes = field(default_factory=StageTimes)
 
     @property

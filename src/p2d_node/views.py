@@ -250,10 +250,10 @@ class MosaicViews:
         picture = np.zeros((rows * height, columns * width, 3), np.uint8)
         for frame in frames:
             if _kind(frame) != _kind(first):
-                raise ImageDecodeError(
-                    f'{frame.camera}: got {_kind(frame)}, but {first.camera} {_kind(first)}; '
-                    f'{self._model} takes one picture stitched from views of one size',
-                    camera=frame.camera,
+                raise ImageDecodeError.of(
+                    frame.camera,
+                    f'got {_kind(frame)}, but {first.camera} {_kind(first)}; {self._model} takes '
+                    'one picture stitched from views of one size',
                 )
             self._mosaic.crop(picture, frame.camera)[:] = frame.pixels
         return [DecodedFrame('mosaic', first.stamp_ns, picture, first.channel_order)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
-from p2d_node.records import DecodedFrame, FrameSet
+from p2d_node.records import CameraFrame, DecodedFrame, FrameSet
 from p2d_node.views import Views
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class VisionFrontend:
         *,
         num_cameras: int,
         frame_size: tuple[int, int] | None,
+        max_side_px: int,
         device: torch.device,
     ) -> None:
         """Allocate threads and buffers.
@@ -36,10 +38,12 @@ class VisionFrontend:
             num_cameras: Largest number of frames of a sweep.
             frame_size: Height and width of the frames, pixels, for an engine that resizes by
                 itself; None for an encoder that takes pixel_values.
+            max_side_px: Largest height and width of a frame.
             device: Of the pixel_values.
         """
         self._views = views
         self._processing = processing
+        self._max_side_px = max_side_px
         self._device = device
         self._pool = ThreadPoolExecutor(max_workers=num_cameras, thread_name_prefix='view')
         self._stack: FrameStack | None = None
@@ -47,13 +51,24 @@ class VisionFrontend:
             num_pictures = views.count_pictures(num_cameras)
             self._stack = FrameStack(num_pictures, *frame_size, pinned=device.type == 'cuda')
 
-    def decode(self, frame_set: FrameSet) -> list[DecodedFrame]:
+    def decode(self, frame_set: FrameSet) -> tuple[list[DecodedFrame], dict[str, str]]:
         """Decode the frames of a sweep, in its order of cameras.
 
-        Raises:
-            ImageDecodeError: A frame that cannot be used.
+        Returns:
+            The frames that can be used; for the others, camera to what is wrong with its frame.
         """
-        return list(self._pool.map(decode_frame, frame_set.frames.values()))
+        decoded = list(self._pool.map(self._decode_frame, frame_set.frames.values()))
+        broken: dict[str, str] = {}
+        for result in decoded:
+            if isinstance(result, ImageDecodeError):
+                broken |= result.broken
+        return [result for result in decoded if isinstance(result, DecodedFrame)], broken
+
+    def _decode_frame(self, frame: CameraFrame) -> DecodedFrame | ImageDecodeError:
+        try:
+            return decode_frame(frame, max_side_px=self._max_side_px)
+        except ImageDecodeError as err:
+            return err
 
     def preprocess(self, frames: Sequence[DecodedFrame]) -> Tensor:
         """Return the encoder's input.

@@ -8,7 +8,7 @@ from p2d_node.checkpoints.devices import choose_device, choose_dtype
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.registry import find_family, load_family
-from p2d_node.language_model.prompt import describe_views, split_at_images
+from p2d_node.language_model.prompt import describe_missing_views, describe_views, split_at_images
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import NUSCENES_CAMERAS
@@ -288,6 +288,14 @@ def test_views_are_described_in_the_order_they_are_shown():
         'back left view and back right view of the ego vehicle.'
     )
     assert describe_views(['CAM_BACK']) == 'This image is the back view of the ego vehicle.'
+
+
+def test_the_views_that_are_black_in_a_stitched_picture_are_named():
+    one, two = ['CAM_FRONT'], ['CAM_FRONT', 'CAM_BACK_LEFT']
+    assert describe_missing_views(one) == 'In this image the front view is missing.'
+    assert describe_missing_views(two) == (
+        'In this image the front view and the back left view are missing.'
+    )
 
 
 def test_a_prompt_is_cut_at_its_pictures():

@@ -183,10 +183,11 @@ def test_the_prompt_keeps_the_delimiters_of_pictures(family, folder):
 def test_the_pipeline_answers_with_and_without_missing_views(folder):
     config = DriveConfig(model=str(folder), device='cpu', max_new_tokens=4)
     pipeline = DrivingPipeline.from_config(config)
-    for frame_set in (make_frame_set(), make_frame_set(CAMERAS)):
+    # Three views of 18 tokens keep the tokens of six.
+    for frame_set, num_kept in ((make_frame_set(), 1), (make_frame_set(CAMERAS), 2)):
         (answer,) = pipeline.answer(frame_set, [QUESTION])
         assert set(answer.tokens_total.values()) == {18}
-        assert set(answer.tokens_kept.values()) == {1}
+        assert set(answer.tokens_kept.values()) == {num_kept}
         assert answer.answer
     pipeline.close()
     assert pipeline.views.grid == GRID

@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from p2d_node.bags.records import BagImage, UNCALIBRATED
+from p2d_node.compressed_images import decode_compressed
+from p2d_node.config import DEFAULT_MAX_IMAGE_SIDE_PX
 from p2d_node.errors import ConfigError, ImageDecodeError
-from p2d_node.image_decoding import check_compressed
 from p2d_node.units import NS_PER_US
-from PIL import Image, UnidentifiedImageError
 
 IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 """The end of a file name: camera, and capture stamp in microseconds since the epoch."""
@@ -82,7 +82,7 @@ def read_image(
     stamp_ns: int,
     camera_matrix: tuple[float, ...] = UNCALIBRATED,
 ) -> BagImage:
-    """Read one JPEG file; only its header is decoded.
+    """Read one JPEG file, and decode it to know that it is whole.
 
     Args:
         path: The file.
@@ -94,16 +94,15 @@ def read_image(
         ConfigError: The file is missing or not an image.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
         jpeg = path.read_bytes()
-        check_compressed(camera, 'jpeg', jpeg)
+        pixels, _ = decode_compressed(camera, 'jpeg', jpeg, max_side_px=DEFAULT_MAX_IMAGE_SIDE_PX)
     except FileNotFoundError as err:
         raise ConfigError(
             f'{path}: there is no such image; check the root folder of the images'
         ) from err
-    except (UnidentifiedImageError, ImageDecodeError, OSError) as err:
+    except (ImageDecodeError, OSError) as err:
         raise ConfigError(f'{path}: not a whole JPEG or PNG file; copy it again') from err
+    height, width, _ = pixels.shape
     return BagImage(
         camera=camera,
         stamp_ns=stamp_ns,

@@ -15,9 +15,9 @@ import warnings
 import cv2
 import numpy as np
 from p2d_node.checkpoints.checkpoint import Checkpoint
+from p2d_node.config import DEFAULT_MAX_IMAGE_SIDE_PX
 from p2d_node.engine_build.frame_resize import FrameEncoder, FrameResize
 from p2d_node.errors import ConfigError
-from p2d_node.image_decoding import MAX_SIDE_PX
 from p2d_node.language_model.families.registry import load_vision_module
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
@@ -58,10 +58,11 @@ class ExportPlan:
         if self.num_views < 1:
             raise ConfigError(f'num_views: got {self.num_views}, allowed: 1 or more')
         sides = (self.input_spec.height, self.input_spec.width)
-        if self.input_spec.kind == FRAMES and not all(1 <= side <= MAX_SIDE_PX for side in sides):
+        allowed = range(1, DEFAULT_MAX_IMAGE_SIDE_PX + 1)
+        if self.input_spec.kind == FRAMES and not all(side in allowed for side in sides):
             raise ConfigError(
                 f'camera_size: got {sides[0]}x{sides[1]}, allowed: HEIGHTxWIDTH, each 1 to '
-                f'{MAX_SIDE_PX}'
+                f'{DEFAULT_MAX_IMAGE_SIDE_PX}'
             )
 
     @property

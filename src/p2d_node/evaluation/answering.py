@@ -131,9 +131,9 @@ def _image_paths(
 
 def describe_failure(keyframe: Keyframe, err: P2dError) -> str:
     """Return the message of a keyframe's error, with the image file if one camera failed."""
-    camera = err.camera if isinstance(err, ImageDecodeError) else None
-    image = keyframe.questions[0].images.get(camera) if camera else None
-    return f'keyframe {keyframe.name}: {f"{image}: " if image else ""}{err}'
+    broken = err.broken if isinstance(err, ImageDecodeError) else {}
+    images = [keyframe.questions[0].images[camera] for camera in broken]
+    return ': '.join([f'keyframe {keyframe.name}', *images, str(err)])
 
 
 def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> FrameSet:

@@ -36,6 +36,12 @@ def describe_views(cameras: Sequence[str]) -> str:
     return f'These {count} images are the {views} and {names[-1]} view of the ego vehicle.'
 
 
+def describe_missing_views(cameras: Sequence[str]) -> str:
+    """Name the views that are black in a stitched picture."""
+    names = ' and '.join(f'the {_view_name(camera)} view' for camera in cameras)
+    return f'In this image {names} {"is" if len(cameras) == 1 else "are"} missing.'
+
+
 def split_at_images(token_ids: Sequence[int], image_token_id: int, num_views: int) -> Prompt:
     """Split a tokenised prompt at its image placeholders.
 

@@ -23,6 +23,8 @@ VIEW_WIDTH_PX = 480
 DIM = 0.30
 CAPTION_HEIGHT_PX = 26
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+ANY_SIDE_PX = 1 << 16
+"""The pipeline has decoded these frames within its own limit."""
 
 
 def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, views: Views) -> Pixels:
@@ -38,7 +40,7 @@ def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, views: Views) -
     """
     panels = {}
     for camera, frame in frame_set.frames.items():
-        decoded = decode_frame(frame)
+        decoded = decode_frame(frame, max_side_px=ANY_SIDE_PX)
         height, width = decoded.pixels.shape[:2]
         size = (VIEW_WIDTH_PX, round(height * VIEW_WIDTH_PX / width))
         view = cv2.resize(decoded.pixels, size, interpolation=cv2.INTER_AREA)

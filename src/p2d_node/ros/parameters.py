@@ -15,7 +15,7 @@ from p2d_node.config_parameters import (
     list_parameters,
     Parameter,
 )
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 from p2d_node.retention_presets import tuned_ratios
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
@@ -86,7 +86,7 @@ def declare_autostart(node: Node) -> bool:
     """
     value = _overrides(node).get(AUTOSTART.name, AUTOSTART.default)
     if not isinstance(value, bool):
-        raise ConfigError(f'{AUTOSTART.name}: got {value!r}, allowed: true, false')
+        raise ConfigError(f'{AUTOSTART.name}: got {quote(value)}, allowed: true, false')
     _declare(node, AUTOSTART, value)
     return value
 
@@ -108,7 +108,7 @@ def _check_names(node: Node, given: Mapping[str, Any], known: Set[str]) -> None:
         parts = [other for other in known if other.startswith(f'{name}.')]
         if parts:
             raise ConfigError(
-                f'{name}: got {given[name]!r}, but it is a group of parameters; set '
+                f'{name}: got {quote(given[name])}, but it is a group of parameters; set '
                 f'{", ".join(sorted(parts)[:6])}'
             )
         close = closest_name(name, {*known, CAMERA_NAMES.name})

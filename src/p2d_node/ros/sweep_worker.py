@@ -6,7 +6,7 @@ replaces it, so answers never fall behind the cameras.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -49,6 +49,7 @@ class WorkerState:
         not_newer_in_a_row: Sweeps that were not newer than the one before, and were dropped.
         failed: Sweeps that were dropped because a frame or a stage failed.
         failed_in_a_row: Failed sweeps since the last answered one.
+        broken_frames: Camera to number of its frames that could not be decoded.
         last_error: Message of the last failure; empty after a success.
         last_answer_ns: Time of the last answer, steady clock; None before the first.
         begun_ns: Time at which work on the current sweep began, steady clock; None between
@@ -61,6 +62,7 @@ class WorkerState:
     not_newer_in_a_row: int = 0
     failed: int = 0
     failed_in_a_row: int = 0
+    broken_frames: Counter[str] = field(default_factory=Counter)
     last_error: str = ''
     last_answer_ns: int | None = None
     begun_ns: int | None = None
@@ -207,6 +209,7 @@ class SweepWorker:
         try:
             self._answer(frame_set, asked)
         except ImageDecodeError as err:
+            self.state.broken_frames.update(err.broken.keys())
             self._count_failure(err)
         except P2dError as err:
             self._count_failure(err)
@@ -238,6 +241,11 @@ class SweepWorker:
         )
         if self._stopping.is_set() or not answers:
             return
+        broken = answers[0].broken_frames
+        if broken:
+            self.state.broken_frames.update(broken.keys())
+            self._on_failure(ImageDecodeError(broken))
+            frame_set = frame_set.without(broken)
         self._on_answers(frame_set, answers)
         self._resolve(asked, frame_set, answers[len(questions) - len(asked) :])
         self.state.answered += 1

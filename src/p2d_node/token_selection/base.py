@@ -84,6 +84,21 @@ def count_kept(num_tokens: Sequence[int], ratios: Sequence[float], *, stitched: 
     return [num_keep_from_retention(n, r) for n, r in zip(num_tokens, ratios, strict=True)]
 
 
+def share_out(counts: Sequence[int], limits: Sequence[int], extra: int) -> list[int]:
+    """Add `extra` to the counts, in proportion to them and up to the limits.
+
+    Args:
+        counts: Numbers of tokens, each 1 or more.
+        limits: Largest value of each count.
+        extra: How many to add; what exceeds all limits is not added.
+    """
+    shared = list(counts)
+    for _ in range(min(extra, sum(limits) - sum(counts))):
+        open_views = [i for i, limit in enumerate(limits) if shared[i] < limit]
+        shared[min(open_views, key=lambda i: shared[i] / counts[i])] += 1
+    return shared
+
+
 def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> None:
     """Check shapes and counts, without reading tensor values.
 

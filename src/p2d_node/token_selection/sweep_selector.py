@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from p2d_node.config import DriveConfig
 from p2d_node.token_selection.allocation import select_adaptively
-from p2d_node.token_selection.base import count_kept, TokenSelector
+from p2d_node.token_selection.base import count_kept, share_out, TokenSelector
 from p2d_node.token_selection.factory import make_selector
 from p2d_node.token_selection.tfps import TfpsSelector
 from p2d_node.views import Grid, ViewBatch, Views
@@ -26,7 +26,12 @@ class SweepSelector:
         self._selectors: dict[tuple[str, Grid], TokenSelector] = {}
 
     def select(
-        self, visual_states: Tensor, cameras: Sequence[str], config: DriveConfig
+        self,
+        visual_states: Tensor,
+        cameras: Sequence[str],
+        config: DriveConfig,
+        *,
+        missing: Sequence[str] = (),
     ) -> list[Tensor]:
         """Choose the kept tokens of a sweep.
 
@@ -34,6 +39,8 @@ class SweepSelector:
             visual_states: Float [pictures, tokens, hidden], the features to select by.
             cameras: The cameras of the sweep, in the order of their views.
             config: Its `selector`, `allocation` and retention ratios are used.
+            missing: Cameras that the sweep lacks. The others keep the tokens that these would
+                have kept.
 
         Returns:
             Per camera the kept indices into the tokens of its picture, int64, ascending.
@@ -42,7 +49,7 @@ class SweepSelector:
             InferenceError: On a CPU also for NaN or infinite features.
         """
         ratios = [config.retention_ratio_of(camera) for camera in cameras]
-        num_keep = self._count(cameras, ratios)
+        num_keep = self._count(cameras, missing, config)
         batches = self._views.split_states(visual_states, cameras)
         if config.allocation == 'adaptive':
             states = [batch.states for batch in batches]
@@ -58,10 +65,16 @@ class SweepSelector:
             for camera, indices in zip(cameras, kept, strict=True)
         ]
 
-    def _count(self, cameras: Sequence[str], ratios: Sequence[float]) -> dict[str, int]:
-        totals = [self._views.count_tokens(camera) for camera in cameras]
+    def _count(
+        self, cameras: Sequence[str], missing: Sequence[str], config: DriveConfig
+    ) -> dict[str, int]:
+        everyone = (*cameras, *missing)
+        totals = [self._views.count_tokens(camera) for camera in everyone]
+        ratios = [config.retention_ratio_of(camera) for camera in everyone]
         counts = count_kept(totals, ratios, stitched=self._views.stitched)
-        return dict(zip(cameras, counts, strict=True))
+        present = slice(len(cameras))
+        shared = share_out(counts[present], totals[present], sum(counts[len(cameras) :]))
+        return dict(zip(cameras, shared, strict=True))
 
     def _select_fixed(
         self, batch: ViewBatch, num_keep: dict[str, int], method: str

@@ -12,6 +12,7 @@ from p2d_node.config import DriveConfig, EncoderConfig
 from p2d_node.errors import ConfigError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.language_model.families.registry import load_family
+from p2d_node.language_model.prompt import describe_missing_views
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.overlay import draw_kept_tokens
@@ -138,6 +139,16 @@ def test_an_engine_sees_the_stitched_picture(folder, tmp_path):
     assert by_engine.keep_indices.keys() == in_torch.keep_indices.keys()
     for name, indices in in_torch.keep_indices.items():
         assert by_engine.keep_indices[name].tolist() == indices.tolist()
+
+
+def test_the_model_is_told_which_view_is_black(folder):
+    family = load_family(
+        open_checkpoint(folder), view_size=(112, 112), dtype=torch.float32, device=CPU
+    )
+    whole = family.build_prompt(QUESTION, NUSCENES_CAMERAS)
+    partial = family.build_prompt(QUESTION, NUSCENES_CAMERAS[1:])
+    sentence = f'{describe_missing_views(NUSCENES_CAMERAS[:1])} {QUESTION}'
+    assert family.build_prompt(sentence, NUSCENES_CAMERAS) == partial != whole
 
 
 def test_a_missing_view_keeps_nothing(folder):

@@ -13,7 +13,12 @@ from p2d_node.language_model.input_sequence import (
     interleave_pictures,
     text_positions,
 )
-from p2d_node.language_model.prompt import describe_views, Prompt, split_at_images
+from p2d_node.language_model.prompt import (
+    describe_missing_views,
+    describe_views,
+    Prompt,
+    split_at_images,
+)
 from p2d_node.language_model.quantize import quantize_layers
 from p2d_node.views import MOSAIC_KEY
 from safetensors import SafetensorError
@@ -181,7 +186,7 @@ class ChatModel:
         self._model = model
         self._tokenizer = tokenizer
         self._image_token_id = int(model.config.image_token_id)
-        self._uses_mosaic = hasattr(model.config, MOSAIC_KEY)
+        self._mosaic_rows = getattr(model.config, MOSAIC_KEY, ())
         self._embed_tokens = model.get_input_embeddings()
         _check_vocabulary(
             tokenizer, self._embed_tokens.num_embeddings, placeholder=self._image_token_id
@@ -198,8 +203,10 @@ class ChatModel:
 
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with its pictures and `question`; see `Family`."""
-        if self._uses_mosaic:
-            num_pictures, text = 1, question
+        if self._mosaic_rows:
+            missing = [name for row in self._mosaic_rows for name in row if name not in cameras]
+            num_pictures = 1
+            text = f'{describe_missing_views(missing)} {question}' if missing else question
         else:
             num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
         content = [{'type': 'image'}] * num_pictures + [{'type': 'text', 'text': text}]
