@@ -1,3 +1,4 @@
+from dataclasses import replace
 import tracemalloc
 
 from nuscenes_timing import Arrival, simulate_nuscenes, START_NS, whole_sweeps
@@ -289,3 +290,66 @@ def test_a_stray_frame_of_the_reference_camera_does_not_lower_the_tolerance():
             sync.push('CAM_FRONT', stamp_ns, 'stray')
     assert sync.counters.complete == 40
     assert sync.tolerance_ns == 24 * NS_PER_MS
+
+
+def restarted_at(arrivals: list[Arrival], camera: str, start_ms: float, shift_ms: float):
+    """Return the arrivals with another phase of one camera from `start_ms` on."""
+    shift_ns, start_ns = round(shift_ms * NS_PER_MS), start_ms * NS_PER_MS
+    changed = [
+        replace(a, arrival_ns=a.arrival_ns + shift_ns, stamp_ns=a.stamp_ns + shift_ns)
+        if a.camera == camera and a.arrival_ns >= start_ns
+        else a
+        for a in arrivals
+        if not (a.camera == camera and start_ns <= a.arrival_ns < start_ns + 500 * NS_PER_MS)
+    ]
+    return sorted(changed, key=lambda a: a.arrival_ns)
+
+
+@pytest.mark.parametrize('camera', ['CAM_BACK', 'CAM_FRONT'])
+@pytest.mark.parametrize('shift_ms', [35.0, -30.0])
+def test_auto_follows_a_camera_that_restarts_with_another_phase(camera, shift_ms):
+    arrivals = simulate_nuscenes(400, arrival_jitter_ms=3, loss=0.01)
+    restart_ms = 10_000.0
+    sync, clock = make(TRIGGERED, exposure_offsets='auto')
+    sets = play(sync, clock, restarted_at(arrivals, camera, restart_ms, shift_ms))
+    assert sync.counters.relearned[camera] or camera == 'CAM_FRONT'
+    first_ns = arrivals[0].arrival_ns
+    recovered = [s for s in sets if s.closed_ns - first_ns > (restart_ms + 3000) * NS_PER_MS]
+    expected = {s for s in whole_sweeps(arrivals, 150) if s[1] > (restart_ms + 3000) / 83}
+    assert len(recovered) > 0.9 * len(expected)
+    assert sync.residual_ns('CAM_BACK') == pytest.approx(0, abs=NS_PER_MS)
+
+
+def test_auto_changes_no_offset_while_the_cameras_do_not_change():
+    arrivals = simulate_nuscenes(1000, arrival_jitter_ms=5, loss=0.05)
+    sync, clock = make(TRIGGERED, exposure_offsets='auto')
+    play(sync, clock, arrivals)
+    assert not any(sync.counters.relearned.values())
+
+
+def test_the_residual_of_a_camera_is_what_its_offset_does_not_explain():
+    sync, clock = make({**OFFSETS, 'CAM_BACK': OFFSETS['CAM_BACK'] - 9.0})
+    assert sync.residual_ns('CAM_BACK') is None
+    play(sync, clock, simulate_nuscenes(30))
+    assert sync.residual_ns('CAM_BACK') == pytest.approx(9 * NS_PER_MS, abs=1)
+    assert sync.residual_ns('CAM_BACK_LEFT') == pytest.approx(0, abs=1)
+
+
+@pytest.mark.parametrize('rate', [0.05, 0.25, 1.0, 4.0])
+def test_a_slow_replay_is_waited_for_as_the_clock_of_the_cameras_runs(rate):
+    slow = [
+        replace(arrival, arrival_ns=round(arrival.arrival_ns / rate))
+        for arrival in simulate_nuscenes(60)
+    ]
+    sync, clock = make(missing_camera_policy='drop_view')
+    sync.set_clock_rate(rate)
+    sets = play(sync, clock, slow)
+    assert len(sets) == 60
+    assert sync.counters.complete == 60
+    late = [a for a in slow if not (a.camera == 'CAM_BACK' and a.sweep == (0, 10))]
+    sync, clock = make(missing_camera_policy='drop_view')
+    sync.set_clock_rate(rate)
+    partial = [s for s in play(sync, clock, late) if s.missing]
+    assert len(partial) == 1
+    waited_ms = (partial[0].closed_ns - partial[0].first_arrival_ns) / NS_PER_MS
+    assert 150 / min(1.0, rate) <= waited_ms < 300 / min(1.0, rate)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 import copy
 from dataclasses import dataclass, field
+import statistics
 import time
 from typing import Any
 
@@ -23,6 +24,15 @@ from p2d_node.units import NS_PER_MS
 
 MAX_OPEN_SWEEPS = 8
 """Bounds memory: 8 sweeps of six raw 1600x900 frames take 207 MB. 12 Hz needs 2 or 3."""
+
+RESIDUALS_KEPT = 24
+"""Sets over which the residual of a camera is taken: two seconds at 12 Hz."""
+
+FOLLOW_EVERY_FRAMES = 4
+"""Frames of the reference camera between two looks for changed exposure offsets."""
+
+MIN_CLOCK_RATE = 0.01
+"""Bounds the deadline while a simulated clock is paused."""
 
 CLOSED_SWEEPS_REMEMBERED = 32
 """Closed sweeps whose times are kept to tell late frames from new ones."""
@@ -40,6 +50,7 @@ class SyncCounters:
         late: Frames whose sweep was already closed.
         duplicate: Frames whose sweep already has a frame of this camera.
         reset: Backward jumps of time.
+        relearned: Camera to number of times its learned exposure offset was replaced.
         unstamped: Camera to number of frames with stamp 0, for which the arrival time is used.
         received: Camera to number of frames.
         missing: Camera to number of sets that were closed without it.
@@ -51,6 +62,7 @@ class SyncCounters:
     late: int = 0
     duplicate: int = 0
     reset: int = 0
+    relearned: dict[str, int] = field(default_factory=dict)
     unstamped: dict[str, int] = field(default_factory=dict)
     received: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
@@ -119,7 +131,14 @@ class SweepSynchronizer:
             name: round(offset * NS_PER_MS) for name, offset in exposure_offsets_ms.items()
         }
         none = dict.fromkeys(self.cameras, 0)
-        self.counters = SyncCounters(unstamped=none, received={**none}, missing={**none})
+        self.counters = SyncCounters(
+            relearned={**none}, unstamped={**none}, received={**none}, missing={**none}
+        )
+        self.learning = self.config.exposure_offsets == 'auto'
+        self._residuals_ns: dict[str, deque[int]] = {
+            name: deque(maxlen=RESIDUALS_KEPT) for name in self.cameras
+        }
+        self._clock_rate = 1.0
         self._clock_ns = clock_ns
         self._stamp_clock_ns = stamp_clock_ns
         self._deadline_ns = round(self.config.deadline_ms * NS_PER_MS)
@@ -127,9 +146,7 @@ class SweepSynchronizer:
         self._tolerance_ns = round(self.config.tolerance_ms * NS_PER_MS)
         self._period = ShortestPeriod()
         self._learner = (
-            OffsetLearner(self.cameras, self.reference_camera)
-            if self.config.exposure_offsets == 'auto'
-            else None
+            OffsetLearner(self.cameras, self.reference_camera) if self.learning else None
         )
         self._open: list[_OpenSweep] = []
         self._closed: deque[_ClosedSweep] = deque(maxlen=CLOSED_SWEEPS_REMEMBERED)
@@ -138,10 +155,23 @@ class SweepSynchronizer:
         self._newest_arrival_ns = 0
         self._epoch = 0
 
-    @property
-    def learning(self) -> bool:
-        """True while `auto` learns the exposure offsets; no sets are returned meanwhile."""
-        return self._learner is not None
+    def residual_ns(self, camera: str) -> int | None:
+        """Return the median of stamp minus exposure offset minus start of the sweep.
+
+        Returns:
+            Nanoseconds, of the last sets with the reference camera; None if there is none.
+        """
+        residuals = tuple(self._residuals_ns[camera])
+        return int(statistics.median(residuals)) if residuals else None
+
+    def set_clock_rate(self, rate: float) -> None:
+        """Wait longer for frames of a slow replay.
+
+        Args:
+            rate: Seconds of the cameras' clock per second of the steady clock; above 1 counts
+                as 1.
+        """
+        self._clock_rate = min(1.0, max(rate, MIN_CLOCK_RATE))
 
     @property
     def tolerance_ns(self) -> int:
@@ -177,7 +207,7 @@ class SweepSynchronizer:
         self._close_expired(now_ns)
         if self._learner is not None:
             self._learn(self._learner, camera, stamp_ns, now_ns)
-        else:
+        if not self.learning:
             self._place(CameraFrame(camera, stamp_ns, payload), now_ns)
         return self._ready.popleft() if self._ready else None
 
@@ -230,6 +260,8 @@ class SweepSynchronizer:
             # frames may still arrive. The epoch separates them from later sweeps.
             self.counters.reset += 1
             self._epoch += 1
+            if self._learner is not None:
+                self._learner.forget()
             newest_ns = None
         if newest_ns is None or start_ns > newest_ns + self.tolerance_ns:
             self._newest_ns, self._newest_arrival_ns = start_ns, now_ns
@@ -247,14 +279,16 @@ class SweepSynchronizer:
         if start_ns < newest_ns - self._reset_threshold_ns:
             return True
         is_older = start_ns < newest_ns - self.tolerance_ns
-        return is_older and now_ns - self._newest_arrival_ns > self._reset_threshold_ns
+        silent_ns = (now_ns - self._newest_arrival_ns) * self._clock_rate
+        return is_older and silent_ns > self._reset_threshold_ns
 
     def _close_expired(self, now_ns: int) -> None:
+        deadline_ns = self._deadline_ns / self._clock_rate
         # Sweeps are opened in order of arrival, so the first one expires first.
-        while self._open and now_ns - self._open[0].first_arrival_ns >= self._deadline_ns:
+        while self._open and now_ns - self._open[0].first_arrival_ns >= deadline_ns:
             self._close(self._open[0], now_ns)
         # Kept for one more deadline only, so that a short bag can loop.
-        while self._closed and now_ns - self._closed[0].closed_ns > self._deadline_ns:
+        while self._closed and now_ns - self._closed[0].closed_ns > deadline_ns:
             self._closed.popleft()
 
     def _close(self, sweep: _OpenSweep, now_ns: int) -> None:
@@ -263,6 +297,7 @@ class SweepSynchronizer:
         missing = tuple(name for name in self.cameras if name not in sweep.frames)
         for name in missing:
             self.counters.missing[name] += 1
+        self._note_residuals(sweep)
         if not missing:
             self.counters.complete += 1
         elif self._is_returned_partial(sweep):
@@ -271,6 +306,15 @@ class SweepSynchronizer:
             self.counters.dropped += 1
             return
         self._ready.append(self._frame_set(sweep, missing, now_ns))
+
+    def _note_residuals(self, sweep: _OpenSweep) -> None:
+        reference = sweep.frames.get(self.reference_camera)
+        if reference is None:
+            return
+        start_ns = reference.stamp_ns - self.offsets_ns[self.reference_camera]
+        for name, frame in sweep.frames.items():
+            residual_ns = frame.stamp_ns - self.offsets_ns[name] - start_ns
+            self._residuals_ns[name].append(residual_ns)
 
     def _is_returned_partial(self, sweep: _OpenSweep) -> bool:
         return (
@@ -292,6 +336,18 @@ class SweepSynchronizer:
 
     def _learn(self, learner: OffsetLearner, camera: str, stamp_ns: int, now_ns: int) -> None:
         learner.add(camera, stamp_ns, now_ns)
-        if learner.ready(now_ns):
+        if self.learning and learner.ready(now_ns):
             self.offsets_ns = learner.offsets_ns()
-            self._learner = None
+            self.learning = False
+        elif not self.learning and camera == self.reference_camera:
+            self._follow_offsets(learner)
+
+    def _follow_offsets(self, learner: OffsetLearner) -> None:
+        """Replace the offset of a camera that has another phase since it restarted."""
+        if self.counters.received[self.reference_camera] % FOLLOW_EVERY_FRAMES:
+            return
+        changed = learner.changed_offsets_ns(self.offsets_ns, self.tolerance_ns // 3)
+        for name, offset_ns in changed.items():
+            self.offsets_ns[name] = offset_ns
+            self.counters.relearned[name] += 1
+            self._residuals_ns[name].clear()

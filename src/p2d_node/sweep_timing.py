@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
 import math
-import statistics
 
+import numpy as np
+import numpy.typing as npt
 from p2d_node.units import NS_PER_MS
+
+Stamps = npt.NDArray[np.int64]
 
 MAX_TOLERANCE_PERIODS = 0.49
 """Largest tolerance as a share of the shortest period of the reference camera."""
@@ -18,6 +23,15 @@ MIN_PERIOD_NS = 2 * NS_PER_MS
 
 OFFSET_SAMPLES = 12
 """Frames per camera from which `auto` learns the offsets: one second of nuScenes."""
+
+SAME_OFFSET_NS = 5 * NS_PER_MS
+"""Largest jitter of a stamp that an offset explains."""
+
+STAMPS_KEPT = 24
+"""Recent frames per camera by which `auto` notices another offset: two seconds of nuScenes."""
+
+MAX_MISSED_STAMPS = STAMPS_KEPT // 4
+"""Of these, stamps that may miss the known offset, because their references were lost."""
 
 OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
 """Time after which `auto` stops waiting for cameras that send no frames."""
@@ -57,21 +71,25 @@ class ShortestPeriod:
 
 
 class OffsetLearner:
-    """Learns each camera's exposure offset relative to the reference camera from stamps."""
+    """Learns each camera's exposure offset relative to the reference camera from recent stamps."""
 
     def __init__(self, cameras: tuple[str, ...], reference: str) -> None:
         self._reference = reference
-        self._stamps: dict[str, list[int]] = {name: [] for name in cameras}
+        self._stamps: dict[str, deque[int]] = {name: deque(maxlen=STAMPS_KEPT) for name in cameras}
+        # The references reach further back, so that every other stamp has one before it.
+        self._stamps[reference] = deque(maxlen=2 * STAMPS_KEPT)
         self._first_arrival_ns: int | None = None
 
     def add(self, camera: str, stamp_ns: int, now_ns: int) -> None:
         """Add the stamp of a frame, ROS time, that arrived at `now_ns` of the steady clock."""
         if self._first_arrival_ns is None:
             self._first_arrival_ns = now_ns
-        stamps = self._stamps[camera]
-        # Bounds memory while another camera sends no frames.
-        if len(stamps) < 2 * OFFSET_SAMPLES:
-            stamps.append(stamp_ns)
+        self._stamps[camera].append(stamp_ns)
+
+    def forget(self) -> None:
+        """Forget all stamps, after a jump of time."""
+        for stamps in self._stamps.values():
+            stamps.clear()
 
     def ready(self, now_ns: int) -> bool:
         """Tell whether enough was seen at `now_ns` of the steady clock."""
@@ -83,26 +101,64 @@ class OffsetLearner:
 
     def offsets_ns(self) -> dict[str, int]:
         """Return camera to exposure offset in nanoseconds; 0 for cameras without frames."""
-        references = sorted(self._stamps[self._reference])
+        references = self._sorted_stamps(self._reference)
         return {
-            name: _median_offset_ns(sorted(stamps), references)
-            for name, stamps in self._stamps.items()
+            name: _find_offset_ns(self._sorted_stamps(name), references) for name in self._stamps
         }
 
+    def _sorted_stamps(self, camera: str) -> Stamps:
+        return np.sort(np.array(self._stamps[camera], np.int64))
 
-def _median_offset_ns(stamps: list[int], references: list[int]) -> int:
-    """Return the median offset to the previous or to the next reference stamp, in nanoseconds.
+    def changed_offsets_ns(
+        self, offsets_ns: Mapping[str, int], tolerance_ns: int
+    ) -> dict[str, int]:
+        """Return the new exposure offsets of cameras whose recent stamps the known ones miss.
 
-    The one that varies less is returned: with a varying sweep period only the offset within the
-    true sweep is constant. With a constant period both are, and the smaller one is returned.
-    A camera without frames gets 0.
+        Args:
+            offsets_ns: Camera to the known offset, nanoseconds.
+            tolerance_ns: Largest error of an offset that is right.
+        """
+        references = self._sorted_stamps(self._reference)
+        if len(references) < OFFSET_SAMPLES:
+            return {}
+        changed = {}
+        for name in self._stamps:
+            stamps = self._sorted_stamps(name)
+            recent = stamps[(stamps >= references[0]) & (stamps <= references[-1])]
+            known_ns = offsets_ns[name] - offsets_ns[self._reference]
+            missed = recent[_distances_ns(recent - known_ns, references) > tolerance_ns]
+            if len(missed) <= MAX_MISSED_STAMPS:
+                continue
+            # Those that fit are from before the change, and would fit no longer.
+            self._stamps[name] = deque(missed.tolist(), maxlen=STAMPS_KEPT)
+            offset_ns = _find_offset_ns(missed, references)
+            if abs(offset_ns - known_ns) > tolerance_ns:
+                changed[name] = offset_ns + offsets_ns[self._reference]
+        return changed
+
+
+def _distances_ns(stamps: Stamps, references: Stamps) -> Stamps:
+    """Return the distance of each stamp, int64 [...], to the nearest of the sorted references."""
+    after = np.searchsorted(references, stamps).clip(1, len(references) - 1)
+    nearest = np.minimum(abs(stamps - references[after - 1]), abs(stamps - references[after]))
+    return np.asarray(nearest, np.int64)
+
+
+def _find_offset_ns(stamps: Stamps, references: Stamps) -> int:
+    """Return the offset to reference stamps that explains most stamps, in nanoseconds.
+
+    With a varying sweep period only the offset within the true sweep is constant. With a constant
+    period several are, and the smallest one is returned. A camera without frames gets 0.
+
+    Args:
+        stamps: int64 [stamps], sorted.
+        references: int64 [references], sorted, two or more.
     """
-    after = [s - max(r for r in references if r <= s) for s in stamps if s >= references[0]]
-    before = [s - min(r for r in references if r >= s) for s in stamps if s <= references[-1]]
-    candidates = []
-    for offsets in (after, before):
-        if offsets:
-            median = statistics.median_low(offsets)
-            spread = statistics.median_low([abs(offset - median) for offset in offsets])
-            candidates.append((spread // NS_PER_MS, abs(median), median))
-    return min(candidates)[2] if candidates else 0
+    if not len(stamps):
+        return 0
+    after = np.searchsorted(references, stamps)[:, None] + np.arange(-2, 2)
+    near = (stamps[:, None] - references[after.clip(0, len(references) - 1)]).ravel()
+    missed = _distances_ns(stamps - near[:, None], references) > SAME_OFFSET_NS
+    offset_ns = near[np.lexsort((abs(near), missed.sum(axis=1)))[0]]
+    same = near[abs(near - offset_ns) <= SAME_OFFSET_NS]
+    return int(np.median(same))
