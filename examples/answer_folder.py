@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError
+from p2d_node.errors import P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import FrameSet
 
@@ -19,10 +19,10 @@ config = DriveConfig(model='p2d-mini')
 images = {camera: arguments.folder / f'{camera}.jpg' for camera in config.cameras}
 try:
     sweep = FrameSet.from_images(images)
-except ConfigError as err:
+    pipeline = DrivingPipeline.from_config(config)
+    (answer,) = pipeline.answer(sweep, [arguments.question])
+except P2dError as err:
     parser.error(str(err))
-pipeline = DrivingPipeline.from_config(config)
-for answer in pipeline.answer(sweep, [arguments.question]):
-    kept, total = sum(answer.tokens_kept.values()), sum(answer.tokens_total.values())
-    print(f'{answer.answer} ({kept} of {total} visual tokens)')
+kept, total = sum(answer.tokens_kept.values()), sum(answer.tokens_total.values())
+print(f'{answer.answer} ({kept} of {total} visual tokens)')
 pipeline.close()

@@ -83,15 +83,42 @@ def test_a_model_is_known_by_its_folder_however_it_is_named(monkeypatch, tmp_pat
         ('p2d: "a\n', 'line 2: found unexpected end of stream'),
         ('p2d: \x07\n', 'unacceptable character'),
         ('[' * 100_000, 'maximum recursion depth'),
+        ('p2d: &a\n  ros__parameters: *a\n', r'an alias \(\*\), allowed: plain values'),
+        ('p2d: {ros__parameters: {model: a}}\n---\np2d: 5\n', '2 YAML documents, allowed: one'),
+        (
+            'p2d:\n  ros__parameters:\n    model: a\n    model: b\n',
+            'model: set in line 3 and in line 4',
+        ),
+        ('p2d: {}\np2d: {}\n', 'p2d: set in line 1 and in line 2'),
+        (
+            'p2d: {ros__parameters: {questions: [[a]]}}\n',
+            'questions: got a list or a group',
+        ),
+        ('p2d: {ros__parameters: {autostart: 7}}\n', 'autostart: got 7, allowed: true, false'),
+        ('p2d: {ros__parameters: {sync: [1, 2]}}\n', 'it is a group of parameters; set sync.dead'),
+        (
+            'lidar: {ros__parameters: {a: 1}}\nradar: {ros__parameters: {a: 1}}\n',
+            'got parameters of lidar, radar, needed: a section of p2d',
+        ),
         ('p2d: 5\n', 'has no ros__parameters'),
     ],
 )
 def test_a_file_that_is_no_parameter_file_is_refused_in_one_line(tmp_path, content, reason):
     path = tmp_path / 'drive.yaml'
     path.write_text(content)
-    with pytest.raises(ConfigError, match=rf'drive\.yaml .*{reason}') as caught:
+    with pytest.raises(ConfigError, match=rf'drive\.yaml.*{reason}') as caught:
         read_drive_config(path)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('node', ['/**', 'p2d', '/car/p2d', 'vlm'])
+def test_the_section_of_the_drive_node_is_read(tmp_path, node):
+    path = tmp_path / 'drive.yaml'
+    others = {} if node == 'vlm' else {'other': {'ros__parameters': {'model': '/models/other'}}}
+    path.write_text(yaml.safe_dump({node: {'ros__parameters': {'max_new_tokens': 7}}} | others))
+    assert read_drive_config(path).max_new_tokens == 7
+    path.write_text(yaml.safe_dump({'car': {node: {'ros__parameters': {'prune_layer': 1}}}}))
+    assert read_drive_config(path).prune_layer == 1
 
 
 @pytest.mark.parametrize('path', sorted((CONFIG / 'cameras').glob('*.yaml')), ids=lambda p: p.stem)

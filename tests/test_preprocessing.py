@@ -72,6 +72,12 @@ def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
         ({'do_normalize': False}, 'do_normalize: got False'),
         ({'image_processor_type': 'CLIPImageProcessor'}, 'image_processor_type: got .CLIP'),
         ({'image_mean': None}, None),
+        ({'image_mean': 'abc'}, "image_mean: got 'abc', allowed: three numbers"),
+        (
+            {'image_std': [0, 0.5, 0.5]},
+            r'image_std: got \[0, 0.5, 0.5\], allowed: three num',
+        ),
+        ({'rescale_factor': float('nan')}, 'rescale_factor: got nan, allowed: a number above 0'),
     ],
 )
 def test_unsupported_settings_are_refused(tiny_checkpoint, tmp_path, change, reason):
@@ -97,4 +103,4 @@ def test_a_frame_of_another_size_than_the_engines_raises_an_error_with_the_camer
     ]
     with ThreadPoolExecutor(1) as pool, pytest.raises(ImageDecodeError, match='80x160') as caught:
         stack.fill(frames, pool)
-    assert caught.value.camera == 'CAM_BACK'
+    assert list(caught.value.broken) == ['CAM_BACK']

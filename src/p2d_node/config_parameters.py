@@ -35,6 +35,8 @@ class Parameter:
     option: Option
 
 
+MAX_NAMES_SHOWN = 6
+
 TYPE_WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text'}
 
 CAMERA_NAMES = Parameter(
@@ -92,6 +94,17 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
+def check_no_group(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise `ConfigError` if `name` is the first part of parameters, not one of them."""
+    parts = sorted(other for other in known if other.startswith(f'{name}.'))
+    if parts:
+        more = ' and so on' if len(parts) > MAX_NAMES_SHOWN else ''
+        raise ConfigError(
+            f'{name}: got {quote(value)}, but it is a group of parameters; set '
+            f'{", ".join(parts[:MAX_NAMES_SHOWN])}{more}'
+        )
+
+
 def config_from_parameters(
     camera_names: Sequence[str],
     values: Mapping[str, Any],
@@ -113,6 +126,7 @@ def config_from_parameters(
         if name not in known:
             close = closest_name(name, known)
             hint = f'did you mean {close}?' if close else f'allowed: {", ".join(sorted(known))}'
+            check_no_group(name, values[name], known)
             raise ConfigError(f'{name}: there is no such parameter; {hint}')
     typed = {
         name: _to_type_of(parameter.default, values.get(name, parameter.default), name)

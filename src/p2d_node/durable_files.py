@@ -40,7 +40,11 @@ def read_json(
         num_bytes = path.stat().st_size
         if max_bytes is not None and num_bytes > max_bytes:
             raise error(f'{name} has {num_bytes} bytes, allowed: {max_bytes}{advice}')
-        return json.loads(path.read_text(encoding='utf-8-sig'))
+        text = path.read_text(encoding='utf-8-sig')
+        content = json.loads(text)
+        if r'\ud' in text.lower():  # half of a surrogate pair is JSON, but no text
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as err:
         raise error(f'{name} is missing{advice}') from err
     except OSError as err:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from p2d_node.durable_files import read_json_object
-from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.errors import ConfigError, ImageDecodeError, quote
 from p2d_node.records import DecodedFrame
 from PIL import Image
 import torch
@@ -89,9 +89,9 @@ class ImageProcessing:
             width_px=width,
             fit=_read_fit(settings, folder),
             resample=int(settings.get('resample', Image.Resampling.BICUBIC)),
-            rescale_factor=float(settings.get('rescale_factor', 1 / 255)),
-            mean=tuple(settings['image_mean']),
-            std=tuple(settings['image_std']),
+            rescale_factor=_read_positive(settings, 'rescale_factor', folder, 1 / 255),
+            mean=_read_colour(settings, 'image_mean', folder, -math.inf),
+            std=_read_colour(settings, 'image_std', folder, 0.0),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -161,6 +161,32 @@ def _pixel_range(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
             'min_pixels and max_pixels, each a number of pixels'
         )
     return smallest, largest
+
+
+def _read_positive(settings: dict[str, Any], name: str, folder: Path, default: float) -> float:
+    value = settings.get(name, default)
+    if not _is_number(value) or value <= 0.0:
+        raise ConfigError(f'{folder}: {name}: got {quote(value)}, allowed: a number above 0')
+    return float(value)
+
+
+def _read_colour(
+    settings: dict[str, Any], name: str, folder: Path, above: float
+) -> tuple[float, float, float]:
+    values = settings[name]
+    if isinstance(values, list) and len(values) == 3 and all(map(_is_number, values)):
+        red, green, blue = values
+        if min(values) > above:
+            return float(red), float(green), float(blue)
+    limit = f' above {above:g}' if math.isfinite(above) else ''
+    raise ConfigError(
+        f'{folder}: {name}: got {quote(values)}, allowed: three numbers{limit}; copy the '
+        "checkpoint's preprocessor_config.json again"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _read_fit(settings: dict[str, Any], folder: Path) -> str:

@@ -149,6 +149,12 @@ def test_a_missing_prediction_is_named(data):
         score_predictions(read_questions(data), rest)
 
 
+def flat(question: str, reference: str) -> str:
+    """Return flat DriveLM data of one question, of JSON values."""
+    turns = f'{{"from": "human", "value": {question}}}, {{"from": "gpt", "value": {reference}}}'
+    return f'[{{"id": "a_b_0", "image": ["x__CAM_FRONT__1.jpg"], "conversations": [{turns}]}}]'
+
+
 @pytest.mark.parametrize(
     ('content', 'reason'),
     [
@@ -157,6 +163,11 @@ def test_a_missing_prediction_is_named(data):
         ('[]', 'holds no question'),
         ('{"s": {}}', "not DriveLM data: KeyError: 'key_frames'"),
         ('[{"id": "a_b_0"}]', 'not DriveLM data: KeyError'),
+        (flat('null', '"b"'), 'TypeError: value: got None, allowed: a text'),
+        (flat('["a"]', '"b"'), r"TypeError: value: got \['a'\], allowed: a text"),
+        (flat('"a"', '5'), 'TypeError: value: got 5, allowed: a text'),
+        (flat('"a"', '""'), 'every reference answer is empty'),
+        (flat('"a"', r'"\ud800"'), 'not valid JSON: .*surrogates not allowed'),
     ],
 )
 def test_data_that_is_no_drivelm_is_refused(tmp_path, content, reason):

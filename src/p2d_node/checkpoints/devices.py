@@ -23,6 +23,8 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}') from err
     if device.type not in ('cpu', 'cuda'):
         raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}')
+    if device.type == 'cpu' and device.index:
+        raise ConfigError(f'device: got {name!r}, allowed: {DEVICES}; set device to cpu')
     if device.index:
         # Kernels, graphs and engines run on the current GPU of the thread, which is the first.
         raise ConfigError(

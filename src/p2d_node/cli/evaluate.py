@@ -177,7 +177,7 @@ def _answer_the_rest(
 
     num_left = sum(len(keyframe.questions) for keyframe in left)
     answer = _choose_answer(job)
-    with Progress(console=Console(stderr=True)) as bars:
+    with Progress(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task('questions', total=num_questions, completed=num_questions - num_left)
         for count in answer(job, left, answers):
             bars.advance(task, count)

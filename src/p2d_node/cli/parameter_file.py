@@ -8,8 +8,15 @@ from typing import Any
 
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.config_parameters import CAMERA_NAMES, config_from_parameters
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
+from p2d_node.parameter_yaml import check_parameter_yaml
 from p2d_node.retention_presets import read_yaml, tuned_ratios
+
+NODE_NAMES = ('p2d', '**', '*')
+"""Sections of a parameter file that apply to the drive node."""
+
+NODE_ONLY = ('use_sim_time', 'autostart')
+"""Parameters that mean something to the node only."""
 
 
 def read_drive_config(
@@ -32,8 +39,11 @@ def read_drive_config(
     if model is not None:
         values['model'] = model
     names = values.pop(CAMERA_NAMES.name, CAMERA_NAMES.default)
-    values.pop('use_sim_time', None)
-    values.pop('autostart', None)
+    for name in NODE_ONLY:
+        if not isinstance(value := values.pop(name, False), bool):
+            raise ConfigError(
+                f'params_file: {path}: {name}: got {quote(value)}, allowed: true, false'
+            )
     tuned = tuned_ratios(str(values.get('model', SHIPPED_MODEL)))
     try:
         return config_from_parameters(names, values, tuned)
@@ -54,6 +64,7 @@ def camera_names_in(path: Path | None) -> list[str] | None:
 
 def _read_values(path: Path) -> dict[str, Any]:
     try:
+        check_parameter_yaml(path.read_bytes(), f'params_file: {path}')
         content = read_yaml(path)
     except FileNotFoundError as err:
         raise ConfigError(f'params_file: {path} is missing; name a parameter file') from err
@@ -61,13 +72,28 @@ def _read_values(path: Path) -> dict[str, Any]:
         raise ConfigError(f'params_file: {path} cannot be read: {err.strerror}') from err
     except ValueError as err:
         raise ConfigError(f'params_file: {path} cannot be read: {err}') from err
-    values: dict[str, Any] = {}
-    for node in content.values() if isinstance(content, dict) else ():
-        if isinstance(node, dict) and isinstance(node.get('ros__parameters'), dict):
-            values |= dict(_flatten(node['ros__parameters']))
-    if not values:
-        raise ConfigError(f'params_file: {path} has no ros__parameters; see config/drive.yaml')
-    return values
+    sections = dict(_sections(content)) if isinstance(content, dict) else {}
+    ours = [values for name, values in sections.items() if name in NODE_NAMES]
+    if not ours and len(sections) == 1:  # the node has been given another name
+        ours = list(sections.values())
+    values = dict(item for section in ours for item in _flatten(section))
+    if values:
+        return values
+    if sections:
+        raise ConfigError(
+            f'params_file: {path}: got parameters of {", ".join(sections)}, needed: a section of '
+            'p2d or /**'
+        )
+    raise ConfigError(f'params_file: {path} has no ros__parameters; see config/drive.yaml')
+
+
+def _sections(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the names of nodes, without namespace, and their parameters."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and isinstance(value.get('ros__parameters'), dict):
+            yield str(name).rpartition('/')[2], value['ros__parameters']
+        elif isinstance(value, dict):
+            yield from _sections(value)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from p2d_node.bags.image_files import resolve_image, stamp_ns_of
+from p2d_node.bags.image_files import camera_and_stamp_of, resolve_image, stamp_ns_of
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError
+from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError, quote
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, DrivingAnswer, FrameSet
@@ -107,8 +107,10 @@ def check_images(keyframes: Sequence[Keyframe], image_root: Path, cameras: Seque
     for keyframe in keyframes:
         paths = _image_paths(keyframe.questions[0], image_root, cameras)
         for path in paths.values():
-            if not path.is_file():
-                raise ConfigError(f'images: {path}: there is no such image; check the folder')
+            if not _is_file(path):
+                raise ConfigError(
+                    f'images: {quote(str(path))}: there is no such image; check the folder'
+                )
         for question in keyframe.questions[1:]:
             if _image_paths(question, image_root, cameras) != paths:
                 raise ConfigError(
@@ -126,7 +128,21 @@ def _image_paths(
             f'question {question.id} has no image of {missing[0]}; its cameras: '
             f'{", ".join(question.images)}; set camera_names in the parameter file to these'
         )
-    return {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
+    paths = {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
+    for camera, path in paths.items():
+        if camera_and_stamp_of(path)[0] != camera:
+            raise ConfigError(
+                f'question {question.id}: got {path.name} as the image of {camera}; name the '
+                'image of this camera'
+            )
+    return paths
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def describe_failure(keyframe: Keyframe, err: P2dError) -> str:

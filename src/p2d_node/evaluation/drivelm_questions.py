@@ -11,7 +11,7 @@ from typing import Any
 
 from p2d_node.bags.image_files import image_names
 from p2d_node.durable_files import read_json
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 from p2d_node.evaluation.predictions import first_duplicate
 
 TASKS = ('perception', 'prediction', 'planning', 'behavior')
@@ -72,6 +72,8 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
         ) from err
     if not questions:
         raise ConfigError(f'{path}: holds no question')
+    if not any(question.reference is None or question.reference.strip() for question in questions):
+        raise ConfigError(f'{path}: every reference answer is empty; copy the file again')
     twice = first_duplicate(question.id for question in questions)
     if twice is not None:
         raise ConfigError(f'{path}: the id {twice} occurs twice')
@@ -85,11 +87,11 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
             items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
             paths = key_frame.get('image_paths', {})
             for number, item in enumerate(items):
-                reference = item.get('A')
+                reference = None if item.get('A') is None else _text(item, 'A')
                 yield DriveLmQuestion(
                     id=f'{keyframe}_{number}',
                     keyframe=keyframe,
-                    question=str(item['Q']),
+                    question=_text(item, 'Q'),
                     reference=reference,
                     tags=_tags_of(item.get('tag'), reference),
                     has_tags=item.get('tag') is not None,
@@ -99,7 +101,7 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
 
 def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
     for item in data:
-        texts = {turn['from']: str(turn['value']) for turn in item['conversations']}
+        texts = {turn['from']: _text(turn, 'value') for turn in item['conversations']}
         names = image_names(item['image'])
         reference = texts.get('gpt')
         yield DriveLmQuestion(
@@ -111,6 +113,13 @@ def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
             has_tags=item.get('tag') is not None,
             images={camera_of(name): name for name in names},
         )
+
+
+def _text(item: Mapping[str, Any], field: str) -> str:
+    value = item[field]
+    if not isinstance(value, str):
+        raise TypeError(f'{field}: got {quote(value)}, allowed: a text')
+    return value
 
 
 def camera_of(name: str) -> str:

@@ -172,6 +172,8 @@ class Conversation:
                 f'question: got a text of {len(question)} characters, allowed: up to '
                 f'{MAX_QUESTION_CHARACTERS}'
             )
+        if not _is_unicode(question):
+            raise ConfigError('question: got a text with half a surrogate pair; write it again')
         with self._tokenizer_lock:
             special = self._family.find_special_tokens(question)
         if special:
@@ -329,3 +331,11 @@ class Conversation:
     def release(self) -> None:
         """Free the buffers that are reused from sweep to sweep."""
         self._family.decoder.release()
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -10,6 +10,7 @@ from p2d_node.config_option import Option
 from p2d_node.config_parameters import (
     CAMERA_NAMES,
     check_camera_names,
+    check_no_group,
     closest_name,
     config_from_parameters,
     list_parameters,
@@ -105,12 +106,7 @@ def _check_names(node: Node, given: Mapping[str, Any], known: Set[str]) -> None:
     for name in given:
         if name in known or name.startswith(RATIO_PREFIX):
             continue
-        parts = [other for other in known if other.startswith(f'{name}.')]
-        if parts:
-            raise ConfigError(
-                f'{name}: got {quote(given[name])}, but it is a group of parameters; set '
-                f'{", ".join(sorted(parts)[:6])}'
-            )
+        check_no_group(name, given[name], known)
         close = closest_name(name, {*known, CAMERA_NAMES.name})
         if name.startswith(CAMERA_PREFIX) or (close or '').startswith(CAMERA_PREFIXES):
             hint = f'did you mean {close}?' if close else f'allowed: {_cameras_of(known)}'

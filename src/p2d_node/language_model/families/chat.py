@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import logging
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -46,14 +47,18 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
         ConfigError: Weights are missing or do not match the config.
     """
     _check_generation_config(folder)
-    model, report = _load_with_report(model_class, folder, options)
-    missing = sorted(report['missing_keys'])
-    if missing:
-        raise ConfigError(
-            f'model: {folder}: {len(missing)} weights are missing, the first is {missing[0]}; '
-            'copy the checkpoint again, with all its shards'
-        )
+    model, wrong = _load_and_compare(model_class, folder, options)
+    _require_whole(folder, wrong)
     return model.eval()
+
+
+def _require_whole(folder: Path, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise ConfigError(
+            f'model: {folder}: {len(wrong)} weights are missing or have other shapes than '
+            f'config.json says, the first is {wrong[0]}; copy the checkpoint again, with all its '
+            'shards'
+        )
 
 
 def _check_generation_config(folder: Path) -> None:
@@ -99,30 +104,26 @@ def load_vision_weights(
         'config': config,
         'dtype': dtype,
         'attn_implementation': 'eager',
-        'ignore_mismatched_sizes': True,
     }
-    model, report = _load_with_report(model_class, folder, options)
-    mismatched = [
-        key for key, *_ in report['mismatched_keys'] if any(part in key for part in vision_keys)
-    ]
-    wrong = mismatched + sorted(report['missing_keys'])
-    if wrong:
-        raise ConfigError(
-            f'model: {folder}: {len(wrong)} weights are missing or have other shapes than '
-            f'config.json says, the first is {wrong[0]}; copy the checkpoint again'
-        )
+    model, wrong = _load_and_compare(model_class, folder, options)
+    _require_whole(folder, [key for key in wrong if any(part in key for part in vision_keys)])
     return model.eval()
 
 
-def _load_with_report(
+def _load_and_compare(
     model_class: Any, folder: Path, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, list[str]]:
+    """Return the model, and the names of weights that are missing or have another shape."""
+    logger = logging.getLogger('transformers.modeling_utils')
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it prints a wide table of what the caller says in one line
     try:
         model, report = model_class.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
@@ -130,7 +131,10 @@ def _load_with_report(
         raise ConfigError(
             f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
         ) from err
-    return model, report
+    finally:
+        logger.setLevel(level)
+    mismatched = [key for key, *_ in report['mismatched_keys']]
+    return model, sorted([*mismatched, *report['missing_keys']])
 
 
 def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
