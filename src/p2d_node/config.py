@@ -43,6 +43,9 @@ DEFAULT_QUESTIONS = (
     'What should the ego vehicle do next, and why?',
 )
 
+MAX_QUESTIONS = 256
+"""Questions per sweep that the node accepts; DriveLM has about 100 per keyframe."""
+
 RETENTION_RATIO = Option(
     help="Share of this camera's visual tokens that the language model gets: kept/total.",
     minimum=0.001,
@@ -255,6 +258,14 @@ class DriveConfig:
         'Questions that are answered for every sweep; an empty list: none.',
         runtime=True,
     )
+    asked_tokens_per_sweep: int = option(
+        1024,
+        'Largest number of question tokens per sweep of ~/ask and ~/question; further questions '
+        'wait for the next sweep. The standing questions are always answered first.',
+        minimum=1,
+        maximum=1_000_000,
+        runtime=True,
+    )
     question_batch: int = option(
         16,
         'Largest number of questions that are answered in one batch. A smaller batch needs less '
@@ -286,6 +297,29 @@ class DriveConfig:
         maximum=600000.0,
         runtime=True,
     )
+    max_answer_age_ms: float = option(
+        2000.0,
+        'Largest age, in ms, of a sweep since its capture. An older one is dropped before work on '
+        'it begins; answers that become older are published with late set. 0: no limit.',
+        minimum=0.0,
+        maximum=600000.0,
+        runtime=True,
+    )
+    late_until_error: int = option(
+        5,
+        'Number of late sweeps in a row at which the warning of the diagnostics becomes an error.',
+        minimum=1,
+        maximum=1_000_000,
+        runtime=True,
+    )
+    max_sweep_s: float = option(
+        5.0,
+        'Longest time, in s, that work on a sweep may stand still, without a stage that ends or a '
+        'token. Then the node reports the stage, goes to its error state and ends. 0: no limit.',
+        minimum=0.0,
+        maximum=3600.0,
+        runtime=True,
+    )
 
     def __post_init__(self) -> None:
         """Check each value and the values that depend on each other."""
@@ -303,6 +337,10 @@ class DriveConfig:
             )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')
+        if len(self.questions) > MAX_QUESTIONS:
+            raise ConfigError(
+                f'questions: got {len(self.questions)} questions, allowed: up to {MAX_QUESTIONS}'
+            )
         if any(not question.strip() for question in self.questions):
             raise ConfigError(
                 'questions: got an empty question, allowed: texts that are not empty; for no '

@@ -58,6 +58,10 @@ class InferenceError(P2dError):
     """A model stage failed on one sweep."""
 
 
+class DeviceLostError(InferenceError):
+    """Nothing can run on the device any more; only a new process can use it again."""
+
+
 @contextmanager
 def checkpoint_faults(
     folder: object, *, part: str = 'the checkpoint', parameter: str = 'model'

@@ -37,22 +37,37 @@ class StageClock:
     Attributes:
         started_ns: Steady clock at creation, nanoseconds.
         durations_ms: Milliseconds per stage so far.
+        current: Name of the stage in work; empty between stages. Any thread may read it.
+        progressed_ns: Steady clock when the last stage began or ended, or `noting` was called.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._synchronize = device.type == 'cuda'
         self.started_ns = time.monotonic_ns()
         self.durations_ms: dict[str, float] = {}
+        self.current = ''
+        self.progressed_ns = self.started_ns
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the duration of the body to stage `name`."""
+        self.current, self.progressed_ns = name, time.monotonic_ns()
         self._wait_for_device()
         start_ns = time.monotonic_ns()
         yield
         self._wait_for_device()
-        duration_ms = (time.monotonic_ns() - start_ns) / NS_PER_MS
+        self.current, self.progressed_ns = '', time.monotonic_ns()
+        duration_ms = (self.progressed_ns - start_ns) / NS_PER_MS
         self.durations_ms[name] = self.durations_ms.get(name, 0.0) + duration_ms
+
+    def noting(self, must_stop: MustStop) -> MustStop:
+        """Return `must_stop` as a check that notes progress whenever it is called."""
+
+        def checked() -> bool:
+            self.progressed_ns = time.monotonic_ns()
+            return must_stop()
+
+        return checked
 
     def mark(self, name: str) -> None:
         """Set `name` to the milliseconds since creation, unless it is set already."""

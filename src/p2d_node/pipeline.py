@@ -11,47 +11,27 @@ kept tokens. Latency is measured here, not in the stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
-import traceback
-from typing import Concatenate, ParamSpec, TypeVar
 
+import numpy as np
 from p2d_node.answers import to_driving_answers, to_sweep_times
 from p2d_node.assembly import assemble, Stages
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
-from p2d_node.language_model.conversation import Limits, OnPartial, TextAnswer, UNANSWERED
+from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.inference_faults import guarded, guarded_groups
+from p2d_node.language_model.conversation import (
+    Limits,
+    OnPartial,
+    SharedPrefix,
+    TextAnswer,
+    UNANSWERED,
+)
 from p2d_node.latency import MustStop, never, StageClock, stop_at
 from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
 from p2d_node.units import NS_PER_MS
 import torch
 from torch import Tensor
-
-P = ParamSpec('P')
-T = TypeVar('T')
-
-
-def _guarded(
-    method: Callable[Concatenate[DrivingPipeline, FrameSet, P], T],
-) -> Callable[Concatenate[DrivingPipeline, FrameSet, P], T]:
-    """Translate the faults of a method's stages to `InferenceError`, and free what they held."""
-
-    @wraps(method)
-    def guarded(
-        pipeline: DrivingPipeline, frame_set: FrameSet, /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        try:
-            return method(pipeline, frame_set, *args, **kwargs)
-        except (RuntimeError, ValueError, IndexError) as err:
-            # torch reports out of memory, bad shapes and device faults as these. The traceback
-            # would keep all tensors of the sweep alive for as long as anyone keeps the error.
-            traceback.clear_frames(err.__traceback__)
-            pipeline.release()
-            reason = f'{type(err).__name__}: {str(err).partition(chr(10))[0]}'
-            raise InferenceError(f'sweep {frame_set.stamp_ns}: {reason}{_advice(err)}') from err
-
-    return guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +86,7 @@ class DrivingPipeline:
         self._selector = stages.selector
         self._language_model = stages.language_model
         self._model = stages.model
+        self._clock: StageClock | None = None
         self.views = stages.views
         self.device = stages.device
         self.model_name = stages.model.name
@@ -128,7 +109,6 @@ class DrivingPipeline:
         pipeline.check_questions(config.questions or ('',))
         return pipeline
 
-    @_guarded
     def answer(
         self,
         frame_set: FrameSet,
@@ -156,8 +136,37 @@ class DrivingPipeline:
         """
         if isinstance(questions, str):
             raise ConfigError(f'questions: got the text {questions!r}, allowed: a list of texts')
-        if not questions:
-            return []
+        groups = self.answer_groups(
+            frame_set, [questions], must_stop=must_stop, on_partial=on_partial
+        )
+        return [answer for group in groups for answer in group]
+
+    @guarded_groups
+    def answer_groups(
+        self,
+        frame_set: FrameSet,
+        groups: Sequence[Sequence[str]],
+        *,
+        must_stop: MustStop = never,
+        on_partial: OnPartial | None = None,
+    ) -> Iterator[list[DrivingAnswer]]:
+        """Answer groups of questions about one sweep, one group after the other.
+
+        Args:
+            frame_set: As for `answer`.
+            groups: Questions; no batch holds questions of two groups.
+            must_stop: As for `answer`.
+            on_partial: As for `answer`.
+
+        Yields:
+            The answers of each group, before work on the next one begins; empty for an empty one.
+
+        Raises:
+            P2dError: As `answer`.
+        """
+        if not any(groups):
+            yield from ([] for _ in groups)
+            return
         sweep = self._start(frame_set, must_stop)
         with sweep.clock.stage('decode'):
             frames, broken = self._frontend.decode(frame_set)
@@ -166,18 +175,19 @@ class DrivingPipeline:
             pixels = self._frontend.preprocess(frames)
         with sweep.clock.stage('encode'):
             tokens = self._encoder.encode(pixels)
-        return self._answer_tokens(sweep, tokens, questions, on_partial=on_partial)
+        yield from self._answer_tokens(sweep, tokens, groups, on_partial=on_partial)
 
     def _answer_tokens(
         self,
         sweep: _Sweep,
         tokens: Tensor,
-        questions: Sequence[str],
+        groups: Sequence[Sequence[str]],
         *,
         keep: Sequence[Tensor] | None = None,
         on_partial: OnPartial | None = None,
-    ) -> list[DrivingAnswer]:
+    ) -> Iterator[list[DrivingAnswer]]:
         config, clock, language_model = sweep.config, sweep.clock, self._language_model
+        questions = [question for group in groups for question in group]
         with clock.stage('prefill'):
             paused = language_model.begin(questions, sweep.cameras, tokens, config.prune_layer)
         with clock.stage('select'):
@@ -186,30 +196,46 @@ class DrivingPipeline:
             )
         with clock.stage('prefill'):
             prefix = language_model.resume(paused, self.views.merge_indices(keep))
+        first = 0
+        for group in groups:
+            texts = self._answer_group(sweep, prefix, first, len(group), on_partial)
+            first += len(group)
+            yield to_driving_answers(
+                sweep.frame_set,
+                group,
+                texts,
+                keep_indices=keep,
+                views=self.views,
+                model=self._model,
+                times=to_sweep_times(sweep.frame_set, clock),
+            )
+
+    def _answer_group(
+        self,
+        sweep: _Sweep,
+        prefix: SharedPrefix,
+        first: int,
+        num_questions: int,
+        on_partial: OnPartial | None,
+    ) -> list[TextAnswer]:
+        """Ask and generate batch by batch; what the deadline leaves no time for is unanswered."""
+        config, clock, language_model = sweep.config, sweep.clock, self._language_model
         limits = Limits(
             max_new_tokens=config.max_new_tokens, stop=config.stop, must_stop=sweep.must_stop
         )
         texts: list[TextAnswer] = []
-        for batch in prefix.batches(config.question_batch):
-            if texts and sweep.must_stop():
-                texts += [UNANSWERED] * (len(questions) - len(texts))
-                break
+        for batch in prefix.batches(first, first + num_questions, config.question_batch):
+            # The very first batch is begun in any case: a sweep has at least a cut answer.
+            if (first or texts) and sweep.must_stop():
+                return texts + [UNANSWERED] * (num_questions - len(texts))
             with clock.stage('prefill'):
                 asked = language_model.ask(prefix, batch, max_new_tokens=config.max_new_tokens)
             clock.mark('ttft')
             with clock.stage('generate'):
                 texts += language_model.generate(asked, limits, on_partial)
-        return to_driving_answers(
-            sweep.frame_set,
-            questions,
-            texts,
-            keep_indices=keep,
-            views=self.views,
-            model=self._model,
-            times=to_sweep_times(sweep.frame_set, clock),
-        )
+        return texts
 
-    @_guarded
+    @guarded
     def encode(self, frame_set: FrameSet) -> Tensor:
         """Run the first half of `answer`: frames to visual tokens [pictures, tokens, features].
 
@@ -224,7 +250,7 @@ class DrivingPipeline:
             raise ImageDecodeError(broken)
         return self._encoder.encode(self._frontend.preprocess(frames)).clone()
 
-    @_guarded
+    @guarded
     def answer_tokens(
         self,
         frame_set: FrameSet,
@@ -247,7 +273,8 @@ class DrivingPipeline:
             InferenceError: A model stage failed.
         """
         sweep = self._start(frame_set, must_stop)
-        return self._answer_tokens(sweep, visual_tokens, questions, keep=keep_indices)
+        (answers,) = self._answer_tokens(sweep, visual_tokens, [questions], keep=keep_indices)
+        return answers
 
     def selection_features(self, visual_tokens: Tensor) -> Tensor:
         """Return the features that tokens are selected by with `prune_layer` 0.
@@ -261,7 +288,7 @@ class DrivingPipeline:
         cameras = tuple(self._config.cameras)
         return self._language_model.begin(('',), cameras, visual_tokens, 0).visual_states
 
-    @_guarded
+    @guarded
     def choose(self, frame_set: FrameSet, question: str, choices: Sequence[str]) -> DrivingChoice:
         """Compute the likelihood of each of `choices` as the whole answer to `question`.
 
@@ -299,6 +326,34 @@ class DrivingPipeline:
         """Raise `ConfigError` for a question that cannot be asked; any thread may call it."""
         self._language_model.check_questions(questions)
 
+    def count_tokens(self, question: str) -> int:
+        """Return how many tokens a question adds to the prompt; any thread may call it.
+
+        Raises:
+            ConfigError: As `check_questions`.
+        """
+        return self._language_model.count_tokens(question)
+
+    @property
+    def progress(self) -> tuple[str, int]:
+        """The stage in work, empty between stages, and when the last progress was made.
+
+        The time is on the steady clock, nanoseconds. Progress is the beginning or the end of a
+        stage, and each generated token. Any thread may read it.
+        """
+        clock = self._clock
+        return (clock.current, clock.progressed_ns) if clock else ('', 0)
+
+    def warm_up(self) -> None:
+        """Answer about grey frames once: what is compiled at first use delays no real sweep.
+
+        Raises:
+            InferenceError: A model stage failed.
+        """
+        grey = np.full((*self._frontend.frame_size, 3), 128, np.uint8)
+        frame_set = FrameSet.from_images(dict.fromkeys(self._config.cameras, grey))
+        self.answer(frame_set, self._config.questions or ('',), must_stop=lambda: True)
+
     def reconfigure(self, config: DriveConfig) -> None:
         """Use `config` from the next sweep on; only run-time fields may differ."""
         self._config = config
@@ -326,13 +381,8 @@ class DrivingPipeline:
     def _start(self, frame_set: FrameSet, must_stop: MustStop) -> _Sweep:
         """Start the clock of a sweep; its configuration no longer changes."""
         config, clock = self._config, StageClock(self.device)
+        self._clock = clock
+        must_stop = clock.noting(must_stop)
         if config.deadline_ms > 0.0:
             must_stop = stop_at(clock.started_ns + int(config.deadline_ms * NS_PER_MS), must_stop)
         return _Sweep(frame_set, config, clock, must_stop)
-
-
-def _advice(err: Exception) -> str:
-    out_of_memory = isinstance(err, torch.OutOfMemoryError) or 'allocate memory' in str(err)
-    if not out_of_memory:
-        return ''
-    return '; lower retention_ratio, question_batch or max_new_tokens to need less memory'

@@ -18,6 +18,9 @@ class VisionFrontend:
     """Decodes and preprocesses the frames of a sweep, one thread per view.
 
     Use it from one thread at a time. Threads and buffers are allocated once; `close` frees them.
+
+    Attributes:
+        frame_size: Height and width, pixels, of frames that it takes.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class VisionFrontend:
         self._device = device
         self._pool = ThreadPoolExecutor(max_workers=num_cameras, thread_name_prefix='view')
         self._stack: FrameStack | None = None
+        self.frame_size = frame_size or (processing.height_px, processing.width_px)
         if frame_size is not None:
             num_pictures = views.count_pictures(num_cameras)
             self._stack = FrameStack(num_pictures, *frame_size, pinned=device.type == 'cuda')

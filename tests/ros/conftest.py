@@ -80,9 +80,7 @@ def spin(make_context: Callable[[], Any]) -> Iterator[Callable[..., Any]]:
     def start(node: Any) -> Any:
         executor = SingleThreadedExecutor(context=node.context)
         executor.add_node(node)
-        thread = threading.Thread(
-            target=spin_until_shutdown, args=(executor, node.context), daemon=True
-        )
+        thread = threading.Thread(target=spin_until_shutdown, args=(executor, node), daemon=True)
         thread.start()
         running.append((node, executor, thread))
         return node

@@ -78,7 +78,7 @@ def test_a_broken_frame_costs_its_sweep_only(drive, node, rig, watcher):
         return message
 
     rig.publish_sweep(change=truncate)
-    status = health.wait_for('pipeline', DiagnosticStatus.WARN, 'CAM_BACK: got a truncated')
+    status = health.wait_for('pipeline', DiagnosticStatus.WARN, 'that are damaged or truncated')
     assert values_of(status)['sweeps failed'] == '1'
     assert watcher.answers == []
     assert next_answer(watcher, rig).answer
@@ -91,7 +91,7 @@ def test_a_fault_in_the_code_itself_costs_its_sweep_only(drive, node, rig, watch
     drive_node = drive()
     wait_until(lambda: rig.heard)
     with monkeypatch.context() as patch:
-        patch.setattr(drive_node._pipeline, 'answer', None)
+        patch.setattr(drive_node._pipeline, 'answer_groups', None)
         rig.publish_sweep()
         health.wait_for('pipeline', DiagnosticStatus.WARN, "TypeError: 'NoneType' object")
     assert next_answer(watcher, rig).answer

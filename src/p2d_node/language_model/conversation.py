@@ -115,11 +115,12 @@ class SharedPrefix:
     end_position: int
     batch: QuestionBatch
 
-    def batches(self, size: int) -> Iterator[QuestionBatch]:
-        """Yield the questions in batches of at most `size`."""
+    def batches(self, first: int, end: int, size: int) -> Iterator[QuestionBatch]:
+        """Yield the questions from number `first` to before `end` in batches of at most `size`."""
         questions, endings = self.batch.questions, self.batch.endings
-        for start in range(0, len(questions), size):
-            yield QuestionBatch(questions[start : start + size], endings[start : start + size])
+        for start in range(first, end, size):
+            part = slice(start, min(start + size, end))
+            yield QuestionBatch(questions[part], endings[part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +165,14 @@ class Conversation:
         write. A chat template that fails is found here too.
         """
         for question in questions:
-            self._check_question(question)
+            self.count_tokens(question)
 
-    def _check_question(self, question: str) -> None:
+    def count_tokens(self, question: str) -> int:
+        """Return the number of tokens after the pictures; any thread may call it.
+
+        Raises:
+            ConfigError: As `check_questions`.
+        """
         if len(question) > MAX_QUESTION_CHARACTERS:
             raise ConfigError(
                 f'question: got a text of {len(question)} characters, allowed: up to '
@@ -191,6 +197,7 @@ class Conversation:
                 f'{self._family.max_positions}; shorten it, or lower view_max_pixels if the model '
                 'takes views of any size'
             )
+        return len(prompt.suffix)
 
     def _build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         with self._tokenizer_lock:

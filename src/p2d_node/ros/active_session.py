@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 import time
 from typing import Any
@@ -11,8 +12,11 @@ from p2d_node.config import DriveConfig
 from p2d_node.errors import P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
+from p2d_node.ros.clock_rate import ClockRate
 from p2d_node.ros.outputs import Outputs
+from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import UnexpectedError
 from p2d_node.units import NS_PER_MS
 from rclpy.clock import Clock, ClockType
@@ -24,7 +28,6 @@ POLL_PERIOD_S = 0.02
 MAX_POLL_GAP_NS = 100 * NS_PER_MS
 """A longer gap between two polls means that this process did not run for a while."""
 
-WARN_EVERY_S = 5.0
 WORKER_STOP_TIMEOUT_S = 1.0
 
 
@@ -35,7 +38,12 @@ class ActiveSession:
     """
 
     def __init__(
-        self, node: Node, config: DriveConfig, pipeline: DrivingPipeline, outputs: Outputs
+        self,
+        node: Node,
+        config: DriveConfig,
+        pipeline: DrivingPipeline,
+        outputs: Outputs,
+        on_fault: Callable[[str], None],
     ) -> None:
         """Subscribe to the cameras and start the worker.
 
@@ -44,26 +52,38 @@ class ActiveSession:
             config: The configuration at activation.
             pipeline: Answers questions about sweeps.
             outputs: Publishes the answers.
+            on_fault: Called with the reason, on the thread that spins the node, when the worker
+                hangs or cannot go on.
 
         Raises:
             ConfigError: A camera topic is not a valid ROS name.
         """
         self.pipeline = pipeline
+
+        def now_ns() -> int:
+            return int(node.get_clock().now().nanoseconds)
+
         self.synchronizer = SweepSynchronizer(
             {name: camera.exposure_offset_ms for name, camera in config.cameras.items()},
             config.sync,
             missing_camera_policy=config.missing_camera_policy,
-            stamp_clock_ns=lambda: int(node.get_clock().now().nanoseconds),
+            stamp_clock_ns=now_ns,
         )
         self.reference_camera = self.synchronizer.reference_camera
+        self.clock_rate = ClockRate(now_ns, is_simulated=lambda: _uses_sim_time(node))
         self.worker = SweepWorker(
             pipeline,
+            age=SweepAge(now_ns, lambda: self.clock_rate.rate),
             on_answers=outputs.publish_answers,
+            on_sweep=outputs.publish_sweep,
             on_failure=self._log_failure,
+            on_broken=lambda err: self.log.warn(f'views left out: {err}'),
             on_partial=outputs.publish_partial,
         )
         self.cameras: tuple[CameraSubscription, ...] = ()
+        self.log = ThrottledLog(node.get_logger())
         self._logger: Any = node.get_logger()
+        self._on_fault = on_fault
         self._lag_ns = 0
         self._polled_ns = 0
         with ExitStack() as resources:
@@ -82,8 +102,11 @@ class ActiveSession:
         resources.callback(node.destroy_timer, timer)
         self.worker.start()
 
-    def stop(self) -> bool:
+    def stop(self, timeout_s: float = WORKER_STOP_TIMEOUT_S) -> bool:
         """Unsubscribe and stop the worker.
+
+        Args:
+            timeout_s: Longest wait for the end of the worker's thread.
 
         Returns:
             True if the worker's thread ended in time.
@@ -91,22 +114,23 @@ class ActiveSession:
         try:
             self._resources.close()
         finally:
-            has_ended = self.worker.stop(WORKER_STOP_TIMEOUT_S)
+            has_ended = self.worker.stop(timeout_s)
         return has_ended
 
     def _on_frame(self, camera: str, stamp_ns: int, arrival_ns: int, message: Any) -> None:
         counters = self.synchronizer.counters
         resets, unstamped = counters.reset, counters.unstamped[camera]
+        relearned = dict(counters.relearned)
         self._lag_ns = time.monotonic_ns() - arrival_ns
         frame_set = self.synchronizer.push(camera, stamp_ns, message, arrival_ns=arrival_ns)
         if frame_set is not None:
             self.worker.submit(frame_set)
         if counters.reset > resets:
-            self._logger.warning(
-                f'{camera}: time jumped back; new sweeps start from this frame',
-                throttle_duration_sec=WARN_EVERY_S,
-                skip_first=False,
-            )
+            self.log.warn(f'{camera}: time jumped back; new sweeps start from this frame')
+        for name, count in counters.relearned.items():
+            if count > relearned[name]:
+                offset_ms = self.synchronizer.offsets_ns[name] / NS_PER_MS
+                self.log.warn(f'{name}: its exposure offset is now {offset_ms:.1f} ms')
         if counters.unstamped[camera] > unstamped == 0:
             self._logger.warning(
                 f'{camera}: stamps are 0, so arrival times are used; they separate sweeps less '
@@ -115,6 +139,11 @@ class ActiveSession:
 
     def _poll(self) -> None:
         self.worker.expire_questions()
+        self.clock_rate.update()
+        self.synchronizer.set_clock_rate(self.clock_rate.rate)
+        if fault := self.worker.fault():
+            self._on_fault(fault)
+            return
         previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()
         if self._polled_ns - previous_ns > MAX_POLL_GAP_NS:
             # Frames may still wait in DDS: receive them before their sweeps are closed.
@@ -123,8 +152,10 @@ class ActiveSession:
             self.worker.submit(frame_set)
 
     def _log_failure(self, err: P2dError) -> None:
-        self._logger.warning(
-            f'sweep dropped: {err}', throttle_duration_sec=WARN_EVERY_S, skip_first=False
-        )
+        self.log.warn(f'sweep dropped: {err}')
         if isinstance(err, UnexpectedError):
             self._logger.debug(err.trace)
+
+
+def _uses_sim_time(node: Node) -> bool:
+    return bool(node.get_parameter('use_sim_time').value)

@@ -102,6 +102,13 @@ class CameraSubscription:
         """Number of publishers that DDS has discovered on the topic."""
         return len(self._publishers())
 
+    @property
+    def publisher_names(self) -> list[str]:
+        """Names of the nodes that publish on the topic, one per publisher."""
+        return sorted(
+            f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in self._publishers()
+        )
+
     def follow_publishers(self) -> None:
         """Subscribe again if the reliability of the publishers has changed."""
         reliable = self._publishers_are_reliable()

@@ -46,13 +46,16 @@ def to_timing(header: Header, times: StageTimes, *, now_ns: int) -> StageTiming:
     )
 
 
-def to_answer(answer: DrivingAnswer, header: Header, *, now_ns: int) -> DrivingAnswerMsg:
+def to_answer(
+    answer: DrivingAnswer, header: Header, *, now_ns: int, late: bool
+) -> DrivingAnswerMsg:
     """Return an answer as a message.
 
     Args:
         answer: The answer.
         header: The header of its sweep.
         now_ns: ROS time at publishing.
+        late: Whether the sweep is older than allowed.
     """
     return DrivingAnswerMsg(
         header=header,
@@ -67,6 +70,7 @@ def to_answer(answer: DrivingAnswer, header: Header, *, now_ns: int) -> DrivingA
         mean_log_probability=answer.mean_log_probability,
         num_generated_tokens=answer.num_generated_tokens,
         cut=answer.cut.value,
+        late=late,
         timing=to_timing(header, answer.times, now_ns=now_ns),
     )
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import statistics
 import time
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
+from p2d_node.config import DriveConfig
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
-from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
+from p2d_node.ros.sweep_worker import WorkerState
 from p2d_node.units import NS_PER_MS, NS_PER_S
 from rclpy.node import Node
 
 Status = tuple[bytes, str, dict[str, object]]
 """Level of `DiagnosticStatus`, one line for the user, and figures by name."""
+
+Problem = tuple[bytes, str] | None
+"""Level and message; None if there is none."""
 
 MIN_RATE_SHARE = 0.8
 """A camera below this share of its expected rate is reported."""
@@ -31,6 +35,11 @@ MAX_RESETS = 2
 
 NOT_NEWER_UNTIL_ERROR = 5
 """Sweeps in a row that are not newer than the one before at which that is an error."""
+
+MAX_RESIDUAL_SHARE = 1 / 3
+"""Residual of a camera, as a share of the tolerance, at which it is reported."""
+
+MAX_NAMES_SHOWN = 4
 
 STALLED_S = 10.0
 """A sweep that is processed for longer than this is reported."""
@@ -64,37 +73,47 @@ def make_status(
     )
 
 
-def camera_status(camera: CameraSubscription, expected_hz: float) -> Status:
+def camera_status(
+    camera: CameraSubscription,
+    expected_hz: float,
+    clock_rate: float,
+    *,
+    num_broken: int,
+    damage: str,
+) -> Status:
     """Return level, message and values of one camera.
 
     Args:
         camera: The subscription.
         expected_hz: Its expected frame rate; 0.0 if unknown.
+        clock_rate: Seconds of the cameras' clock per second of the steady clock.
+        num_broken: Number of its frames that could not be decoded.
+        damage: What was wrong with such a frame since the previous report; empty if there was
+            none.
     """
-    rate_hz, num_publishers = camera.rate_hz(), camera.num_publishers
+    rate_hz, publishers = camera.rate_hz(), camera.publisher_names
     values: dict[str, object] = {
         'topic': camera.config.topic,
         'transport': camera.config.transport,
         'reliability': 'reliable' if camera.reliable else 'best-effort',
-        'publishers': num_publishers,
+        'publishers': len(publishers),
         'frames received': camera.num_received,
+        'broken frames': num_broken,
         'rate (Hz)': f'{rate_hz:.1f}',
         'expected rate (Hz)': f'{expected_hz:.1f}' if expected_hz else 'unknown',
     }
     level, message = (
-        _publisher_problem(camera, num_publishers)
-        or _frame_problem(camera, rate_hz, expected_hz)
+        _publisher_problem(camera, publishers)
+        or _frame_problem(camera, rate_hz, expected_hz, clock_rate, damage)
         or (DiagnosticStatus.OK, f'{rate_hz:.1f} Hz')
     )
     return level, message, values
 
 
-def _publisher_problem(
-    camera: CameraSubscription, num_publishers: int
-) -> tuple[bytes, str] | None:
-    """Return level and message if no publisher sends the subscribed type."""
+def _publisher_problem(camera: CameraSubscription, publishers: Sequence[str]) -> Problem:
+    """Return level and message if there is not one publisher of the subscribed type."""
     topic = camera.config.topic
-    if num_publishers == 0:
+    if not publishers:
         message = f'nobody publishes {topic}; check cameras.{camera.name}.topic'
         return DiagnosticStatus.ERROR, message
     if published_type := camera.unexpected_type():
@@ -103,24 +122,52 @@ def _publisher_problem(
             f'{camera.config.transport}; set cameras.{camera.name}.transport'
         )
         return DiagnosticStatus.ERROR, message
+    if len(publishers) > 1:
+        message = (
+            f'{topic} has {len(publishers)} publishers, allowed: one, the camera driver; stop one '
+            f'of {", ".join(publishers[:MAX_NAMES_SHOWN])}'
+        )
+        return DiagnosticStatus.WARN, message
     return None
 
 
 def _frame_problem(
-    camera: CameraSubscription, rate_hz: float, expected_hz: float
-) -> tuple[bytes, str] | None:
-    """Return level and message if frames are missing or too rare."""
+    camera: CameraSubscription, rate_hz: float, expected_hz: float, clock_rate: float, damage: str
+) -> Problem:
+    """Return level and message if frames are missing, broken or too rare."""
     silent_s = _seconds_since(camera.last_arrival_ns)
     if silent_s is None:
         return DiagnosticStatus.WARN, f'no frame yet on {camera.config.topic}'
-    # A slow source, such as a bag of keyframes at 2 Hz, is not silent between two frames.
-    if silent_s > max(SILENT_S, 2.0 / expected_hz if expected_hz else SILENT_S):
+    if silent_s > _longest_gap_s(expected_hz, clock_rate):
         return DiagnosticStatus.ERROR, f'no frame for {silent_s:.0f} s'
+    if damage:
+        return DiagnosticStatus.ERROR, f'a frame cannot be used: {damage}'
     if expected_hz and 0 < rate_hz < MIN_RATE_SHARE * expected_hz:
         fix = FIX_SLOW_CAMERA if camera.reliable else FIX_LOST_FRAGMENTS
         message = f'{rate_hz:.1f} Hz, below its rate of {expected_hz:.1f} Hz: {fix}'
         return DiagnosticStatus.WARN, message
     return None
+
+
+def _longest_gap_s(expected_hz: float, clock_rate: float) -> float:
+    """Return the longest time, in s, without a frame of a source that is not silent.
+
+    A slow source, such as a bag of keyframes at 2 Hz, is not silent between two frames, nor is a
+    bag that is played slowly.
+    """
+    return max(SILENT_S, 2.0 / expected_hz if expected_hz else 0.0) / min(1.0, clock_rate)
+
+
+def common_silence(cameras: Sequence[CameraSubscription], clock_rate: float) -> str:
+    """Return a message if no camera sends frames, else an empty text."""
+    expected_hz = max(expected_rates(cameras).values(), default=0.0)
+    silent_s = [_seconds_since(camera.last_arrival_ns) for camera in cameras]
+    times_s = [seconds for seconds in silent_s if seconds is not None]
+    if not times_s:
+        return 'no camera has sent a frame yet; check the topics and the camera drivers'
+    if min(times_s) > _longest_gap_s(expected_hz, clock_rate):
+        return f'no camera has sent a frame for {min(times_s):.0f} s; check the camera drivers'
+    return ''
 
 
 def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
@@ -129,12 +176,13 @@ def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
     return {camera.name: camera.config.rate_hz or fastest_hz for camera in cameras}
 
 
-def sync_status(sync: SweepSynchronizer, previous: SyncCounters) -> Status:
+def sync_status(sync: SweepSynchronizer, previous: SyncCounters, silence: str) -> Status:
     """Return level, message and values of the synchroniser.
 
     Args:
         sync: The synchroniser.
         previous: Its counters at the previous report.
+        silence: From `common_silence`.
     """
     counters = sync.counters
     values: dict[str, object] = {
@@ -143,8 +191,17 @@ def sync_status(sync: SweepSynchronizer, previous: SyncCounters) -> Status:
     }
     values['unstamped'] = sum(counters.unstamped.values())
     values |= {f'missing {name}': count for name, count in counters.missing.items()}
+    residuals_ms = {
+        name: residual_ns / NS_PER_MS
+        for name in sync.cameras
+        if (residual_ns := sync.residual_ns(name)) is not None
+    }
+    values |= {f'residual {name} (ms)': f'{value:.1f}' for name, value in residuals_ms.items()}
+    values |= {f'relearned {name}': n for name, n in counters.relearned.items() if n}
     values['tolerance (ms)'] = f'{sync.tolerance_ns / NS_PER_MS:.1f}'
     values['policy'] = sync.missing_camera_policy
+    if silence:
+        return DiagnosticStatus.ERROR, silence, values
     if sync.learning:
         return DiagnosticStatus.WARN, 'learning the exposure offsets', values
     answerable = counters.complete + counters.partial - previous.complete - previous.partial
@@ -152,9 +209,22 @@ def sync_status(sync: SweepSynchronizer, previous: SyncCounters) -> Status:
     if counters.dropped > previous.dropped and not answerable:
         reason = reason or _missing_problem(sync, counters, previous)
         return DiagnosticStatus.ERROR, f'no complete sweep; {reason}', values
+    reason = reason or _residual_problem(residuals_ms, sync.tolerance_ns / NS_PER_MS)
     if reason:
         return DiagnosticStatus.WARN, reason, values
     return DiagnosticStatus.OK, f'{counters.complete} complete sweeps', values
+
+
+def _residual_problem(residuals_ms: Mapping[str, float], tolerance_ms: float) -> str:
+    """Return which camera's stamps are far from its exposure offset; empty if none are."""
+    worst = max(residuals_ms, key=lambda name: abs(residuals_ms[name]), default=None)
+    if worst is None or abs(residuals_ms[worst]) <= MAX_RESIDUAL_SHARE * tolerance_ms:
+        return ''
+    return (
+        f'{worst}: its stamps are {residuals_ms[worst]:+.1f} ms off its exposure offset, allowed: '
+        f'{MAX_RESIDUAL_SHARE * tolerance_ms:.1f}; check its clock, set cameras.{worst}.'
+        'exposure_offset_ms, or set sync.exposure_offsets to auto'
+    )
 
 
 def _stamp_problem(counters: SyncCounters, previous: SyncCounters) -> str:
@@ -197,10 +267,18 @@ def clock_problem(node: Node) -> str:
     return 'use_sim_time is set, but nobody publishes /clock; set it to false on a vehicle'
 
 
-def pipeline_status(worker: SweepWorker, pipeline: DrivingPipeline) -> Status:
-    """Return level, message and values of the pipeline."""
-    level, message = _pipeline_health(worker.state, pipeline)
-    return level, message, _pipeline_values(worker.state, pipeline)
+def pipeline_status(state: WorkerState, pipeline: DrivingPipeline, silence: str) -> Status:
+    """Return level, message and values of the pipeline.
+
+    Args:
+        state: Counters and times of the worker.
+        pipeline: The pipeline.
+        silence: From `common_silence`.
+    """
+    level, message = _pipeline_health(state, pipeline)
+    if level == DiagnosticStatus.OK and silence:
+        level, message = DiagnosticStatus.WARN, f'nothing to answer about: {silence}'
+    return level, message, _pipeline_values(state, pipeline)
 
 
 def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str, object]:
@@ -213,6 +291,9 @@ def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str,
         'sweeps answered': state.answered,
         'sweeps superseded': state.superseded,
         'sweeps failed': state.failed,
+        'sweeps too old': state.too_old,
+        'sweeps late': state.late,
+        'questions unanswered': state.unanswered,
         'last error': state.last_error or 'none',
         'seconds since last answer': 'none yet' if since_s is None else f'{since_s:.1f}',
     }
@@ -223,29 +304,64 @@ def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str,
 
 
 def _pipeline_health(state: WorkerState, pipeline: DrivingPipeline) -> tuple[bytes, str]:
-    """Return level and message."""
-    if state.failed_in_a_row >= FAILURES_UNTIL_ERROR:
-        message = f'{state.failed_in_a_row} sweeps failed in a row: {state.last_error}'
-        return DiagnosticStatus.ERROR, message
-    if state.failed_in_a_row:
+    """Return level and message; the first problem counts."""
+    return (
+        _failure_problem(state)
+        or _stamp_order_problem(state)
+        or _age_problem(state, pipeline.config)
+        or _speed_problem(state)
+        or _model_problem(pipeline)
+        or (DiagnosticStatus.OK, f'{state.answered} sweeps answered')
+    )
+
+
+def _failure_problem(state: WorkerState) -> Problem:
+    if not state.failed_in_a_row:
+        return None
+    if state.failed_in_a_row < FAILURES_UNTIL_ERROR:
         return DiagnosticStatus.WARN, state.last_error
-    if state.not_newer_in_a_row >= NOT_NEWER_UNTIL_ERROR:
-        message = (
-            f'{state.not_newer_in_a_row} sweeps in a row were not newer than the one before, and '
-            'were dropped: stamps repeat; check the clock of the camera drivers'
-        )
-        return DiagnosticStatus.ERROR, message
+    message = f'{state.failed_in_a_row} sweeps failed in a row: {state.last_error}'
+    return DiagnosticStatus.ERROR, message
+
+
+def _stamp_order_problem(state: WorkerState) -> Problem:
+    if state.not_newer_in_a_row < NOT_NEWER_UNTIL_ERROR:
+        return None
+    message = (
+        f'{state.not_newer_in_a_row} sweeps in a row were not newer than the one before, and were '
+        'dropped: stamps repeat; check the clock of the camera drivers'
+    )
+    return DiagnosticStatus.ERROR, message
+
+
+def _age_problem(state: WorkerState, config: DriveConfig) -> Problem:
+    if not state.late_in_a_row:
+        return None
+    is_error = state.late_in_a_row >= config.late_until_error
+    message = (
+        f'{state.late_in_a_row} sweeps in a row were older than {config.max_answer_age_ms:g} ms; '
+        'lower retention_ratio or max_new_tokens, set deadline_ms, or check the network and the '
+        'clocks of the cameras'
+    )
+    return DiagnosticStatus.ERROR if is_error else DiagnosticStatus.WARN, message
+
+
+def _speed_problem(state: WorkerState) -> Problem:
     working_s = _seconds_since(state.begun_ns)
-    if working_s is not None and working_s > STALLED_S:
-        message = (
-            f'a sweep has been in work for {working_s:.0f} s; lower retention_ratio or '
-            'max_new_tokens, or set deadline_ms'
-        )
-        return DiagnosticStatus.WARN, message
-    if pipeline.untrained:
-        message = 'the model is untrained: its answers are random words; set model to a checkpoint'
-        return DiagnosticStatus.WARN, message
-    return DiagnosticStatus.OK, f'{state.answered} sweeps answered'
+    if working_s is None or working_s <= STALLED_S:
+        return None
+    message = (
+        f'a sweep has been in work for {working_s:.0f} s; lower retention_ratio or '
+        'max_new_tokens, or set deadline_ms'
+    )
+    return DiagnosticStatus.WARN, message
+
+
+def _model_problem(pipeline: DrivingPipeline) -> Problem:
+    if not pipeline.untrained:
+        return None
+    message = 'the model is untrained: its answers are random words; set model to a checkpoint'
+    return DiagnosticStatus.WARN, message
 
 
 def _seconds_since(steady_ns: int | None) -> float | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from p2d_node.ros.drive_node import DriveNode
 
 EXIT_OK = 0
+EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 
 
@@ -26,7 +27,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command line with the ROS arguments; None: that of the process.
 
     Returns:
-        The exit status: 0 after a shutdown, 2 if the node cannot start. The log says why.
+        The exit status: 0 after a shutdown, 1 after a fault while the node was active, 2 if the
+        node cannot start. The log says why.
     """
     silence_import_warnings()
     with _silent_interrupt():
@@ -77,9 +79,11 @@ def _run(node: DriveNode) -> int:
     status = EXIT_OK
     try:
         executor.add_node(node)
+        node.on_fault_reported = lambda: executor.shutdown(timeout_sec=0.0)
         if node.autostart:
             node.start()
-        spin_until_shutdown(executor, node.context)
+        spin_until_shutdown(executor, node)
+        status = EXIT_FAULT if node.fault else EXIT_OK
     except P2dError:  # the transition that failed has logged it
         status = EXIT_BAD_INPUT
     except KeyboardInterrupt:

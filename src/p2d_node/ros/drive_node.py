@@ -15,7 +15,7 @@ from typing import Any
 from p2d_node.config_parameters import list_parameters
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.ros.active_session import ActiveSession
+from p2d_node.ros.active_session import ActiveSession, WORKER_STOP_TIMEOUT_S
 from p2d_node.ros.camera_subscription import resolve_topic
 from p2d_node.ros.health import HealthReporter
 from p2d_node.ros.outputs import Outputs
@@ -23,10 +23,18 @@ from p2d_node.ros.parameters import declare_autostart, declare_parameters, updat
 from p2d_node.ros.rcl_errors import node_creation_errors
 from p2d_node.ros.requests import Requests
 from p2d_node.ros.spinning import ended_by_shutdown, ShutdownInTransition
+from p2d_node.ros.sweep_worker import SweepWorker
 from p2d_node.ros.unexpected_error import unexpected_error, UnexpectedError
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+
+FAULT_REPORT_S = 3.0
+"""Time for which diagnostics report a fault before the process ends."""
+
+SLOW_SWEEP_S = 60.0
+"""Longest wait for the end of a sweep when max_sweep_s sets no limit."""
 
 
 class DriveNode(LifecycleNode):
@@ -35,6 +43,14 @@ class DriveNode(LifecycleNode):
     `configure` checks the topics, loads the model and creates the outputs. `activate` subscribes
     to the cameras. A transition that fails logs the reason in one line, releases what it created
     and leaves the node in the state it had before.
+
+    A worker that hangs or cannot go on is a fault: the node deactivates with an error, and is
+    finalized if the worker's thread still runs, because a second one must not start beside it.
+
+    Attributes:
+        autostart: Whether the node is to configure and activate itself.
+        fault: Why the node stopped to work; empty while nothing is wrong.
+        on_fault_reported: Called once diagnostics have reported a fault for a few seconds.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -55,6 +71,9 @@ class DriveNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._pipeline: DrivingPipeline | None = None
         self._transition_error: P2dError | None = None
+        self._lost_worker: SweepWorker | None = None
+        self.fault = ''
+        self.on_fault_reported: Callable[[], None] | None = None
         self.autostart = declare_autostart(self)
         self._config = declare_parameters(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -94,7 +113,7 @@ class DriveNode(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and stop to answer."""
-        if not self._run_transition('deactivate', self.stop_working):
+        if not self._run_transition('deactivate', self._deactivate):
             return TransitionCallbackReturn.ERROR
         return super().on_deactivate(state)
 
@@ -111,8 +130,11 @@ class DriveNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free what a transition that raised has left; the node is unconfigured then."""
-        if not self._run_transition('recover', self._release):
+        """Free what a failed transition has left.
+
+        The node is unconfigured then; or finalized, if the worker's thread still runs.
+        """
+        if not self._run_transition('recover', self._release) or self.has_lost_worker:
             return TransitionCallbackReturn.FAILURE
         return super().on_error(state)
 
@@ -159,6 +181,8 @@ class DriveNode(LifecycleNode):
         for name, camera in self._config.cameras.items():
             resolve_topic(self, name, camera)
         self._pipeline = DrivingPipeline.from_config(self._config)
+        if self._pipeline.device.type == 'cuda':  # kernels are compiled and graphs captured
+            self._pipeline.warm_up()
         self._end_if_shut_down()
         self._log_model(self._pipeline)
         reference_camera = self._config.sync.reference_of(self._config.cameras)
@@ -179,7 +203,12 @@ class DriveNode(LifecycleNode):
         pipeline, outputs = self._pipeline, self._outputs
         if pipeline is None or outputs is None:
             raise P2dError('the node is not configured; configure it first')
-        self._use_session(ActiveSession(self, self._config, pipeline, outputs))
+        if self.has_lost_worker:
+            raise P2dError('the worker of the last activation still runs; start the node again')
+        self.fault = ''
+        self._use_session(
+            ActiveSession(self, self._config, pipeline, outputs, on_fault=self._on_fault)
+        )
         self.get_logger().info(
             f'answering {len(self._config.questions)} questions per sweep of '
             f'{len(self._config.cameras)} cameras with {pipeline.model_name} on '
@@ -192,17 +221,53 @@ class DriveNode(LifecycleNode):
             if part is not None:
                 part.use_session(session)
 
-    def stop_working(self) -> bool:
+    def _deactivate(self) -> None:
+        """Stop to answer; raises `P2dError` after a fault, or if the worker does not end."""
+        timeout_s = WORKER_STOP_TIMEOUT_S
+        if not self.fault:  # a stage that is only slow may end
+            timeout_s = max(timeout_s, self._config.max_sweep_s or SLOW_SWEEP_S)
+        if not self.stop_working(timeout_s):
+            self.fault = self.fault or f'the worker has not ended within {timeout_s:g} s'
+        if self.fault:
+            raise P2dError(f'{self.fault}; the node stops')
+
+    def _on_fault(self, reason: str) -> None:
+        """Report a fault of the worker and leave the active state."""
+        self.fault = reason
+        if self._health is not None:
+            self._health.report_fault(reason)
+        self.trigger_deactivate()
+
+        def report() -> None:
+            timer.cancel()
+            if self.on_fault_reported is not None:
+                self.on_fault_reported()
+
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        timer = self.create_timer(FAULT_REPORT_S, report, clock=clock)
+
+    @property
+    def has_lost_worker(self) -> bool:
+        """Whether the thread of an earlier activation still runs."""
+        return self._lost_worker is not None and self._lost_worker.is_alive
+
+    def stop_working(self, timeout_s: float = WORKER_STOP_TIMEOUT_S) -> bool:
         """End the active session, if there is one.
+
+        Args:
+            timeout_s: Longest wait for the end of the worker's thread.
 
         Returns:
             True if the worker's thread ended in time.
         """
         session = self._session
         if session is None:
-            return True
+            return not self.has_lost_worker
         self._use_session(None)
-        return session.stop()
+        has_ended = session.stop(timeout_s)
+        if not has_ended:
+            self._lost_worker = session.worker
+        return has_ended
 
     def _release(self) -> None:
         """Stop to answer, and free the outputs and the model, also when one of these raises."""

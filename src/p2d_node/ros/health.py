@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 import threading
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -34,7 +35,9 @@ class HealthReporter:
         self._hardware_id = hardware_id
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._session: ActiveSession | None = None
+        self._fault = ''
         self._reported = SyncCounters()
+        self._reported_broken: Counter[str] = Counter()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name='health', daemon=True)
         self._thread.start()
@@ -42,6 +45,13 @@ class HealthReporter:
     def use_session(self, session: ActiveSession | None) -> None:
         """Report about `session`; None: the node is not active."""
         self._session, self._reported = session, SyncCounters()
+        self._reported_broken = Counter()
+        if session is not None:
+            self._fault = ''
+
+    def report_fault(self, reason: str) -> None:
+        """Report an error until the next activation."""
+        self._fault = reason
 
     def stop(self) -> None:
         """End the thread."""
@@ -57,7 +67,10 @@ class HealthReporter:
     def _report(self) -> None:
         session = self._session
         try:
-            statuses = [self._inactive_status()] if session is None else self._statuses(session)
+            if session is None or self._fault:
+                statuses = [self._inactive_status()]
+            else:
+                statuses = self._statuses(session)
         except Exception as err:  # the thread must go on
             if not self._node.context.ok():
                 return
@@ -71,27 +84,39 @@ class HealthReporter:
         self._publisher.publish(message)
 
     def _inactive_status(self) -> DiagnosticStatus:
-        return diagnostics.make_status(
-            'p2d: pipeline', DiagnosticStatus.STALE, 'not active', {}, self._hardware_id
-        )
+        level, message = DiagnosticStatus.STALE, 'not active'
+        if self._fault:
+            level, message = DiagnosticStatus.ERROR, self._fault
+        return diagnostics.make_status('p2d: pipeline', level, message, {}, self._hardware_id)
 
     def _statuses(self, session: ActiveSession) -> list[DiagnosticStatus]:
         """Return the status of the pipeline, the synchroniser and each camera."""
         for camera in session.cameras:
             camera.follow_publishers()
         expected_hz = diagnostics.expected_rates(session.cameras)
-        synchronizer = session.synchronizer
-        level, message, values = diagnostics.pipeline_status(session.worker, session.pipeline)
+        clock_rate = session.clock_rate.rate
+        silence = diagnostics.common_silence(session.cameras, clock_rate)
+        synchronizer, state = session.synchronizer, session.worker.state
+        level, message, values = diagnostics.pipeline_status(state, session.pipeline, silence)
         clock_problem = diagnostics.clock_problem(self._node)
         if clock_problem and level != DiagnosticStatus.ERROR:
             level, message = DiagnosticStatus.WARN, clock_problem
         parts = {
             'pipeline': (level, message, values),
-            'synchroniser': diagnostics.sync_status(synchronizer, self._reported),
+            'synchroniser': diagnostics.sync_status(synchronizer, self._reported, silence),
         }
         for camera in session.cameras:
-            parts[camera.name] = diagnostics.camera_status(camera, expected_hz[camera.name])
+            num_broken = state.broken_frames[camera.name]
+            is_broken = num_broken > self._reported_broken[camera.name]
+            parts[camera.name] = diagnostics.camera_status(
+                camera,
+                expected_hz[camera.name],
+                clock_rate,
+                num_broken=num_broken,
+                damage=state.broken_reasons[camera.name] if is_broken else '',
+            )
         self._reported = synchronizer.counters.copy()
+        self._reported_broken = state.broken_frames.copy()
         return [
             diagnostics.make_status(f'p2d: {name}', *part, self._hardware_id)
             for name, part in parts.items()

@@ -17,6 +17,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 UNTRAINED_PREFIX = '[untrained model, random words] '
+LATE_PREFIX = '[late] '
 QUEUE_DEPTH = 10
 
 
@@ -53,20 +54,36 @@ class Outputs:
         self._publishers.append(publisher)
         return publisher
 
-    def publish_answers(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
-        """Publish answers and times of one sweep, and the picture if it has subscribers."""
-        with ended_by_shutdown(self._node.context):
-            self._publish_sweep(frame_set, answers)
+    def publish_answers(
+        self, frame_set: FrameSet, answers: Sequence[DrivingAnswer], late: bool
+    ) -> None:
+        """Publish answers about one sweep.
 
-    def _publish_sweep(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
+        Args:
+            frame_set: The sweep.
+            answers: The answers.
+            late: Whether the sweep is older than allowed; the messages say so.
+        """
         header = to_header(frame_set, self._reference_camera)
-        for answer in answers:
-            self._answer.publish(to_answer(answer, header, now_ns=self._now_ns()))
-            line = self._as_line(answer.question, answer.answer)
-            self._answer_text.publish(String(data=line))
-        self._timing.publish(to_timing(header, answers[0].times, now_ns=self._now_ns()))
-        if self._kept_tokens.get_subscription_count():
-            self._publish_kept_tokens(frame_set, answers[0], header)
+        with ended_by_shutdown(self._node.context):
+            for answer in answers:
+                message = to_answer(answer, header, now_ns=self._now_ns(), late=late)
+                self._answer.publish(message)
+                line = self._as_line(answer.question, answer.answer)
+                self._answer_text.publish(String(data=f'{LATE_PREFIX if late else ""}{line}'))
+
+    def publish_sweep(self, frame_set: FrameSet, answer: DrivingAnswer) -> None:
+        """Publish the times of one sweep, and the picture if it has subscribers.
+
+        Args:
+            frame_set: The sweep.
+            answer: The first answer about it.
+        """
+        header = to_header(frame_set, self._reference_camera)
+        with ended_by_shutdown(self._node.context):
+            self._timing.publish(to_timing(header, answer.times, now_ns=self._now_ns()))
+            if self._kept_tokens.get_subscription_count():
+                self._publish_kept_tokens(frame_set, answer, header)
 
     def publish_partial(self, question: str, answer: str) -> None:
         """Publish the part of an answer that has been generated so far."""

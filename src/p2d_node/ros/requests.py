@@ -7,22 +7,26 @@ import threading
 
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.srv import Ask
-from p2d_node.errors import ConfigError, P2dError
+from p2d_node.errors import ConfigError, P2dError, quote
 from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.conversions import to_answer, to_header
 from p2d_node.ros.spinning import spin_until_shutdown
-from p2d_node.ros.sweep_worker import AnsweredQuestion, MAX_PENDING_QUESTIONS
+from p2d_node.ros.sweep_worker import AskedAnswer, MAX_PENDING_QUESTIONS, WorkerStoppedError
+from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
-NUM_THREADS = MAX_PENDING_QUESTIONS + 1
-"""Each pending caller of ~/ask holds one thread; the last one refuses further callers."""
+NUM_THREADS = MAX_PENDING_QUESTIONS + 2
+"""Each pending caller of ~/ask holds one; one refuses further callers, one runs the timer."""
+
+FREE_PLACES_EVERY_S = 1.0
 
 QUEUE_DEPTH = 256
 """Questions that DDS keeps until they are read; with rclpy's 10 a burst would lose some."""
@@ -46,6 +50,10 @@ class Requests:
         """
         self._node = node
         self._session: ActiveSession | None = None
+        self._log = ThrottledLog(node.get_logger())
+        self._awaited: set[Future[AskedAnswer]] = set()
+        self._awaited_lock = threading.Lock()
+        self._service_name = node.resolve_service_name('~/ask')
         self._helper = rclpy.create_node(
             f'{node.get_name()}_requests',
             context=node.context,
@@ -56,11 +64,13 @@ class Requests:
         )
         self._helper.create_service(
             Ask,
-            node.resolve_service_name('~/ask'),
+            self._service_name,
             self._on_ask,
             qos_profile=QoSProfile(depth=QUEUE_DEPTH),
             callback_group=ReentrantCallbackGroup(),
         )
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._helper.create_timer(FREE_PLACES_EVERY_S, self._free_places, clock=clock)
         self._question = node.create_subscription(
             String, '~/question', self._on_question, QUEUE_DEPTH
         )
@@ -83,16 +93,36 @@ class Requests:
 
     def _spin(self) -> None:
         try:
-            spin_until_shutdown(self._executor, self._helper.context)
+            spin_until_shutdown(self._executor, self._helper)
         except InvalidHandle:  # a callback that ends during `destroy` still uses the executor
             if not self._ending.is_set():
                 raise
 
+    def _free_places(self) -> None:
+        """Withdraw the questions of callers of ~/ask if all callers have gone.
+
+        The graph tells when the last client of the service goes, not which request was whose.
+        """
+        session = self._session
+        if session is None or not self._awaited or self._node.count_clients(self._service_name):
+            return
+        with self._awaited_lock:
+            session.worker.withdraw(set(self._awaited), P2dError('the caller of ~/ask has gone'))
+
     def _on_question(self, message: String) -> None:
         try:
-            self._submit_question(message.data, DEFAULT_TIMEOUT_S)
+            session, pending = self._submit_question(message.data, DEFAULT_TIMEOUT_S)
         except P2dError as err:
-            self._node.get_logger().warning(f'~/question: {err}')
+            self._log.warn(f'~/question: {err}')
+            return
+
+        def log_failure(done: Future[AskedAnswer]) -> None:
+            if isinstance(err := done.exception(), TimeoutError):
+                err = P2dError(_explain_timeout(session, DEFAULT_TIMEOUT_S))
+            if err is not None and not isinstance(err, WorkerStoppedError):
+                self._log.warn(f'~/question: {quote(message.data)}: {err}')
+
+        pending.add_done_callback(log_failure)
 
     def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
         try:
@@ -118,16 +148,22 @@ class Requests:
                 f'{DEFAULT_TIMEOUT_S:g}) to {MAX_TIMEOUT_S:g}'
             )
         session, pending = self._submit_question(question, timeout_s)
+        with self._awaited_lock:
+            self._awaited.add(pending)
         try:
-            frame_set, answer = pending.result()
+            asked = pending.result()
         except TimeoutError as err:
             raise P2dError(_explain_timeout(session, timeout_s)) from err
+        finally:
+            with self._awaited_lock:
+                self._awaited.discard(pending)
+        header = to_header(asked.frame_set, session.reference_camera)
         now_ns = int(self._node.get_clock().now().nanoseconds)
-        return to_answer(answer, to_header(frame_set, session.reference_camera), now_ns=now_ns)
+        return to_answer(asked.answer, header, now_ns=now_ns, late=asked.late)
 
     def _submit_question(
         self, question: str, timeout_s: float
-    ) -> tuple[ActiveSession, Future[AnsweredQuestion]]:
+    ) -> tuple[ActiveSession, Future[AskedAnswer]]:
         """Give a question to the worker.
 
         Raises:
@@ -139,11 +175,12 @@ class Requests:
             raise ConfigError('question: got an empty text, allowed: a question')
         if session is None:
             raise P2dError('the node is not active; activate it, then ask again')
-        session.pipeline.check_questions([question])
         return session, session.worker.ask(question, timeout_s)
 
 
 def _explain_timeout(session: ActiveSession, timeout_s: float) -> str:
     silent = [camera.name for camera in session.cameras if camera.rate_hz() == 0.0]
-    reason = f'no frames from {", ".join(silent)}' if silent else 'see /diagnostics'
+    reason = 'the sweeps of this time had no time left for it; see /diagnostics'
+    if silent:
+        reason = f'no frames from {", ".join(silent)}'
     return f'no answer within {timeout_s:g} s: {reason}'

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 import threading
+import time
 
 from p2d_node.ros.rcl_errors import init_rclpy, node_creation_errors
+from p2d_node.ros.throttled_log import ThrottledLog
+from p2d_node.ros.unexpected_error import unexpected_error
 import rclpy
 from rclpy.context import Context
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+
+ERROR_PAUSE_S = 0.01
+"""Keeps an error that comes again and again from using a whole core."""
 
 
 class ShutdownInTransition(BaseException):
@@ -33,10 +40,30 @@ def ended_by_shutdown(context: Context) -> Iterator[None]:
             raise
 
 
-def spin_until_shutdown(executor: Executor, context: Context) -> None:
-    """Spin until the executor or its context is shut down."""
-    with ended_by_shutdown(context):
+def spin_until_shutdown(executor: Executor, node: Node) -> None:
+    """Spin until the executor or the context of `node` is shut down.
+
+    A callback that raises, such as rclpy's own for a malformed request, costs that call only.
+    """
+    log = ThrottledLog(node.get_logger())
+    with ended_by_shutdown(node.context):
+        while not _spin(executor, node.context, log):
+            pass
+
+
+def _spin(executor: Executor, context: Context, log: ThrottledLog) -> bool:
+    """Spin until a shutdown or until a callback raises; returns whether it was a shutdown."""
+    try:
         executor.spin()
+    except (ExternalShutdownException, InvalidHandle):
+        raise
+    except Exception as err:
+        if not context.ok():
+            raise
+        time.sleep(ERROR_PAUSE_S)
+        log.warn(f'a request or callback failed and was dropped: {unexpected_error(err)}')
+        return False
+    return True
 
 
 @contextmanager
@@ -63,7 +90,7 @@ def _spinning(node: Node) -> Iterator[None]:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     thread = threading.Thread(
-        target=spin_until_shutdown, args=(executor, node.context), name='spin', daemon=True
+        target=spin_until_shutdown, args=(executor, node), name='spin', daemon=True
     )
     thread.start()
     try:

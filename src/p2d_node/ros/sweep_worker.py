@@ -7,17 +7,18 @@ replaces it, so answers never fall behind the cameras.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 import os
 import threading
 import time
 
-from p2d_node.errors import ImageDecodeError, P2dError
+from p2d_node.errors import DeviceLostError, ImageDecodeError, P2dError
 from p2d_node.language_model.conversation import OnPartial
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
+from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.unexpected_error import unexpected_error
 from p2d_node.units import NS_PER_S
 
@@ -31,8 +32,23 @@ sweeps incomplete."""
 LATENCY_WINDOW = 120
 """Sweeps over which latency is summarised: ten seconds at 12 Hz."""
 
-OnAnswers = Callable[[FrameSet, Sequence[DrivingAnswer]], None]
-AnsweredQuestion = tuple[FrameSet, DrivingAnswer]
+OnAnswers = Callable[[FrameSet, Sequence[DrivingAnswer], bool], None]
+"""Gets a sweep, answers about it, and whether they are late."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskedAnswer:
+    """The answer to a question that was asked.
+
+    Attributes:
+        frame_set: The sweep that it is about.
+        answer: The answer.
+        late: Whether the sweep was older than `max_answer_age_ms`.
+    """
+
+    frame_set: FrameSet
+    answer: DrivingAnswer
+    late: bool
 
 
 class WorkerStoppedError(P2dError):
@@ -49,7 +65,12 @@ class WorkerState:
         not_newer_in_a_row: Sweeps that were not newer than the one before, and were dropped.
         failed: Sweeps that were dropped because a frame or a stage failed.
         failed_in_a_row: Failed sweeps since the last answered one.
+        too_old: Sweeps that were dropped before work on them began, because of their age.
+        late: Sweeps whose answers were published late.
+        late_in_a_row: Sweeps that were too old or late since the last one in time.
+        unanswered: Questions of ~/ask and ~/question that got a reason instead of an answer.
         broken_frames: Camera to number of its frames that could not be decoded.
+        broken_reasons: Camera to what was wrong with the last such frame.
         last_error: Message of the last failure; empty after a success.
         last_answer_ns: Time of the last answer, steady clock; None before the first.
         begun_ns: Time at which work on the current sweep began, steady clock; None between
@@ -62,7 +83,12 @@ class WorkerState:
     not_newer_in_a_row: int = 0
     failed: int = 0
     failed_in_a_row: int = 0
+    too_old: int = 0
+    late: int = 0
+    late_in_a_row: int = 0
+    unanswered: int = 0
     broken_frames: Counter[str] = field(default_factory=Counter)
+    broken_reasons: dict[str, str] = field(default_factory=dict)
     last_error: str = ''
     last_answer_ns: int | None = None
     begun_ns: int | None = None
@@ -72,8 +98,9 @@ class WorkerState:
 @dataclass(frozen=True, slots=True)
 class _PendingQuestion:
     text: str
+    num_tokens: int
     expires_ns: int
-    answer: Future[AnsweredQuestion] = field(default_factory=Future)
+    answer: Future[AskedAnswer] = field(default_factory=Future)
 
 
 class SweepWorker:
@@ -87,24 +114,34 @@ class SweepWorker:
         self,
         pipeline: DrivingPipeline,
         *,
+        age: SweepAge,
         on_answers: OnAnswers,
+        on_sweep: Callable[[FrameSet, DrivingAnswer], None],
         on_failure: Callable[[P2dError], None],
+        on_broken: Callable[[ImageDecodeError], None],
         on_partial: OnPartial,
     ) -> None:
         """Create the worker; `start` starts its thread.
 
         Args:
             pipeline: Answers questions about a sweep.
-            on_answers: Called with a sweep and its answers: those to the configured questions
-                first, then those to the questions that were asked.
+            age: Tells the age of a sweep.
+            on_answers: Called with a sweep and the answers to the configured questions, and then
+                with those to the questions that were asked.
+            on_sweep: Called with a sweep and an answer about it once all are published.
             on_failure: Called with the error that made a sweep fail.
+            on_broken: Called with the frames that a sweep was answered without.
             on_partial: Called with question and answer while an answer grows, if
                 `stream_partial_answers` is set.
         """
         self.state = WorkerState()
         self._pipeline = pipeline
+        self._age = age
         self._on_answers = on_answers
+        self._on_sweep = on_sweep
         self._on_failure = on_failure
+        self._on_broken = on_broken
+        self._fault = ''
         self._on_partial = on_partial
         self._condition = threading.Condition()
         self._slot: FrameSet | None = None
@@ -134,8 +171,40 @@ class SweepWorker:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def fault(self) -> str:
+        """Return why this worker will answer no more; empty if nothing is wrong.
+
+        A sweep in which nothing has moved for `max_sweep_s` counts as a fault too.
+        """
+        if self._fault:
+            return self._fault
+        stage, standing_s = self.standing_still()
+        limit_s = self._pipeline.config.max_sweep_s
+        if 0.0 < limit_s < standing_s:
+            return (
+                f'a sweep has stood still for {standing_s:.0f} s in stage {stage}, allowed: '
+                f'{limit_s:g} (max_sweep_s); check the {self._pipeline.device.type} with its '
+                'own tools, or raise max_sweep_s if it is only slow'
+            )
+        return ''
+
+    def standing_still(self) -> tuple[str, float]:
+        """Return the stage in work and for how many seconds nothing has moved in it."""
+        begun_ns = self.state.begun_ns
+        if begun_ns is None:
+            return '', 0.0
+        stage, progressed_ns = self._pipeline.progress
+        moved_ns = max(begun_ns, progressed_ns)
+        return stage or 'publish', (time.monotonic_ns() - moved_ns) / NS_PER_S
+
     def submit(self, frame_set: FrameSet) -> None:
         """Put a sweep into the mailbox unless a newer one has been there."""
+        self._age.note(frame_set)
         with self._condition:
             if self._newest is not None and frame_set.order <= self._newest:
                 self.state.superseded += 1
@@ -148,8 +217,8 @@ class SweepWorker:
             self._slot = frame_set
             self._condition.notify_all()
 
-    def ask(self, question: str, timeout_s: float) -> Future[AnsweredQuestion]:
-        """Have a question answered on the next sweep.
+    def ask(self, question: str, timeout_s: float) -> Future[AskedAnswer]:
+        """Have a question answered on the next sweep that has time for it.
 
         A frame that cannot be decoded does not fail the question: it waits for the next sweep.
 
@@ -158,18 +227,21 @@ class SweepWorker:
             timeout_s: Longest wait, on the steady clock; see `expire_questions`.
 
         Returns:
-            A future of the sweep and the answer. Its exception is a `P2dError` if the sweep
+            A future of the answer. Its exception is a `P2dError` if the sweep
             failed or the worker was stopped, and `TimeoutError` after `timeout_s`.
 
         Raises:
+            ConfigError: The model cannot be asked this question.
             P2dError: Too many questions wait, or the worker was stopped.
         """
+        num_tokens = self._pipeline.count_tokens(question)
         expires_ns = time.monotonic_ns() + int(timeout_s * NS_PER_S)
-        pending = _PendingQuestion(question, expires_ns)
+        pending = _PendingQuestion(question, num_tokens, expires_ns)
         with self._condition:
             if self._stopping.is_set():
                 raise _stopped_error()
             if len(self._pending) >= MAX_PENDING_QUESTIONS:
+                self.state.unanswered += 1
                 raise P2dError('too many questions wait for a sweep; ask again later')
             self._pending.append(pending)
         return pending.answer
@@ -183,6 +255,12 @@ class SweepWorker:
             expired = [question for question in self._pending if question.expires_ns <= now_ns]
         self._fail_questions(expired, TimeoutError())
 
+    def withdraw(self, answers: Container[Future[AskedAnswer]], err: P2dError) -> None:
+        """Fail those of the pending questions whose answers nobody waits for any more."""
+        with self._condition:
+            unwanted = [question for question in self._pending if question.answer in answers]
+        self._fail_questions(unwanted, err)
+
     def _remove(self, questions: Sequence[_PendingQuestion]) -> list[_PendingQuestion]:
         """Remove questions from the pending ones; return those that were still pending."""
         wanted = {id(question) for question in questions}
@@ -194,24 +272,48 @@ class SweepWorker:
     def _run(self) -> None:
         # On Linux niceness belongs to the thread; the threads it starts inherit it.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
-        while not self._stopping.is_set():
-            with self._condition:
-                self._condition.wait_for(lambda: self._slot is not None or self._stopping.is_set())
-                frame_set, self._slot = self._slot, None
-                asked = list(self._pending)
-            if frame_set is not None:
-                self.state.begun_ns = time.monotonic_ns()
-                self._process(frame_set, asked)
-                self.state.begun_ns = None
+        try:
+            while not self._stopping.is_set():
+                self._take_and_process()
+        except BaseException as err:  # a callback raised; the watchdog reports it
+            self._fault = f'the worker has ended: {unexpected_error(err)}'
+
+    def _take_and_process(self) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._slot is not None or self._stopping.is_set())
+            frame_set, self._slot = self._slot, None
+            asked = self._choose_asked()
+        if frame_set is not None:
+            self.state.begun_ns = time.monotonic_ns()
+            self._process(frame_set, asked)
+            self.state.begun_ns = None
+
+    def _choose_asked(self) -> list[_PendingQuestion]:
+        """Return the oldest pending questions, at least one, within the budget of tokens."""
+        budget = self._pipeline.config.asked_tokens_per_sweep
+        chosen: list[_PendingQuestion] = []
+        for question in self._pending:
+            if chosen and question.num_tokens > budget:
+                break
+            budget -= question.num_tokens
+            chosen.append(question)
+        return chosen
 
     def _process(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
         """Answer about one sweep. An error drops the sweep; the thread goes on."""
+        limit_ms = self._pipeline.config.max_answer_age_ms
+        if self._is_older(frame_set, limit_ms):
+            self.state.too_old += 1
+            self.state.late_in_a_row += 1
+            return
         try:
-            self._answer(frame_set, asked)
+            self._answer(frame_set, asked, limit_ms)
         except ImageDecodeError as err:
-            self.state.broken_frames.update(err.broken.keys())
+            self._count_broken(err)
             self._count_failure(err)
         except P2dError as err:
+            if isinstance(err, DeviceLostError):
+                self._fault = str(err)
             self._count_failure(err)
             # A question may be the cause, and would fail the next sweeps too.
             self._fail_questions(asked, err)
@@ -220,9 +322,17 @@ class SweepWorker:
             self._count_failure(error)
             self._fail_questions(asked, error)
 
+    def _is_older(self, frame_set: FrameSet, limit_ms: float) -> bool:
+        return 0.0 < limit_ms < self._age.age_ms(frame_set)
+
     def _fail_questions(self, questions: Sequence[_PendingQuestion], err: Exception) -> None:
         for question in self._remove(questions):
+            self.state.unanswered += 1
             question.answer.set_exception(err)
+
+    def _count_broken(self, err: ImageDecodeError) -> None:
+        self.state.broken_frames.update(err.broken.keys())
+        self.state.broken_reasons.update(err.broken)
 
     def _count_failure(self, err: P2dError) -> None:
         self.state.failed += 1
@@ -230,39 +340,67 @@ class SweepWorker:
         self.state.last_error = str(err)
         self._on_failure(err)
 
-    def _answer(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
-        questions = [*self._pipeline.config.questions, *(question.text for question in asked)]
-        streams = self._pipeline.config.stream_partial_answers
-        answers = self._pipeline.answer(
+    def _answer(self, frame_set: FrameSet, asked: list[_PendingQuestion], limit_ms: float) -> None:
+        config = self._pipeline.config
+        groups = self._pipeline.answer_groups(
             frame_set,
-            questions,
+            (config.questions, tuple(question.text for question in asked)),
             must_stop=self._stopping.is_set,
-            on_partial=self._on_partial if streams else None,
+            on_partial=self._on_partial if config.stream_partial_answers else None,
         )
-        if self._stopping.is_set() or not answers:
-            return
-        broken = answers[0].broken_frames
-        if broken:
-            self.state.broken_frames.update(broken.keys())
-            self._on_failure(ImageDecodeError(broken))
-            frame_set = frame_set.without(broken)
-        self._on_answers(frame_set, answers)
-        self._resolve(asked, frame_set, answers[len(questions) - len(asked) :])
+        published: list[DrivingAnswer] = []
+        for pending, answers in zip((None, asked), groups, strict=True):
+            if self._stopping.is_set():
+                return
+            if not answers:
+                continue
+            frame_set = self._leave_out_broken(frame_set, answers[0].broken_frames)
+            late = self._is_older(frame_set, limit_ms)
+            if not published:
+                self._count_answered(answers[0], late)
+            begun = answers if pending is None else _within_deadline(answers)
+            self._on_answers(frame_set, begun, late)
+            published = published or begun
+            if pending is not None:
+                self._resolve(pending, frame_set, answers, late)
+        if published:
+            self._on_sweep(frame_set, published[0])
+
+    def _leave_out_broken(self, frame_set: FrameSet, broken: Mapping[str, str]) -> FrameSet:
+        """Return the sweep as it was answered about; with drop_view broken frames are left out."""
+        if not broken or frame_set.broken:
+            return frame_set
+        err = ImageDecodeError(broken)
+        self._count_broken(err)
+        self._on_broken(err)
+        return frame_set.without(broken)
+
+    def _count_answered(self, answer: DrivingAnswer, late: bool) -> None:
         self.state.answered += 1
+        self.state.late += late
+        self.state.late_in_a_row = self.state.late_in_a_row + 1 if late else 0
         self.state.failed_in_a_row = 0
         self.state.last_error = ''
         self.state.last_answer_ns = time.monotonic_ns()
-        self.state.totals_ms.append(answers[0].times.total_ms)
+        self.state.totals_ms.append(answer.times.total_ms)
 
     def _resolve(
         self,
-        asked: list[_PendingQuestion],
+        asked: Sequence[_PendingQuestion],
         frame_set: FrameSet,
         answers: Sequence[DrivingAnswer],
+        late: bool,
     ) -> None:
+        """Hand out answers; questions that the deadline left no time for wait for a sweep."""
         answer_of = {id(q): answer for q, answer in zip(asked, answers, strict=True)}
-        for question in self._remove(asked):
-            question.answer.set_result((frame_set, answer_of[id(question)]))
+        answered = [q for q in asked if _within_deadline([answer_of[id(q)]])]
+        for question in self._remove(answered):
+            question.answer.set_result(AskedAnswer(frame_set, answer_of[id(question)], late))
+
+
+def _within_deadline(answers: Sequence[DrivingAnswer]) -> list[DrivingAnswer]:
+    """Return the answers without those that the deadline left no time to begin."""
+    return [answer for answer in answers if answer.num_generated_tokens]
 
 
 def _stopped_error() -> WorkerStoppedError:

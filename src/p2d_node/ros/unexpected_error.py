@@ -20,7 +20,7 @@ class UnexpectedError(P2dError):
         self.trace = trace
 
 
-def unexpected_error(err: Exception) -> UnexpectedError:
+def unexpected_error(err: BaseException) -> UnexpectedError:
     """Return an error whose message says in one line what was raised and where."""
     message = ' '.join(str(err).split()) or 'no message'
     frames = traceback.extract_tb(err.__traceback__)

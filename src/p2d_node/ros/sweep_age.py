@@ -1,0 +1,59 @@
+"""Tells how old a sweep is, also if its stamps come from another clock than the node's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import time
+
+from p2d_node.records import FrameSet
+from p2d_node.units import NS_PER_MS, NS_PER_S
+
+MAX_LEAD_NS = NS_PER_S
+"""Stamps further ahead of the node's clock come from another clock."""
+
+MAX_LAG_NS = 60 * NS_PER_S
+"""So do stamps further behind it, such as those of a bag that is played without --clock."""
+
+
+class SweepAge:
+    """Measures ages since capture, or since arrival where capture stamps say nothing.
+
+    Stamps count as those of the node's clock once a sweep has arrived about when it was captured.
+    `note` is called by the thread that receives frames, `age_ms` by any thread.
+    """
+
+    def __init__(
+        self,
+        ros_now_ns: Callable[[], int],
+        clock_rate: Callable[[], float],
+        steady_now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Start without any sweep.
+
+        Args:
+            ros_now_ns: ROS time, nanoseconds.
+            clock_rate: Seconds of ROS time per second of the steady clock.
+            steady_now_ns: Steady clock, nanoseconds.
+        """
+        self._ros_now_ns = ros_now_ns
+        self._clock_rate = clock_rate
+        self._steady_now_ns = steady_now_ns
+        self._common_epoch: int | None = None
+
+    def note(self, frame_set: FrameSet) -> None:
+        """Learn from a sweep that has just arrived whether its stamps are of the node's clock."""
+        lag_ns = self._ros_now_ns() - frame_set.stamp_ns
+        if -MAX_LEAD_NS <= lag_ns <= MAX_LAG_NS:
+            # Later sweeps of this epoch may be older than that, after a pause of the process.
+            self._common_epoch = frame_set.epoch
+
+    def age_ms(self, frame_set: FrameSet) -> float:
+        """Return the age of a sweep in milliseconds.
+
+        It is ROS time since capture; in a replay that runs faster than real time, that much less.
+        With stamps of another clock it is steady time since the first frame arrived.
+        """
+        if frame_set.epoch == self._common_epoch:
+            age_ns = self._ros_now_ns() - frame_set.stamp_ns
+            return age_ns / max(1.0, self._clock_rate()) / NS_PER_MS
+        return (self._steady_now_ns() - frame_set.first_arrival_ns) / NS_PER_MS

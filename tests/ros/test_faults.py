@@ -1,0 +1,631 @@
+"""Faults of cameras, clocks, callers and the model, and what the node does about each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import json
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from camera_rig import CameraRig, SWEEP_PERIOD_NS, wait_until
+from diagnostic_msgs.msg import DiagnosticStatus
+from drive_client import call, Health, next_answer, set_parameter, values_of
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from p2d_msgs.srv import Ask
+from p2d_node.errors import DeviceLostError
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.ros import drive_node as drive_node_module
+from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.units import NS_PER_MS, NS_PER_S
+import pytest
+from rcl_interfaces.srv import SetParameters
+import rclpy
+from rclpy.parameter import Parameter
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import String
+from sweeps import STAMP_NS
+
+pytestmark = pytest.mark.faults
+OTHERS = tuple(name for name in NUSCENES_CAMERAS if name != 'CAM_BACK')
+
+
+def of_camera(camera, change):
+    """Return a change of messages for `publish_sweep` that changes those of one camera."""
+
+    def changed(name, message):
+        if name == camera:
+            change(message)
+        return message
+
+    return changed
+
+
+def zero_middle(message) -> None:
+    third = len(message.data) // 3
+    message.data[third : 2 * third] = message.data[third : 2 * third].__class__('B', bytes(third))
+
+
+def claim_size(message) -> None:
+    """Let the header of a JPEG claim 32000 x 32000 pixels."""
+    data = bytes(message.data)
+    at = data.index(b'\xff\xc0') + 5
+    size = (32000).to_bytes(2, 'big') * 2
+    message.data = message.data.__class__('B', data[:at] + size + data[at + 4 :])
+
+
+@pytest.mark.fault(
+    'A JPEG claims a size that would fill the memory',
+    'refused by its header; the sweep is dropped; the camera is named',
+)
+def test_a_picture_that_claims_a_huge_size_costs_its_sweep_only(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+    begun_s = time.monotonic()
+    rig.publish_sweep(change=of_camera('CAM_BACK', claim_size))
+    status = health.wait_for('CAM_BACK', DiagnosticStatus.ERROR, 'got 32000x32000 px')
+    assert values_of(status)['broken frames'] == '1'
+    assert next_answer(watcher, rig).answer
+    assert time.monotonic() - begun_s < 5.0
+    assert len(watcher.answers) == 1
+
+
+@pytest.mark.fault(
+    'A picture is damaged on its way',
+    'the sweep is dropped; the camera and the damage are named; OK again after the next report',
+)
+def test_a_damaged_picture_is_counted_for_its_camera(drive, node, rig, watcher):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+    rig.publish_sweep(change=of_camera('CAM_BACK', zero_middle))
+    health.wait_for('CAM_BACK', DiagnosticStatus.ERROR, 'a frame cannot be used: got')
+    assert next_answer(watcher, rig).answer
+    health.wait_for('CAM_BACK', DiagnosticStatus.OK)
+    assert len(watcher.answers) == 1
+
+
+@pytest.mark.fault(
+    'The same, with missing_camera_policy drop_view',
+    'the others are answered about with the tokens of six; the model is told which views it has',
+)
+def test_drop_view_answers_without_a_damaged_picture(drive, node, rig, watcher):
+    health = Health(node)
+    drive(missing_camera_policy='drop_view')
+    wait_until(lambda: rig.heard)
+    answer = next_answer(watcher, rig, change=of_camera('CAM_BACK', zero_middle))
+    assert tuple(answer.cameras) == OTHERS
+    assert sum(answer.tokens_kept) == 6 * 8
+    health.wait_for('CAM_BACK', DiagnosticStatus.ERROR, 'a frame cannot be used')
+    wait_until(lambda: watcher.picture is not None)
+
+
+@pytest.mark.fault('Two nodes publish on the topic of one camera', 'both are named; WARN')
+def test_a_second_publisher_of_a_camera_is_named(drive, node, rig, watcher, make_context):
+    health = Health(node)
+    drive()
+    wait_until(lambda: rig.heard)
+    other = rclpy.create_node('old_driver', context=make_context())
+    CameraRig(other, cameras=['CAM_BACK'])
+    health.wait_for('CAM_BACK', DiagnosticStatus.WARN, 'has 2 publishers, allowed: one')
+    message = health.statuses['p2d: CAM_BACK'].message
+    assert '/old_driver, /tester' in message
+    other.destroy_node()
+    next_answer(watcher, rig)
+    health.wait_for('CAM_BACK', DiagnosticStatus.OK)
+
+
+@pytest.mark.fault('No camera sends anything', 'synchroniser ERROR, pipeline not OK')
+def test_without_any_frame_synchroniser_and_pipeline_are_not_ok(drive, node, rig, watcher):
+    health = Health(node)
+    drive(model='p2d-mini')
+    health.wait_for('synchroniser', DiagnosticStatus.ERROR, 'no camera has sent a frame yet')
+    health.wait_for('pipeline', DiagnosticStatus.WARN, 'nothing to answer about')
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    health.wait_for('pipeline', DiagnosticStatus.OK)
+    health.wait_for('synchroniser', DiagnosticStatus.ERROR, 'no camera has sent a frame for')
+
+
+@pytest.mark.fault(
+    'The stamps of a camera are off its exposure offset',
+    'its residual is shown; WARN from a third',
+)
+def test_a_camera_whose_stamps_are_off_is_named(drive, node, rig, watcher):
+    health = Health(node)
+    drive(cameras__CAM_BACK__exposure_offset_ms=20.0)
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    status = health.wait_for(
+        'synchroniser', DiagnosticStatus.WARN, 'CAM_BACK: its stamps are +12.7'
+    )
+    assert values_of(status)['residual CAM_BACK (ms)'] == '12.7'
+
+
+@pytest.mark.fault('A bag is played at 0.05 of real time with --clock', 'every sweep is answered')
+def test_a_very_slow_replay_is_answered(drive, node, rig, watcher):
+    rate = 0.05
+    publisher = node.create_publisher(Clock, '/clock', 10)
+    playing, started_s = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not playing.wait(0.05):
+            passed_ns = int((time.monotonic() - started_s) * rate * NS_PER_S)
+            stamp = rclpy.time.Time(nanoseconds=STAMP_NS + passed_ns).to_msg()
+            publisher.publish(Clock(clock=stamp))
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    try:
+        drive_node = drive(use_sim_time=True, sync__deadline_ms=150.0)
+        wait_until(lambda: rig.heard)
+        wait_until(lambda: drive_node.session.clock_rate.rate < 0.06)
+        # Exposures that are 43 ms apart on the cameras' clock arrive 0.85 s apart.
+        now_ns = int(drive_node.get_clock().now().nanoseconds)
+        for name in NUSCENES_CAMERAS:
+            absent = [other for other in NUSCENES_CAMERAS if other != name]
+            rig.publish_sweep(stamp_ns=now_ns, without=absent)
+            time.sleep(0.2)
+        answer = wait_until(lambda: watcher.answers)[0]
+    finally:
+        playing.set()
+        ticking.join()
+    assert len(answer.cameras) == 6
+    assert not answer.late
+
+
+@pytest.mark.fault('Forty callers of ~/ask at once', 'each gets an answer or a reason')
+def test_forty_callers_at_once_are_all_answered_or_told(drive, node, rig, watcher):
+    drive()
+    wait_until(lambda: rig.heard)
+    clients = [node.create_client(Ask, '/p2d/ask') for _ in range(40)]
+    assert all(client.wait_for_service(timeout_sec=30.0) for client in clients)
+    time.sleep(0.5)
+    request = Ask.Request(question='Is there a bus?', timeout_s=10.0)
+    futures = [client.call_async(request) for client in clients]
+    wait_until(lambda: sum(future.done() for future in futures) >= 40 - 16)
+    next_answer(watcher, rig)
+    wait_until(lambda: all(future.done() for future in futures))
+    replies = [future.result() for future in futures]
+    assert sum(reply.success for reply in replies) == 16
+    assert {r.message for r in replies if not r.success} == {
+        'too many questions wait for a sweep; ask again later'
+    }
+
+
+@pytest.mark.fault('Callers of ~/ask die while they wait', 'their places are free within 2 s')
+def test_callers_that_have_gone_free_their_places(drive, node, make_context, spin):
+    drive_node = drive()
+    caller = spin(rclpy.create_node('caller', context=make_context()))
+    client = caller.create_client(Ask, '/p2d/ask')
+    assert client.wait_for_service(timeout_sec=10.0)
+    time.sleep(0.3)
+    for _ in range(8):
+        client.call_async(Ask.Request(question='Is there a bus?', timeout_s=100.0))
+    worker = drive_node.session.worker
+    wait_until(lambda: len(worker._pending) == 8)
+    caller.destroy_client(client)
+    wait_until(lambda: not worker._pending, timeout_s=5.0)
+    assert worker.state.unanswered == 8
+
+
+@pytest.mark.fault('~/question is not answered', 'counted and logged with the reason')
+def test_a_question_of_the_topic_that_nobody_answers_is_counted_and_logged(
+    drive, node, capfd, monkeypatch
+):
+    monkeypatch.setattr('p2d_node.ros.requests.DEFAULT_TIMEOUT_S', 0.3)
+    health = Health(node)
+    drive()
+    publisher = node.create_publisher(String, '/p2d/question', 10)
+    wait_until(publisher.get_subscription_count)
+    time.sleep(0.3)
+    publisher.publish(String(data='Is it wet? ' * 100))
+    wait_until(lambda: health.value('pipeline', 'questions unanswered') == '1')
+    log = capfd.readouterr().err
+    assert '... (1102 characters): no answer within 0.3 s: no frames from' in log
+
+
+@pytest.mark.fault(
+    'Long questions are asked all the time',
+    'the standing ones are answered first; asked ones within asked_tokens_per_sweep',
+)
+def test_asked_questions_come_after_the_standing_ones_and_within_their_budget(
+    drive, node, rig, watcher
+):
+    drive_node = drive(asked_tokens_per_sweep=100)
+    wait_until(lambda: rig.heard)
+    worker = drive_node.session.worker
+    asked = [worker.ask('car ' * 60, 60.0) for _ in range(3)]
+    published = []
+    on_answers = worker._on_answers
+
+    def note(frame_set, answers, late):
+        published.append([answer.question for answer in answers])
+        on_answers(frame_set, answers, late)
+
+    worker._on_answers = note
+    for num_answered in (1, 2, 3):
+        next_answer(watcher, rig)
+        wait_until(lambda: sum(future.done() for future in asked) == num_answered)  # noqa: B023
+    standing = ['What should the ego vehicle do next?']
+    assert published == [standing, ['car ' * 60]] * 3
+
+
+@pytest.mark.fault('5,000 standing questions are set', 'refused with the limit')
+def test_too_many_standing_questions_are_refused(drive, node):
+    drive()
+    result = set_parameter(node, 'questions', ['Is there a car?'] * 5000)
+    assert not result.successful
+    assert result.reason == 'questions: got 5000 questions, allowed: up to 256'
+
+
+@pytest.mark.fault('A malformed request', 'costs that request; the node goes on')
+def test_a_parameter_of_an_unknown_type_does_not_end_the_node(drive, node, rig, watcher, capfd):
+    drive()
+    wait_until(lambda: rig.heard)
+    client = node.create_client(SetParameters, '/p2d/set_parameters')
+    assert client.wait_for_service(timeout_sec=10.0)
+    time.sleep(0.3)
+    message = Parameter('max_new_tokens', value=3).to_parameter_msg()
+    message.value.type = 99
+    client.call_async(SetParameters.Request(parameters=[message]))
+    wait_until(lambda: 'a request or callback failed' in capfd.readouterr().err)
+    assert set_parameter(node, 'max_new_tokens', 3).successful
+    assert next_answer(watcher, rig).num_generated_tokens <= 3
+
+
+@pytest.mark.fault('A message holds ten thousand characters', 'logs quote 200 of them')
+def test_what_a_log_quotes_is_cut(drive, node, watcher, capfd):
+    drive(**{f'cameras.{name}.transport': 'raw' for name in NUSCENES_CAMERAS})
+    rig = CameraRig(node, raw=True)
+    wait_until(lambda: rig.heard)
+
+    def rename(message):
+        message.encoding = 'x' * 10_000
+
+    log = ''
+    rig.publish_sweep(change=of_camera('CAM_BACK', rename))
+
+    def is_logged():
+        nonlocal log
+        log += capfd.readouterr().err
+        return 'sweep dropped: CAM_BACK' in log
+
+    wait_until(is_logged)
+    assert 'x' * 199 in log
+    assert 'x' * 201 not in log
+
+
+@pytest.mark.fault(
+    'One cause comes again with every frame', 'logged every 5 s, other causes beside it'
+)
+def test_a_log_line_of_one_cause_is_throttled_and_hides_no_other(drive, node, rig, capfd):
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    log = drive_node.session.log
+    for number in range(30):
+        log.warn(f'sweep {number} dropped')
+        log.warn('another cause')
+    lines = capfd.readouterr().err
+    assert lines.count('dropped') == 1
+    assert lines.count('another cause') == 1
+
+
+@pytest.mark.fault(
+    'Answers become older than max_answer_age_ms',
+    'marked and counted; WARN, after late_until_error in a row ERROR',
+)
+def test_answers_that_are_older_than_allowed_are_marked(drive, node, rig, watcher):
+    health = Health(node)
+    texts = []
+    node.create_subscription(String, '/p2d/answer_text', texts.append, 10)
+    drive(max_answer_age_ms=0.001, late_until_error=2)
+    wait_until(lambda: rig.heard)
+    drive_node_age = 0
+    assert set_parameter(node, 'max_answer_age_ms', 0.0).successful
+    assert not next_answer(watcher, rig).late
+    assert set_parameter(node, 'max_answer_age_ms', 0.001).successful
+    rig.publish_sweep()
+    health.wait_for('pipeline', DiagnosticStatus.WARN, '1 sweeps in a row were older than 0.001')
+    assert health.value('pipeline', 'sweeps too old') == '1'
+    rig.publish_sweep()
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, '2 sweeps in a row were older')
+    assert len(watcher.answers) == 1 + drive_node_age
+
+
+def test_an_answer_that_becomes_late_during_work_says_so(drive, node, rig, watcher, monkeypatch):
+    texts = []
+    node.create_subscription(String, '/p2d/answer_text', texts.append, 10)
+    drive_node = drive(max_answer_age_ms=400.0)
+    wait_until(lambda: rig.heard)
+    encoder = drive_node._pipeline._encoder
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, 'encode', lambda frames: time.sleep(0.5) or encode(frames))
+    assert next_answer(watcher, rig).late
+    wait_until(lambda: texts)
+    assert texts[0].data.startswith('[late] ')
+    assert drive_node.session.worker.state.late == 1
+
+
+def hang(drive_node, monkeypatch) -> threading.Event:
+    """Let the encoder of a node stand still until the event is set."""
+    go_on = threading.Event()
+    encoder = drive_node._pipeline._encoder
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, 'encode', lambda frames: go_on.wait(60.0) and encode(frames))
+    return go_on
+
+
+def state_of(node) -> str:
+    return call(node, GetState, '/p2d/get_state', GetState.Request()).current_state.label
+
+
+@pytest.mark.fault(
+    'The GPU or a library hangs',
+    'ERROR with the stage within 2 s of max_sweep_s, finalized; no second worker beside it',
+)
+def test_a_hung_worker_is_an_error_with_its_stage_and_no_second_one_starts(
+    drive, node, rig, watcher, monkeypatch
+):
+    health = Health(node)
+    drive_node = drive(max_sweep_s=1.0)
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    reported = threading.Event()
+    monkeypatch.setattr(drive_node_module, 'FAULT_REPORT_S', 0.2)
+    drive_node.on_fault_reported = reported.set
+    go_on = hang(drive_node, monkeypatch)
+    begun_s = time.monotonic()
+    rig.publish_sweep()
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, 'stood still for 1 s in stage encode')
+    assert time.monotonic() - begun_s < 3.0
+    wait_until(lambda: drive_node.has_lost_worker)
+    assert state_of(node) == 'finalized'
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_ACTIVATE))
+    assert not call(node, ChangeState, '/p2d/change_state', request).success
+    workers = [t for t in threading.enumerate() if t.name == 'sweep-worker' and t.is_alive()]
+    assert len(workers) == 1
+    assert reported.wait(5.0)
+    go_on.set()
+    assert len(watcher.answers) == 1
+
+
+@pytest.mark.fault('The worker thread ends', 'ERROR with the reason, error state, the node ends')
+def test_a_worker_that_ends_is_an_error_and_the_node_can_be_configured_again(
+    drive, node, rig, watcher, monkeypatch
+):
+    health = Health(node)
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+
+    def fail(*_arguments):
+        raise LookupError('broken by the test')
+
+    monkeypatch.setattr(drive_node.session.worker, '_on_failure', fail)
+    rig.publish_sweep(change=of_camera('CAM_BACK', zero_middle))
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, 'the worker has ended: unexpected error')
+    wait_until(lambda: drive_node.session is None)
+    assert state_of(node) == 'unconfigured'
+    monkeypatch.undo()
+    for transition in (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE):
+        request = ChangeState.Request(transition=Transition(id=transition))
+        assert call(node, ChangeState, '/p2d/change_state', request).success
+    wait_until(lambda: rig.heard)
+    assert next_answer(watcher, rig).answer
+    health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
+
+
+@pytest.mark.fault('The GPU is lost', 'ERROR with the reason, error state, the node ends')
+def test_a_lost_device_stops_the_node_with_the_reason(drive, node, rig, monkeypatch):
+    health = Health(node)
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+
+    def lose(_frames):
+        raise RuntimeError('CUDA error: an illegal memory access was encountered')
+
+    monkeypatch.setattr(drive_node._pipeline._encoder, 'encode', lose)
+    rig.publish_sweep()
+    health.wait_for('pipeline', DiagnosticStatus.ERROR, 'the GPU can no longer be used')
+    wait_until(lambda: drive_node.session is None)
+    assert drive_node.fault
+    assert issubclass(DeviceLostError, Exception)
+
+
+@pytest.mark.fault('deactivate during a slow stage', 'waits for its end, then succeeds')
+def test_deactivate_waits_for_a_stage_that_is_only_slow(drive, node, rig, monkeypatch):
+    drive_node = drive(max_sweep_s=20.0)
+    wait_until(lambda: rig.heard)
+    go_on = hang(drive_node, monkeypatch)
+    rig.publish_sweep()
+    worker = drive_node.session.worker
+    wait_until(lambda: worker.state.begun_ns)
+    threading.Timer(2.0, go_on.set).start()
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
+    assert call(node, ChangeState, '/p2d/change_state', request).success
+    assert not worker.is_alive
+    assert state_of(node) == 'inactive'
+
+
+RUN_DRIVE = """
+import sys
+from p2d_node.ros import drive
+{patch}
+sys.exit(drive.main())
+"""
+
+
+@contextmanager
+def drive_process(
+    parameters: dict, folder: Path, patch: str = ''
+) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """Run the node in a process; yields it and the file of its output."""
+    values = [word for n, v in parameters.items() for word in ('-p', f'{n}:={json.dumps(v)}')]
+    command = [sys.executable, '-c', RUN_DRIVE.format(patch=patch), '--ros-args', *values]
+    log = folder / 'log'
+    with log.open('w') as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            yield process, log
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait(10)
+
+
+HANG = """
+import threading
+from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
+TorchVisionEncoder.encode = lambda *_: threading.Event().wait()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    'The same, as a process', 'it ends with code 1, so that a launch file restarts it'
+)
+def test_a_process_whose_worker_hangs_ends_with_code_1(node, rig, tiny_checkpoint, tmp_path):
+    health = Health(node)
+    parameters = {'model': str(tiny_checkpoint), 'max_sweep_s': 1.0}
+    with drive_process(parameters, tmp_path, HANG) as (process, log):
+        wait_until(lambda: rig.heard, 60.0)
+        rig.publish_sweep()
+        health.wait_for('pipeline', DiagnosticStatus.ERROR, 'in stage encode, allowed: 1')
+        assert process.wait(20) == 1
+    assert 'Traceback' not in log.read_text()
+    assert 'in stage encode' in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.fault('The process is stopped for seconds (SIGSTOP)', 'no old answer is unmarked')
+def test_after_a_pause_of_the_process_no_old_answer_is_unmarked(
+    node, rig, watcher, tiny_checkpoint, tmp_path
+):
+    parameters = {'model': str(tiny_checkpoint), 'max_new_tokens': 4, 'max_answer_age_ms': 1500.0}
+    ages_ms = []
+    with drive_process(parameters, tmp_path) as (process, _log):
+        wait_until(lambda: rig.heard, 60.0)
+        for count in range(60):
+            rig.publish_sweep(stamp_ns=time.time_ns())
+            time.sleep(0.1)
+            if count == 10:
+                process.send_signal(signal.SIGSTOP)
+            if count == 45:
+                process.send_signal(signal.SIGCONT)
+        wait_until(lambda: len(watcher.answers) > 12)
+        time.sleep(0.5)
+    for answer in watcher.answers:
+        ages_ms.append(answer.timing.age_at_publish_ms)
+        assert answer.late or ages_ms[-1] < 1600.0
+    assert len(ages_ms) > 12
+
+
+FORKED_STARTS = """
+import os, signal, sys, time
+from p2d_node.ros import drive, drive_node, rcl_errors
+from rclpy.executors import SingleThreadedExecutor
+init = rcl_errors.init_rclpy
+
+def start(ready):
+    def init_and_say(*args, **options):
+        init(*args, **options)
+        os.write(ready, b'.')
+    rcl_errors.init_rclpy = init_and_say
+    try:
+        os._exit(drive.main())
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+
+for delay_ms in range(0, 500, 20):
+    heard, ready = os.pipe()
+    child = os.fork()
+    if not child:
+        start(ready)
+    os.read(heard, 1)
+    time.sleep(delay_ms / 1000)
+    os.kill(child, int(sys.argv[1]))
+    print(delay_ms, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.fault('A signal in the moment in which the node is made', 'code 0, no traceback')
+def test_a_signal_in_the_half_second_of_the_start_ends_the_process_quietly(
+    ros_domain, tiny_checkpoint, sign
+):
+    command = [sys.executable, '-c', FORKED_STARTS, str(int(sign)), '--ros-args']
+    command += ['-p', f'model:={tiny_checkpoint}']
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True)
+    assert [line.split()[1] for line in ended.stdout.splitlines()] == ['0'] * 25, ended.stderr
+    assert 'Traceback' not in ended.stderr
+
+
+def test_stamps_of_the_cameras_count_as_those_of_the_node_only_if_they_are():
+    from p2d_node.records import FrameSet
+    from p2d_node.ros.sweep_age import SweepAge
+
+    ros_ns, steady_ns, rate = [100 * NS_PER_S], [5 * NS_PER_S], [1.0]
+    age = SweepAge(lambda: ros_ns[0], lambda: rate[0], lambda: steady_ns[0])
+
+    def sweep(stamp_ns, epoch=0):
+        return FrameSet(
+            stamp_ns=stamp_ns, frames={}, epoch=epoch, first_arrival_ns=steady_ns[0] - NS_PER_MS
+        )
+
+    bag = sweep(STAMP_NS)
+    age.note(bag)
+    assert age.age_ms(bag) == 1.0  # since arrival
+    live = sweep(99 * NS_PER_S)
+    age.note(live)
+    assert age.age_ms(live) == 1000.0
+    ros_ns[0] += 70 * NS_PER_S  # a long pause: the stamps are still those of this clock
+    age.note(live)
+    assert age.age_ms(live) == 71_000.0
+    rate[0] = 4.0
+    assert age.age_ms(live) == 71_000.0 / 4
+    ahead = sweep(ros_ns[0] + 2 * NS_PER_S, epoch=1)
+    age.note(ahead)
+    assert age.age_ms(ahead) == 1.0
+
+
+def test_the_rate_of_simulated_time_is_measured_and_kept_while_it_is_paused():
+    from p2d_node.ros.clock_rate import ClockRate
+
+    ros_ns, steady_ns, simulated = [0], [0], [True]
+    clock = ClockRate(
+        lambda: ros_ns[0], is_simulated=lambda: simulated[0], steady_now_ns=lambda: steady_ns[0]
+    )
+
+    def run(seconds: float, rate: float) -> float:
+        for _ in range(round(seconds * 50)):
+            steady_ns[0] += NS_PER_S // 50
+            ros_ns[0] += round(rate * NS_PER_S / 50)
+            clock.update()
+        return clock.rate
+
+    assert run(1.0, 0.0) == 1.0  # nobody publishes /clock
+    ros_ns[0] = STAMP_NS
+    run(1.0, 0.25)
+    assert run(1.0, 0.25) == pytest.approx(0.25)
+    assert run(2.0, 0.0) == pytest.approx(0.25)
+    ros_ns[0] = STAMP_NS  # the bag begins again
+    assert run(2.0, 3.0) == pytest.approx(3.0)
+    simulated[0] = False
+    assert run(1.0, 1.0) == 1.0
+    assert SWEEP_PERIOD_NS == NS_PER_S
+
+
+def test_the_age_of_answers_is_that_of_their_capture(drive, node, rig, watcher):
+    drive()
+    wait_until(lambda: rig.heard)
+    stamp_ns = time.time_ns()
+    rig.publish_sweep(stamp_ns=stamp_ns)
+    answer = wait_until(lambda: watcher.answers)[0]
+    assert not answer.late
+    assert to_nanoseconds(answer.header.stamp) - stamp_ns == round(7.6 * NS_PER_MS)
