@@ -43,4 +43,4 @@ documents: setup
 	$(RUN) python benchmarks/document_all.py
 
 clean:
-	rm -rf .venv* ros2_ws/build* ros2_ws/install* ros2_ws/log* demo_output
+	rm -rf .venv* ros2_ws/build* ros2_ws/install* ros2_ws/log* demo_output soak_output

@@ -7,6 +7,7 @@ import sys
 import document_figures
 import document_language_model
 import document_reference
+import document_reliability
 import document_selection
 from measured_tables import MakeTable, write_tables
 
@@ -14,6 +15,7 @@ DOCUMENTS: dict[str, MakeTable] = {
     'README.md': document_figures.make_table,
     'docs/measured.md': document_figures.make_table,
     'docs/language_model.md': document_language_model.make_table,
+    document_reliability.DOCUMENT: document_reliability.make_table,
     'docs/token_selection.md': document_selection.make_table,
     **dict.fromkeys(document_reference.DOCUMENTS, document_reference.make_table),
 }

@@ -1,15 +1,20 @@
 """Starts the drive node: ros2 launch p2d_node drive.launch.py --show-args."""
 
 from pathlib import Path
+import time
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
+    LogInfo,
     OpaqueFunction,
+    RegisterEventHandler,
     SetEnvironmentVariable,
+    TimerAction,
 )
+from launch.event_handlers import OnProcessExit
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage
@@ -18,6 +23,11 @@ from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import profile_environment
 
 CONFIG = Path(get_package_share_directory('p2d_node')) / 'config'
+EXIT_CODES_OF_NO_FAULT = (0, 2)
+"""A shutdown, and bad input, which would be refused again."""
+
+FIRST_DELAY_S, LONGEST_DELAY_S, LONG_RUN_S = 1.0, 60.0, 300.0
+
 DATASETS = sorted(path.stem for path in (CONFIG / 'cameras').glob('*.yaml'))
 
 ARGUMENTS = (
@@ -62,6 +72,13 @@ ARGUMENTS = (
         default_value='false',
         choices=['true', 'false'],
         description='Use the time of /clock, as for a bag that is played with --clock.',
+    ),
+    DeclareLaunchArgument(
+        'respawn',
+        default_value='true',
+        choices=['true', 'false'],
+        description='Start the node again after a fault (not after bad input or a signal), later '
+        'each time.',
     ),
     DeclareLaunchArgument(
         'params_file',
@@ -125,19 +142,36 @@ def _start(context):
     # A preset beside other cameras would leave parameters of cameras that do not exist.
     files = [] if camera_names else [str(CONFIG / 'cameras' / f'{dataset}.yaml')]
     files += [params_file] if params_file else []
-    return [
-        Node(
-            package='p2d_node',
-            executable='drive',
-            name='p2d',
-            output='screen',
-            emulate_tty=True,
-            parameters=[
-                *files,
-                _given_parameters(context, camera_names or NUSCENES_CAMERAS),
-            ],
+    parameters = [*files, _given_parameters(context, camera_names or NUSCENES_CAMERAS)]
+    return _run_node(context, parameters, FIRST_DELAY_S)
+
+
+def _run_node(context, parameters, delay_s):
+    """Return the node, and what starts it again after a fault, `delay_s` later."""
+    node = Node(
+        package='p2d_node',
+        executable='drive',
+        name='p2d',
+        output='screen',
+        emulate_tty=True,
+        parameters=parameters,
+    )
+    if LaunchConfiguration('respawn').perform(context) == 'false':
+        return [node]
+    started_s = time.monotonic()
+
+    def start_again(event, context):
+        if event.returncode in EXIT_CODES_OF_NO_FAULT or context.is_shutdown:
+            return []
+        # A node that has run for long has not failed again and again.
+        wait_s = FIRST_DELAY_S if time.monotonic() - started_s > LONG_RUN_S else delay_s
+        start = OpaqueFunction(
+            function=_run_node, args=[parameters, min(2.0 * wait_s, LONGEST_DELAY_S)]
         )
-    ]
+        text = f'the node ended with code {event.returncode}; it starts again in {wait_s:g} s'
+        return [LogInfo(msg=text), TimerAction(period=wait_s, actions=[start])]
+
+    return [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=start_again))]
 
 
 def generate_launch_description():

@@ -156,10 +156,11 @@ class SweepSynchronizer:
         self._epoch = 0
 
     def residual_ns(self, camera: str) -> int | None:
-        """Return the median of stamp minus exposure offset minus start of the sweep.
+        """Return how far the stamps of a camera are from where its exposure offset puts them.
 
         Returns:
-            Nanoseconds, of the last sets with the reference camera; None if there is none.
+            Nanoseconds: median, over the last sets, of the stamp minus the exposure offset minus
+            the median of that over all cameras. None before the first set.
         """
         residuals = tuple(self._residuals_ns[camera])
         return int(statistics.median(residuals)) if residuals else None
@@ -308,13 +309,11 @@ class SweepSynchronizer:
         self._ready.append(self._frame_set(sweep, missing, now_ns))
 
     def _note_residuals(self, sweep: _OpenSweep) -> None:
-        reference = sweep.frames.get(self.reference_camera)
-        if reference is None:
-            return
-        start_ns = reference.stamp_ns - self.offsets_ns[self.reference_camera]
-        for name, frame in sweep.frames.items():
-            residual_ns = frame.stamp_ns - self.offsets_ns[name] - start_ns
-            self._residuals_ns[name].append(residual_ns)
+        starts_ns = {n: f.stamp_ns - self.offsets_ns[n] for n, f in sweep.frames.items()}
+        # Not the start by the reference camera, which may itself be the one that is off.
+        start_ns = statistics.median_low(starts_ns.values())
+        for name, camera_start_ns in starts_ns.items():
+            self._residuals_ns[name].append(camera_start_ns - start_ns)
 
     def _is_returned_partial(self, sweep: _OpenSweep) -> bool:
         return (

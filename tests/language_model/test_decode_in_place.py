@@ -11,7 +11,7 @@ from p2d_node.language_model.decode import Decoder, most_likely
 from p2d_node.language_model.decode_loop import MAX_SHAPES
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.generate import generate_greedy
-from p2d_node.language_model.kv_cache import CAPACITY_STEP, StaticCache
+from p2d_node.language_model.kv_cache import CachePool, CAPACITY_STEP, SHRINK_AFTER, StaticCache
 from p2d_node.preprocessing import ImageProcessing
 import pytest
 from tiny_checkpoints import WRITERS
@@ -315,3 +315,29 @@ def test_a_step_allocates_no_tensor_of_the_size_of_the_cache(llava, cache):
     with LargestAllocation() as largest:
         answer(llava, decoder, asked, logits)
     assert (largest.num_bytes >= size) == (cache == 'growing')
+
+
+def test_buffers_shrink_once_a_burst_is_over():
+    pool = CachePool()
+    prefix = DynamicCache()
+    prefix.update(torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4), 0)
+
+    def held() -> int:
+        return sum(buffer.numel() for buffer in pool._buffers.values())
+
+    pool.acquire(prefix, 1, 8)
+    usual = held()
+    pool.acquire(prefix, 16, 8)
+    assert held() == 16 * usual
+    for _ in range(SHRINK_AFTER):
+        pool.acquire(prefix, 1, 8)
+        assert held() == 16 * usual
+    pool.acquire(prefix, 1, 8)
+    assert held() == usual
+    for _ in range(2 * SHRINK_AFTER):  # bursts that come again keep their buffers
+        pool.acquire(prefix, 1, 8)
+        pool.acquire(prefix, 16, 8)
+    version = pool.acquire(prefix, 16, 8).version
+    for _ in range(SHRINK_AFTER):
+        pool.acquire(prefix, 9, 8)
+    assert pool.acquire(prefix, 16, 8).version == version

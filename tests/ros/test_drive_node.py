@@ -6,6 +6,7 @@ from camera_rig import CameraRig, wait_until
 from drive_client import Health, KEPT_AT_TENTH, next_answer, set_parameter
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_nanoseconds
+import pytest
 from std_msgs.msg import String
 
 
@@ -58,6 +59,10 @@ def test_the_node_runs_on_an_engine_and_says_which_one_and_why(
     assert 'p2d build-engine --backend tensorrt_rtx' in reason
 
 
+@pytest.mark.faults(
+    'Publishers are best-effort',
+    'the subscription follows',
+)
 def test_raw_best_effort_cameras_are_heard_as_well_as_reliable_ones(drive, node, watcher):
     drive(**{f'cameras.{name}.transport': 'raw' for name in NUSCENES_CAMERAS})
     rig = CameraRig(node, raw=True, reliable=False)
@@ -79,6 +84,10 @@ def test_answers_are_streamed_where_that_is_asked_for(drive, node, rig, watcher)
     assert all(line.startswith(text) for text in partial)
 
 
+@pytest.mark.faults(
+    'A bag begins again: time jumps back',
+    'new sweeps are answered at once',
+)
 def test_time_that_jumps_back_starts_a_new_run_of_sweeps(drive, node, rig, watcher):
     health = Health(node)
     drive()
@@ -96,6 +105,10 @@ def test_time_that_jumps_back_starts_a_new_run_of_sweeps(drive, node, rig, watch
     wait_until(lambda: health.value('synchroniser', 'reset') == '1')
 
 
+@pytest.mark.faults(
+    'Sweeps come faster than answers',
+    'the latest one is answered, the others are counted as superseded',
+)
 def test_of_a_burst_only_the_latest_sweep_waits(drive, node, rig, watcher):
     drive_node = drive(max_new_tokens=400, questions=['Is there a car?', 'Is there a bus?'])
     wait_until(lambda: rig.heard)

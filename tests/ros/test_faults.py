@@ -57,7 +57,7 @@ def claim_size(message) -> None:
     message.data = message.data.__class__('B', data[:at] + size + data[at + 4 :])
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'A JPEG claims a size that would fill the memory',
     'refused by its header; the sweep is dropped; the camera is named',
 )
@@ -74,7 +74,7 @@ def test_a_picture_that_claims_a_huge_size_costs_its_sweep_only(drive, node, rig
     assert len(watcher.answers) == 1
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'A picture is damaged on its way',
     'the sweep is dropped; the camera and the damage are named; OK again after the next report',
 )
@@ -89,7 +89,7 @@ def test_a_damaged_picture_is_counted_for_its_camera(drive, node, rig, watcher):
     assert len(watcher.answers) == 1
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'The same, with missing_camera_policy drop_view',
     'the others are answered about with the tokens of six; the model is told which views it has',
 )
@@ -104,7 +104,7 @@ def test_drop_view_answers_without_a_damaged_picture(drive, node, rig, watcher):
     wait_until(lambda: watcher.picture is not None)
 
 
-@pytest.mark.fault('Two nodes publish on the topic of one camera', 'both are named; WARN')
+@pytest.mark.faults('Two nodes publish on the topic of one camera', 'both are named; WARN')
 def test_a_second_publisher_of_a_camera_is_named(drive, node, rig, watcher, make_context):
     health = Health(node)
     drive()
@@ -119,7 +119,7 @@ def test_a_second_publisher_of_a_camera_is_named(drive, node, rig, watcher, make
     health.wait_for('CAM_BACK', DiagnosticStatus.OK)
 
 
-@pytest.mark.fault('No camera sends anything', 'synchroniser ERROR, pipeline not OK')
+@pytest.mark.faults('No camera sends anything', 'synchroniser ERROR, pipeline not OK')
 def test_without_any_frame_synchroniser_and_pipeline_are_not_ok(drive, node, rig, watcher):
     health = Health(node)
     drive(model='p2d-mini')
@@ -131,7 +131,7 @@ def test_without_any_frame_synchroniser_and_pipeline_are_not_ok(drive, node, rig
     health.wait_for('synchroniser', DiagnosticStatus.ERROR, 'no camera has sent a frame for')
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'The stamps of a camera are off its exposure offset',
     'its residual is shown; WARN from a third',
 )
@@ -146,7 +146,7 @@ def test_a_camera_whose_stamps_are_off_is_named(drive, node, rig, watcher):
     assert values_of(status)['residual CAM_BACK (ms)'] == '12.7'
 
 
-@pytest.mark.fault('A bag is played at 0.05 of real time with --clock', 'every sweep is answered')
+@pytest.mark.faults('A bag is played at 0.05 of real time with --clock', 'every sweep is answered')
 def test_a_very_slow_replay_is_answered(drive, node, rig, watcher):
     rate = 0.05
     publisher = node.create_publisher(Clock, '/clock', 10)
@@ -178,7 +178,7 @@ def test_a_very_slow_replay_is_answered(drive, node, rig, watcher):
     assert not answer.late
 
 
-@pytest.mark.fault('Forty callers of ~/ask at once', 'each gets an answer or a reason')
+@pytest.mark.faults('Forty callers of ~/ask at once', 'each gets an answer or a reason')
 def test_forty_callers_at_once_are_all_answered_or_told(drive, node, rig, watcher):
     drive()
     wait_until(lambda: rig.heard)
@@ -197,7 +197,7 @@ def test_forty_callers_at_once_are_all_answered_or_told(drive, node, rig, watche
     }
 
 
-@pytest.mark.fault('Callers of ~/ask die while they wait', 'their places are free within 2 s')
+@pytest.mark.faults('Callers of ~/ask die while they wait', 'their places are free within 2 s')
 def test_callers_that_have_gone_free_their_places(drive, node, make_context, spin):
     drive_node = drive()
     caller = spin(rclpy.create_node('caller', context=make_context()))
@@ -213,7 +213,7 @@ def test_callers_that_have_gone_free_their_places(drive, node, make_context, spi
     assert worker.state.unanswered == 8
 
 
-@pytest.mark.fault('~/question is not answered', 'counted and logged with the reason')
+@pytest.mark.faults('~/question is not answered', 'counted and logged with the reason')
 def test_a_question_of_the_topic_that_nobody_answers_is_counted_and_logged(
     drive, node, capfd, monkeypatch
 ):
@@ -229,7 +229,7 @@ def test_a_question_of_the_topic_that_nobody_answers_is_counted_and_logged(
     assert '... (1102 characters): no answer within 0.3 s: no frames from' in log
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'Long questions are asked all the time',
     'the standing ones are answered first; asked ones within asked_tokens_per_sweep',
 )
@@ -255,7 +255,7 @@ def test_asked_questions_come_after_the_standing_ones_and_within_their_budget(
     assert published == [standing, ['car ' * 60]] * 3
 
 
-@pytest.mark.fault('5,000 standing questions are set', 'refused with the limit')
+@pytest.mark.faults('5,000 standing questions are set', 'refused with the limit')
 def test_too_many_standing_questions_are_refused(drive, node):
     drive()
     result = set_parameter(node, 'questions', ['Is there a car?'] * 5000)
@@ -263,7 +263,7 @@ def test_too_many_standing_questions_are_refused(drive, node):
     assert result.reason == 'questions: got 5000 questions, allowed: up to 256'
 
 
-@pytest.mark.fault('A malformed request', 'costs that request; the node goes on')
+@pytest.mark.faults('A malformed request', 'costs that request; the node goes on')
 def test_a_parameter_of_an_unknown_type_does_not_end_the_node(drive, node, rig, watcher, capfd):
     drive()
     wait_until(lambda: rig.heard)
@@ -278,7 +278,7 @@ def test_a_parameter_of_an_unknown_type_does_not_end_the_node(drive, node, rig, 
     assert next_answer(watcher, rig).num_generated_tokens <= 3
 
 
-@pytest.mark.fault('A message holds ten thousand characters', 'logs quote 200 of them')
+@pytest.mark.faults('A message holds ten thousand characters', 'logs quote 200 of them')
 def test_what_a_log_quotes_is_cut(drive, node, watcher, capfd):
     drive(**{f'cameras.{name}.transport': 'raw' for name in NUSCENES_CAMERAS})
     rig = CameraRig(node, raw=True)
@@ -300,7 +300,7 @@ def test_what_a_log_quotes_is_cut(drive, node, watcher, capfd):
     assert 'x' * 201 not in log
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'One cause comes again with every frame', 'logged every 5 s, other causes beside it'
 )
 def test_a_log_line_of_one_cause_is_throttled_and_hides_no_other(drive, node, rig, capfd):
@@ -315,7 +315,7 @@ def test_a_log_line_of_one_cause_is_throttled_and_hides_no_other(drive, node, ri
     assert lines.count('another cause') == 1
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'Answers become older than max_answer_age_ms',
     'marked and counted; WARN, after late_until_error in a row ERROR',
 )
@@ -364,7 +364,7 @@ def state_of(node) -> str:
     return call(node, GetState, '/p2d/get_state', GetState.Request()).current_state.label
 
 
-@pytest.mark.fault(
+@pytest.mark.faults(
     'The GPU or a library hangs',
     'ERROR with the stage within 2 s of max_sweep_s, finalized; no second worker beside it',
 )
@@ -394,7 +394,7 @@ def test_a_hung_worker_is_an_error_with_its_stage_and_no_second_one_starts(
     assert len(watcher.answers) == 1
 
 
-@pytest.mark.fault('The worker thread ends', 'ERROR with the reason, error state, the node ends')
+@pytest.mark.faults('The worker thread ends', 'ERROR with the reason, error state, the node ends')
 def test_a_worker_that_ends_is_an_error_and_the_node_can_be_configured_again(
     drive, node, rig, watcher, monkeypatch
 ):
@@ -419,7 +419,7 @@ def test_a_worker_that_ends_is_an_error_and_the_node_can_be_configured_again(
     health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
 
 
-@pytest.mark.fault('The GPU is lost', 'ERROR with the reason, error state, the node ends')
+@pytest.mark.faults('The GPU is lost', 'ERROR with the reason, error state, the node ends')
 def test_a_lost_device_stops_the_node_with_the_reason(drive, node, rig, monkeypatch):
     health = Health(node)
     drive_node = drive()
@@ -436,7 +436,7 @@ def test_a_lost_device_stops_the_node_with_the_reason(drive, node, rig, monkeypa
     assert issubclass(DeviceLostError, Exception)
 
 
-@pytest.mark.fault('deactivate during a slow stage', 'waits for its end, then succeeds')
+@pytest.mark.faults('deactivate during a slow stage', 'waits for its end, then succeeds')
 def test_deactivate_waits_for_a_stage_that_is_only_slow(drive, node, rig, monkeypatch):
     drive_node = drive(max_sweep_s=20.0)
     wait_until(lambda: rig.heard)
@@ -485,7 +485,7 @@ TorchVisionEncoder.encode = lambda *_: threading.Event().wait()
 
 
 @pytest.mark.slow
-@pytest.mark.fault(
+@pytest.mark.faults(
     'The same, as a process', 'it ends with code 1, so that a launch file restarts it'
 )
 def test_a_process_whose_worker_hangs_ends_with_code_1(node, rig, tiny_checkpoint, tmp_path):
@@ -501,7 +501,7 @@ def test_a_process_whose_worker_hangs_ends_with_code_1(node, rig, tiny_checkpoin
 
 
 @pytest.mark.slow
-@pytest.mark.fault('The process is stopped for seconds (SIGSTOP)', 'no old answer is unmarked')
+@pytest.mark.faults('The process is stopped for seconds (SIGSTOP)', 'no old answer is unmarked')
 def test_after_a_pause_of_the_process_no_old_answer_is_unmarked(
     node, rig, watcher, tiny_checkpoint, tmp_path
 ):
@@ -555,7 +555,7 @@ for delay_ms in range(0, 500, 20):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('sign', [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.fault('A signal in the moment in which the node is made', 'code 0, no traceback')
+@pytest.mark.faults('A signal in the moment in which the node is made', 'code 0, no traceback')
 def test_a_signal_in_the_half_second_of_the_start_ends_the_process_quietly(
     ros_domain, tiny_checkpoint, sign
 ):

@@ -8,9 +8,14 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import Health, next_answer, set_parameter, values_of
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import diagnostics
+import pytest
 from sweeps import STAMP_NS
 
 
+@pytest.mark.faults(
+    'A camera dies',
+    'ERROR within 3 s, the camera is named; with drop_view the others are answered about',
+)
 def test_a_dead_camera_is_named_and_drop_view_goes_on_without_it(drive, node, rig, watcher):
     health = Health(node)
     drive()
@@ -30,6 +35,10 @@ def test_a_dead_camera_is_named_and_drop_view_goes_on_without_it(drive, node, ri
     assert tuple(answer.cameras) == tuple(n for n in NUSCENES_CAMERAS if n != 'CAM_BACK')
 
 
+@pytest.mark.faults(
+    'A frame has the stamp 0',
+    'its arrival time is used; WARN',
+)
 def test_one_frame_without_a_stamp_does_not_hide_a_dead_camera(drive, node, rig, watcher):
     health = Health(node)
     drive()
@@ -47,6 +56,10 @@ def test_one_frame_without_a_stamp_does_not_hide_a_dead_camera(drive, node, rig,
     health.wait_for('synchroniser', DiagnosticStatus.ERROR, 'no complete sweep; most often')
 
 
+@pytest.mark.faults(
+    'The model is slow',
+    'WARN after 10 s of work on one sweep',
+)
 def test_a_sweep_that_takes_very_long_is_reported(drive, node, rig, watcher, monkeypatch):
     health = Health(node)
     drive_node = drive()
@@ -67,6 +80,10 @@ def test_a_sweep_that_takes_very_long_is_reported(drive, node, rig, watcher, mon
     health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
 
 
+@pytest.mark.faults(
+    'A frame is truncated',
+    'its sweep is dropped; WARN',
+)
 def test_a_broken_frame_costs_its_sweep_only(drive, node, rig, watcher):
     health = Health(node)
     drive()
@@ -86,6 +103,10 @@ def test_a_broken_frame_costs_its_sweep_only(drive, node, rig, watcher):
     assert values_of(status)['sweeps answered'] == '1'
 
 
+@pytest.mark.faults(
+    'A defect in the program raises',
+    'its sweep is dropped; one line asks for a report',
+)
 def test_a_fault_in_the_code_itself_costs_its_sweep_only(drive, node, rig, watcher, monkeypatch):
     health = Health(node)
     drive_node = drive()
@@ -97,6 +118,10 @@ def test_a_fault_in_the_code_itself_costs_its_sweep_only(drive, node, rig, watch
     assert next_answer(watcher, rig).answer
 
 
+@pytest.mark.faults(
+    'Frames have an unknown encoding',
+    'sweeps are dropped; WARN, after five in a row ERROR',
+)
 def test_an_unknown_encoding_is_reported_and_after_some_sweeps_an_error(drive, node, watcher):
     health = Health(node)
     drive(**{f'cameras.{name}.transport': 'raw' for name in NUSCENES_CAMERAS})
@@ -115,6 +140,10 @@ def test_an_unknown_encoding_is_reported_and_after_some_sweeps_an_error(drive, n
     assert next_answer(watcher, rig).answer
 
 
+@pytest.mark.faults(
+    'The model computes NaN',
+    'no answer; ERROR',
+)
 def test_logits_that_are_not_finite_are_an_error_and_never_an_answer(
     drive, node, rig, watcher, overflowing_checkpoint
 ):
@@ -126,6 +155,10 @@ def test_logits_that_are_not_finite_are_an_error_and_never_an_answer(
     assert not watcher.answers
 
 
+@pytest.mark.faults(
+    'Stamps repeat',
+    'nothing old is answered as new; ERROR after five sweeps',
+)
 def test_stamps_that_repeat_are_an_error_as_nothing_new_is_answered(drive, node, rig, watcher):
     health = Health(node)
     drive()
@@ -139,6 +172,10 @@ def test_stamps_that_repeat_are_an_error_as_nothing_new_is_answered(drive, node,
     health.wait_for('pipeline', DiagnosticStatus.WARN, 'the model is untrained')
 
 
+@pytest.mark.faults(
+    'Another camera fails after the first',
+    'the one that fails now is named',
+)
 def test_the_camera_that_is_missing_now_is_named_not_the_one_before(drive, node, rig):
     health = Health(node)
     drive()
@@ -151,6 +188,10 @@ def test_the_camera_that_is_missing_now_is_named_not_the_one_before(drive, node,
         health.wait_for('synchroniser', DiagnosticStatus.ERROR, text)
 
 
+@pytest.mark.faults(
+    'Cameras have stamps of two clocks',
+    'WARN',
+)
 def test_cameras_with_stamps_of_two_clocks_are_told(drive, node, rig):
     health = Health(node)
     drive()
@@ -169,6 +210,10 @@ def test_cameras_with_stamps_of_two_clocks_are_told(drive, node, rig):
     wait_until(is_told)
 
 
+@pytest.mark.faults(
+    'use_sim_time without /clock',
+    'WARN',
+)
 def test_simulated_time_without_a_clock_is_a_warning(drive, node):
     health = Health(node)
     drive(use_sim_time=True)
@@ -186,6 +231,10 @@ def test_simulated_time_without_a_clock_hides_no_error(
     assert not watcher.answers
 
 
+@pytest.mark.faults(
+    'Nobody publishes, another type is published, or a camera is slow',
+    'each has a message and a remedy of its own',
+)
 def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(drive, node):
     health = Health(node)
     silent = 'CAM_BACK'

@@ -110,6 +110,10 @@ def test_configure_succeeds_after_the_parameter_is_corrected(drive, node, rig, w
     assert next_answer(watcher, rig).question == 'Is there a car?'
 
 
+@pytest.mark.faults(
+    'configure fails half-way',
+    'logged in one line, undone, can be repeated',
+)
 def test_a_configuration_that_fails_half_way_is_logged_undone_and_can_be_repeated(
     drive, node, capfd, monkeypatch
 ):
@@ -153,6 +157,10 @@ def fail_for_a_session(reporter, session):
         (HealthReporter, 'use_session', fail_for_a_session),
     ],
 )
+@pytest.mark.faults(
+    'activate fails half-way',
+    'logged in one line, undone, can be repeated',
+)
 def test_an_activation_that_fails_half_way_is_logged_undone_and_can_be_repeated(
     drive, node, rig, watcher, capfd, monkeypatch, owner, method, replacement
 ):
@@ -179,6 +187,10 @@ def test_an_activation_that_fails_half_way_is_logged_undone_and_can_be_repeated(
         (Transition.TRANSITION_DEACTIVATE, (DriveNode, 'destroy_subscription')),
         (Transition.TRANSITION_CLEANUP, (DrivingPipeline, 'close')),
     ],
+)
+@pytest.mark.faults(
+    'deactivate or cleanup fails',
+    'logged in one line; everything is freed',
 )
 def test_a_transition_that_fails_on_the_way_down_is_logged_and_frees_everything(
     drive, node, rig, watcher, capfd, monkeypatch, transition, broken
@@ -208,6 +220,10 @@ def test_a_start_that_fails_raises_what_the_transition_has_logged(drive, capfd, 
     assert f'{step[1:]}: unexpected error' in line
 
 
+@pytest.mark.faults(
+    'A signal during the start',
+    'ends without an error',
+)
 def test_a_shutdown_during_the_start_is_no_error(drive, capfd, monkeypatch):
     def shut_down_and_fail(drive_node):
         drive_node.context.try_shutdown()

@@ -51,6 +51,10 @@ def parameters(tiny_checkpoint, tmp_path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('busy', [False, True])
+@pytest.mark.faults(
+    'Ctrl-C, also while the model works',
+    'ends within 2 s, code 0',
+)
 def test_ctrl_c_ends_the_node_within_two_seconds(node, parameters, tmp_path, busy):
     command = [*DRIVE, '--ros-args', '--params-file', parameters]
     command += ['-p', 'max_new_tokens:=4000'] if busy else []
@@ -86,6 +90,10 @@ def test_ctrl_c_while_libraries_are_imported_ends_the_node_without_a_word():
         (['retention_ratio.CAM_FRONT:=0.0'], 'retention_ratio.CAM_FRONT: got 0.0, allowed'),
         (['retention_ratio.CAM_BACK:=1.5'], 'retention_ratio.CAM_BACK: got 1.5, allowed'),
     ],
+)
+@pytest.mark.faults(
+    'Something that the node needs is wrong at start',
+    'one line, code 2',
 )
 def test_a_node_that_cannot_start_says_why_in_one_line(ros_domain, arguments, reason):
     options = [item for argument in arguments for item in ('-p', argument)]

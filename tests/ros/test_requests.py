@@ -57,6 +57,10 @@ def test_a_question_without_an_answer_says_why(drive, node, question, timeout_s,
     assert reason in response.message
 
 
+@pytest.mark.faults(
+    'A question cannot be asked',
+    'refused with the reason',
+)
 def test_a_question_that_cannot_be_asked_costs_no_sweep(drive, node, rig, watcher):
     drive()
     wait_until(lambda: rig.heard)
@@ -70,6 +74,10 @@ def test_a_question_that_cannot_be_asked_costs_no_sweep(drive, node, rig, watche
     assert len(watcher.answers) == 1
 
 
+@pytest.mark.faults(
+    'Memory runs out',
+    'InferenceError with advice; memory is freed; the next sweep is answered',
+)
 def test_a_question_that_a_sweep_fails_with_is_given_up_with_the_reason(
     drive, node, rig, watcher, monkeypatch
 ):

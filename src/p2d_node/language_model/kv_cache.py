@@ -14,6 +14,10 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+SHRINK_AFTER = 128
+"""Caches that need little before the buffers shrink: about ten seconds at 12 Hz, so that bursts a
+few seconds apart do not allocate again and again."""
+
 CAPACITY_STEP = 256
 """Capacities are multiples of this, so that sweeps of about equal size share a CUDA graph."""
 
@@ -96,13 +100,15 @@ class StaticCache(Cache):
 class CachePool:
     """Buffers for one cache at a time, one buffer per layer.
 
-    Buffers grow when a cache needs more, and are kept until `release`. If a cache is still in use
-    when the next one is acquired, it keeps its buffers and the pool allocates new ones. Use it
-    from one thread at a time.
+    Buffers grow when a cache needs more, and are kept until `release`. When the last
+    `SHRINK_AFTER` caches have needed less than half of them, they are allocated anew. If a cache
+    is still in use when the next one is acquired, it keeps its buffers and the pool allocates new
+    ones. Use it from one thread at a time.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
+        self._num_small = 0
         self._in_use: weakref.ref[StaticCache] | None = None
         self._version = 0
 
@@ -114,8 +120,10 @@ class CachePool:
             num_rows: Number of copies.
             num_new_tokens: Number of further tokens that every layer must have capacity for.
         """
-        if self._in_use is not None and self._in_use() is not None:
+        is_in_use = self._in_use is not None and self._in_use() is not None
+        if is_in_use or self._num_small >= SHRINK_AFTER:
             self.release()
+        held = sum(buffer.numel() for buffer in self._buffers.values())
         layers = []
         for index, layer in enumerate(source.layers):
             length = int(source.get_seq_length(index))
@@ -123,6 +131,8 @@ class CachePool:
             copy = self._make_layer(index, keys, num_rows, length + num_new_tokens)
             copy.update(keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1))
             layers.append(copy)
+        used = sum(2 * layer.keys.numel() for layer in layers)
+        self._num_small = self._num_small + 1 if 2 * used < held else 0
         cache = StaticCache(layers, self._version)
         self._in_use = weakref.ref(cache)
         return cache
@@ -131,6 +141,7 @@ class CachePool:
         """Drop the buffers; a cache in use keeps its own alive."""
         self._buffers.clear()
         self._in_use = None
+        self._num_small = 0
         self._version += 1
 
     def _make_layer(self, index: int, like: Tensor, num_rows: int, num_tokens: int) -> StaticLayer:

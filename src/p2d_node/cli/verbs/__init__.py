@@ -17,6 +17,7 @@ from p2d_node.cli.verbs.engines import (
 from p2d_node.cli.verbs.evaluate import EVALUATE
 from p2d_node.cli.verbs.import_checkpoint import IMPORT_CHECKPOINT
 from p2d_node.cli.verbs.node import DEMO, WATCH
+from p2d_node.cli.verbs.soak import SOAK
 from p2d_node.cli.verbs.tune_ratios import TUNE_RATIOS
 
 HELP_GROUPS: tuple[tuple[str, str, tuple[Verb | VerbGroup, ...]], ...] = (
@@ -35,7 +36,7 @@ HELP_GROUPS: tuple[tuple[str, str, tuple[Verb | VerbGroup, ...]], ...] = (
     (
         'measure',
         'p2d bench select --tokens 196 --hidden 192 --retention-ratio 0.1',
-        (EVALUATE, TUNE_RATIOS, BENCH),
+        (EVALUATE, TUNE_RATIOS, BENCH, SOAK),
     ),
 )
 """Heading of a group of verbs, a command that works without further files, and the verbs."""

@@ -115,8 +115,7 @@ def _load_and_compare(
 ) -> tuple[Any, list[str]]:
     """Return the model, and the names of weights that are missing or have another shape."""
     logger = logging.getLogger('transformers.modeling_utils')
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it prints a wide table of what the caller says in one line
+    logger.addFilter(_is_error)  # it warns by a wide table of what the caller says in one line
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -132,9 +131,13 @@ def _load_and_compare(
             f'model: {folder}: the weights do not load: {reason}; copy the checkpoint again'
         ) from err
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
     mismatched = [key for key, *_ in report['mismatched_keys']]
     return model, sorted([*mismatched, *report['missing_keys']])
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:

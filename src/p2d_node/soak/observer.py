@@ -1,0 +1,125 @@
+"""Receives what the node publishes during a soak, and judges answers by the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+import re
+import threading
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from p2d_msgs.msg import DrivingAnswer
+from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.soak.faulty_cameras import FaultyCameras
+from p2d_node.units import NS_PER_MS
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+PREFIX = 'p2d: '
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenAnswer:
+    """One answer.
+
+    Attributes:
+        time_s: When it arrived, steady clock.
+        captured_ns: When its oldest frame's sweep began in truth, ROS time; None if the node
+            replaced all stamps.
+        age_ms: From then to its arrival; 0.0 if unknown.
+        num_cameras: Number of cameras that it is about.
+        late: Whether the node marked it as late.
+        mixed: Whether its frames come from different sweeps.
+    """
+
+    time_s: float
+    captured_ns: int | None
+    age_ms: float
+    num_cameras: int
+    late: bool
+    mixed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SeenReport:
+    """One message of diagnostics: when it came (steady clock), and component to (level, text)."""
+
+    time_s: float
+    statuses: Mapping[str, tuple[int, str]]
+
+    def problem(self, component: str, text: str) -> bool:
+        """Tell whether a component that matches is not OK, with a message that matches."""
+        return any(
+            level != 0 and re.fullmatch(component, name) and re.search(text, message)
+            for name, (level, message) in self.statuses.items()
+        )
+
+    @property
+    def all_ok(self) -> bool:
+        """Whether no component has a problem."""
+        return all(level == 0 for level, _ in self.statuses.values())
+
+
+class Observer:
+    """Subscribes to answers and diagnostics. Its lists only grow; any thread may read them."""
+
+    def __init__(self, node: Node, cameras: FaultyCameras) -> None:
+        """Subscribe.
+
+        Args:
+            node: The node that subscribes.
+            cameras: Know the truth about each frame.
+        """
+        self.answers: list[SeenAnswer] = []
+        self.reports: list[SeenReport] = []
+        self._cameras = cameras
+        self._lock = threading.Lock()
+        quality = QoSProfile(depth=100)
+        self._subscriptions = [
+            node.create_subscription(DrivingAnswer, '/p2d/answer', self._on_answer, quality),
+            node.create_subscription(
+                DiagnosticArray, '/diagnostics', self._on_diagnostics, quality
+            ),
+        ]
+
+    def answers_since(self, time_s: float) -> list[SeenAnswer]:
+        """Return the answers that arrived after `time_s`, steady clock."""
+        with self._lock:
+            return [answer for answer in self.answers if answer.time_s > time_s]
+
+    def reports_since(self, time_s: float) -> list[SeenReport]:
+        """Return the diagnostics that arrived after `time_s`, steady clock."""
+        with self._lock:
+            return [report for report in self.reports if report.time_s > time_s]
+
+    def _on_answer(self, message: DrivingAnswer) -> None:
+        now_ns = time.time_ns()
+        stamps_ns = {
+            camera: to_nanoseconds(stamp)
+            for camera, stamp in zip(message.cameras, message.camera_stamps, strict=True)
+        }
+        begun = [self._cameras.captured_ns(*item) for item in stamps_ns.items()]
+        known = [start_ns for start_ns in begun if start_ns is not None]
+        captured_ns = min(known) if known else None
+        answer = SeenAnswer(
+            time_s=time.monotonic(),
+            captured_ns=captured_ns,
+            age_ms=0.0 if captured_ns is None else (now_ns - captured_ns) / NS_PER_MS,
+            num_cameras=len(stamps_ns),
+            late=message.late,
+            mixed=self._cameras.is_mixed(stamps_ns),
+        )
+        with self._lock:
+            self.answers.append(answer)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        statuses = {s.name.removeprefix(PREFIX): _level_and_text(s) for s in message.status}
+        with self._lock:
+            self.reports.append(SeenReport(time.monotonic(), statuses))
+
+
+def _level_and_text(status: Any) -> tuple[int, str]:
+    level = int.from_bytes(status.level, 'little')
+    return level, str(status.message)
