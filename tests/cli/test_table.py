@@ -21,6 +21,7 @@ def answer(second: int):
         second,
         model='p2d-mini',
         question='What should the ego vehicle do next, and why? ' * 2,
+        late=second % 2 == 1,
         answer=f'answer {second} ' + 'because the road is clear ' * 3,
         tokens_kept=[729] * 6,
         tokens_total=[729] * 6,

@@ -105,6 +105,17 @@ def test_a_node_that_cannot_start_says_why_in_one_line(ros_domain, arguments, re
     assert reason in line
 
 
+def test_a_node_without_its_messages_names_the_command_that_builds_them():
+    code = 'import sys; sys.modules["p2d_msgs"] = None\n'
+    code += 'from p2d_node.ros.drive import main; sys.exit(main())'
+    ended = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith('p2d: the Python package p2d_msgs is missing; build and source')
+    assert ended.stderr.count('\n') == 1
+
+
 @pytest.mark.slow
 def test_replay_brings_every_sweep_of_a_looping_bag_to_the_node(node, parameters, tmp_path):
     bag = tmp_path / 'bag'

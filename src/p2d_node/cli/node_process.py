@@ -57,6 +57,9 @@ def drive_node(
         'use_sim_time': True,
         # Sweeps may be seconds apart, and a busy machine may receive the frames of one late.
         'sync': {'deadline_ms': 1000.0},
+        # A large model on a CPU is slow, and nobody drives by its answers.
+        'max_sweep_s': 0.0,
+        'max_answer_age_ms': 0.0,
         **parameters,
     }
     file = folder / 'node.yaml'

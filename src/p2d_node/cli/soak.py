@@ -53,10 +53,13 @@ def run(options: SoakOptions) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / LOG_FILE).touch()
     isolate()
+    defaults = DriveConfig()
     parameters = {
         'model': options.model,
         'use_sim_time': False,
-        'sync': {'deadline_ms': DriveConfig().sync.deadline_ms},
+        'sync': {'deadline_ms': defaults.sync.deadline_ms},
+        'max_sweep_s': defaults.max_sweep_s,
+        'max_answer_age_ms': defaults.max_answer_age_ms,
     }
     with (
         tempfile.TemporaryDirectory(prefix='p2d-soak-') as folder_name,

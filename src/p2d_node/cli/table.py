@@ -104,8 +104,12 @@ def answer_line(message: Any) -> str:
     kept, total = sum(message.tokens_kept), sum(message.tokens_total)
     return (
         f'{stamp_text(message.header.stamp)}  {kept}/{total} tokens  '
-        f'{message.timing.total_ms:6.0f} ms  {message.question}  ->  {message.answer}'
+        f'{message.timing.total_ms:6.0f} ms  {message.question}  ->  {_marked(message)}'
     )
+
+
+def _marked(message: Any) -> str:
+    return f'[late] {message.answer}' if message.late else str(message.answer)
 
 
 def stamp_text(stamp: Any) -> str:
@@ -136,7 +140,7 @@ def _answers(answers: Sequence[Any], first_ns: int) -> Table:
     table.add_column('kept', justify='right', no_wrap=True)
     for message in answers:
         kept = f'{sum(message.tokens_kept)}/{sum(message.tokens_total)}'
-        table.add_row(_seconds(message, first_ns), message.question, message.answer, kept)
+        table.add_row(_seconds(message, first_ns), message.question, _marked(message), kept)
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+import ctypes
 import gc
 import os
 import signal
@@ -14,6 +15,11 @@ from p2d_node.library_logs import silence_import_warnings
 
 if TYPE_CHECKING:
     from p2d_node.ros.drive_node import DriveNode
+
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
+
+MAX_ARENAS = 2
 
 EXIT_OK = 0
 EXIT_FAULT = 1
@@ -31,11 +37,20 @@ def main(args: Sequence[str] | None = None) -> int:
         node cannot start. The log says why.
     """
     silence_import_warnings()
-    with _silent_interrupt():
-        from p2d_node.errors import P2dError
-        from p2d_node.ros.drive_node import DriveNode
-        from p2d_node.ros.rcl_errors import init_rclpy
-        import rclpy
+    _limit_malloc_arenas()
+    try:
+        with _silent_interrupt():
+            from p2d_node.errors import P2dError
+            from p2d_node.ros.drive_node import DriveNode
+            from p2d_node.ros.rcl_errors import init_rclpy
+            import rclpy
+    except ModuleNotFoundError as err:
+        package = (err.name or 'rclpy').partition('.')[0]
+        sys.stderr.write(
+            f'p2d: the Python package {package} is missing; build and source the workspace: '
+            'cd ros2_ws && colcon build --symlink-install && source install/setup.bash\n'
+        )
+        return EXIT_BAD_INPUT
     try:
         init_rclpy(args)
         node = _create_node(DriveNode)
@@ -47,6 +62,13 @@ def main(args: Sequence[str] | None = None) -> int:
         _shut_down()
         return EXIT_OK
     return EXIT_OK if node is None else _run(node)
+
+
+def _limit_malloc_arenas() -> None:
+    """Let threads share freed memory: glibc gives each an arena of its own otherwise."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
 def _create_node(node_class: type[DriveNode]) -> DriveNode | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import suppress
 import threading
 
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
@@ -27,6 +28,7 @@ NUM_THREADS = MAX_PENDING_QUESTIONS + 2
 """Each pending caller of ~/ask holds one; one refuses further callers, one runs the timer."""
 
 FREE_PLACES_EVERY_S = 1.0
+THREAD_START_TIMEOUT_S = 5.0
 
 QUEUE_DEPTH = 256
 """Questions that DDS keeps until they are read; with rclpy's 10 a burst would lose some."""
@@ -77,8 +79,15 @@ class Requests:
         self._executor = MultiThreadedExecutor(NUM_THREADS, context=node.context)
         self._executor.add_node(self._helper)
         self._ending = threading.Event()
+        self._starting = threading.Barrier(NUM_THREADS)
         self._thread = threading.Thread(target=self._spin, name='requests', daemon=True)
         self._thread.start()
+        self._start_threads()
+
+    def _start_threads(self) -> None:
+        """Have the executor start all its threads now: a burst of callers starts none."""
+        for _ in range(NUM_THREADS):
+            self._executor.create_task(_wait_at, self._starting)
 
     def use_session(self, session: ActiveSession | None) -> None:
         """Send further questions to `session`; with None they are refused."""
@@ -87,6 +96,7 @@ class Requests:
     def destroy(self) -> None:
         """End the threads and destroy the helper node."""
         self._ending.set()
+        self._starting.abort()
         self._executor.shutdown(timeout_sec=1.0)
         self._thread.join(timeout=1.0)
         self._helper.destroy_node()
@@ -176,6 +186,11 @@ class Requests:
         if session is None:
             raise P2dError('the node is not active; activate it, then ask again')
         return session, session.worker.ask(question, timeout_s)
+
+
+def _wait_at(barrier: threading.Barrier) -> None:
+    with suppress(threading.BrokenBarrierError):  # the node ends meanwhile
+        barrier.wait(THREAD_START_TIMEOUT_S)
 
 
 def _explain_timeout(session: ActiveSession, timeout_s: float) -> str:
