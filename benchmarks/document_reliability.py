@@ -9,19 +9,31 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 import sys
+from typing import Any
 
-from measured_tables import markdown_table, ROOT, write_tables
+from measured_tables import markdown_table, read_report, ROOT, write_tables
 
 DOCUMENT = 'docs/reliability.md'
 TESTS = ROOT / 'tests' / 'ros'
 
 
 def make_table(name: str) -> str:
-    """Return the table `name` as Markdown."""
+    """Return the table `name` as Markdown: `faults`, or the criteria in the report of a soak."""
     if name != 'faults':
-        raise ValueError(f'no table {name}')
+        report = read_report(name)
+        criteria = [[c['what'], c['value'], c['limit']] for c in report['criteria']]
+        return markdown_table(['', 'value', 'allowed'], 'lrr', [*_totals(report), *criteria])
     rows = [row for path in sorted(TESTS.glob('test_*.py')) for row in _rows(path)]
     return markdown_table(['fault', 'what the node does', 'test'], 'lll', rows)
+
+
+def _totals(report: dict[str, Any]) -> list[list[str]]:
+    counts = {
+        'minutes': f'{report["seconds"] / 60:.1f}',
+        'faults': str(len(report['faults'])),
+        'callers of ~/ask': str(report['callers']['asked']),
+    }
+    return [[name, value, ''] for name, value in counts.items()]
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

@@ -151,7 +151,7 @@ def whole_in_time(arrivals: list[Arrival], rate: float) -> list[Sweep]:
 
 policies = st.sampled_from(['skip', 'drop_view'])
 rates = st.floats(0.05, 1.0) | st.just(1.0)
-many = settings(derandomize=True, deadline=None, max_examples=600)
+many = settings(derandomize=True, deadline=None, max_examples=400)
 
 in_order = drives(error_ms=MIXING_ERROR_MS, delay_ms=MODEST_DELAY_MS)
 wild = drives(error_ms=MIXING_ERROR_MS, delay_ms=3000.0, max_loops=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import random
 from typing import Any
 
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from p2d_node.bags.reading import BagReader
 from p2d_node.bags.records import BagImage
@@ -115,8 +115,8 @@ ODD_WORDS = (
     *[b'\t', b'\xff\xfe', b'#', b'.nan', b'1e999', b'2001-13-40', b'0x', b'1_', b'1:99:99', b'}'],
 )
 
-fuzzed = settings(derandomize=True, deadline=None, max_examples=800)
-few = settings(derandomize=True, deadline=None, max_examples=400)
+fuzzed = settings(derandomize=True, deadline=None, max_examples=600)
+few = settings(derandomize=True, deadline=None, max_examples=300)
 
 places = st.floats(0, 1, exclude_max=True)
 byte_edits = st.lists(
@@ -191,29 +191,6 @@ def slots_of(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield from slots_of(tree[key])
 
 
-def texts_in(tree: Any) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from texts_in(key)
-            yield from texts_in(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from texts_in(value)
-
-
-def assume_single_lines(tree: Any) -> None:
-    assume(not any(len(text.splitlines()) > 1 or text.endswith('\n') for text in texts_in(tree)))
-
-
-def assume_single_lines_in_json(content: bytes) -> None:
-    try:
-        assume_single_lines(json.loads(content))
-    except ValueError:
-        return
-
-
 def is_read(read: Callable[[], object]) -> bool:
     """Return whether `read` succeeds; it may only refuse with an error of one line."""
     try:
@@ -253,7 +230,6 @@ def test_damaged_json_of_questions_and_answers_is_read_or_refused_in_one_line(
         | st.builds(edit_tree, st.just(content), tree_edits).map(as_json)
     )
     def check(data):
-        assume_single_lines_in_json(data)
         path.write_bytes(data)
         outcomes.add(is_read(lambda: read(path)))
 
@@ -296,7 +272,6 @@ def test_a_damaged_manifest_is_refused_in_one_line_or_has_the_same_values(engine
     @fuzzed
     @given(st.builds(edit_bytes, st.just(sound), byte_edits) | manifests.map(as_json))
     def check(data):
-        assume_single_lines_in_json(data)
         (engine / MANIFEST_FILE).write_bytes(data)
         if is_read(lambda: read_manifest(engine)):
             assert read_manifest(engine) == MANIFEST
@@ -327,7 +302,6 @@ def test_a_damaged_verification_is_used_or_refused_in_one_line(engine):
         | st.builds(edit_tree, st.just(PROOF), tree_edits).map(as_json)
     )
     def check(data):
-        assume_single_lines_in_json(data)
         (engine / VERIFICATION_FILE).write_bytes(data)
         outcomes.add(is_read(lambda: open_it(engine)))
 
@@ -338,16 +312,6 @@ def test_a_damaged_verification_is_used_or_refused_in_one_line(engine):
 def without_comments(path: Path) -> bytes:
     lines = path.read_bytes().splitlines(keepends=True)
     return b''.join(line for line in lines if not line.lstrip().startswith(b'#'))
-
-
-def assume_ordinary_yaml(content: bytes) -> None:
-    """Leave out tags, and texts of several lines."""
-    assume(b'!' not in content)
-    try:
-        tree = yaml.safe_load(content)
-    except Exception:
-        return
-    assume_single_lines(tree)
 
 
 @pytest.mark.parametrize('name', ['drive.yaml', 'cameras/triggered.yaml'])
@@ -364,7 +328,6 @@ def test_a_damaged_parameter_file_is_read_or_refused_in_one_line(name, tmp_path)
         )
     )
     def check(data):
-        assume_ordinary_yaml(data)
         path.write_bytes(data)
         outcomes.add(is_read(lambda: read_drive_config(path)))
 
@@ -421,18 +384,8 @@ def test_damaged_metadata_of_a_bag_is_read_or_refused_in_one_line(storage, tmp_p
         )
     )
     def check(data):
-        assume(has_list_of_files(data))
         metadata.write_bytes(data)
         outcomes.add(is_read(lambda: read_all(bag)))
 
     check()
     assert outcomes == {True, False}
-
-
-def has_list_of_files(metadata: bytes) -> bool:
-    """Return whether the reader of a library can be closed again: its `files` are no text."""
-    try:
-        files = yaml.safe_load(metadata)['rosbag2_bagfile_information']['files']
-    except Exception:
-        return True
-    return isinstance(files, list)

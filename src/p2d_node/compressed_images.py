@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.errors import ImageDecodeError, quote
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
@@ -106,7 +106,10 @@ def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:
 
 def _decode_png(data: Pixels, *, keeps_grey: bool) -> Pixels:
     # Finds most damage without libpng's own message on stderr, which nobody could throttle.
-    Image.open(BytesIO(data.data)).verify()
+    try:
+        Image.open(BytesIO(data.data)).verify()
+    except UnidentifiedImageError as err:
+        raise ValueError('its header is damaged') from err
     colour = cv2.IMREAD_ANYCOLOR if keeps_grey else cv2.IMREAD_COLOR
     pixels = cv2.imdecode(data, colour | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 import difflib
+import math
 from typing import Any
 
 from p2d_node.config import (
@@ -36,6 +37,8 @@ class Parameter:
 
 
 MAX_NAMES_SHOWN = 6
+
+LARGEST_WHOLE = 1 << 1000
 
 TYPE_WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text'}
 
@@ -164,7 +167,7 @@ def _to_type_of(default: Any, value: Any, name: str) -> Any:
             return tuple(value)
         raise ConfigError(f'{name}: got {quote(value)}, allowed: a list of texts')
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < LARGEST_WHOLE else math.inf  # which no range allows
     if type(value) is not type(default):
         raise ConfigError(f'{name}: got {quote(value)}, allowed: {TYPE_WORDS[type(default)]}')
     return value

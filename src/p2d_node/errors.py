@@ -20,8 +20,15 @@ def quote(value: object) -> str:
     return f'{text[:MAX_QUOTE_CHARACTERS]}... ({len(text)} characters)'
 
 
+CONTROL_CHARACTERS = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029), ' ')
+
+
 class P2dError(Exception):
-    """Base class of the errors that p2d_node raises."""
+    """Base class of the errors that p2d_node raises; its text is one line."""
+
+    def __str__(self) -> str:
+        """Return the message with spaces for the control characters that an input brought in."""
+        return super().__str__().translate(CONTROL_CHARACTERS)
 
 
 class ConfigError(P2dError):

@@ -117,7 +117,7 @@ def _check_raw(camera: str, image: RawImageLike) -> npt.NDArray[np.uint8]:
         raise ImageDecodeError.of(
             camera,
             f'got a row step of {image.step} bytes, allowed: at least {width_bytes} for '
-            f'{image.width} px of {image.encoding}',
+            f'{image.width} px of {quote(image.encoding)}',
         )
     data = np.frombuffer(image.data, np.uint8)
     if data.size < image.step * image.height:

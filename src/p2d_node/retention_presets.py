@@ -17,13 +17,13 @@ FOLDERS = (Path('config/retention'), Path('share/p2d_node/config/retention'))
 def preset_name(model: str) -> str:
     """Return the name of the file, without suffix, for the ratios of a model name or folder."""
     # Symbolic links are not resolved: the user chose their names.
-    return os.path.basename(os.path.abspath(Path(model).expanduser()))
+    return os.path.basename(os.path.abspath(os.path.expanduser(model)))
 
 
 def find_preset(model: str) -> Path | None:
     """Return the file with the ratios of a model name or folder; None if there is no file."""
     paths = (folder / f'{preset_name(model)}.yaml' for folder in _folders())
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def writable_preset(model: str) -> Path | None:
@@ -51,14 +51,16 @@ def read_yaml(path: Path) -> Any:
         OSError: The file cannot be read.
         ValueError: The file is not YAML. The message is one line with the line number.
     """
+    text = path.read_bytes()
     try:
-        return yaml.safe_load(path.read_text(encoding='utf-8'))
+        return yaml.safe_load(text)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
         where = f'line {mark.line + 1}: ' if mark else ''
         raise ValueError(f'{where}{err.problem or err.context}') from err
-    except (yaml.YAMLError, RecursionError) as err:
-        raise ValueError(str(err).splitlines()[0]) from err
+    except Exception as err:  # what tags construct raises errors of many classes
+        reason = str(err).strip() or type(err).__name__
+        raise ValueError(reason.splitlines()[0]) from err
 
 
 def tuned_ratios(model: str) -> dict[str, float]:

@@ -10,13 +10,10 @@ from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.compressed_images import decode_compressed
 from p2d_node.config import DEFAULT_MAX_IMAGE_SIDE_PX
 from p2d_node.errors import ConfigError, ImageDecodeError
-from p2d_node.units import NS_PER_S, NS_PER_US
+from p2d_node.units import MAX_STAMP_NS, NS_PER_US
 
 IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 """The end of a file name: camera, and capture stamp in microseconds since the epoch."""
-
-MAX_STAMP_NS = 2**31 * NS_PER_S
-"""The seconds of a ROS stamp have 31 bits."""
 
 
 def image_names(images: Any) -> list[str]:
@@ -67,7 +64,7 @@ def camera_and_stamp_of(path: Path) -> tuple[str, int]:
     if match is None:
         raise ConfigError(f'{path}: not a nuScenes image name')
     stamp_ns = int(match[2]) * NS_PER_US
-    if stamp_ns >= MAX_STAMP_NS:
+    if stamp_ns > MAX_STAMP_NS:
         raise ConfigError(
             f'{path}: got the capture time {match[2]} us, allowed: up to the year 2038, which is '
             'the end of ROS time'

@@ -77,7 +77,8 @@ class BagReader:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._reader.close()
+        with _bag_faults(f'{self._bag} is damaged', DAMAGED):
+            self._reader.close()
 
     def messages(self) -> Iterator[SerializedMessage]:
         """Yield all messages in the order of their log times.

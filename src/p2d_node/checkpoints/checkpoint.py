@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import os
 from pathlib import Path
 
 from p2d_node.durable_files import read_json_object
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 from p2d_node.views import Mosaic
 
 UNTRAINED_KEY = 'p2d_untrained'
@@ -49,11 +50,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         ConfigError: The folder, its config.json or its weights are missing, or it must be
             imported first.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
+    path = Path(os.path.expanduser(folder))  # without an error for a user who does not exist
+    if not os.path.isdir(path):  # without an error for a name that is too long
         raise ConfigError(
-            f'model: got {str(folder)!r}, which is not a folder; allowed: a checkpoint folder in '
-            'Hugging Face format, or p2d-mini, which ships'
+            f'model: got {quote(str(folder))}, which is not a folder; allowed: a checkpoint '
+            'folder in Hugging Face format, or p2d-mini, which ships'
         )
     config = read_json_object(
         path / 'config.json', parameter='model', next_step='copy the whole checkpoint folder'

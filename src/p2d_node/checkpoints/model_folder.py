@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import os
 from pathlib import Path
 import tempfile
 
@@ -30,7 +31,7 @@ def model_folder(model: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix='p2d-') as folder:
             yield write_untrained_checkpoint(Path(folder) / 'p2d-random')
     else:
-        yield Path(model).expanduser()
+        yield Path(os.path.expanduser(model))
 
 
 def shipped_model_folder() -> Path:

@@ -13,6 +13,7 @@ import threading
 import time
 
 from p2d_node.bags.records import image_topic
+from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.node_process import drive_node, isolate
@@ -81,8 +82,12 @@ def run(options: SoakOptions) -> int:
         )
         start_s, result = _soak(options, stage, Observer(node, cameras))
     write_timeline(result, start_s, options.out / PICTURE_FILE)
-    write_json(options.out / REPORT_FILE, result.to_json())
-    _report(options, result)
+    content = {**describe_machine('cpu'), **result.to_json()}
+    write_json(options.out / REPORT_FILE, content)
+    if options.json:
+        print(json.dumps(content, indent=2))
+    else:
+        _print_report(options, result)
     return 0 if all(criterion.holds for criterion in result.criteria) else 1
 
 
@@ -159,10 +164,7 @@ def _progress() -> Progress:
     return Progress(TimeElapsedColumn(), *map(TextColumn, texts), console=Console(stderr=True))
 
 
-def _report(options: SoakOptions, result: SoakResult) -> None:
-    if options.json:
-        print(json.dumps(result.to_json(), indent=2))
-        return
+def _print_report(options: SoakOptions, result: SoakResult) -> None:
     console = Console()
     faults = Table(title='faults', title_justify='left')
     for heading in ('fault', 'times', 'shown (s)', 'recovery (s)', 'gone (s)'):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import ExitStack
 import time
 from typing import Any
@@ -43,6 +44,8 @@ class ActiveSession:
         config: DriveConfig,
         pipeline: DrivingPipeline,
         outputs: Outputs,
+        *,
+        thread: Executor,
         on_fault: Callable[[str], None],
     ) -> None:
         """Subscribe to the cameras and start the worker.
@@ -52,6 +55,7 @@ class ActiveSession:
             config: The configuration at activation.
             pipeline: Answers questions about sweeps.
             outputs: Publishes the answers.
+            thread: Runs the worker.
             on_fault: Called with the reason, on the thread that spins the node, when the worker
                 hangs or cannot go on.
 
@@ -73,6 +77,7 @@ class ActiveSession:
         self.clock_rate = ClockRate(now_ns, is_simulated=lambda: _uses_sim_time(node))
         self.worker = SweepWorker(
             pipeline,
+            thread=thread,
             age=SweepAge(now_ns, lambda: self.clock_rate.rate),
             on_answers=outputs.publish_answers,
             on_sweep=outputs.publish_sweep,
@@ -106,10 +111,10 @@ class ActiveSession:
         """Unsubscribe and stop the worker.
 
         Args:
-            timeout_s: Longest wait for the end of the worker's thread.
+            timeout_s: Longest wait for the end of the worker's work.
 
         Returns:
-            True if the worker's thread ended in time.
+            True if it ended in time.
         """
         try:
             self._resources.close()

@@ -10,6 +10,7 @@ loses sweeps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from p2d_node.config_parameters import list_parameters
@@ -72,6 +73,7 @@ class DriveNode(LifecycleNode):
         self._pipeline: DrivingPipeline | None = None
         self._transition_error: P2dError | None = None
         self._lost_worker: SweepWorker | None = None
+        self._worker_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='sweep-worker')
         self.fault = ''
         self.on_fault_reported: Callable[[], None] | None = None
         self.autostart = declare_autostart(self)
@@ -207,7 +209,14 @@ class DriveNode(LifecycleNode):
             raise P2dError('the worker of the last activation still runs; start the node again')
         self.fault = ''
         self._use_session(
-            ActiveSession(self, self._config, pipeline, outputs, on_fault=self._on_fault)
+            ActiveSession(
+                self,
+                self._config,
+                pipeline,
+                outputs,
+                thread=self._worker_thread,
+                on_fault=self._on_fault,
+            )
         )
         self.get_logger().info(
             f'answering {len(self._config.questions)} questions per sweep of '
@@ -288,6 +297,7 @@ class DriveNode(LifecycleNode):
         if self._health is not None:
             self._health.stop()
         self.stop_working()
+        self._worker_thread.shutdown(wait=False)
         if self._requests is not None:
             self._requests.destroy()
         super().destroy_node()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from contextlib import suppress
 import threading
+import time
 
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.srv import Ask
@@ -28,6 +29,7 @@ NUM_THREADS = MAX_PENDING_QUESTIONS + 2
 """Each pending caller of ~/ask holds one; one refuses further callers, one runs the timer."""
 
 FREE_PLACES_EVERY_S = 1.0
+REPLY_GAP_S = 0.02
 THREAD_START_TIMEOUT_S = 5.0
 
 QUEUE_DEPTH = 256
@@ -55,6 +57,8 @@ class Requests:
         self._log = ThrottledLog(node.get_logger())
         self._awaited: set[Future[AskedAnswer]] = set()
         self._awaited_lock = threading.Lock()
+        self._reply_lock = threading.Lock()
+        self._replied_s = 0.0
         self._service_name = node.resolve_service_name('~/ask')
         self._helper = rclpy.create_node(
             f'{node.get_name()}_requests',
@@ -143,7 +147,18 @@ class Requests:
         except Exception as err:  # it would end the threads of ~/ask
             response.message = str(unexpected_error(err))
             self._node.get_logger().error(f'~/ask: {response.message}')
+        self._pace_replies()
         return response
+
+    def _pace_replies(self) -> None:
+        """Wait until the reply before has been out for a moment.
+
+        DDS delivers every reply to every client, each of which keeps ten. Of a burst of replies
+        some clients would lose their own.
+        """
+        with self._reply_lock:
+            time.sleep(max(0.0, self._replied_s + REPLY_GAP_S - time.monotonic()))
+            self._replied_s = time.monotonic()
 
     def _ask(self, question: str, requested_timeout_s: float) -> DrivingAnswerMsg:
         """Wait for the answer to a question.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Container, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 import os
 import threading
@@ -114,6 +114,7 @@ class SweepWorker:
         self,
         pipeline: DrivingPipeline,
         *,
+        thread: Executor,
         age: SweepAge,
         on_answers: OnAnswers,
         on_sweep: Callable[[FrameSet, DrivingAnswer], None],
@@ -121,10 +122,12 @@ class SweepWorker:
         on_broken: Callable[[ImageDecodeError], None],
         on_partial: OnPartial,
     ) -> None:
-        """Create the worker; `start` starts its thread.
+        """Create the worker; `start` begins to answer.
 
         Args:
             pipeline: Answers questions about a sweep.
+            thread: Runs one function at a time, in one thread for all activations: torch keeps
+                memory for each thread that it has run in.
             age: Tells the age of a sweep.
             on_answers: Called with a sweep and the answers to the configured questions, and then
                 with those to the questions that were asked.
@@ -148,17 +151,18 @@ class SweepWorker:
         self._newest: tuple[int, int] | None = None
         self._pending: deque[_PendingQuestion] = deque()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name='sweep-worker', daemon=True)
+        self._thread = thread
+        self._running: Future[None] | None = None
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Begin to answer."""
+        self._running = self._thread.submit(self._run)
 
     def stop(self, timeout_s: float) -> bool:
-        """Stop the answer in work, fail the pending questions and end the thread.
+        """Stop the answer in work and fail the pending questions.
 
         Returns:
-            True if the thread ended within `timeout_s`.
+            True if work ended within `timeout_s`.
         """
         with self._condition:
             self._stopping.set()
@@ -167,14 +171,14 @@ class SweepWorker:
             self._condition.notify_all()
         for question in pending:
             question.answer.set_exception(_stopped_error())
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        if self._running is not None:
+            wait([self._running], timeout_s)
+        return not self.is_alive
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether work has begun and has not ended."""
+        return self._running is not None and not self._running.done()
 
     def fault(self) -> str:
         """Return why this worker will answer no more; empty if nothing is wrong.

@@ -9,6 +9,7 @@ import statistics
 from typing import Any
 
 import matplotlib as mpl
+from p2d_node.benchmarks.measuring import percentile
 from p2d_node.soak.observer import SeenAnswer
 from p2d_node.soak.schedule import FaultResult, Sample
 
@@ -71,7 +72,7 @@ class SoakResult:
         ended = 'no' if self.exit_code is None else f'code {self.exit_code}'
         hidden = [f for f in self.faults if f.expected and f.shown_after_s is None]
         staying = [f for f in self.faults if (f.gone_after_s or MAX_GONE_S + 1) > MAX_GONE_S]
-        recovery_s = percentile([f.recovered_after_s or 99.0 for f in self.faults], 0.95)
+        recovery_s = percentile([f.recovered_after_s or 99.0 for f in self.faults] or [0.0], 0.95)
         growth = self.growth()
         return [
             Criterion(what='node ended', value=ended, limit='no', holds=self.exit_code is None),
@@ -109,6 +110,7 @@ class SoakResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON data, without the single answers."""
         recoveries = [f.recovered_after_s for f in self.faults if f.recovered_after_s is not None]
+        recoveries = recoveries or [0.0]
         return {
             'seconds': round(self.seconds, 1),
             'seed': self.seed,
@@ -124,11 +126,6 @@ class SoakResult:
             'criteria': [asdict(criterion) for criterion in self.criteria],
             'faults': [asdict(fault) for fault in self.faults],
         }
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value below which `share` of the values lie; 0.0 without values."""
-    return sorted(values)[round(share * (len(values) - 1))] if values else 0.0
 
 
 def _median(samples: Sequence[Sample], name: str) -> float:

@@ -127,8 +127,8 @@ def read_manifest(folder: Path) -> EngineManifest:
         manifest = msgspec.convert(content, EngineManifest)
     except msgspec.ValidationError as err:
         raise EngineMismatchError(f'{path}: {err}') from err
-    # Fields that are missing or unknown change the digest too.
-    if manifest.sha256 != digest:
+    # The digest of the file's own content: fields that are missing or unknown change it too.
+    if _digest(content) != digest:
         raise EngineMismatchError(f'{path} was changed after the engine was built')
     return manifest
 
