@@ -146,6 +146,14 @@ def _start(context):
     return _run_node(context, parameters, FIRST_DELAY_S)
 
 
+def _delay_after(returncode, ran_s, delay_s):
+    """Return the time until the node starts again, in s; None: it does not."""
+    if returncode in EXIT_CODES_OF_NO_FAULT:
+        return None
+    # A node that has run for long has not failed again and again.
+    return FIRST_DELAY_S if ran_s > LONG_RUN_S else delay_s
+
+
 def _run_node(context, parameters, delay_s):
     """Return the node, and what starts it again after a fault, `delay_s` later."""
     node = Node(
@@ -161,10 +169,9 @@ def _run_node(context, parameters, delay_s):
     started_s = time.monotonic()
 
     def start_again(event, context):
-        if event.returncode in EXIT_CODES_OF_NO_FAULT or context.is_shutdown:
+        wait_s = _delay_after(event.returncode, time.monotonic() - started_s, delay_s)
+        if wait_s is None or context.is_shutdown:
             return []
-        # A node that has run for long has not failed again and again.
-        wait_s = FIRST_DELAY_S if time.monotonic() - started_s > LONG_RUN_S else delay_s
         start = OpaqueFunction(
             function=_run_node, args=[parameters, min(2.0 * wait_s, LONGEST_DELAY_S)]
         )

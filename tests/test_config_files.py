@@ -1,6 +1,7 @@
 """The parameter files that ship agree with the configuration classes."""
 
 from pathlib import Path
+import runpy
 from xml.etree import ElementTree
 
 from p2d_node import retention_presets
@@ -194,3 +195,25 @@ def test_a_launch_argument_that_is_not_a_number_is_refused_by_name():
             entity.visit(context)
     with pytest.raises(RuntimeError, match="retention_ratio: got 'abc', allowed: above 0 to 1"):
         description.entities[-1].visit(context)
+
+
+def test_the_node_starts_again_after_a_fault_and_not_after_bad_input_or_a_signal():
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
+    from launch import LaunchContext
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+    path = ROOT / 'launch' / 'drive.launch.py'
+    names = [
+        a.name for a in get_launch_description_from_python_launch_file(str(path)).entities[:9]
+    ]
+    assert 'respawn' in names
+    drive = runpy.run_path(str(path))
+    assert drive['_delay_after'](1, 10.0, 4.0) == 4.0
+    assert drive['_delay_after'](-11, 10.0, 4.0) == 4.0
+    assert drive['_delay_after'](1, 1000.0, 32.0) == 1.0
+    assert drive['_delay_after'](0, 10.0, 4.0) is None
+    assert drive['_delay_after'](2, 10.0, 4.0) is None
+    context = LaunchContext()
+    for respawn, num_actions in (('true', 2), ('false', 1)):
+        context.launch_configurations['respawn'] = respawn
+        assert len(drive['_run_node'](context, [], 1.0)) == num_actions

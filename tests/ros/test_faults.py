@@ -504,7 +504,12 @@ def test_a_process_whose_worker_hangs_ends_with_code_1(node, rig, tiny_checkpoin
 def test_after_a_pause_of_the_process_no_old_answer_is_unmarked(
     node, rig, watcher, tiny_checkpoint, tmp_path
 ):
-    parameters = {'model': str(tiny_checkpoint), 'max_new_tokens': 4, 'max_answer_age_ms': 1500.0}
+    parameters = {
+        'model': str(tiny_checkpoint),
+        'max_new_tokens': 4,
+        'max_answer_age_ms': 1500.0,
+        'max_sweep_s': 2.0,  # shorter than the pause, which is no fault
+    }
     ages_ms = []
     with drive_process(parameters, tmp_path) as (process, _log):
         wait_until(lambda: rig.heard, 60.0)

@@ -19,7 +19,7 @@ from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.sweep_worker import SweepWorker
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import UnexpectedError
-from p2d_node.units import NS_PER_MS
+from p2d_node.units import NS_PER_MS, NS_PER_S
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
@@ -28,6 +28,9 @@ POLL_PERIOD_S = 0.02
 
 MAX_POLL_GAP_NS = 100 * NS_PER_MS
 """A longer gap between two polls means that this process did not run for a while."""
+
+PAUSE_NS = NS_PER_S
+"""After a gap of this length the watchdog counts anew: the worker did not run either."""
 
 WORKER_STOP_TIMEOUT_S = 1.0
 
@@ -91,6 +94,7 @@ class ActiveSession:
         self._on_fault = on_fault
         self._lag_ns = 0
         self._polled_ns = 0
+        self._watched_since_ns = 0
         with ExitStack() as resources:
             self._start(node, config, resources)
             # Nothing failed: `stop` releases the resources, not the end of this block.
@@ -146,11 +150,14 @@ class ActiveSession:
         self.worker.expire_questions()
         self.clock_rate.update()
         self.synchronizer.set_clock_rate(self.clock_rate.rate)
-        if fault := self.worker.fault():
+        previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()
+        gap_ns = self._polled_ns - previous_ns
+        if gap_ns > PAUSE_NS:
+            self._watched_since_ns = self._polled_ns
+        if fault := self.worker.fault(self._watched_since_ns):
             self._on_fault(fault)
             return
-        previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()
-        if self._polled_ns - previous_ns > MAX_POLL_GAP_NS:
+        if gap_ns > MAX_POLL_GAP_NS:
             # Frames may still wait in DDS: receive them before their sweeps are closed.
             return
         for frame_set in self.synchronizer.poll(delay_ns=self._lag_ns):

@@ -180,14 +180,18 @@ class SweepWorker:
         """Whether work has begun and has not ended."""
         return self._running is not None and not self._running.done()
 
-    def fault(self) -> str:
+    def fault(self, watched_since_ns: int) -> str:
         """Return why this worker will answer no more; empty if nothing is wrong.
 
         A sweep in which nothing has moved for `max_sweep_s` counts as a fault too.
+
+        Args:
+            watched_since_ns: When the process last went on after a pause, steady clock. The time
+                before does not count.
         """
         if self._fault:
             return self._fault
-        stage, standing_s = self.standing_still()
+        stage, standing_s = self._standing_still(watched_since_ns)
         limit_s = self._pipeline.config.max_sweep_s
         if 0.0 < limit_s < standing_s:
             return (
@@ -197,13 +201,13 @@ class SweepWorker:
             )
         return ''
 
-    def standing_still(self) -> tuple[str, float]:
+    def _standing_still(self, watched_since_ns: int) -> tuple[str, float]:
         """Return the stage in work and for how many seconds nothing has moved in it."""
         begun_ns = self.state.begun_ns
         if begun_ns is None:
             return '', 0.0
         stage, progressed_ns = self._pipeline.progress
-        moved_ns = max(begun_ns, progressed_ns)
+        moved_ns = max(begun_ns, progressed_ns, watched_since_ns)
         return stage or 'publish', (time.monotonic_ns() - moved_ns) / NS_PER_S
 
     def submit(self, frame_set: FrameSet) -> None:
