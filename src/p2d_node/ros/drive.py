@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-import ctypes
 import gc
 import os
 import signal
@@ -12,14 +11,10 @@ import sys
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.library_logs import silence_import_warnings
+from p2d_node.ros.malloc_settings import share_freed_memory
 
 if TYPE_CHECKING:
     from p2d_node.ros.drive_node import DriveNode
-
-M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
-
-MAX_ARENAS = 2
 
 EXIT_OK = 0
 EXIT_FAULT = 1
@@ -37,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
         node cannot start. The log says why.
     """
     silence_import_warnings()
-    _limit_malloc_arenas()
+    share_freed_memory()
     try:
         with _silent_interrupt():
             from p2d_node.errors import P2dError
@@ -62,13 +57,6 @@ def main(args: Sequence[str] | None = None) -> int:
         _shut_down()
         return EXIT_OK
     return EXIT_OK if node is None else _run(node)
-
-
-def _limit_malloc_arenas() -> None:
-    """Let threads share freed memory: glibc gives each an arena of its own otherwise."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
-        libc.mallopt(M_ARENA_MAX, MAX_ARENAS)
 
 
 def _create_node(node_class: type[DriveNode]) -> DriveNode | None:

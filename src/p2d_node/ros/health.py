@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+import itertools
 import threading
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_node.camera_sync import SyncCounters
 from p2d_node.ros import diagnostics
 from p2d_node.ros.active_session import ActiveSession
+from p2d_node.ros.malloc_settings import return_freed_memory
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.ros.unexpected_error import unexpected_error
 from rclpy.node import Node
 
 PERIOD_S = 1.0
 WARN_EVERY_S = 5.0
+TRIM_EVERY = 10
+"""Reports from one return of freed memory to the next."""
 
 
 class HealthReporter:
@@ -59,7 +63,11 @@ class HealthReporter:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._ending.wait(PERIOD_S):
+        for count in itertools.count():
+            if self._ending.wait(PERIOD_S):
+                return
+            if count % TRIM_EVERY == 0:
+                return_freed_memory()
             # A signal shuts the context down before the node is destroyed.
             with ended_by_shutdown(self._node.context):
                 self._report()
