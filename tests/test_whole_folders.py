@@ -9,7 +9,14 @@ import time
 from p2d_node.engine_build.engine_folders import engine_lock
 from p2d_node.errors import ConfigError
 from p2d_node.vision_encoder.engine_store import list_all_engines
-from p2d_node.whole_folders import LOCK_FILE, locked, new_folder, publish
+from p2d_node.whole_folders import (
+    find_leftovers,
+    LOCK_FILE,
+    locked,
+    MARKER_FILE,
+    new_folder,
+    publish,
+)
 import pytest
 
 BUSY = 'another process works here'
@@ -122,34 +129,51 @@ def test_a_folder_without_write_permission_is_one_clear_line(tmp_path):
 
 
 def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
-    unfinished, final = tmp_path / '.work', tmp_path / 'final'
-    with new_folder(unfinished) as folder:
+    final = tmp_path / 'final'
+    with new_folder(tmp_path, '.work-') as folder:
         (folder / 'a').write_text('a')
         assert not final.exists()
         assert publish(folder, final) == final
     assert [path.name for path in tmp_path.iterdir()] == ['final']
+    assert [path.name for path in final.iterdir()] == ['a']
     assert (final / 'a').read_text() == 'a'
     assert (final / 'a').stat().st_mode & 0o777 == 0o644
 
 
 def test_a_folder_whose_work_fails_is_removed(tmp_path):
-    with pytest.raises(RuntimeError, match='fault'), new_folder(tmp_path / '.work'):
+    with pytest.raises(RuntimeError, match='fault'), new_folder(tmp_path, '.work-'):
         fail()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_a_killed_process_left_is_replaced(tmp_path):
-    (tmp_path / '.work').mkdir()
-    (tmp_path / '.work' / 'old').write_text('old')
-    with new_folder(tmp_path / '.work') as folder:
-        assert list(folder.iterdir()) == []
+def test_only_real_folders_that_were_made_here_count_as_left_over(tmp_path):
+    precious, parent = tmp_path / 'precious', tmp_path / 'parent'
+    precious.mkdir()
+    (precious / MARKER_FILE).touch()
+    parent.mkdir()
+    (parent / '.work-link').symlink_to(precious)
+    (parent / '.work-holiday').mkdir()
+    (parent / '.work-file').touch()
+    (tmp_path / 'link').symlink_to(parent)
+    with new_folder(parent, '.work-') as folder:
+        assert find_leftovers(parent, '.work-') == [folder]
+        assert find_leftovers(tmp_path / 'link', '.work-') == []
+        assert find_leftovers(parent, '.other-') == []
+    assert find_leftovers(parent, '.work-') == []
+    assert find_leftovers(tmp_path / 'absent', '.work-') == []
+
+
+def test_nobody_can_guess_the_name_of_a_new_folder(tmp_path):
+    with new_folder(tmp_path, '.work-') as first, new_folder(tmp_path, '.work-') as second:
+        assert first != second
+        assert len(first.name) >= len('.work-') + 8
 
 
 def test_a_folder_that_exists_is_not_replaced(tmp_path):
     final = tmp_path / 'final'
     final.mkdir()
     (final / 'mine').write_text('mine')
-    with new_folder(tmp_path / '.work') as folder:
+    with new_folder(tmp_path, '.work-') as folder:
         (folder / 'a').write_text('a')
         with pytest.raises(OSError, match='not empty'):
             publish(folder, final)

@@ -1,12 +1,18 @@
-"""Keeps import warnings of other libraries out of a user's terminal."""
+"""Settings of other libraries that programs make before they import them."""
 
 from __future__ import annotations
 
 import logging
+import os
 
 NOISY_LOGGERS = ('torchao', 'torch.utils._pytree')
 """transformers imports torchao where it is installed. torchao then warns of compiled parts that do
 not load, which are not used here, and torch warns of how torchao calls it."""
+
+
+def forbid_downloads() -> None:
+    """Keep Hugging Face's libraries from the network, whatever a checkpoint asks for."""
+    os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')
 
 
 def silence_import_warnings() -> None:

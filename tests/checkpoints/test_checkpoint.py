@@ -1,3 +1,4 @@
+from contextlib import suppress
 import gc
 import json
 import shutil
@@ -256,7 +257,7 @@ def test_settings_of_a_wrong_kind_name_the_checkpoint(broken, name, key, value):
 
 def test_a_cut_generation_config_is_refused_as_answers_would_not_end(broken):
     (broken / 'generation_config.json').write_text('{"eos_token_id": [1, ')
-    with pytest.raises(ConfigError, match=r'generation_config\.json: not a JSON object'):
+    with pytest.raises(ConfigError, match=r'generation_config\.json is not valid JSON'):
         load(broken)
 
 
@@ -308,3 +309,59 @@ def test_a_prompt_is_cut_at_its_pictures():
     assert prompt.suffix == (7,)
     with pytest.raises(ValueError, match='3 image placeholders for 6 views'):
         split_at_images([5, 9, 9, 6, 9, 7], image_token_id=9, num_views=6)
+
+
+RUNS = """
+import pathlib
+pathlib.Path(__file__).with_name('has_run').touch()
+class Tokenizer: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ('file', 'settings', 'key'),
+    [
+        ('tokenizer_config.json', {'auto_map': {'AutoTokenizer': ['evil.Tokenizer']}}, 'auto_map'),
+        ('config.json', {'auto_map': {'AutoConfig': 'evil.Tokenizer'}}, 'auto_map'),
+        ('config.json', {'text_config': {'auto_map': {'AutoModel': 'evil.M'}}}, 'auto_map'),
+        ('processor_config.json', {'auto_map': {'AutoProcessor': 'o/r--m.C'}}, 'auto_map'),
+        (
+            'tokenizer_config.json',
+            {'tokenizer_class': 'owner/repo--evil.Tokenizer'},
+            'tokenizer_c',
+        ),
+        ('config.json', {'_attn_implementation': 'owner/kernel'}, '_attn_implementation'),
+        ('config.json', {'text_config': {'attn_implementation': 'owner/kernel@v1'}}, 'attn_'),
+        ('generation_config.json', {'custom_pipelines': {'a': {}}}, 'custom_pipelines'),
+    ],
+)
+def test_a_checkpoint_that_asks_for_code_is_refused_before_anything_runs(
+    tiny_checkpoint, tmp_path, monkeypatch, file, settings, key
+):
+    monkeypatch.setattr('builtins.input', lambda *_: pytest.fail('it asked on stdin'))
+    folder = tmp_path / 'tiny'
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / 'evil.py').write_text(RUNS)
+    path = folder / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | settings))
+    with pytest.raises(ConfigError, match=f'{file}: {key}.*: got .* is never run') as caught:
+        DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu'))
+    assert '\n' not in str(caught.value)
+    assert not (folder / 'has_run').exists()
+
+
+def test_a_tokenizer_with_code_is_never_run_even_if_the_check_is_gone(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr('p2d_node.checkpoints.checkpoint.refuse_custom_code', lambda _folder: None)
+    monkeypatch.setattr('builtins.input', lambda *_: pytest.fail('it asked on stdin'))
+    folder = tmp_path / 'tiny'
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / 'evil.py').write_text(RUNS)
+    path = folder / 'tokenizer_config.json'
+    code = {'auto_map': {'AutoTokenizer': ['evil.Tokenizer', None]}, 'tokenizer_class': 'Nothing'}
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    with suppress(ConfigError):
+        DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu')).close()
+    assert not (folder / 'has_run').exists()

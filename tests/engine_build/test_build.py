@@ -16,6 +16,7 @@ from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import MANIFEST_FILE, read_manifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
+from p2d_node.whole_folders import LOCK_FILE, MARKER_FILE
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write_internvl, write_qwen2_5_vl
@@ -168,6 +169,7 @@ def test_cleaning_keeps_the_newest_of_each_kind(engine_dir, tiny_checkpoint):
     newer = build_engine(plan, engine_dir, CPU, ignore_progress).folder
     unfinished = engine_dir / 'tiny' / '.building-1234'
     unfinished.mkdir()
+    (unfinished / MARKER_FILE).touch()
     older = {f for f in engine_dir.glob('tiny/onnxruntime-*') if f != newer}
     assert set(clean_engines(engine_dir, 1, dry_run=True)) == older
     assert unfinished.is_dir()
@@ -191,10 +193,23 @@ def test_cleaning_keeps_the_newest_for_every_number_of_cameras(tiny_checkpoint, 
         for num_views in (6, 2)
     )
     assert clean_engines(tmp_path, 1) == []
-    # Without its manifest nothing loads it, and there is a newer one in its place.
+    # Without its manifest nothing says that it is an engine.
     (six / MANIFEST_FILE).unlink()
-    assert clean_engines(tmp_path, 1) == [six]
-    assert list_all_engines(tmp_path) == [two]
+    assert clean_engines(tmp_path, 1) == []
+    assert set(list_all_engines(tmp_path)) == {six, two}
+
+
+def test_cleaning_removes_nothing_that_only_looks_like_an_engine(tmp_path):
+    engine_dir, photos = tmp_path / 'engines', tmp_path / 'photos'
+    for name in ('holiday-2024-01', 'holiday-2024-02', '.building-summer'):
+        (photos / name).mkdir(parents=True)
+        (photos / name / 'beach.jpg').touch()
+        (engine_dir / 'trips' / name).mkdir(parents=True)
+    (engine_dir / 'photos').symlink_to(photos)
+    (engine_dir / 'trips' / 'onnxruntime-a-2024-01').symlink_to(photos)
+    before = sorted(tmp_path.rglob('*'))
+    assert clean_engines(engine_dir, 1) == []
+    assert sorted(path for path in tmp_path.rglob('*') if path.name != LOCK_FILE) == before
 
 
 @pytest.mark.slow

@@ -128,6 +128,16 @@ def test_a_manifest_without_a_field_is_refused(built_engines):
         check_forged(rest, f'missing required field `{name}`|was changed after|has format None')
 
 
+def test_a_field_more_or_less_with_the_digest_of_before_is_refused(built_engines):
+    content = read_manifest(engine_folder(built_engines)).to_json()
+    without = {name: value for name, value in content.items() if name != 'gpu_name'}
+    for changed in ({**content, 'x': 1}, without):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / MANIFEST_FILE).write_text(json.dumps(changed))
+            with pytest.raises(EngineMismatchError, match='was changed after'):
+                read_manifest(Path(folder))
+
+
 def check_forged(content, reason):
     """Write a manifest with a valid digest; reading it must fail with `reason`."""
     canonical = json.dumps(content, sort_keys=True, separators=(',', ':'))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import os
 from pathlib import Path
 
+from p2d_node.checkpoints.custom_code import refuse_custom_code
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError, quote
 from p2d_node.views import Mosaic
@@ -47,8 +48,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check that `folder` holds a checkpoint, without loading weights or knowing its family.
 
     Raises:
-        ConfigError: The folder, its config.json or its weights are missing, or it must be
-            imported first.
+        ConfigError: The folder, its config.json or its weights are missing, it must be imported
+            first, or it asks for Python code.
     """
     path = Path(os.path.expanduser(folder))  # without an error for a user who does not exist
     if not os.path.isdir(path):  # without an error for a name that is too long
@@ -65,6 +66,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f"model: {path} is in its authors' format ({model_type}); convert it with: "
             f'p2d import-checkpoint --from {IMPORTABLE[model_type]} {path} --out FOLDER'
         )
+    refuse_custom_code(path)
     if not any(path.glob('*.safetensors')):
         raise ConfigError(
             f'model: {path} has no weights: no *.safetensors file in it; copy the checkpoint '

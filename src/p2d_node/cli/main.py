@@ -10,11 +10,13 @@ from p2d_node import __version__
 from p2d_node.cli.verb import add_verbs, EXIT_BAD_INPUT, Parser
 from p2d_node.cli.verbs import overview, VERBS
 from p2d_node.errors import P2dError
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_logs import forbid_downloads, silence_import_warnings
 
 EXIT_INTERRUPTED = 130
 
-silence_import_warnings()  # at import, as worker processes import this module and call no main
+# At import, as worker processes import this module and call no main.
+forbid_downloads()
+silence_import_warnings()
 
 
 def make_parser() -> Parser:

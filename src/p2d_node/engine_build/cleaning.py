@@ -1,4 +1,8 @@
-"""Removes old engines and keeps the newest of each kind."""
+"""Removes old engines and keeps the newest of each kind.
+
+Only real folders with a valid manifest are removed: a folder whose name looks like an engine's may
+be anything, and a link may lead anywhere.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from p2d_node.engine_build.engine_folders import (
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import read_manifest
+from p2d_node.whole_folders import MARKER_FILE
 
 
 def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
@@ -48,26 +53,24 @@ def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list
 
 def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
     old: list[Path] = []
-    num_newer: Counter[tuple[str, str, int | None]] = Counter()
+    num_newer: Counter[tuple[str, str, int]] = Counter()
     for folder in list_all_engines(engine_dir):
-        model, kind = folder.parent.name, folder.name.rsplit('-', 2)[0]
-        num_views = _num_views(folder)
-        if num_newer[model, kind, num_views] >= keep:
+        if folder.is_symlink() or folder.parent.is_symlink():
+            continue
+        try:
+            num_views = read_manifest(folder).num_views
+        except EngineMismatchError:
+            continue
+        kind = (folder.parent.name, folder.name.rsplit('-', 2)[0], num_views)
+        if num_newer[kind] >= keep:
             old.append(folder)
-        # A damaged engine has no number of cameras: newer engines with any number replace it.
-        num_newer.update({(model, kind, num_views), (model, kind, None)})
+        num_newer[kind] += 1
     return old
-
-
-def _num_views(folder: Path) -> int | None:
-    try:
-        return read_manifest(folder).num_views
-    except EngineMismatchError:
-        return None
 
 
 def _remove(folder: Path) -> None:
     # Renamed first: if the process is killed now, nothing loads half an engine.
+    (folder / MARKER_FILE).touch()
     unfinished = folder.with_name(f'{UNFINISHED_PREFIX}{folder.name}')
     folder.rename(unfinished)
     shutil.rmtree(unfinished)

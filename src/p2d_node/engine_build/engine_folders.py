@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, ExitStack
 from pathlib import Path
-import secrets
 import shutil
 
 from p2d_node.durable_files import write_faults
-from p2d_node.whole_folders import locked, new_folder
+from p2d_node.whole_folders import find_leftovers, locked, new_folder
 
 UNFINISHED_PREFIX = '.building-'
 """Nothing loads an engine from a folder whose name begins with a dot."""
@@ -44,11 +43,11 @@ def new_engine_folder(model_dir: Path) -> Iterator[Path]:
     """
     model_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
     remove_unfinished(model_dir)
-    with new_folder(model_dir / f'{UNFINISHED_PREFIX}{secrets.token_hex(4)}') as folder:
+    with new_folder(model_dir, UNFINISHED_PREFIX) as folder:
         yield folder
 
 
 def remove_unfinished(model_dir: Path) -> None:
     """Remove the folders that killed builds left in the folder of a model."""
-    for path in model_dir.glob(f'{UNFINISHED_PREFIX}*'):
+    for path in find_leftovers(model_dir, UNFINISHED_PREFIX):
         shutil.rmtree(path, ignore_errors=True)

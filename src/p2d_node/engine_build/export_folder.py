@@ -30,7 +30,7 @@ from p2d_node.vision_encoder.manifest import (
     read_manifest,
 )
 from p2d_node.vision_encoder.tensorrt_api import Progress
-from p2d_node.whole_folders import publish
+from p2d_node.whole_folders import MARKER_FILE, publish
 import torch
 
 SAME_EXPORT = (
@@ -176,6 +176,7 @@ def hash_artefacts(
     return {
         path.name: known.get(path.name) or Artefact(hash_file(path), path.stat().st_size)
         for path in sorted(folder.iterdir())
+        if path.name != MARKER_FILE
     }
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any, TYPE_CHECKING
 
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_logs import forbid_downloads, silence_import_warnings
 from p2d_node.ros.malloc_settings import share_freed_memory
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0 after a shutdown, 1 after a fault while the node was active, 2 if the
         node cannot start. The log says why.
     """
+    forbid_downloads()
     silence_import_warnings()
     share_freed_memory()
     try:

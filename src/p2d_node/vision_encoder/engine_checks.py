@@ -30,6 +30,7 @@ from p2d_node.vision_encoder.manifest import (
     read_manifest,
     VERIFICATION_FILE,
 )
+from p2d_node.whole_folders import MARKER_FILE
 
 CHUNK_BYTES = 1 << 22
 
@@ -195,7 +196,7 @@ def check_artefacts(folder: Path, manifest: EngineManifest) -> None:
             )
         if hash_file(path) != artefact.sha256:
             raise EngineMismatchError(f'{name} was changed after the build (other SHA-256)')
-    known = {*manifest.artefacts, MANIFEST_FILE, VERIFICATION_FILE}
+    known = {*manifest.artefacts, MANIFEST_FILE, VERIFICATION_FILE, MARKER_FILE}
     # A verification that was killed leaves a file with this prefix, which is harmless.
     extra = sorted(
         path.name

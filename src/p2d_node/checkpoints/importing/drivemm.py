@@ -192,7 +192,9 @@ def _load_tokenizer(folder: Path) -> tuple[Any, int]:
     """Return the tokenizer with the chat template of the training, and the placeholder's id."""
     with checkpoint_faults(folder, part='the tokenizer', parameter=''):
         # AutoTokenizer would read config.json, and it does not know this model_type.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     vocabulary = tokenizer.get_vocab()
     placeholder = next((token for token in PLACEHOLDERS if token in vocabulary), None)
     if placeholder is None:

@@ -9,7 +9,7 @@ import shutil
 
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError
-from p2d_node.whole_folders import locked, new_folder, publish
+from p2d_node.whole_folders import find_leftovers, locked, new_folder, publish
 from safetensors import SafetensorError
 
 SPARE_BYTES = 64 << 20
@@ -22,7 +22,7 @@ NEXT_STEP = 'free disk space or name another folder'
 def new_checkpoint_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     """Yield an empty folder beside `out`; at the end it is renamed to `out`.
 
-    If the body raises, nothing is left. If the process is killed, the folder `.<out>.importing`
+    If the body raises, nothing is left. If the process is killed, a folder `.<out>.importing-*`
     is left beside `out`, and the next import removes it.
 
     Args:
@@ -38,15 +38,17 @@ def new_checkpoint_folder(out: Path, num_bytes: int) -> Iterator[Path]:
     with write_faults(f'out: {out}', NEXT_STEP), _safetensors_faults():
         out.parent.mkdir(parents=True, exist_ok=True)
         _check_space(out.parent, num_bytes)
-        workspace = out.parent / f'.{out.name}.importing'
-        workspace.mkdir(exist_ok=True)
-        with locked(workspace, _busy(workspace)):
-            try:
-                with new_folder(workspace / 'checkpoint') as folder:
-                    yield folder
-                    publish(folder, out)
-            finally:
+        prefix = f'.{out.name}.importing-'
+        for workspace in find_leftovers(out.parent, prefix):
+            with locked(workspace, _busy(workspace)):
                 shutil.rmtree(workspace, ignore_errors=True)
+        with (
+            new_folder(out.parent, prefix) as workspace,
+            locked(workspace, _busy(workspace)),
+            new_folder(workspace, 'checkpoint-') as folder,
+        ):
+            yield folder
+            publish(folder, out)
 
 
 def _busy(workspace: Path) -> str:

@@ -30,7 +30,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     with checkpoint_faults(folder, part='the tokenizer', parameter=''):
         if (folder / 'tokenizer.json').is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+            return PreTrainedTokenizerFast.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         path = folder / 'tokenizer.model'
         if not path.is_file():
             raise ConfigError(

@@ -64,7 +64,7 @@ def _require_whole(folder: Path, wrong: Sequence[str]) -> None:
 def _check_generation_config(folder: Path) -> None:
     """Raise `ConfigError` for a broken file: transformers would ignore it and its end tokens."""
     try:
-        GenerationConfig.from_pretrained(folder, local_files_only=True)
+        GenerationConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except OSError as err:
         path = folder / GENERATION_CONFIG_NAME
         if path.exists():
@@ -94,7 +94,7 @@ def load_vision_weights(
     Raises:
         ConfigError: Weights of the vision part are missing or do not match the config.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Without layers and vocabulary, the weights of the language model are not loaded.
     config.text_config.num_hidden_layers = 0
     config.text_config.layer_types = []
@@ -120,6 +120,7 @@ def _load_and_compare(
         model, report = model_class.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

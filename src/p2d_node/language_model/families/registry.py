@@ -80,7 +80,9 @@ def load_family(
 
 def _load_tokenizer(folder: Path) -> Any:
     with checkpoint_faults(folder, part='the tokenizer'):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     tokenizer.chat_template = _processor_chat_template(folder) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise ConfigError(
