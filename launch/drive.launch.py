@@ -1,6 +1,7 @@
 """Starts the drive node: ros2 launch p2d_node drive.launch.py --show-args."""
 
 from pathlib import Path
+import signal
 import time
 
 from ament_index_python.packages import get_package_share_directory
@@ -23,8 +24,8 @@ from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import profile_environment
 
 CONFIG = Path(get_package_share_directory('p2d_node')) / 'config'
-EXIT_CODES_OF_NO_FAULT = (0, 2)
-"""A shutdown, and bad input, which would be refused again."""
+EXIT_CODES_OF_NO_FAULT = (0, 2, -signal.SIGINT, -signal.SIGTERM)
+"""A shutdown, bad input, which would be refused again, and a signal during the imports."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S, LONG_RUN_S = 1.0, 60.0, 300.0
 

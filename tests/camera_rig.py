@@ -19,7 +19,7 @@ from sweeps import jpeg, picture, STAMP_NS
 
 SWEEP_PERIOD_NS = NS_PER_S
 
-MATCH_S = 0.3
+MATCH_S = 0.4
 """The subscriber's side of a match may come later than the publisher's; a frame before is lost."""
 
 

@@ -135,7 +135,7 @@ class ActiveSession:
         if frame_set is not None:
             self.worker.submit(frame_set)
         if counters.reset > resets:
-            self.log.warn(f'{camera}: time jumped back; new sweeps start from this frame')
+            self.log.warn(f'time jumped back at a frame of {camera}; new sweeps start from it')
         for name, count in counters.relearned.items():
             if count > relearned[name]:
                 offset_ms = self.synchronizer.offsets_ns[name] / NS_PER_MS

@@ -109,6 +109,14 @@ class CameraSubscription:
             f'{info.node_namespace.rstrip("/")}/{info.node_name}' for info in self._publishers()
         )
 
+    @property
+    def stamp_lead_ns(self) -> int | None:
+        """Stamp of the last frame minus its arrival; None before the first and for stamps 0."""
+        if not self._stamps or not self._stamps[-1][1]:
+            return None
+        arrival_ns, stamp_ns = self._stamps[-1]
+        return stamp_ns - arrival_ns
+
     def follow_publishers(self) -> None:
         """Subscribe again if the reliability of the publishers has changed."""
         reliable = self._publishers_are_reliable()

@@ -11,7 +11,8 @@ from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.config import DriveConfig
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.camera_subscription import CameraSubscription
-from p2d_node.ros.sweep_worker import WorkerState
+from p2d_node.ros.sweep_age import SweepAge
+from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
 from p2d_node.units import NS_PER_MS, NS_PER_S
 from rclpy.node import Node
 
@@ -40,6 +41,13 @@ MAX_RESIDUAL_SHARE = 1 / 3
 """Residual of a camera, as a share of the tolerance, at which it is reported."""
 
 MAX_NAMES_SHOWN = 4
+
+SAME_TIME_NS = NS_PER_S // 3
+
+MAX_CLOCK_DIFFERENCE_S = 5.0
+"""Cameras whose stamps differ by more, frame arrivals considered, have different clocks."""
+
+MIN_CAMERAS_FOR_MAJORITY = 3
 
 STALLED_S = 10.0
 """A sweep that is processed for longer than this is reported."""
@@ -176,13 +184,33 @@ def expected_rates(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
     return {camera.name: camera.config.rate_hz or fastest_hz for camera in cameras}
 
 
-def sync_status(sync: SweepSynchronizer, previous: SyncCounters, silence: str) -> Status:
+def odd_clocks(cameras: Sequence[CameraSubscription]) -> dict[str, float]:
+    """Return camera to seconds that its stamps are ahead of those of most others, if many."""
+    newest_ns = max((camera.last_arrival_ns or 0 for camera in cameras), default=0)
+    lead_s = {
+        camera.name: lead_ns / NS_PER_S
+        for camera in cameras
+        # The stamps of a bag do not advance as the steady clock does: only frames of one time.
+        if newest_ns - (camera.last_arrival_ns or 0) < SAME_TIME_NS
+        and (lead_ns := camera.stamp_lead_ns) is not None
+    }
+    if len(lead_s) < MIN_CAMERAS_FOR_MAJORITY:
+        return {}
+    middle_s = statistics.median(lead_s.values())
+    odd_s = {name: lead - middle_s for name, lead in lead_s.items()}
+    return {name: lead for name, lead in odd_s.items() if abs(lead) > MAX_CLOCK_DIFFERENCE_S}
+
+
+def sync_status(
+    sync: SweepSynchronizer, previous: SyncCounters, silence: str, odd: Mapping[str, float]
+) -> Status:
     """Return level, message and values of the synchroniser.
 
     Args:
         sync: The synchroniser.
         previous: Its counters at the previous report.
         silence: From `common_silence`.
+        odd: From `odd_clocks`.
     """
     counters = sync.counters
     values: dict[str, object] = {
@@ -205,7 +233,7 @@ def sync_status(sync: SweepSynchronizer, previous: SyncCounters, silence: str) -
     if sync.learning:
         return DiagnosticStatus.WARN, 'learning the exposure offsets', values
     answerable = counters.complete + counters.partial - previous.complete - previous.partial
-    reason = _stamp_problem(counters, previous)
+    reason = _stamp_problem(counters, previous, odd)
     if counters.dropped > previous.dropped and not answerable:
         reason = reason or _missing_problem(sync, counters, previous)
         return DiagnosticStatus.ERROR, f'no complete sweep; {reason}', values
@@ -227,7 +255,9 @@ def _residual_problem(residuals_ms: Mapping[str, float], tolerance_ms: float) ->
     )
 
 
-def _stamp_problem(counters: SyncCounters, previous: SyncCounters) -> str:
+def _stamp_problem(
+    counters: SyncCounters, previous: SyncCounters, odd: Mapping[str, float]
+) -> str:
     """Return what is wrong with the stamps since the previous report; empty if nothing is."""
     unstamped = [
         n for n, count in counters.unstamped.items() if count > previous.unstamped.get(n, 0)
@@ -236,6 +266,12 @@ def _stamp_problem(counters: SyncCounters, previous: SyncCounters) -> str:
         return (
             f'stamps are 0, so arrival times are used, of {", ".join(unstamped)}; stamp the '
             'images at capture'
+        )
+    if odd:
+        names = ', '.join(f'{name} ({lead:+.0f} s)' for name, lead in odd.items())
+        return (
+            f'the cameras have stamps of different clocks: {names} differ from the others; stamp '
+            'them with one clock'
         )
     if counters.reset >= previous.reset + MAX_RESETS:
         return (
@@ -267,15 +303,16 @@ def clock_problem(node: Node) -> str:
     return 'use_sim_time is set, but nobody publishes /clock; set it to false on a vehicle'
 
 
-def pipeline_status(state: WorkerState, pipeline: DrivingPipeline, silence: str) -> Status:
+def pipeline_status(worker: SweepWorker, pipeline: DrivingPipeline, silence: str) -> Status:
     """Return level, message and values of the pipeline.
 
     Args:
-        state: Counters and times of the worker.
+        worker: The worker.
         pipeline: The pipeline.
         silence: From `common_silence`.
     """
-    level, message = _pipeline_health(state, pipeline)
+    state = worker.state
+    level, message = _pipeline_health(worker, pipeline)
     if level == DiagnosticStatus.OK and silence:
         level, message = DiagnosticStatus.WARN, f'nothing to answer about: {silence}'
     return level, message, _pipeline_values(state, pipeline)
@@ -303,14 +340,16 @@ def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str,
     return values
 
 
-def _pipeline_health(state: WorkerState, pipeline: DrivingPipeline) -> tuple[bytes, str]:
+def _pipeline_health(worker: SweepWorker, pipeline: DrivingPipeline) -> tuple[bytes, str]:
     """Return level and message; the first problem counts."""
+    state = worker.state
     return (
         _failure_problem(state)
         or _stamp_order_problem(state)
         or _age_problem(state, pipeline.config)
         or _speed_problem(state)
         or _model_problem(pipeline)
+        or _foreign_stamps_problem(worker.age)
         or (DiagnosticStatus.OK, f'{state.answered} sweeps answered')
     )
 
@@ -353,6 +392,18 @@ def _speed_problem(state: WorkerState) -> Problem:
     message = (
         f'a sweep has been in work for {working_s:.0f} s; lower retention_ratio or '
         'max_new_tokens, or set deadline_ms'
+    )
+    return DiagnosticStatus.WARN, message
+
+
+def _foreign_stamps_problem(age: SweepAge) -> Problem:
+    if not age.has_foreign_stamps:
+        return None
+    side = 'behind' if age.lag_ns > 0 else 'ahead of'
+    message = (
+        f'the stamps of the cameras are {abs(age.lag_ns) / NS_PER_S:.0f} s {side} the clock of '
+        'this node, so ages count from the arrival of frames; synchronise the clocks, or play '
+        'the bag with --clock and set use_sim_time'
     )
     return DiagnosticStatus.WARN, message
 

@@ -236,16 +236,25 @@ class DriveNode(LifecycleNode):
         if not self.fault:  # a stage that is only slow may end
             timeout_s = max(timeout_s, self._config.max_sweep_s or SLOW_SWEEP_S)
         if not self.stop_working(timeout_s):
-            self.fault = self.fault or f'the worker has not ended within {timeout_s:g} s'
+            self._report_lost_worker()
         if self.fault:
             raise P2dError(f'{self.fault}; the node stops')
 
     def _on_fault(self, reason: str) -> None:
         """Report a fault of the worker and leave the active state."""
+        self._report_fault(reason)
+        self.trigger_deactivate()
+
+    def _report_lost_worker(self) -> None:
+        if self._lost_worker is not None and not self.fault:
+            stage = self._lost_worker.stage
+            self._report_fault(f'the worker was told to stop and still works in stage {stage}')
+
+    def _report_fault(self, reason: str) -> None:
+        """Have diagnostics report a fault, and the process end after that."""
         self.fault = reason
         if self._health is not None:
             self._health.report_fault(reason)
-        self.trigger_deactivate()
 
         def report() -> None:
             timer.cancel()
@@ -283,7 +292,8 @@ class DriveNode(LifecycleNode):
         pipeline, self._pipeline = self._pipeline, None
         outputs, self._outputs = self._outputs, None
         try:
-            self.stop_working()
+            if not self.stop_working():
+                self._report_lost_worker()
         finally:
             try:
                 if outputs is not None:

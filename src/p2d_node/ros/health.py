@@ -105,13 +105,17 @@ class HealthReporter:
         clock_rate = session.clock_rate.rate
         silence = diagnostics.common_silence(session.cameras, clock_rate)
         synchronizer, state = session.synchronizer, session.worker.state
-        level, message, values = diagnostics.pipeline_status(state, session.pipeline, silence)
+        level, message, values = diagnostics.pipeline_status(
+            session.worker, session.pipeline, silence
+        )
         clock_problem = diagnostics.clock_problem(self._node)
         if clock_problem and level != DiagnosticStatus.ERROR:
             level, message = DiagnosticStatus.WARN, clock_problem
         parts = {
             'pipeline': (level, message, values),
-            'synchroniser': diagnostics.sync_status(synchronizer, self._reported, silence),
+            'synchroniser': diagnostics.sync_status(
+                synchronizer, self._reported, silence, diagnostics.odd_clocks(session.cameras)
+            ),
         }
         for camera in session.cameras:
             num_broken = state.broken_frames[camera.name]

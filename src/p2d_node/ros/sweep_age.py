@@ -20,6 +20,9 @@ class SweepAge:
 
     Stamps count as those of the node's clock once a sweep has arrived about when it was captured.
     `note` is called by the thread that receives frames, `age_ms` by any thread.
+
+    Attributes:
+        lag_ns: ROS time at the arrival of the last sweep minus its stamp, nanoseconds.
     """
 
     def __init__(
@@ -39,21 +42,29 @@ class SweepAge:
         self._clock_rate = clock_rate
         self._steady_now_ns = steady_now_ns
         self._common_epoch: int | None = None
+        self.lag_ns = 0
 
     def note(self, frame_set: FrameSet) -> None:
         """Learn from a sweep that has just arrived whether its stamps are of the node's clock."""
-        lag_ns = self._ros_now_ns() - frame_set.stamp_ns
-        if -MAX_LEAD_NS <= lag_ns <= MAX_LAG_NS:
+        self.lag_ns = self._ros_now_ns() - frame_set.stamp_ns
+        if not self.has_foreign_stamps:
             # Later sweeps of this epoch may be older than that, after a pause of the process.
             self._common_epoch = frame_set.epoch
+
+    @property
+    def has_foreign_stamps(self) -> bool:
+        """Whether the stamps of the last sweep cannot be those of the node's clock."""
+        return not -MAX_LEAD_NS <= self.lag_ns <= MAX_LAG_NS
 
     def age_ms(self, frame_set: FrameSet) -> float:
         """Return the age of a sweep in milliseconds.
 
-        It is ROS time since capture; in a replay that runs faster than real time, that much less.
-        With stamps of another clock it is steady time since the first frame arrived.
+        It is ROS time since capture, or since the first frame arrived if that is longer or the
+        stamps are of another clock. In a replay that runs faster than real time it is that much
+        less.
         """
+        rate = self._clock_rate()
+        age_ns = (self._steady_now_ns() - frame_set.first_arrival_ns) * rate
         if frame_set.epoch == self._common_epoch:
-            age_ns = self._ros_now_ns() - frame_set.stamp_ns
-            return age_ns / max(1.0, self._clock_rate()) / NS_PER_MS
-        return (self._steady_now_ns() - frame_set.first_arrival_ns) / NS_PER_MS
+            age_ns = max(age_ns, self._ros_now_ns() - frame_set.stamp_ns)
+        return age_ns / max(1.0, rate) / NS_PER_MS

@@ -139,7 +139,7 @@ class SweepWorker:
         """
         self.state = WorkerState()
         self._pipeline = pipeline
-        self._age = age
+        self.age = age
         self._on_answers = on_answers
         self._on_sweep = on_sweep
         self._on_failure = on_failure
@@ -201,18 +201,22 @@ class SweepWorker:
             )
         return ''
 
+    @property
+    def stage(self) -> str:
+        """The stage in work; `publish` between stages."""
+        return self._pipeline.progress[0] or 'publish'
+
     def _standing_still(self, watched_since_ns: int) -> tuple[str, float]:
         """Return the stage in work and for how many seconds nothing has moved in it."""
         begun_ns = self.state.begun_ns
         if begun_ns is None:
             return '', 0.0
-        stage, progressed_ns = self._pipeline.progress
-        moved_ns = max(begun_ns, progressed_ns, watched_since_ns)
-        return stage or 'publish', (time.monotonic_ns() - moved_ns) / NS_PER_S
+        moved_ns = max(begun_ns, self._pipeline.progress[1], watched_since_ns)
+        return self.stage, (time.monotonic_ns() - moved_ns) / NS_PER_S
 
     def submit(self, frame_set: FrameSet) -> None:
         """Put a sweep into the mailbox unless a newer one has been there."""
-        self._age.note(frame_set)
+        self.age.note(frame_set)
         with self._condition:
             if self._newest is not None and frame_set.order <= self._newest:
                 self.state.superseded += 1
@@ -331,7 +335,7 @@ class SweepWorker:
             self._fail_questions(asked, error)
 
     def _is_older(self, frame_set: FrameSet, limit_ms: float) -> bool:
-        return 0.0 < limit_ms < self._age.age_ms(frame_set)
+        return 0.0 < limit_ms < self.age.age_ms(frame_set)
 
     def _fail_questions(self, questions: Sequence[_PendingQuestion], err: Exception) -> None:
         for question in self._remove(questions):
