@@ -32,8 +32,9 @@ lint: setup
 	$(RUN) mypy
 	$(RUN) lint-imports
 
-unit: setup
-	$(RUN) python -m pytest
+# What needs the machine for itself, or ROS, runs after the fast tests and one by one.
+unit: fast
+	$(RUN) python -m pytest -m "slow or ros or gpu"
 
 fast: setup
 	$(RUN) python -m pytest -n 2 -m "not slow and not ros and not gpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 import os
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ def tuned_ratios(model: str) -> dict[str, float]:
         ConfigError: The file of the model does not contain retention ratios.
     """
     path = find_preset(model)
-    if path is None:
-        return {}
+    return {} if path is None else dict(_read_ratios(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _read_ratios(path: Path, mtime_ns: int) -> dict[str, float]:
+    """Read a file of ratios; a configuration is built for every change of a parameter."""
+    del mtime_ns  # another time of change is another file
     try:
         content = read_yaml(path)
         ratios: Mapping[str, float] = content['/**']['ros__parameters']['retention_ratio']

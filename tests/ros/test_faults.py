@@ -19,6 +19,7 @@ from p2d_msgs.srv import Ask
 from p2d_node.errors import DeviceLostError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import drive_node as drive_node_module
+from p2d_node.ros import requests
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.units import NS_PER_MS, NS_PER_S
 import pytest
@@ -220,7 +221,7 @@ def test_callers_that_have_gone_free_their_places(drive, node, make_context, spi
 def test_a_question_of_the_topic_that_nobody_answers_is_counted_and_logged(
     drive, node, capfd, monkeypatch
 ):
-    monkeypatch.setattr('p2d_node.ros.requests.DEFAULT_TIMEOUT_S', 0.3)
+    monkeypatch.setattr(requests, 'DEFAULT_TIMEOUT_S', 0.3)
     health = Health(node)
     drive()
     publisher = node.create_publisher(String, '/p2d/question', 10)
