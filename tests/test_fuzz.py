@@ -309,6 +309,13 @@ def test_a_damaged_verification_is_used_or_refused_in_one_line(engine):
     assert outcomes == {True, False}
 
 
+def damaged_yaml(content: bytes) -> st.SearchStrategy[bytes]:
+    trees = st.builds(edit_tree, st.just(yaml.safe_load(content)), tree_edits)
+    return st.builds(edit_bytes, st.just(content), byte_edits) | trees.map(
+        lambda tree: yaml.safe_dump(tree).encode()
+    )
+
+
 def without_comments(path: Path) -> bytes:
     lines = path.read_bytes().splitlines(keepends=True)
     return b''.join(line for line in lines if not line.lstrip().startswith(b'#'))
@@ -321,12 +328,7 @@ def test_a_damaged_parameter_file_is_read_or_refused_in_one_line(name, tmp_path)
     outcomes = set()
 
     @few
-    @given(
-        st.builds(edit_bytes, st.just(content), byte_edits)
-        | st.builds(edit_tree, st.just(yaml.safe_load(content)), tree_edits).map(
-            lambda tree: yaml.safe_dump(tree).encode()
-        )
-    )
+    @given(damaged_yaml(content))
     def check(data):
         path.write_bytes(data)
         outcomes.add(is_read(lambda: read_drive_config(path)))
@@ -377,12 +379,7 @@ def test_damaged_metadata_of_a_bag_is_read_or_refused_in_one_line(storage, tmp_p
     outcomes = set()
 
     @few
-    @given(
-        st.builds(edit_bytes, st.just(content), byte_edits)
-        | st.builds(edit_tree, st.just(yaml.safe_load(content)), tree_edits).map(
-            lambda tree: yaml.safe_dump(tree).encode()
-        )
-    )
+    @given(damaged_yaml(content))
     def check(data):
         metadata.write_bytes(data)
         outcomes.add(is_read(lambda: read_all(bag)))
