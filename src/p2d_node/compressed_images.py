@@ -1,6 +1,6 @@
 """A JPEG or PNG file comes in; its pixels go out.
 
-Whatever a decoder complains about is an error: libjpeg fills the missing part of a damaged file
+Every warning of a decoder is an error: libjpeg fills the missing part of a damaged file
 with grey and only warns.
 """
 

@@ -11,7 +11,7 @@ not load, which are not used here, and torch warns of how torchao calls it."""
 
 
 def forbid_downloads() -> None:
-    """Keep Hugging Face's libraries from the network, whatever a checkpoint asks for."""
+    """Keep Hugging Face's libraries from the network, also if a checkpoint names a repository."""
     os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')
 
 

@@ -36,7 +36,7 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
     except RecursionError as err:
         raise ConfigError(f'{where}: got lists or groups nested a thousand deep') from err
     except yaml.YAMLError:
-        # Whoever reads the values says why; PyYAML is stricter than rcl in a few characters.
+        # The reader of the values says why. PyYAML is stricter than rcl in a few characters.
         return
 
 

@@ -10,13 +10,12 @@ import sys
 import threading
 import time
 
-from camera_rig import CameraRig, SWEEP_PERIOD_NS, wait_until
+from camera_rig import CameraRig, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import call, Health, next_answer, set_parameter, values_of
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from p2d_msgs.srv import Ask
-from p2d_node.errors import DeviceLostError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import drive_node as drive_node_module
 from p2d_node.ros import requests
@@ -329,7 +328,6 @@ def test_answers_that_are_older_than_allowed_are_marked(drive, node, rig, watche
     node.create_subscription(String, '/p2d/answer_text', texts.append, 10)
     drive(max_answer_age_ms=0.001, late_until_error=2)
     wait_until(lambda: rig.heard)
-    drive_node_age = 0
     assert set_parameter(node, 'max_answer_age_ms', 0.0).successful
     assert not next_answer(watcher, rig).late
     assert set_parameter(node, 'max_answer_age_ms', 0.001).successful
@@ -338,7 +336,7 @@ def test_answers_that_are_older_than_allowed_are_marked(drive, node, rig, watche
     assert health.value('pipeline', 'sweeps too old') == '1'
     rig.publish_sweep()
     health.wait_for('pipeline', DiagnosticStatus.ERROR, '2 sweeps in a row were older')
-    assert len(watcher.answers) == 1 + drive_node_age
+    assert len(watcher.answers) == 1
 
 
 def test_an_answer_that_becomes_late_during_work_says_so(drive, node, rig, watcher, monkeypatch):
@@ -435,8 +433,7 @@ def test_a_lost_device_stops_the_node_with_the_reason(drive, node, rig, monkeypa
     rig.publish_sweep()
     health.wait_for('pipeline', DiagnosticStatus.ERROR, 'the GPU can no longer be used')
     wait_until(lambda: drive_node.session is None)
-    assert drive_node.fault
-    assert issubclass(DeviceLostError, Exception)
+    assert 'the GPU can no longer be used' in drive_node.fault
 
 
 @pytest.mark.faults('deactivate during a slow stage', 'waits for its end, then succeeds')
@@ -686,7 +683,6 @@ def test_the_rate_of_simulated_time_is_measured_and_kept_while_it_is_paused():
     assert run(2.0, 3.0) == pytest.approx(3.0)
     simulated[0] = False
     assert run(1.0, 1.0) == 1.0
-    assert SWEEP_PERIOD_NS == NS_PER_S
 
 
 def test_the_age_of_answers_is_that_of_their_capture(drive, node, rig, watcher):

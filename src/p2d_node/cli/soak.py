@@ -150,7 +150,7 @@ def _soak(options: SoakOptions, stage: Stage, observer: Observer) -> tuple[float
 
 
 def _line(fault: FaultResult) -> str:
-    shown = 'not shown' if fault.expected else 'need not be shown'
+    shown = 'not shown' if fault.expected else 'no message expected'
     if fault.shown_after_s is not None:
         shown = f'shown after {fault.shown_after_s:.1f} s'
     recovered = 'no recovery'

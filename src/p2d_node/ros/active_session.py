@@ -95,6 +95,7 @@ class ActiveSession:
         self._lag_ns = 0
         self._polled_ns = 0
         self._watched_since_ns = 0
+        self._relearned = dict(self.synchronizer.counters.relearned)
         with ExitStack() as resources:
             self._start(node, config, resources)
             # Nothing failed: `stop` releases the resources, not the end of this block.
@@ -129,17 +130,12 @@ class ActiveSession:
     def _on_frame(self, camera: str, stamp_ns: int, arrival_ns: int, message: Any) -> None:
         counters = self.synchronizer.counters
         resets, unstamped = counters.reset, counters.unstamped[camera]
-        relearned = dict(counters.relearned)
         self._lag_ns = time.monotonic_ns() - arrival_ns
         frame_set = self.synchronizer.push(camera, stamp_ns, message, arrival_ns=arrival_ns)
         if frame_set is not None:
             self.worker.submit(frame_set)
         if counters.reset > resets:
             self.log.warn(f'time jumped back at a frame of {camera}; new sweeps start from it')
-        for name, count in counters.relearned.items():
-            if count > relearned[name]:
-                offset_ms = self.synchronizer.offsets_ns[name] / NS_PER_MS
-                self.log.warn(f'{name}: its exposure offset is now {offset_ms:.1f} ms')
         if counters.unstamped[camera] > unstamped == 0:
             self._logger.warning(
                 f'{camera}: stamps are 0, so arrival times are used; they separate sweeps less '
@@ -148,6 +144,7 @@ class ActiveSession:
 
     def _poll(self) -> None:
         self.worker.expire_questions()
+        self._log_relearned()
         self.clock_rate.update()
         self.synchronizer.set_clock_rate(self.clock_rate.rate)
         previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()
@@ -162,6 +159,16 @@ class ActiveSession:
             return
         for frame_set in self.synchronizer.poll(delay_ns=self._lag_ns):
             self.worker.submit(frame_set)
+
+    def _log_relearned(self) -> None:
+        counts = self.synchronizer.counters.relearned
+        if counts == self._relearned:
+            return
+        for name, count in counts.items():
+            if count > self._relearned[name]:
+                offset_ms = self.synchronizer.offsets_ns[name] / NS_PER_MS
+                self.log.warn(f'{name}: its exposure offset is now {offset_ms:.1f} ms')
+        self._relearned = dict(counts)
 
     def _log_failure(self, err: P2dError) -> None:
         self.log.warn(f'sweep dropped: {err}')

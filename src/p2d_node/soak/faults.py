@@ -60,7 +60,7 @@ class FaultKind:
         name: What happens.
         apply: Does it.
         component: Diagnostic component that must not be OK meanwhile; `{camera}` stands for the
-            camera. Empty: diagnostics need not say anything.
+            camera. Empty: no message is expected.
         text: What its message must contain.
     """
 

@@ -27,7 +27,7 @@ class FaultResult:
         camera: The camera that had it.
         begun_s: When it began, steady clock.
         ended_s: When it ended.
-        shown_after_s: Time until diagnostics said so; None if they did not, or need not.
+        shown_after_s: Time until diagnostics said so; None without a message.
         expected: Whether diagnostics must say so.
         recovered_after_s: Time from its end to the first answer about six cameras of a later
             sweep; None if there was none.
