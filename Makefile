@@ -14,7 +14,7 @@ export TORCH_INDEX
 VENV := .venv$(SUFFIX)
 RUN := tools/run.sh $(VENV) "$(SUFFIX)"
 
-.PHONY: setup demo test quick lint unit fast documents clean
+.PHONY: setup demo test quick lint audit unit fast documents lock clean
 
 setup:
 	@tools/setup.sh $(ROS_DISTRO) $(VENV) "$(SUFFIX)"
@@ -22,7 +22,7 @@ setup:
 demo: setup
 	@$(RUN) p2d demo
 
-test: lint unit
+test: lint audit unit
 
 quick: lint fast
 
@@ -31,6 +31,10 @@ lint: setup
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+
+# Looks the pinned packages up in PyPI's list of known vulnerabilities.
+audit: setup
+	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
 
 # What needs the machine for itself, or ROS, runs after the fast tests and one by one.
 unit: fast
@@ -42,6 +46,10 @@ fast: setup
 # Writes the generated tables of README.md and docs/; the tests compare them.
 documents: setup
 	$(RUN) python benchmarks/document_all.py
+
+# Writes the locks after a change of the requirements; `make setup` installs them.
+lock: setup
+	$(RUN) tools/lock.sh
 
 clean:
 	rm -rf .venv* ros2_ws/build* ros2_ws/install* ros2_ws/log* demo_output soak_output

@@ -8,6 +8,7 @@ import document_figures
 import document_language_model
 import document_reference
 import document_reliability
+import document_security
 import document_selection
 from measured_tables import MakeTable, write_tables
 
@@ -16,6 +17,7 @@ DOCUMENTS: dict[str, MakeTable] = {
     'docs/measured.md': document_figures.make_table,
     'docs/language_model.md': document_language_model.make_table,
     document_reliability.DOCUMENT: document_reliability.make_table,
+    document_security.DOCUMENT: document_security.make_table,
     'docs/token_selection.md': document_selection.make_table,
     **dict.fromkeys(document_reference.DOCUMENTS, document_reference.make_table),
 }

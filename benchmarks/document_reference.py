@@ -54,6 +54,8 @@ def _allowed(parameter: Parameter) -> str:
         return ', '.join(f'`{choice}`' for choice in option.choices)
     if option.minimum is not None or option.maximum is not None:
         return f'{option.minimum:.12g} to {option.maximum:.12g}'
+    if option.max_texts is not None:
+        return option.allowed
     kinds = {tuple: 'list of texts', bool: 'true, false', str: 'text'}
     return kinds[type(parameter.default)]
 

@@ -21,7 +21,7 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import ExecutableInPackage
 from p2d_node.cli.parameter_file import camera_names_in
 from p2d_node.records import NUSCENES_CAMERAS
-from p2d_node.ros.dds_profile import profile_environment
+from p2d_node.ros.dds_profile import DISCOVERIES, discovery_environment, profile_environment
 
 CONFIG = Path(get_package_share_directory('p2d_node')) / 'config'
 EXIT_CODES_OF_NO_FAULT = (0, 2, -signal.SIGINT, -signal.SIGTERM)
@@ -86,6 +86,19 @@ ARGUMENTS = (
         default_value='',
         description='ROS parameter file. It overrides the dataset preset; other launch arguments '
         'override it.',
+    ),
+    DeclareLaunchArgument(
+        'discovery',
+        default_value='',
+        choices=['', *DISCOVERIES],
+        description='Machines whose nodes the node talks to. localhost: this one only, if the '
+        'cameras run on it; subnet: all of the local network; empty: as the environment says, '
+        'subnet if it says nothing.',
+    ),
+    DeclareLaunchArgument(
+        'enclave',
+        default_value='',
+        description='SROS 2 enclave of the node, such as /p2d/drive; empty: none.',
     ),
 )
 
@@ -157,6 +170,7 @@ def _delay_after(returncode, ran_s, delay_s):
 
 def _run_node(context, parameters, delay_s):
     """Return the node, and what starts it again after a fault, `delay_s` later."""
+    enclave = LaunchConfiguration('enclave').perform(context)
     node = Node(
         package='p2d_node',
         executable='drive',
@@ -164,6 +178,7 @@ def _run_node(context, parameters, delay_s):
         output='screen',
         emulate_tty=True,
         parameters=parameters,
+        ros_arguments=['--enclave', enclave] if enclave else [],
     )
     if LaunchConfiguration('respawn').perform(context) == 'false':
         return [node]
@@ -182,6 +197,12 @@ def _run_node(context, parameters, delay_s):
     return [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=start_again))]
 
 
+def _set_discovery(context):
+    discovery = LaunchConfiguration('discovery').perform(context)
+    return [SetEnvironmentVariable(*item) for item in discovery_environment(discovery).items()]
+
+
 def generate_launch_description():
     environment = [SetEnvironmentVariable(*item) for item in profile_environment().items()]
+    environment.append(OpaqueFunction(function=_set_discovery))
     return LaunchDescription([*ARGUMENTS, *environment, OpaqueFunction(function=_start)])

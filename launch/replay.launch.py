@@ -13,7 +13,7 @@ from launch.actions import (
 )
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from p2d_node.ros.dds_profile import profile_environment
+from p2d_node.ros.dds_profile import DISCOVERIES, profile_environment
 
 DRIVE = Path(get_package_share_directory('p2d_node')) / 'launch' / 'drive.launch.py'
 
@@ -31,7 +31,10 @@ def generate_launch_description():
     environment = [SetEnvironmentVariable(*item) for item in profile_environment().items()]
     drive = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(DRIVE)),
-        launch_arguments={'use_sim_time': 'true'}.items(),
+        launch_arguments={
+            'use_sim_time': 'true',
+            'discovery': LaunchConfiguration('discovery'),
+        }.items(),
     )
     return LaunchDescription(
         [
@@ -44,6 +47,13 @@ def generate_launch_description():
                 default_value='false',
                 choices=['true', 'false'],
                 description='Whether to start again at the end.',
+            ),
+            DeclareLaunchArgument(
+                'discovery',
+                default_value='localhost',
+                choices=[*DISCOVERIES],
+                description='Machines that the bag is played to. localhost: this one; subnet: all '
+                'of the local network, which may take the bag for the cameras.',
             ),
             *environment,
             drive,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 import shutil
 import signal
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {'built_engines', 'frame_engines'} & set(getattr(item, 'fixturenames', ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder of the tests: no test reads or leaves a verification of this user."""
+    folder = tmp_path_factory.mktemp('state')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_STATE_HOME', str(folder))
+        yield folder
 
 
 @pytest.fixture(scope='session')
@@ -73,6 +83,7 @@ def frame_engines(tiny_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def engine_dir(built_engines, tmp_path) -> Path:
-    """A copy of the built engines that a test may damage."""
+def engine_dir(built_engines, state_home, tmp_path, monkeypatch) -> Path:
+    """A copy of the built engines and of their verifications that a test may damage."""
+    monkeypatch.setenv('XDG_STATE_HOME', str(shutil.copytree(state_home, tmp_path / 'state')))
     return shutil.copytree(built_engines, tmp_path / 'engines')

@@ -8,7 +8,7 @@ from pathlib import Path
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import EncoderConfig
 from p2d_node.engine_build.build_plan import BuildPlan
-from p2d_node.engine_build.export import ExportPlan
+from p2d_node.engine_build.export_plan import ExportPlan
 from p2d_node.language_model.families.registry import hash_vision_part, load_vision_module
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.vision_encoder.base import EncoderInput

@@ -79,11 +79,16 @@ def test_a_model_is_known_by_its_folder_however_it_is_named(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ('content', 'reason'),
     [
-        ('p2d:\n  ros__parameters: {model: [a\n', r"line 3: expected ',' or ']'"),
+        ('p2d:\n  ros__parameters: {model: [a\n', r"line 3: .*expected ',' or ']'"),
         ('p2d:\n\tmodel: a\n', 'line 2: found character'),
         ('p2d: "a\n', 'line 2: found unexpected end of stream'),
         ('p2d: \x07\n', 'unacceptable character'),
-        ('[' * 100_000, 'maximum recursion depth'),
+        ('[' * 100_000, 'line 1: got lists or groups nested 33 deep, allowed: 32'),
+        ('#' + ' ' * (1 << 20), r'cannot be read: got 1048577 bytes, allowed: at most 1048576'),
+        (
+            f'p2d: {{ros__parameters: {{max_image_pixels: 0x{"f" * 9000}}}}}\n',
+            'line 1: got a number of 9002 characters',
+        ),
         ('p2d: &a\n  ros__parameters: *a\n', r'an alias \(\*\), allowed: plain values'),
         ('p2d: {ros__parameters: {model: a}}\n---\np2d: 5\n', '2 YAML documents, allowed: one'),
         (
@@ -163,6 +168,25 @@ def test_camera_names_that_are_not_different_names_are_refused(names):
         config_from_parameters(names, {})
 
 
+@pytest.mark.attack(
+    'A parameter holds 100,000 texts, or texts of megabytes',
+    'refused with the number and length allowed',
+)
+@pytest.mark.parametrize(
+    ('name', 'texts', 'allowed'),
+    [
+        ('questions', ['Is there a car?'] * 10_000, '256 texts of 64000'),
+        ('questions', ['x' * 10_000_000], '256 texts of 64000'),
+        ('stop', ['.'] * 100_000, '16 texts of 1024'),
+        ('stop', ['x' * 10_000_000], '16 texts of 1024'),
+    ],
+)
+def test_lists_of_texts_are_bounded_in_number_and_length(name, texts, allowed):
+    with pytest.raises(ConfigError, match=f'^{name}: got .*, allowed: up to {allowed} ') as caught:
+        config_from_parameters(NUSCENES_CAMERAS, {name: texts})
+    assert len(str(caught.value)) < 200
+
+
 def test_whole_numbers_pass_as_floats():
     config = config_from_parameters(NUSCENES_CAMERAS, {'retention_ratio.CAM_BACK': 1})
     assert config.retention_ratio['CAM_BACK'] == 1.0
@@ -197,6 +221,55 @@ def test_a_launch_argument_that_is_not_a_number_is_refused_by_name():
         description.entities[-1].visit(context)
 
 
+@pytest.mark.parametrize(
+    ('distro', 'discovery', 'variables'),
+    [
+        ('kilted', 'localhost', {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}),
+        ('kilted', 'subnet', {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET'}),
+        ('humble', 'localhost', {'ROS_LOCALHOST_ONLY': '1'}),
+        ('humble', 'subnet', {'ROS_LOCALHOST_ONLY': '0'}),
+        ('kilted', '', {}),
+    ],
+)
+def test_discovery_is_set_with_the_variable_of_the_distribution(
+    monkeypatch, distro, discovery, variables
+):
+    monkeypatch.setenv('ROS_DISTRO', distro)
+    dds_profile = pytest.importorskip('p2d_node.ros.dds_profile', reason='ROS is not installed')
+    assert dds_profile.discovery_environment(discovery) == variables
+
+
+@pytest.mark.parametrize(
+    ('file', 'given', 'reach'),
+    [
+        ('drive', {}, None),
+        ('drive', {'discovery': 'localhost'}, 'LOCALHOST'),
+        ('drive', {'discovery': 'subnet'}, 'SUBNET'),
+        ('replay', {'bag': 'scene'}, 'LOCALHOST'),
+    ],
+)
+def test_launch_files_set_the_reach_of_discovery(monkeypatch, file, given, reach):
+    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
+    from launch import LaunchContext
+    from launch.actions import ExecuteProcess
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+
+    for variable in ('ROS_DISTRO', 'ROS_AUTOMATIC_DISCOVERY_RANGE'):
+        monkeypatch.delenv(variable, raising=False)
+    path = ROOT / 'launch' / f'{file}.launch.py'
+    context = LaunchContext()
+    context.launch_configurations.update(given)
+
+    def visit(entity):
+        if not isinstance(entity, ExecuteProcess):
+            for part in entity.visit(context) or ():
+                visit(part)
+
+    for entity in get_launch_description_from_python_launch_file(str(path)).entities[:-1]:
+        visit(entity)
+    assert context.environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == reach
+
+
 def test_the_node_starts_again_after_a_fault_and_not_after_bad_input_or_a_signal():
     pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
     from launch import LaunchContext
@@ -215,5 +288,5 @@ def test_the_node_starts_again_after_a_fault_and_not_after_bad_input_or_a_signal
     assert drive['_delay_after'](2, 10.0, 4.0) is None
     context = LaunchContext()
     for respawn, num_actions in (('true', 2), ('false', 1)):
-        context.launch_configurations['respawn'] = respawn
+        context.launch_configurations.update(respawn=respawn, enclave='')
         assert len(drive['_run_node'](context, [], 1.0)) == num_actions

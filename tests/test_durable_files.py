@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
-from p2d_node.durable_files import read_json_object, write_json
-from p2d_node.errors import ConfigError, EngineMismatchError
+from memory import peak_growth_bytes
+from p2d_node.durable_files import read_data, read_file, read_json_object, write_json
+from p2d_node.errors import ConfigError, EngineMismatchError, format_faults, quote
 import pytest
 
 
@@ -19,6 +21,8 @@ def test_an_object_is_read_as_it_was_written(tmp_path):
         (b'', 'is not valid JSON: '),
         (b'\xff', 'is not valid JSON: '),
         (b'[' * 100_000, 'is not valid JSON: '),
+        (b'{"a": ' * 100_000, 'is not valid JSON: '),
+        (b'9' * 5000, 'is not valid JSON: Exceeds the limit'),
         (b'[]', 'is not a JSON object: got a list'),
         (b'3', 'is not a JSON object: got a int'),
     ],
@@ -43,6 +47,51 @@ def test_a_folder_in_place_of_the_file_is_named(tmp_path):
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text(json.dumps({'a': 'x' * 100}))
-    with pytest.raises(EngineMismatchError, match=r'has 109 bytes, allowed: 50$'):
+    with pytest.raises(EngineMismatchError, match=r'got 109 bytes, allowed: at most 50$'):
         read_json_object(path, max_bytes=50, next_step='', error=EngineMismatchError)
     assert read_json_object(path, max_bytes=109) == {'a': 'x' * 100}
+
+
+@pytest.mark.attack(
+    'a JSON file of a terabyte that takes no room on the disk (a sparse file)',
+    'refused by its size; every kind of file has a largest one',
+)
+def test_a_sparse_file_is_refused_by_its_size(tmp_path):
+    path = tmp_path / 'questions.json'
+    with path.open('wb') as file:
+        file.truncate(1 << 40)
+
+    def refuse():
+        with pytest.raises(ConfigError, match=r'^data: .*: got 1099511627776 bytes, allowed: at'):
+            read_data(path, parameter='data', next_step='name the file of questions')
+
+    assert peak_growth_bytes(refuse) < 10 << 20
+
+
+def test_a_device_without_an_end_is_read_up_to_the_limit():
+    with pytest.raises(OSError, match='got more than 1000 bytes, allowed: at most 1000'):
+        read_file(Path('/dev/zero'), 1000)
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.attack(
+    'JSON values that Python reads but cannot write: nested a thousand deep, or of many digits',
+    'one line that names the kind of the value in place of the value',
+)
+@pytest.mark.parametrize('value', [nested(5000), 16**9000, [16**9000]], ids=['deep', 'long', 'in'])
+def test_a_value_that_cannot_be_shown_is_named_by_its_kind(value):
+    assert quote(value) == f'a {type(value).__name__} that is too large to show'
+
+
+def test_numbers_that_no_float_can_hold_are_a_fault_of_the_file(tmp_path):
+    with (
+        pytest.raises(ConfigError, match='not JSON data: OverflowError: '),
+        format_faults(tmp_path, 'JSON data', 'copy it again'),
+    ):
+        float(json.loads('9' * 400))

@@ -16,7 +16,7 @@ from p2d_node.errors import P2dError
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.evaluation.drivelmm_o1_questions import read_o1_questions
 from p2d_node.evaluation.predictions import read_predictions
-from p2d_node.vision_encoder.engine_checks import open_engine
+from p2d_node.vision_encoder.engine_checks import open_engine, OpenedEngine
 from p2d_node.vision_encoder.engine_store import EngineRequest
 from p2d_node.vision_encoder.machine import Machine
 from p2d_node.vision_encoder.manifest import (
@@ -25,8 +25,8 @@ from p2d_node.vision_encoder.manifest import (
     EngineManifest,
     MANIFEST_FILE,
     read_manifest,
-    VERIFICATION_FILE,
 )
+from p2d_node.vision_encoder.verifications import record_path, write_record
 import pytest
 from sweeps import jpeg, picture, STAMP_NS
 import yaml
@@ -83,10 +83,9 @@ MANIFEST = EngineManifest(
     compute_capabilities=(),
     built_with={'torch': '2'},
     built_at='2026-01-01T00:00:00Z',
-    min_cosine=0.99,
-    max_relative_difference=0.1,
     artefacts={
-        'model.onnx': Artefact(hashlib.sha256(MODEL_FILE).hexdigest(), len(MODEL_FILE)),
+        name: Artefact(hashlib.sha256(MODEL_FILE).hexdigest(), len(MODEL_FILE))
+        for name in ('model.onnx', 'model.onnx.data')
     },
 )
 REQUEST = EngineRequest(
@@ -97,14 +96,6 @@ REQUEST = EngineRequest(
     num_views=6,
 )
 MACHINE = Machine(gpu_name='', compute_capability='', driver='', fingerprint='here')
-PROOF = {
-    'manifest_sha256': MANIFEST.sha256,
-    'machine': MACHINE.fingerprint,
-    'driver': MACHINE.driver,
-    'passed': True,
-    'summary': 'every token fits',
-}
-
 ODD_VALUES = [
     *[None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 1e308, float('nan'), float('inf')],
     *['', 'x', '../x', '/etc', 'a.b', 'A' * 200, [], {}, [[]], [None], {'': ''}, [1, 2]],
@@ -238,16 +229,18 @@ def test_damaged_json_of_questions_and_answers_is_read_or_refused_in_one_line(
 
 
 @pytest.fixture
-def engine(tmp_path):
+def engine(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path / 'state'))
     folder = tmp_path / 'engines' / 'tiny' / MANIFEST.key
     folder.mkdir(parents=True)
-    (folder / 'model.onnx').write_bytes(MODEL_FILE)
+    for name in MANIFEST.artefacts:
+        (folder / name).write_bytes(MODEL_FILE)
     (folder / MANIFEST_FILE).write_bytes(as_json(MANIFEST.to_json()))
-    (folder / VERIFICATION_FILE).write_bytes(as_json(PROOF))
+    write_record(MANIFEST, MACHINE, {'passed': True, 'summary': 'every token fits'})
     return folder
 
 
-def open_it(folder: Path) -> EngineManifest:
+def open_it(folder: Path) -> OpenedEngine:
     return open_engine(
         folder.parents[1], folder, REQUEST, MACHINE, runtime_version='1.2', allow_unverified=False
     )
@@ -294,15 +287,16 @@ def test_a_manifest_with_other_values_and_a_right_digest_is_used_or_refused_in_o
 
 
 def test_a_damaged_verification_is_used_or_refused_in_one_line(engine):
-    outcomes = set()
+    record, outcomes = record_path(MANIFEST), set()
+    proof = json.loads(record.read_text())
 
     @fuzzed
     @given(
-        st.builds(edit_bytes, st.just(as_json(PROOF)), byte_edits)
-        | st.builds(edit_tree, st.just(PROOF), tree_edits).map(as_json)
+        st.builds(edit_bytes, st.just(as_json(proof)), byte_edits)
+        | st.builds(edit_tree, st.just(proof), tree_edits).map(as_json)
     )
     def check(data):
-        (engine / VERIFICATION_FILE).write_bytes(data)
+        record.write_bytes(data)
         outcomes.add(is_read(lambda: open_it(engine)))
 
     check()

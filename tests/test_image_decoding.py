@@ -1,11 +1,14 @@
+from io import BytesIO
 import resource
 import zlib
 
 import cv2
+from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import BAYER_CODES, BYTES_PER_PIXEL, decode_frame, PACKED_YUV_CODES
 from p2d_node.records import CameraFrame, CompressedImage, DecodedFrame, RawImage
+from PIL import Image
 import pytest
 from sweeps import jpeg, picture
 
@@ -245,16 +248,100 @@ def with_png_size(data: bytes, side: int) -> bytes:
 )
 def test_a_size_that_only_the_header_claims_costs_no_memory(payload):
     used_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImageDecodeError, match='got 32000x32000 px, allowed: 1 to 8192 per side'):
+    with pytest.raises(ImageDecodeError, match='got 32000x32000 px, allowed: 16777216 pixels and'):
         decode(payload)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used_kb < 50_000
 
 
-def test_the_largest_side_can_be_set():
-    frame = CameraFrame('CAM_FRONT', 7, jpeg(picture()))  # 160x90
-    assert decode_frame(frame, max_side_px=160).pixels.shape == (90, 160, 3)
-    with pytest.raises(ImageDecodeError, match='got 160x90 px, allowed: 1 to 159 per side'):
-        decode_frame(frame, max_side_px=159)
+@pytest.mark.parametrize(
+    'payload',
+    [jpeg(picture()), CompressedImage(format='png', data=png(picture())), raw(picture(), 'bgr8')],
+    ids=['jpeg', 'png', 'raw'],
+)
+def test_the_largest_number_of_pixels_can_be_set(payload):
+    frame = CameraFrame('CAM_FRONT', 7, payload)
+    assert decode_frame(frame, max_pixels=160 * 90).pixels.shape == (90, 160, 3)
+    with pytest.raises(ImageDecodeError, match=r'got 160x90 px, allowed: 14399 pixels'):
+        decode_frame(frame, max_pixels=160 * 90 - 1)
+
+
+@pytest.mark.attack(
+    'a picture of a few kilobytes that decodes to hundreds of megabytes (PNG, JPEG or raw)',
+    'refused by the size in its header, before memory is used; its sweep is dropped',
+)
+def test_a_small_file_of_many_pixels_takes_no_memory():
+    side = 8000
+    header = b'IHDR' + side.to_bytes(4, 'big') * 2 + b'\x01\0\0\0\0'  # one bit per pixel
+    rows = b'IDAT' + zlib.compress(bytes(side * (side // 8 + 1)), 1)
+    parts = (header, rows, b'IEND')
+    data = b'\x89PNG\r\n\x1a\n' + b''.join(
+        (len(p) - 4).to_bytes(4, 'big') + p + zlib.crc32(p).to_bytes(4, 'big') for p in parts
+    )
+    assert len(data) < 200_000
+
+    def refuse():
+        with pytest.raises(ImageDecodeError, match='got 8000x8000 px'):
+            decode(CompressedImage(format='png', data=data))
+
+    assert peak_growth_bytes(refuse) < 10 << 20
+
+
+def test_pillows_own_limit_of_pixels_plays_no_part(monkeypatch, capfd):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    payload = CompressedImage(format='png', data=png(picture()))
+    assert decode(payload).pixels.shape == (90, 160, 3)
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('num_frames', [0, 1, 2, 2**32 - 1])
+def test_an_animated_png_is_refused_before_its_images_take_memory(num_frames, capfd):
+    data = png(picture())
+    control = b'acTL' + num_frames.to_bytes(4, 'big') + bytes(4)
+    chunk = bytes([0, 0, 0, 8]) + control + zlib.crc32(control).to_bytes(4, 'big')
+    with pytest.raises(ImageDecodeError, match='damaged or truncated: it is an animation'):
+        decode(CompressedImage(format='png', data=data[:33] + chunk + data[33:]))
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.parametrize('size', [(1, 20_000), (20_000, 1)])
+def test_a_narrow_image_is_refused_by_its_long_side(size):
+    height, width = size
+    image = RawImage(height=height, width=width, encoding='mono8', step=width, data=bytes(20_000))
+    with pytest.raises(ImageDecodeError, match='allowed: 16777216 pixels and 1 to 8192 per side'):
+        decode(image)
+
+
+def black_jpeg(mode: str, **options: object) -> bytes:
+    file = BytesIO()
+    Image.new(mode, (2048, 2048)).save(file, 'JPEG', **options)
+    return file.getvalue()
+
+
+def baseline_of_many_scans(num_scans: int) -> bytes:
+    """Return a JPEG with many empty scans of its first colour."""
+    scan = b'\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00'
+    return black_jpeg('RGB').partition(b'\xff\xda')[0] + scan * num_scans + b'\xff\xd9'
+
+
+def progressive_of_many_scans(num_scans: int) -> bytes:
+    """Return a grey JPEG that has its second scan many times."""
+    head, first, second, *rest = black_jpeg('L', progressive=True).split(b'\xff\xda')
+    scan = second.partition(b'\xff\xc4')[0]  # without the tables of the next scan
+    return b'\xff\xda'.join([head, first, *[scan] * num_scans, second, *rest])
+
+
+@pytest.mark.attack(
+    'a progressive JPEG with thousands of scans, each of which costs a pass over all pixels',
+    'refused with the number of its scans, before it is decoded',
+)
+@pytest.mark.parametrize('kind', ['progressive', 'baseline'])
+def test_a_jpeg_of_thousands_of_scans_takes_no_time(kind):
+    data = (
+        progressive_of_many_scans(2000) if kind == 'progressive' else baseline_of_many_scans(2000)
+    )
+    assert len(data) < 100_000
+    with pytest.raises(ImageDecodeError, match=r'got 200\d scans, allowed: at most 100'):
+        decode(CompressedImage(format='jpeg', data=data))
 
 
 @pytest.mark.parametrize('damage', ['cut', 'zeroed', 'random'])

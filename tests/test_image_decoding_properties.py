@@ -1,11 +1,11 @@
 from io import BytesIO
-from pathlib import Path
 import random
 import zlib
 
 import cv2
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import BYTES_PER_PIXEL, decode_frame
@@ -15,6 +15,7 @@ import pytest
 from sweeps import picture
 
 MAX_SIDE_PX = 256
+MAX_PIXELS = MAX_SIDE_PX**2
 MAX_MESSAGE = 600
 MAX_GROWTH_BYTES = 16 << 20
 """More than a decoder needs for 256 x 256 pixels, and less than any larger claim would take."""
@@ -115,7 +116,7 @@ def decode(payload: object) -> DecodedFrame | None:
     """Return the decoded frame, or None if it is refused as it should be."""
     frame = CameraFrame('CAM_FRONT', 7, payload)
     try:
-        decoded = decode_frame(frame, max_side_px=MAX_SIDE_PX)
+        decoded = decode_frame(frame, max_pixels=MAX_PIXELS)
     except ImageDecodeError as err:
         message = str(err)
         assert message.startswith('CAM_FRONT: ')
@@ -125,8 +126,7 @@ def decode(payload: object) -> DecodedFrame | None:
     height, width, channels = decoded.pixels.shape
     assert decoded.pixels.dtype == np.uint8
     assert channels == 3
-    assert 0 < height <= MAX_SIDE_PX
-    assert 0 < width <= MAX_SIDE_PX
+    assert 0 < height * width <= MAX_PIXELS
     return decoded
 
 
@@ -235,18 +235,7 @@ def png_with(kind: bytes, body: bytes) -> bytes:
 
 def peak_bytes(payload: CompressedImage) -> int:
     """Return how much the largest memory of the process grows while a frame is decoded."""
-    try:
-        Path('/proc/self/clear_refs').write_text('5')
-    except OSError:
-        pytest.skip('the peak of the memory cannot be reset here')
-    before = high_water_bytes()
-    decode(payload)
-    return high_water_bytes() - before
-
-
-def high_water_bytes() -> int:
-    status = Path('/proc/self/status').read_text()
-    return int(status.split('VmHWM:')[1].split()[0]) << 10
+    return peak_growth_bytes(lambda: decode(payload))
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)

@@ -1,6 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 import json
 
+from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.preprocessing import FrameStack, ImageProcessing, normalize, resize_frame
@@ -37,6 +38,17 @@ def test_pixel_values_equal_those_of_the_checkpoints_own_processor(
     pixels = rgb if order == 'rgb' else np.ascontiguousarray(rgb[..., ::-1])
     actual = preprocess(pixels, ImageProcessing.from_folder(tmp_path), order)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.attack(
+    'a picture one pixel wide, which a model that pads makes a square of its height',
+    'a side has at most twice the root of the allowed pixels; rows are padded a few at a time',
+)
+def test_a_narrow_picture_is_padded_without_a_square_of_its_height(tiny_checkpoint):
+    processing = ImageProcessing.from_folder(tiny_checkpoint)
+    assert processing.fit == 'pad'
+    frame = DecodedFrame('CAM_FRONT', 0, np.zeros((8192, 1, 3), np.uint8), 'rgb')
+    assert peak_growth_bytes(lambda: resize_frame(frame, processing)) < 64 << 20
 
 
 @pytest.mark.parametrize('order', ['rgb', 'bgr'])

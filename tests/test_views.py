@@ -1,7 +1,8 @@
 import numpy as np
 from p2d_node.checkpoints.importing import drivelmm_o1
 from p2d_node.errors import ImageDecodeError
-from p2d_node.records import DecodedFrame
+from p2d_node.records import CameraFrame, Cut, DecodedFrame, DrivingAnswer, FrameSet, RawImage
+from p2d_node.ros.overlay import CAPTION_HEIGHT_PX, draw_kept_tokens
 from p2d_node.views import make_views, Mosaic, SeparateViews
 import pytest
 import torch
@@ -51,3 +52,28 @@ def test_a_kept_patch_of_a_squashed_frame_lies_in_the_frame():
     expected = np.zeros((90, 160), bool)
     expected[:45, :40] = expected[45:, 120:] = True
     np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ('height', 'width', 'drawn_height'), [(16384, 1, 1920), (1, 16384, 1), (90, 160, 270)]
+)
+def test_a_narrow_view_is_drawn_in_a_picture_of_limited_size(height, width, drawn_height):
+    data = bytes(height * width * 3)
+    image = RawImage(height=height, width=width, encoding='rgb8', step=3 * width, data=data)
+    frames = {'CAM': CameraFrame('CAM', 0, image)}
+    answer = DrivingAnswer(
+        stamp_ns=0,
+        question='',
+        answer='',
+        model='',
+        encoder='',
+        camera_stamps_ns={'CAM': 0},
+        tokens_total={'CAM': 16},
+        keep_indices={'CAM': np.array([3])},
+        mean_log_probability=0.0,
+        num_generated_tokens=0,
+        cut=Cut.END,
+    )
+    views = SeparateViews((4, 4), padded=True)
+    drawn = draw_kept_tokens(FrameSet(stamp_ns=0, frames=frames), answer, views)
+    assert drawn.shape[0] == CAPTION_HEIGHT_PX + drawn_height

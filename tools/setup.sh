@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# Creates the environment VENV from the pinned requirements and builds ros2_ws in it.
+# Creates the environment VENV from the lock of ROS_DISTRO and builds ros2_ws in it.
 # Usage: tools/setup.sh ROS_DISTRO VENV SUFFIX. It does nothing if nothing has changed.
 # TORCH_INDEX is the package index that torch comes from, if not PyPI.
+# Every package must have a hash of the lock, except torch and CUDA's libraries: their files differ between indexes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 distro=$1 venv=$2 suffix=$3
 
 fail() { echo "p2d_node: $*" >&2; exit 1; }
+
+pip_install() {
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off "$@"
+}
+
+# Some packages come as source. Without isolation they are built with the setuptools of the lock, which is installed first.
+install_locked() { pip_install --no-deps --require-hashes --no-build-isolation --requirement "$1"; }
 
 find_python() {
   local candidate
@@ -28,28 +36,25 @@ find_python() {
 install one and name it: make ... PYTHON=python3.11"
 }
 
-requirements="requirements/base.txt requirements/engines.txt requirements/evaluation.txt requirements/tuning.txt requirements/ros-${distro}.txt requirements/dev.txt"
-[ -f "requirements/ros-${distro}.txt" ] || fail "got ROS_DISTRO=${distro}, allowed: \
-$(ls requirements | sed -n 's/^ros-\(.*\)\.txt$/\1/p' | paste -sd ' ')"
+lock="requirements/lock-${distro}.txt"
+[ -f "$lock" ] || fail "got ROS_DISTRO=${distro}, allowed: \
+$(ls requirements | sed -n 's/^lock-\(.*\)\.txt$/\1/p' | paste -sd ' ')"
 for tool in gcc g++ make; do
   command -v "$tool" > /dev/null || fail "$tool is missing; install it: apt-get install build-essential"
 done
 python=$(find_python)
 
-stamp=$(cat $requirements tools/*.sh tools/*.py | sha256sum)
+torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/base.txt)
+stamp=$({ cat "$lock" tools/setup.sh tools/repair_cmake_exports.py; echo "$torch"; } | sha256sum)
 if [ "$(cat "$venv/.p2d-requirements" 2> /dev/null)" != "$stamp" ]; then
   echo "p2d_node: creating $venv with ROS 2 $distro (a few minutes)"
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  if [ -n "${TORCH_INDEX:-}" ]; then
-    torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/base.txt)
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off \
-      --index-url "$TORCH_INDEX" "$torch" || fail "TORCH_INDEX: got $TORCH_INDEX, which has no $torch"
-  fi
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --progress-bar off \
-    $(printf -- '-r %s ' $requirements)
+  install_locked <(awk '/^[a-z]/ { wanted = /^setuptools==/ } wanted' "$lock") && install_locked "$lock" ||
+    fail "the packages of $lock could not be installed; the lines above say why"
+  pip_install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch" ||
+    fail "$torch could not be installed from ${TORCH_INDEX:-PyPI}; the lines above say why"
   "$venv/bin/python" tools/repair_cmake_exports.py
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-    --no-build-isolation --editable .
+  pip_install --no-deps --no-build-isolation --editable .
   echo "$stamp" > "$venv/.p2d-requirements"
 fi
 

@@ -100,7 +100,7 @@ def _assemble(
             frame_size=(
                 (input_spec.height, input_spec.width) if input_spec.kind == FRAMES else None
             ),
-            max_side_px=config.max_image_side_px,
+            max_pixels=config.max_image_pixels,
             device=device,
         ),
         encoder=chosen.encoder,

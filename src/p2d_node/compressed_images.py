@@ -7,13 +7,14 @@ with grey and only warns.
 from __future__ import annotations
 
 from io import BytesIO
+import math
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.errors import ImageDecodeError, quote
-from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,9 +34,17 @@ PNG_SIZE = slice(16, 24)
 
 GREY = 'Gray'
 
+SEGMENT, SCAN = SCAN_START = b'\xff\xda'
+BASELINE_FRAMES = (0xC0, 0xC1)
+TABLES_AND_COMMENTS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
+"""Kinds of the segments of a JPEG before its scan."""
+
+MAX_SCANS = 100
+"""Of a JPEG; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
+
 
 def decode_compressed(
-    camera: str, text: str, content: Any, *, max_side_px: int
+    camera: str, text: str, content: Any, *, max_pixels: int
 ) -> tuple[Pixels, str]:
     """Decode a JPEG or PNG file.
 
@@ -43,7 +52,7 @@ def decode_compressed(
         camera: Name of the camera, for messages.
         text: The format, as image_transport writes it.
         content: The bytes of the file.
-        max_side_px: Largest height and width; checked before memory is allocated.
+        max_pixels: Largest height x width; checked before memory is allocated.
 
     Returns:
         Pixels uint8 [height, width, 3] and their channel order, `rgb` or `bgr`.
@@ -55,34 +64,38 @@ def decode_compressed(
     # image_transport names the raw encoding first: 'bayer_rggb8; jpeg compressed '.
     encoding, _, compression = text.partition(';')
     bayer_code = BAYER_CODES.get(encoding.strip().replace('16', '8'))
-    pixels = _decode(camera, text, data, bayer_code is not None, max_side_px)
+    pixels = _decode(camera, text, data, bayer_code is not None, max_pixels)
     if pixels.ndim == 2 and bayer_code is not None:
         return np.asarray(cv2.cvtColor(pixels, bayer_code), np.uint8), 'rgb'
     # Its subscriber takes the channels as they lie in the file for what this word says.
     return pixels, 'rgb' if 'compressed rgb' in compression else 'bgr'
 
 
-def check_size(camera: str, height: int, width: int, max_side_px: int) -> None:
+def check_size(camera: str, height: int, width: int, max_pixels: int) -> None:
     """Raise `ImageDecodeError` for an image of a size, in pixels, that is not allowed."""
-    if not (0 < height <= max_side_px and 0 < width <= max_side_px):
+    # Models that pad a narrow image to a square make many pixels of few: up to four times as many.
+    max_side_px = 2 * math.isqrt(max_pixels)
+    sides_fit = 0 < height <= max_side_px and 0 < width <= max_side_px
+    if not sides_fit or height * width > max_pixels:
         raise ImageDecodeError.of(
             camera,
-            f'got {width}x{height} px, allowed: 1 to {max_side_px} per side; for larger images '
-            'set max_image_side_px',
+            f'got {width}x{height} px, allowed: {max_pixels} pixels and 1 to {max_side_px} per '
+            'side; for larger images set max_image_pixels',
         )
 
 
-def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_side_px: int) -> Pixels:
+def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: int) -> Pixels:
     """Return uint8 [height, width, 3]; for a grey file with `keeps_grey` [height, width]."""
     start, size = data[:8].tobytes(), f'{data.size} bytes of format {quote(text)}'
     try:
         if start.startswith(JPEG_START):
             height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
-            check_size(camera, height, width, max_side_px)
+            check_size(camera, height, width, max_pixels)
+            _check_scans(data.data)
             return _decode_jpeg(data, keeps_grey=keeps_grey and colour == GREY)
         if start == PNG_START:
             width, height = np.frombuffer(data[PNG_SIZE].tobytes(), '>u4').tolist()
-            check_size(camera, height, width, max_side_px)
+            check_size(camera, height, width, max_pixels)
             return _decode_png(data, keeps_grey=keeps_grey)
     except ImageDecodeError:
         raise
@@ -99,16 +112,55 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_side_px:
     )
 
 
+def _check_scans(data: memoryview) -> None:
+    if _has_one_scan(data):
+        return
+    num_scans = data.tobytes().count(SCAN_START)
+    if num_scans > MAX_SCANS:
+        raise ValueError(f'got {num_scans} scans, allowed: at most {MAX_SCANS}')
+
+
+def _has_one_scan(data: memoryview) -> bool:
+    """Tell whether a JPEG is plainly baseline with one scan of all colours, as cameras write it.
+
+    This saves the search through the whole file. Anything unusual before the scan is a no.
+    """
+    at, num_colours = 2, 0
+    while data[at] == SEGMENT:
+        kind = data[at + 1]
+        if kind == SCAN:
+            return data[at + 4] == num_colours
+        if kind in BASELINE_FRAMES:
+            num_colours = data[at + 9]
+        elif kind not in TABLES_AND_COMMENTS:
+            return False
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return False
+
+
 def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:
     pixels: Any = simplejpeg.decode_jpeg(data, 'GRAY' if keeps_grey else 'BGR')
     return np.asarray(pixels[..., 0] if keeps_grey else pixels, np.uint8)
 
 
+def _is_animated(data: memoryview) -> bool:
+    """Tell whether a PNG has the chunk of an animation, which comes before the first image."""
+    at = len(PNG_START)
+    while (kind := bytes(data[at + 4 : at + 8])) not in (b'IDAT', b''):
+        if kind == b'acTL':
+            return True
+        at += 12 + int.from_bytes(data[at : at + 4], 'big')
+    return False
+
+
 def _decode_png(data: Pixels, *, keeps_grey: bool) -> Pixels:
+    if _is_animated(data.data):  # OpenCV holds several of its images
+        raise ValueError('it is an animation')
     # Finds most damage without libpng's own message on stderr, which nobody could throttle.
+    # Image.open has a limit of pixels of its own, and warns on stderr.
     try:
-        Image.open(BytesIO(data.data)).verify()
-    except UnidentifiedImageError as err:
+        PngImageFile(BytesIO(data.data)).verify()
+    except SyntaxError as err:  # Pillow's error for another format
         raise ValueError('its header is damaged') from err
     colour = cv2.IMREAD_ANYCOLOR if keeps_grey else cv2.IMREAD_COLOR
     pixels = cv2.imdecode(data, colour | cv2.IMREAD_IGNORE_ORIENTATION)

@@ -35,16 +35,21 @@ NUSCENES_EXPOSURE_OFFSETS_MS = {
 }
 """Exposure of the nuScenes cameras after CAM_FRONT_LEFT, from the stamps in the file names."""
 
-DEFAULT_MAX_IMAGE_SIDE_PX = 8192
-"""Two such images take 400 MB; automotive cameras have up to 3840 pixels."""
+DEFAULT_MAX_IMAGE_PIXELS = 4096 * 4096
+"""Decoded it takes 50 MB; automotive cameras have up to 3840x2160 pixels."""
 
 DEFAULT_QUESTIONS = (
     'What are the important objects in the current scene?',
     'What should the ego vehicle do next, and why?',
 )
 
-MAX_QUESTIONS = 256
-"""Questions per sweep that the node accepts; DriveLM has about 100 per keyframe."""
+MAX_QUESTIONS, MAX_QUESTIONS_CHARACTERS = 256, 64_000
+"""Limits of the questions per sweep, which are checked on the thread that receives frames. DriveLM
+has about 100 per keyframe, each a sentence or two."""
+
+MAX_STOP_TEXTS, MAX_STOP_CHARACTERS = 16, 1024
+"""Limits of the stop texts, all of which are looked for after every token. In use are one to four,
+such as a line break or the name of the next speaker."""
 
 RETENTION_RATIO = Option(
     help="Share of this camera's visual tokens that the language model gets: kept/total.",
@@ -217,12 +222,13 @@ class DriveConfig:
         minimum=0,
         maximum=100_000_000,
     )
-    max_image_side_px: int = option(
-        DEFAULT_MAX_IMAGE_SIDE_PX,
-        'Largest height and width of a camera image. A larger one is a broken frame; its header '
-        'is checked before memory is allocated.',
-        minimum=16,
-        maximum=65535,
+    max_image_pixels: int = option(
+        DEFAULT_MAX_IMAGE_PIXELS,
+        'Largest number of pixels of a camera image, height x width; a side may have up to twice '
+        'its square root. A larger image is a broken frame; its header is checked before memory '
+        'is allocated.',
+        minimum=256,
+        maximum=1 << 28,
     )
     missing_camera_policy: str = option(
         'skip',
@@ -256,6 +262,8 @@ class DriveConfig:
     questions: tuple[str, ...] = option(
         DEFAULT_QUESTIONS,
         'Questions that are answered for every sweep; an empty list: none.',
+        max_texts=MAX_QUESTIONS,
+        max_characters=MAX_QUESTIONS_CHARACTERS,
         runtime=True,
     )
     asked_tokens_per_sweep: int = option(
@@ -282,7 +290,11 @@ class DriveConfig:
         runtime=True,
     )
     stop: tuple[str, ...] = option(
-        (), 'Texts at which an answer ends; the answer does not contain them.', runtime=True
+        (),
+        'Texts at which an answer ends; the answer does not contain them.',
+        max_texts=MAX_STOP_TEXTS,
+        max_characters=MAX_STOP_CHARACTERS,
+        runtime=True,
     )
     stream_partial_answers: bool = option(
         False,
@@ -320,6 +332,12 @@ class DriveConfig:
         maximum=3600.0,
         runtime=True,
     )
+    access: str = option(
+        'open',
+        'open: any peer on the ROS network may change parameters and the lifecycle state. locked: '
+        'the node refuses both and keeps what its launch gave it; needs autostart.',
+        choices=('open', 'locked'),
+    )
 
     def __post_init__(self) -> None:
         """Check each value and the values that depend on each other."""
@@ -337,10 +355,6 @@ class DriveConfig:
             )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')
-        if len(self.questions) > MAX_QUESTIONS:
-            raise ConfigError(
-                f'questions: got {len(self.questions)} questions, allowed: up to {MAX_QUESTIONS}'
-            )
         if any(not question.strip() for question in self.questions):
             raise ConfigError(
                 'questions: got an empty question, allowed: texts that are not empty; for no '
@@ -373,6 +387,17 @@ class DriveConfig:
             )
         for name in self.cameras:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
+
+    @property
+    def work_limits(self) -> tuple[object, ...]:
+        """The values that decide how much there is to answer about a sweep, and for how long."""
+        return (
+            self.questions,
+            self.stop,
+            self.max_new_tokens,
+            self.question_batch,
+            self.deadline_ms,
+        )
 
     def retention_ratio_of(self, camera: str) -> float:
         """Return the retention ratio of `camera`: as given, as tuned for the model, or 0.1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 import math
 from typing import Any, TypeVar
@@ -23,6 +23,8 @@ class Option:
         above: Exclusive lower limit, in place of `minimum`; None: no limit.
         choices: Allowed values; empty: any.
         runtime: Whether the value may change while the node runs.
+        max_texts: Largest number of texts in a list; None: no limit.
+        max_characters: Largest number of characters of these texts together; None: no limit.
     """
 
     help: str
@@ -31,12 +33,16 @@ class Option:
     choices: tuple[str, ...] = ()
     runtime: bool = False
     above: float | None = None
+    max_texts: int | None = None
+    max_characters: int | None = None
 
     @property
     def allowed(self) -> str:
         """What may be given, in words; empty where any value may."""
         if self.choices:
             return ', '.join(self.choices)
+        if self.max_texts is not None:
+            return f'up to {self.max_texts} texts of {self.max_characters} characters together'
         low = '' if self.minimum is None else _number(self.minimum)
         low = low if self.above is None else f'above {_number(self.above)}'
         if self.maximum is None:
@@ -85,9 +91,20 @@ def check_value(
     Raises:
         ConfigError: The value is not allowed.
     """
+    if spec.max_texts is not None:
+        _check_texts(name, value, spec)
     for item in value if isinstance(value, (list, tuple)) else (value,):
         if not spec.allows(item):
             raise ConfigError(f'{name}: got {show(item)}, allowed: {spec.allowed}')
+
+
+def _check_texts(name: str, texts: Sequence[str], spec: Option) -> None:
+    num_characters = sum(map(len, texts))
+    if len(texts) > (spec.max_texts or 0) or num_characters > (spec.max_characters or 0):
+        raise ConfigError(
+            f'{name}: got {len(texts)} texts of {num_characters} characters together, allowed: '
+            f'{spec.allowed}; remove or shorten some'
+        )
 
 
 def check_fields(config: Any, prefix: str = '', *, show: Callable[[Any], str] = quote) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 import difflib
+from functools import cache
 import math
 from typing import Any
 
@@ -79,7 +80,7 @@ def list_parameters(
         camera_names: The cameras.
         tuned: Camera to the retention ratio that was tuned for the model, if any.
     """
-    defaults = DriveConfig()
+    defaults = _default_config()
     parameters = _leaves(defaults, '')
     for section in ('encoder', 'sync'):
         parameters += _leaves(getattr(defaults, section), f'{section}.')
@@ -89,6 +90,12 @@ def list_parameters(
         ratio = (tuned or {}).get(name, DEFAULT_RETENTION_RATIO)
         parameters.append(Parameter(f'retention_ratio.{name}', ratio, RETENTION_RATIO))
     return parameters
+
+
+@cache
+def _default_config() -> DriveConfig:
+    """Return the defaults; they are read for every change of a parameter."""
+    return DriveConfig()
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Reads JSON files, and writes files so that a power cut leaves the old content or the new."""
+"""Reads files of a limited size; a file it writes has the old content or the new, never a part."""
 
 from __future__ import annotations
 
@@ -14,13 +14,35 @@ from typing import Any
 
 from p2d_node.errors import ConfigError, P2dError
 
+MAX_JSON_BYTES = 64 << 20
+"""Settings and vocabularies have up to 40 MB."""
+
+MAX_DATA_BYTES = 512 << 20
+"""For files of questions, images and answers: DriveLM's has 200 MB."""
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Read a file of a limited size.
+
+    Raises:
+        OSError: The file cannot be read, or is larger.
+    """
+    with path.open('rb') as file:
+        # Reading decides: a device or a file that grows has no size.
+        num_bytes = os.fstat(file.fileno()).st_size
+        content = b'' if num_bytes > max_bytes else file.read(max_bytes + 1)
+    if max(num_bytes, len(content)) > max_bytes:
+        got = num_bytes or f'more than {max_bytes}'
+        raise OSError(errno.EFBIG, f'got {got} bytes, allowed: at most {max_bytes}', str(path))
+    return content
+
 
 def read_json(
     path: Path,
     *,
     parameter: str = '',
     next_step: str = 'copy it again',
-    max_bytes: int | None = None,
+    max_bytes: int = MAX_JSON_BYTES,
     error: type[P2dError] = ConfigError,
 ) -> Any:
     """Read a JSON file.
@@ -29,7 +51,7 @@ def read_json(
         path: The file, in UTF-8, with or without a byte order mark.
         parameter: The parameter that names the file or its folder; messages begin with it.
         next_step: What the user can do if it cannot be read; empty: the caller says it.
-        max_bytes: Largest size of the file; None: any size.
+        max_bytes: Largest size of the file.
         error: The class of the error.
 
     Raises:
@@ -37,10 +59,7 @@ def read_json(
     """
     name, advice = _words(path, parameter, next_step)
     try:
-        num_bytes = path.stat().st_size
-        if max_bytes is not None and num_bytes > max_bytes:
-            raise error(f'{name} has {num_bytes} bytes, allowed: {max_bytes}{advice}')
-        text = path.read_text(encoding='utf-8-sig')
+        text = read_file(path, max_bytes).decode('utf-8-sig')
         content = json.loads(text)
         if r'\ud' in text.lower():  # half of a surrogate pair is JSON, but no text
             json.dumps(content, ensure_ascii=False).encode()
@@ -53,12 +72,17 @@ def read_json(
         raise error(f'{name} is not valid JSON: {err}{advice}') from err
 
 
+def read_data(path: Path, *, parameter: str, next_step: str) -> Any:
+    """Read a JSON file of questions, images or answers; see `read_json`."""
+    return read_json(path, parameter=parameter, next_step=next_step, max_bytes=MAX_DATA_BYTES)
+
+
 def read_json_object(
     path: Path,
     *,
     parameter: str = '',
     next_step: str = 'copy it again',
-    max_bytes: int | None = None,
+    max_bytes: int = MAX_JSON_BYTES,
     error: type[P2dError] = ConfigError,
 ) -> dict[str, Any]:
     """Read a JSON object from a file; see `read_json`.

@@ -14,21 +14,34 @@ MAX_QUOTE_CHARACTERS = 200
 
 def quote(value: object) -> str:
     """Return an input for a message: its repr, cut so that no input can flood a log."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits or too deep for Python to write
+        text = f'a {type(value).__name__} that is too large to show'
     if len(text) <= MAX_QUOTE_CHARACTERS:
         return text
     return f'{text[:MAX_QUOTE_CHARACTERS]}... ({len(text)} characters)'
 
 
-CONTROL_CHARACTERS = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029), ' ')
+CONTROLS = (*range(32), *range(127, 160), 0x2028, 0x2029)
+TEXT_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+SURROGATES = range(0xD800, 0xE000)
+"""Bytes of a file name that are no UTF-8: a terminal's encoding has no place for them."""
+
+INERT = dict.fromkeys((*CONTROLS, *TEXT_DIRECTIONS), ' ') | dict.fromkeys(SURROGATES, '\ufffd')
+
+
+def one_line(text: str) -> str:
+    """Return a text that a terminal shows in one line, in reading order, and does not execute."""
+    return text.translate(INERT)
 
 
 class P2dError(Exception):
     """Base class of the errors that p2d_node raises; its text is one line."""
 
     def __str__(self) -> str:
-        """Return the message with spaces for the control characters that an input brought in."""
-        return super().__str__().translate(CONTROL_CHARACTERS)
+        """Return the message without the control characters that an input brought in."""
+        return one_line(super().__str__())
 
 
 class ConfigError(P2dError):
@@ -69,6 +82,35 @@ class DeviceLostError(InferenceError):
     """Nothing can run on the device any more; only a new process can use it again."""
 
 
+def _is_panic(err: BaseException) -> bool:
+    """Return whether a library in Rust panicked: its error is no `Exception`."""
+    # The class cannot be imported: each library makes its own.
+    return type(err).__name__ == 'PanicException'
+
+
+def _first_line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or ['no reason given'])[0]
+
+
+@contextmanager
+def panics(part: str, error: type[P2dError]) -> Iterator[None]:
+    """Turn a panic of a library in Rust into an error.
+
+    Args:
+        part: What the library is.
+        error: The class of the error.
+
+    Raises:
+        P2dError: Of class `error`, in place of a panic.
+    """
+    try:
+        yield
+    except BaseException as err:
+        if not _is_panic(err):
+            raise
+        raise error(f'{part} failed: {_first_line(err)}; copy its files again') from err
+
+
 @contextmanager
 def checkpoint_faults(
     folder: object, *, part: str = 'the checkpoint', parameter: str = 'model'
@@ -89,12 +131,13 @@ def checkpoint_faults(
         yield
     except P2dError:
         raise
-    except Exception as err:
+    except BaseException as err:
+        if not isinstance(err, Exception) and not _is_panic(err):
+            raise
         prefix = f'{parameter}: ' if parameter else ''
-        reason = (str(err).strip().splitlines() or ['no reason given'])[0]
         raise ConfigError(
-            f'{prefix}{folder}: {part} does not load: {type(err).__name__}: {reason}; copy its '
-            'files again'
+            f'{prefix}{folder}: {part} does not load: {type(err).__name__}: {_first_line(err)}; '
+            'copy its files again'
         ) from err
 
 
@@ -113,5 +156,12 @@ def format_faults(path: Path, name: str, needed: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as err:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as err:
         raise ConfigError(f'{path}: not {name}: {type(err).__name__}: {err}; {needed}') from err

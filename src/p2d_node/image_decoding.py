@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.compressed_images import BAYER_CODES, check_size, decode_compressed
-from p2d_node.config import DEFAULT_MAX_IMAGE_SIDE_PX
+from p2d_node.config import DEFAULT_MAX_IMAGE_PIXELS
 from p2d_node.errors import ImageDecodeError, quote
 from p2d_node.records import CameraFrame, CompressedImageLike, DecodedFrame, RawImageLike
 
@@ -50,13 +50,13 @@ BYTES_PER_PIXEL = {
 
 
 def decode_frame(
-    frame: CameraFrame, *, max_side_px: int = DEFAULT_MAX_IMAGE_SIDE_PX
+    frame: CameraFrame, *, max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
 ) -> DecodedFrame:
     """Decode the payload of `frame`, a ROS image message or a record with the same fields.
 
     Args:
         frame: The frame.
-        max_side_px: Largest height and width; checked before memory is allocated.
+        max_pixels: Largest height x width; checked before memory is allocated.
 
     Returns:
         Pixels uint8 [height, width, 3]. For raw RGB and BGR they are a view of the message's
@@ -67,10 +67,10 @@ def decode_frame(
     """
     payload = frame.payload
     if isinstance(payload, RawImageLike):
-        pixels, channel_order = _decode_raw(frame.camera, payload, max_side_px)
+        pixels, channel_order = _decode_raw(frame.camera, payload, max_pixels)
     elif isinstance(payload, CompressedImageLike):
         pixels, channel_order = decode_compressed(
-            frame.camera, payload.format, payload.data, max_side_px=max_side_px
+            frame.camera, payload.format, payload.data, max_pixels=max_pixels
         )
     else:
         raise ImageDecodeError.of(
@@ -82,9 +82,9 @@ def decode_frame(
 
 
 def _decode_raw(
-    camera: str, image: RawImageLike, max_side_px: int
+    camera: str, image: RawImageLike, max_pixels: int
 ) -> tuple[npt.NDArray[np.uint8], str]:
-    check_size(camera, image.height, image.width, max_side_px)
+    check_size(camera, image.height, image.width, max_pixels)
     data = _check_raw(camera, image)
     height, width, encoding = image.height, image.width, image.encoding
     if encoding not in BYTES_PER_PIXEL:

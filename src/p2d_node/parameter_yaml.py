@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from p2d_node.errors import ConfigError
+from p2d_node.yaml_text import check_plain
 import yaml
 
 
@@ -17,15 +18,11 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
         where: The file or the parameter, for messages.
 
     Raises:
-        ConfigError: A list or group in a list, a name that is set twice, a second document or an
-            alias.
+        ConfigError: A list or group in a list, a name that is set twice, a second document, or
+            YAML that is not plain.
     """
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ConfigError(
-                f'{where}: got an alias (*), allowed: plain values, as ROS reads no aliases; '
-                'write the value again'
-            )
+        check_plain(text)
         documents = [node for node in yaml.compose_all(text) if node is not None]
         if len(documents) > 1:
             raise ConfigError(
@@ -33,8 +30,8 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
             )
         for document in documents:
             _check_node(document, '', where)
-    except RecursionError as err:
-        raise ConfigError(f'{where}: got lists or groups nested a thousand deep') from err
+    except ValueError as err:
+        raise ConfigError(f'{where}: {err}') from err
     except yaml.YAMLError:
         # The reader of the values says why. PyYAML is stricter than rcl in a few characters.
         return

@@ -40,6 +40,9 @@ FRAME_SIZE_PX = (900, 1600)
 """Height and width of a nuScenes frame. Where the picture size depends on the frame size, this one
 is used for all frames."""
 
+ROWS_AT_ONCE = 64
+"""Of a tall frame that is padded: a frame of 1 x 8192 pixels padded to a square takes 270 MB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessing:
@@ -201,17 +204,23 @@ def _read_fit(settings: dict[str, Any], folder: Path) -> str:
 def _pad_and_resize(
     image: Image.Image, size_px: int, padding_colour: tuple[int, int, int], resample: int
 ) -> Image.Image:
-    """Pad an image to a square, centred, and resize it to `size_px` with Pillow."""
+    """Pad an image to a square, centred, and resize it to `size_px` with Pillow.
+
+    Pillow filters rows, rounds, then filters columns. Rows of a bar have one colour, which
+    filtering does not change. So filtering the rows before adding the bars gives the same bits,
+    and needs no picture of full size.
+    """
     side = max(image.size)
-    canvas_size = (side, side)
-    if image.width > image.height:
-        # Pillow filters rows, rounds, then filters columns. Rows of a bar have one colour, which
-        # filtering does not change. So filtering the rows before adding the bars gives the same
-        # bits, and needs no copy of full size.
-        image = image.resize((size_px, image.height), resample)
-        canvas_size = (size_px, side)
-    canvas = Image.new('RGB', canvas_size, padding_colour)
-    canvas.paste(image, ((canvas.width - image.width) // 2, (side - image.height) // 2))
+    canvas = Image.new('RGB', (size_px, side), padding_colour)
+    if image.width == side:
+        rows = image.resize((size_px, image.height), resample)
+        canvas.paste(rows, (0, (side - image.height) // 2))
+    else:
+        for top in range(0, side, ROWS_AT_ONCE):
+            strip = image.crop((0, top, image.width, min(top + ROWS_AT_ONCE, side)))
+            padded = Image.new('RGB', (side, strip.height), padding_colour)
+            padded.paste(strip, ((side - strip.width) // 2, 0))
+            canvas.paste(padded.resize((size_px, strip.height), resample), (0, top))
     return canvas.resize((size_px, size_px), resample)
 
 

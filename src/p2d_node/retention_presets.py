@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 import os
 from pathlib import Path
-from typing import Any
 
+from p2d_node.durable_files import read_file
 from p2d_node.errors import ConfigError
-import yaml
+from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 
 FOLDERS = (Path('config/retention'), Path('share/p2d_node/config/retention'))
 """Relative to a parent of this file: in the source tree, and in an installed workspace."""
@@ -45,25 +45,6 @@ def _folders() -> Iterator[Path]:
         yield from (parent / folder for folder in FOLDERS if (parent / folder).is_dir())
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: The file is not YAML. The message is one line with the line number.
-    """
-    text = path.read_bytes()
-    try:
-        return yaml.safe_load(text)
-    except yaml.MarkedYAMLError as err:
-        mark = err.problem_mark or err.context_mark
-        where = f'line {mark.line + 1}: ' if mark else ''
-        raise ValueError(f'{where}{err.problem or err.context}') from err
-    except Exception as err:  # what tags construct raises errors of many classes
-        reason = str(err).strip() or type(err).__name__
-        raise ValueError(reason.splitlines()[0]) from err
-
-
 def tuned_ratios(model: str) -> dict[str, float]:
     """Return camera to retention ratio as tuned for a model name or folder; empty if not tuned.
 
@@ -79,7 +60,7 @@ def _read_ratios(path: Path, mtime_ns: int) -> dict[str, float]:
     """Read a file of ratios; a configuration is built for every change of a parameter."""
     del mtime_ns  # another time of change is another file
     try:
-        content = read_yaml(path)
+        content = parse_yaml(read_file(path, MAX_YAML_BYTES))
         ratios: Mapping[str, float] = content['/**']['ros__parameters']['retention_ratio']
         return {str(camera): float(ratio) for camera, ratio in ratios.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:

@@ -30,7 +30,7 @@ class VisionFrontend:
         *,
         num_cameras: int,
         frame_size: tuple[int, int] | None,
-        max_side_px: int,
+        max_pixels: int,
         device: torch.device,
     ) -> None:
         """Allocate threads and buffers.
@@ -41,12 +41,12 @@ class VisionFrontend:
             num_cameras: Largest number of frames of a sweep.
             frame_size: Height and width of the frames, pixels, for an engine that resizes by
                 itself; None for an encoder that takes pixel_values.
-            max_side_px: Largest height and width of a frame.
+            max_pixels: Largest height x width of a frame.
             device: Of the pixel_values.
         """
         self._views = views
         self._processing = processing
-        self._max_side_px = max_side_px
+        self._max_pixels = max_pixels
         self._device = device
         self._pool = ThreadPoolExecutor(max_workers=num_cameras, thread_name_prefix='view')
         self._stack: FrameStack | None = None
@@ -70,7 +70,7 @@ class VisionFrontend:
 
     def _decode_frame(self, frame: CameraFrame) -> DecodedFrame | ImageDecodeError:
         try:
-            return decode_frame(frame, max_side_px=self._max_side_px)
+            return decode_frame(frame, max_pixels=self._max_pixels)
         except ImageDecodeError as err:
             return err
 

@@ -93,10 +93,11 @@ def test_the_tables_are_those_of_the_code_and_the_measured_figures():
         ('docs/topics.md', '`uint32[]`', '`uint8[]`'),
         ('docs/architecture.md', '`durable_files`', '`files`'),
         ('docs/reliability.md', 'A camera dies', 'A camera sleeps'),
+        ('docs/security.md', 'emits noise', 'emits music'),
     ],
 )
 def test_a_table_that_differs_is_found(tmp_path, document, before, after):
-    for name in ('benchmarks', 'docs', 'src', 'tests/ros', 'ros2_ws/src/p2d_msgs'):
+    for name in ('benchmarks', 'docs', 'src', 'tests', 'ros2_ws/src/p2d_msgs'):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ('README.md', 'pyproject.toml'):
         shutil.copy(ROOT / name, tmp_path)
@@ -174,6 +175,8 @@ def test_the_files_for_github_are_yaml_of_the_right_form(path):
     content = yaml.safe_load(path.read_text())
     if path.parent.name == 'workflows':
         assert {'name', 'jobs'} <= set(content)
+    elif path.name == 'dependabot.yml':
+        assert {'version', 'updates'} == set(content)
     elif path.name != 'config.yml':
         assert {'name', 'description', 'body'} <= set(content)
         labels = [item['attributes']['label'] for item in content['body'] if 'id' in item]

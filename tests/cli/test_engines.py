@@ -11,6 +11,8 @@ from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.config import EncoderConfig
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.factory import load_engine
+from p2d_node.vision_encoder.manifest import read_manifest
+from p2d_node.vision_encoder.verifications import record_path
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_a_model_goes_from_checkpoint_to_engine(tiny_checkpoint, tmp_path, capsy
     assert built['verification']['kept_in_common'] == 1.0
 
     folder = built['folder']
-    verified = run_json(capsys, 'verify-engine', folder, '--engine-dir', str(tmp_path))
+    verified = run_json(capsys, 'verify-engine', folder, *shared[:4])
     assert verified[folder]['passed'] is True
     inspected = run_json(capsys, 'inspect-engine', *shared[:4])
     assert [entry['fits'] for entry in inspected] == [True, True]
@@ -47,7 +49,8 @@ def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     wrong = {check['what']: check for check in entry['checks'] if not check['fits']}
     assert set(wrong) == {'compute capability', 'verification'}
     assert wrong['compute capability']['in_engine'] == '8.6, 8.9'
-    assert entry['fix_command'] == f'p2d verify-engine {folder} --engine-dir {engine_dir}'
+    command = f'p2d verify-engine {folder} --model tiny --engine-dir {engine_dir}'
+    assert entry['fix_command'] == command
     assert entry['fix_machine'] == 'a GPU of compute capability 8.6 or 8.9'
     assert main(words) == 1
     table = capsys.readouterr().out
@@ -58,9 +61,12 @@ def test_inspection_shows_line_by_line_what_does_not_fit(engine_dir, capsys):
     assert table.count('NO') == 2
 
 
-def test_verifying_says_on_which_machine_an_engine_can_be_verified(engine_dir, capsys):
+def test_verifying_says_on_which_machine_an_engine_can_be_verified(
+    engine_dir, tiny_checkpoint, capsys
+):
     shutil.rmtree(engine_folder(engine_dir))
     words = ['verify-engine', '--engine-dir', str(engine_dir), '--device', 'cpu']
+    words += ['--model', str(tiny_checkpoint)]
     assert main(words) == 0
     printed = capsys.readouterr().out
     folder = engine_folder(engine_dir, 'tensorrt_rtx')
@@ -113,17 +119,20 @@ def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
     assert entry['fix_command'] == command
 
 
-def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(engine_dir, capsys):
+def test_an_engine_that_lacks_only_its_verification_is_told_to_verify(
+    engine_dir, tiny_checkpoint, capsys
+):
     folder = engine_folder(engine_dir)
-    (folder / 'verification.json').unlink()
-    words = ['--engine-dir', str(engine_dir)]
+    record = record_path(read_manifest(folder))
+    record.unlink()
+    words = ['--engine-dir', str(engine_dir), '--model', str(tiny_checkpoint)]
     (entry,) = run_json(capsys, 'inspect-engine', str(folder), *words, status=1)
-    assert entry['fix_command'] == f'p2d verify-engine {folder} --engine-dir {engine_dir}'
     program, *command = shlex.split(entry['fix_command'])
     assert program == 'p2d'
+    assert command[:2] == ['verify-engine', str(folder)]
     verified = run_json(capsys, *command)
     assert list(verified) == [str(folder)]
-    (folder / 'verification.json').unlink()
+    record.unlink()
     verified = run_json(capsys, 'verify-engine', *words)
     assert list(verified) == [str(folder)]
     assert run_json(capsys, 'verify-engine', *words) == {}
@@ -157,11 +166,14 @@ def test_an_empty_engine_folder_is_said_to_be_empty(tmp_path, capsys):
     assert 'holds no engine; build one with p2d build-engine' in capsys.readouterr().err
 
 
-def test_an_engine_outside_the_engine_folder_is_not_verified(engine_dir, tmp_path, capsys):
+def test_an_engine_outside_the_engine_folder_is_not_verified(
+    engine_dir, tiny_checkpoint, tmp_path, capsys
+):
     folder = engine_folder(engine_dir)
     other = tmp_path / 'other'
     other.mkdir()
-    assert main(['verify-engine', str(folder), '--engine-dir', str(other)]) == EXIT_BAD_INPUT
+    words = ['--engine-dir', str(other), '--model', str(tiny_checkpoint)]
+    assert main(['verify-engine', str(folder), *words]) == EXIT_BAD_INPUT
     assert f'{folder.name} is not in {other}' in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """The power goes at every step of a build: no half engine, and no harm to what was there."""
 
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,7 @@ def run_killed_build(tmp_path, checkpoint, engine_dir, step):
     script.write_text(KILLED_BUILD)
     words = [sys.executable, str(script), str(checkpoint), str(engine_dir), *map(str, step)]
     environment = {'PYTHONPATH': ':'.join(sys.path), 'PATH': '/usr/bin:/bin'}
+    environment['XDG_STATE_HOME'] = os.environ['XDG_STATE_HOME']
     return subprocess.run(words, env=environment, capture_output=True, timeout=100, check=False)
 
 

@@ -394,7 +394,7 @@ def test_a_judge_is_asked_once_over_two_runs(words, drivelm_folder, judge_comman
             ['--data', 'nameless.json', '--images', '.'],
             'nameless.json: not DriveLM data: ValueError: the image name foo/bar.jpg holds no',
         ),
-        (['--data', 'number.json', '--images', '.'], '5: not a nuScenes image name'),
+        (['--data', 'number.json', '--images', '.'], "'5': not a nuScenes image name"),
     ],
 )
 def test_bad_input_is_one_clear_line(drivelm_folder, words, reason, capsys, monkeypatch):

@@ -98,7 +98,7 @@ def test_an_answer_without_a_judgement_is_asked_for_again(judge_command, make_ju
         ('    print("very good")\n', "line 1: judge: got 'very good', allowed: one number"),
         ('    print(101)\n', "line 1: judge: got '101'"),
         ('    print(1)\n    break\n', 'got 1 lines for 4 answers, needed: one number per line'),
-        ('    raise SystemExit("no key")\n', 'exit status 1, it said: no key'),
+        ('    raise SystemExit("no key")\n', 'exit status 1, it said: .no key'),
     ],
 )
 def test_a_command_that_does_not_score_is_named(judge_command, make_judge, code, reason):

@@ -24,6 +24,7 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 
 STORE = get_typestore(Stores.ROS2_HUMBLE)
+HOSTILE_TOPIC = '/a \x1b]0;topic\x07'
 LATCHED = Qos(
     QosHistory.KEEP_LAST,
     1,
@@ -83,7 +84,7 @@ def robot_bag(tmp_path):
         for topic, message, profiles in (
             ('/clock', clock, []),
             ('/robot_description', text, [LATCHED]),
-            ('/a topic', text, []),
+            (HOSTILE_TOPIC, text, []),
         ):
             connection = writer.add_connection(
                 topic, message.__msgtype__, typestore=STORE, offered_qos_profiles=profiles
@@ -97,7 +98,7 @@ def robot_bag(tmp_path):
 
 @pytest.mark.parametrize('with_clock', [True, False])
 def test_there_is_one_clock_and_late_readers_get_what_was_latched(
-    node, make_context, robot_bag, with_clock
+    node, make_context, robot_bag, with_clock, capfd
 ) -> None:
     times, texts = [], []
     node.create_subscription(Clock, '/clock', lambda m: times.append(m.clock.sec), 100)
@@ -110,4 +111,7 @@ def test_there_is_one_clock_and_late_readers_get_what_was_latched(
     wait_until(lambda: times and texts)
     assert set(times) == {10**9} if with_clock else {5}
     assert '<robot/>' in texts
+    log = capfd.readouterr().err
+    assert '/a  ]0;topic : ' in log
+    assert '\x1b]' not in log
     player.destroy_node()

@@ -80,7 +80,28 @@ def test_a_list_in_a_list_is_refused_which_rcl_would_join_to_one(ros_domain, tmp
     reason += 'write [a, b] instead of [[a, b]]'
     assert refusal('--params-file', str(path)) == f'{path}: questions{reason}'
     assert refusal('-p', 'stop:=[[a], [b]]') == f'stop{reason}'
-    assert 'nested a thousand deep' in refusal('-p', f'stop:={"[" * 3000}a{"]" * 3000}')
+    assert 'nested 33 deep, allowed: 32' in refusal('-p', f'stop:={"[" * 3000}a{"]" * 3000}')
+
+
+@pytest.mark.attack(
+    'a parameter file of a few kilobytes that the YAML reader of ROS reads for hours',
+    'refused before ROS reads it: nested too deeply, too large or with aliases',
+)
+@pytest.mark.parametrize(
+    ('value', 'reason'),
+    [
+        ('[' * 200_000, 'line 3: got lists or groups nested 33 deep, allowed: 32; write'),
+        ('&a [*a]', r'line 3: got an alias (*), allowed: plain values'),
+        ('#' * (1 << 20), 'got 1048615 bytes, allowed: at most 1048576; name a parameter file'),
+    ],
+    ids=['deep', 'alias', 'large'],
+)
+def test_a_parameter_file_that_is_a_bomb_is_refused_before_rcl_reads_it(
+    ros_domain, tmp_path, value, reason
+):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(f'/**:\n  ros__parameters:\n    questions: {value}')
+    assert refusal('--params-file', str(path)).startswith(f'{path}: {reason}')
 
 
 def test_a_parameter_that_a_file_sets_twice_is_refused(ros_domain, tmp_path):

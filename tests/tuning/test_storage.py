@@ -8,7 +8,7 @@ import sqlite3
 import optuna
 from optuna.exceptions import StorageInternalError
 from p2d_node.errors import BackendUnavailableError
-from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
+from p2d_node.tuning.storage import open_storage, storage_errors
 import pytest
 
 GRACE_PERIOD_S = 60.0
@@ -68,12 +68,13 @@ def test_a_worker_reads_what_others_add_to_a_journal(tmp_path):
         assert [len(first.trials), len(second.trials)] == [count, count]
 
 
-def test_a_damaged_line_of_a_journal_is_named(tmp_path):
+@pytest.mark.parametrize('line', [b'{broken', b'[' * 100_000, b'[1, 2]', b'9' * 5000])
+def test_a_damaged_line_of_a_journal_is_named(tmp_path, line):
     path = tmp_path / 'study.log'
     optuna.create_study(study_name='s', storage=open_storage(str(path)))
-    path.write_bytes(path.read_bytes() + b'{broken\n')
+    path.write_bytes(path.read_bytes() + line + b'\n')
     with pytest.raises(
-        BackendUnavailableError, match=r'the line at byte \d+ is damaged: .*broken.*; remove this'
+        BackendUnavailableError, match=r'the line at byte \d+ is damaged: b.*; remove this line'
     ):
         open_storage(str(path))
 
@@ -106,7 +107,6 @@ def test_a_storage_that_goes_away_is_one_line_without_its_password():
     assert str(caught.value).startswith('storage: postgresql://me:***@host/db: cannot be used')
     assert 'secret' not in str(caught.value)
     assert '\n' not in str(caught.value)
-    assert mask_password('sqlite:///a@b:c.db') == 'sqlite:///a@b:c.db'
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,7 @@ def test_a_storage_that_goes_away_is_one_line_without_its_password():
     [
         'postgresql://127.0.0.1:1/d?user=me&password=SECRET',
         'postgresql://127.0.0.1:1/d?password=hid@SECRET&user=me',
+        'postgresql://me@127.0.0.1:1/d?sslpassword=SECRET',
         'postgresql://me:hid@SECRET@127.0.0.1:1/d',
         'postgresql://me:h@SECRET@SECRET2@127.0.0.1:1/d',
         'postgresql://me:hid/SECRET@127.0.0.1:1/d',
@@ -135,3 +136,18 @@ def test_what_a_database_took_for_its_host_is_not_shown():
         'storage: postgresql://me:***@127.0.0.1:1/d: cannot be used: failed to resolve host '
         "'***@127.0.0.1'"
     )
+
+
+def test_a_password_that_a_database_repeats_as_it_is_meant_is_not_shown():
+    url = 'postgresql://me:hid%2FSECRET@127.0.0.1:1/d'
+    with pytest.raises(BackendUnavailableError) as caught, storage_errors(url):
+        raise StorageInternalError('storage') from OSError('the password "hid/SECRET" is wrong')
+    assert 'the password "***" is wrong' in str(caught.value)
+
+
+def test_a_mistyped_url_does_not_become_a_file_named_by_its_password(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackendUnavailableError, match='got a URL without ://') as caught:
+        open_storage('postgresql:/me:SECRET@host/d')
+    assert 'SECRET' not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from p2d_node.bags.image_files import (
     stamp_ns_of,
 )
 from p2d_node.bags.records import BagImage
-from p2d_node.durable_files import read_json
+from p2d_node.durable_files import read_data
 from p2d_node.errors import format_faults
 
 NEEDED = 'needed: scenes with key_frames and image_paths, or a flat list with "image"'
@@ -36,7 +36,7 @@ def read_drivelm_images(json_path: Path, image_root: Path) -> Iterator[BagImage]
 
 
 def _image_names(json_path: Path) -> list[str]:
-    data = read_json(json_path, parameter='drivelm', next_step='name the file of questions')
+    data = read_data(json_path, parameter='drivelm', next_step='name the file of questions')
     with format_faults(json_path, 'DriveLM data', NEEDED):
         if isinstance(data, dict):
             key_frames = [k for scene in data.values() for k in scene['key_frames'].values()]

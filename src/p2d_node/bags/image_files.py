@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 import re
 from typing import Any
 
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.compressed_images import decode_compressed
-from p2d_node.config import DEFAULT_MAX_IMAGE_SIDE_PX
-from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.config import DEFAULT_MAX_IMAGE_PIXELS
+from p2d_node.durable_files import read_file
+from p2d_node.errors import ConfigError, ImageDecodeError, quote
 from p2d_node.units import MAX_STAMP_NS, NS_PER_US
 
 IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 """The end of a file name: camera, and capture stamp in microseconds since the epoch."""
+
+MAX_IMAGE_BYTES = 8 * DEFAULT_MAX_IMAGE_PIXELS
+"""Of a file: a PNG of 16 bits with alpha has no more bytes, even if it cannot be compressed."""
 
 
 def image_names(images: Any) -> list[str]:
@@ -27,28 +32,59 @@ def image_names(images: Any) -> list[str]:
     elif isinstance(images, dict):
         images = list(images.values())
     elif not isinstance(images, list):
-        raise TypeError(f'image: got {images!r}, allowed: a list of names')
+        raise TypeError(f'image: got {quote(images)}, allowed: a list of names')
     return [str(name).replace('\\', '/') for name in images]
 
 
-def resolve_image(name: str, image_root: Path) -> Path:
-    """Return the path of an image that a file of DriveLM names.
+def sample_name(name: str) -> str:
+    """Return the name of an image below the folder that holds `samples/`.
 
     Args:
-        name: Path with `samples/` in it, relative to any folder.
-        image_root: Folder that holds `samples/`.
+        name: As in a file of DriveLM: relative to any folder, so only the part from `samples` on
+            counts.
 
     Raises:
         ConfigError: Not the name of a nuScenes image.
     """
-    # The files name images relative to different folders; only the part from `samples` on counts.
     parts = Path(name).parts
     if 'samples' in parts:
         parts = parts[parts.index('samples') :]
-    path = image_root.joinpath(*parts)
-    if '..' in parts or IMAGE_NAME.search(path.name) is None:
-        raise ConfigError(f'{name}: not a nuScenes image name (...__<CAMERA>__<microseconds>.jpg)')
+    if not parts or '..' in parts or IMAGE_NAME.search(parts[-1]) is None:
+        raise ConfigError(
+            f'{quote(name)}: not a nuScenes image name (...__<CAMERA>__<microseconds>.jpg)'
+        )
+    return str(Path(*parts))
+
+
+def file_below(root: Path, name: str) -> Path:
+    """Return the path of a file that a data file names; the file may be missing.
+
+    Args:
+        root: Folder that the user named; it may be a symbolic link.
+        name: Relative to `root`.
+
+    Raises:
+        ConfigError: The name leads out of the folder, by itself or through a symbolic link, or to
+            something else than a file.
+    """
+    path = root / name
+    try:
+        place = os.path.realpath(path)
+    except ValueError as err:
+        raise ConfigError(f'{quote(name)}: not a file name: {err}; copy the data again') from err
+    if not Path(place).is_relative_to(os.path.realpath(root)):
+        raise ConfigError(
+            f'{quote(name)}: leads out of {root} to {quote(place)}, allowed: files in this '
+            'folder; if a symbolic link of yours leads there, name the real folder'
+        )
+    if os.path.exists(place) and not os.path.isfile(place):
+        raise ConfigError(f'{quote(str(path))}: not a file; name the folder of the images')
     return path
+
+
+def resolve_image(name: str, image_root: Path) -> Path:
+    """Return the path of an image that a file of DriveLM names; see `file_below`."""
+    return file_below(image_root, sample_name(name))
 
 
 def camera_and_stamp_of(path: Path) -> tuple[str, int]:
@@ -100,14 +136,19 @@ def read_image(
         ConfigError: The file is missing or not an image.
     """
     try:
-        jpeg = path.read_bytes()
-        pixels, _ = decode_compressed(camera, 'jpeg', jpeg, max_side_px=DEFAULT_MAX_IMAGE_SIDE_PX)
+        jpeg = read_file(path, MAX_IMAGE_BYTES)
+        pixels, _ = decode_compressed(camera, 'jpeg', jpeg, max_pixels=DEFAULT_MAX_IMAGE_PIXELS)
     except FileNotFoundError as err:
         raise ConfigError(
             f'{path}: there is no such image; check the root folder of the images'
         ) from err
-    except (ImageDecodeError, OSError) as err:
-        raise ConfigError(f'{path}: not a whole JPEG or PNG file; copy it again') from err
+    except OSError as err:
+        raise ConfigError(f'{path} cannot be read: {err.strerror}; copy it again') from err
+    except ImageDecodeError as err:
+        reason = err.broken[camera].partition(';')[0]  # what follows is about cameras
+        raise ConfigError(
+            f'{path}: not an image that can be used: {reason}; copy it again'
+        ) from err
     height, width, _ = pixels.shape
     return BagImage(
         camera=camera,

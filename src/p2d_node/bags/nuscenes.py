@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from p2d_node.bags.image_files import read_image
+from p2d_node.bags.image_files import file_below, read_image
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.durable_files import read_json
-from p2d_node.errors import ConfigError, format_faults
+from p2d_node.errors import ConfigError, format_faults, quote
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.units import MAX_STAMP_NS, NS_PER_S, NS_PER_US
 
 TABLES = ('scene', 'sample', 'sample_data', 'calibrated_sensor', 'sensor')
 Row = dict[str, Any]
+
+MAX_TABLE_BYTES = 2 << 30
+"""sample_data.json of the whole data set has 1.3 GB."""
 
 EARLIEST_NS = 946_684_800 * NS_PER_S
 """The year 2000: an earlier stamp is in seconds or milliseconds, not in microseconds."""
@@ -51,8 +55,8 @@ def read_nuscenes_images(root: Path, selection: NuscenesSelection) -> Iterator[B
         tables = _read_tables(root, selection.version)
         images = sorted(_select_rows(tables, selection), key=lambda image: _stamp_ns(image[0]))
         for row, camera, sensor in images:
-            path = root / row['filename']
-            if not path.exists():
+            path = file_below(root, row['filename'])
+            if not os.path.exists(path):
                 raise ConfigError(f'{path} is missing; {_advice(root, tables, images, selection)}')
             yield read_image(
                 path,
@@ -69,7 +73,7 @@ def _advice(
     selection: NuscenesSelection,
 ) -> str:
     """Return which option works with a data set that was downloaded only in part."""
-    missing = [row for row, *_ in images if not (root / row['filename']).exists()]
+    missing = [row for row, *_ in images if not os.path.exists(root / row['filename'])]
     if not any(row['is_key_frame'] for row in missing):
         return 'set keyframes_only, which needs no sweeps/'
     if selection.scene:
@@ -87,8 +91,8 @@ def _stamp_ns(row: Row) -> int:
     stamp = row['timestamp']
     if not isinstance(stamp, int) or not EARLIEST_NS <= stamp * NS_PER_US <= MAX_STAMP_NS:
         raise ValueError(
-            f'sample_data.json: timestamp: got {stamp!r}, allowed: whole microseconds since the '
-            'epoch, from 2000 to 2037'
+            f'sample_data.json: timestamp: got {quote(stamp)}, allowed: whole microseconds since '
+            'the epoch, from 2000 to 2037'
         )
     return stamp * NS_PER_US
 
@@ -100,7 +104,7 @@ def _camera_matrix(sensor: Row) -> tuple[float, ...]:
     is_3x3 = len(lines) == 3 and all(len(line) == 3 for line in lines)
     if lines and not (is_3x3 and all(map(math.isfinite, values))):
         raise ValueError(
-            f'calibrated_sensor.json: camera_intrinsic: got {lines!r}, allowed: 3 rows of 3 '
+            f'calibrated_sensor.json: camera_intrinsic: got {quote(lines)}, allowed: 3 rows of 3 '
             'finite numbers, or an empty list'
         )
     return values or UNCALIBRATED
@@ -124,7 +128,8 @@ def _read_tables(root: Path, version: str) -> dict[str, list[Row]]:
         raise ConfigError(
             f'version: got {version!r}, allowed: the name of a folder in {root}, e.g. v1.0-mini'
         )
-    return {name: read_json(root / version / f'{name}.json') for name in TABLES}
+    folder = root / version
+    return {name: read_json(folder / f'{name}.json', max_bytes=MAX_TABLE_BYTES) for name in TABLES}
 
 
 def _select_rows(

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from p2d_node.bags.limited_reader import LimitedReader
+from p2d_node.bags.limits import check_bytes, MAX_MESSAGE_BYTES
 from p2d_node.errors import ConfigError
 from p2d_node.units import MAX_STAMP_NS
 from rosbags.interfaces import Connection, QosDurability
-from rosbags.rosbag2 import Reader
 
 SUFFIXES = ('.mcap', '.db3')
 """Endings of the files of a bag."""
@@ -58,7 +59,7 @@ class BagReader:
         _check_path(bag)
         self._bag = bag
         with _bag_faults(f'{bag} cannot be read', READABLE):
-            self._reader = Reader(bag)
+            self._reader = LimitedReader(bag)
             self._reader.open()
             connections = list(self._reader.connections)
             self.topics = {c.topic: _full_type_name(c.msgtype) for c in connections}
@@ -94,6 +95,7 @@ class BagReader:
                     return
                 connection, log_time_ns, data = item
                 self._check_time(log_time_ns)
+                check_bytes('a message', len(data), MAX_MESSAGE_BYTES)
             yield SerializedMessage(connection.topic, log_time_ns, data)
 
     def _check_time(self, log_time_ns: int) -> None:

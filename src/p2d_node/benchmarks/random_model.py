@@ -8,6 +8,7 @@ from typing import Any
 from p2d_node.benchmarks.model_shape import ModelShape
 from p2d_node.checkpoints.untrained import make_tokenizer
 from p2d_node.errors import ConfigError
+from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.input_sequence import InputSequence
 from p2d_node.language_model.prefix import Prefix
@@ -50,7 +51,7 @@ def build_model(
             model: Any = LlavaOnevisionForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    return LlavaOnevision(model.eval(), tokenizer)
+    return LlavaOnevision(model.eval(), tokenizer, ChatTemplate(tokenizer))
 
 
 def make_prompt(family: LlavaOnevision, num_text_tokens: int, question: str = '') -> Prompt:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 from p2d_node.checkpoints.custom_code import refuse_custom_code
+from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.weight_files import check_files, find_weight_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError, quote
 from p2d_node.views import Mosaic
@@ -16,6 +18,8 @@ UNTRAINED_KEY = 'p2d_untrained'
 
 IMPORTABLE = {'llava_llama': 'drivemm', 'internvl_chat': 'drivelmm-o1'}
 """`model_type` of published driving models to the name of the import that converts them."""
+
+ADAPTER_CONFIG = 'adapter_config.json'
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Check that `folder` holds a checkpoint, without loading weights or knowing its family.
 
     Raises:
-        ConfigError: The folder, its config.json or its weights are missing, it must be imported
-            first, or it asks for Python code.
+        ConfigError: The folder, its config.json or its weights are missing or not in it, it must
+            be imported first, it asks for Python code, or a setting has an absurd size.
     """
     path = Path(os.path.expanduser(folder))  # without an error for a user who does not exist
     if not os.path.isdir(path):  # without an error for a name that is too long
@@ -57,8 +61,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f'model: got {quote(str(folder))}, which is not a folder; allowed: a checkpoint '
             'folder in Hugging Face format, or p2d-mini, which ships'
         )
+    check_files(path)
     config = read_json_object(
-        path / 'config.json', parameter='model', next_step='copy the whole checkpoint folder'
+        path / 'config.json',
+        parameter='model',
+        next_step='copy the whole checkpoint folder',
     )
     model_type = str(config.get('model_type'))
     if model_type in IMPORTABLE:
@@ -66,12 +73,14 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f"model: {path} is in its authors' format ({model_type}); convert it with: "
             f'p2d import-checkpoint --from {IMPORTABLE[model_type]} {path} --out FOLDER'
         )
-    refuse_custom_code(path)
-    if not any(path.glob('*.safetensors')):
+    find_weight_files(path)
+    if (path / ADAPTER_CONFIG).exists():
         raise ConfigError(
-            f'model: {path} has no weights: no *.safetensors file in it; copy the checkpoint '
-            'again (pickled .bin weights are never loaded)'
+            f'model: {path} holds an adapter ({ADAPTER_CONFIG}), which names other weights; merge '
+            'the adapter into its model'
         )
+    refuse_custom_code(path)
+    check_limits(path)
     return Checkpoint(
         path,
         model_type,

@@ -7,11 +7,9 @@ from pathlib import Path
 import re
 from typing import Any
 
+from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
 from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError, quote
-
-MAX_SETTINGS_BYTES = 16 << 20
-"""Larger JSON files are vocabularies, which hold no settings."""
 
 CODE_KEYS = ('auto_map', 'custom_pipelines')
 """Keys that name classes in Python files of the folder or of a repository."""
@@ -30,7 +28,7 @@ def refuse_custom_code(folder: Path) -> None:
         ConfigError: A setting that asks for code; the message names it.
     """
     for path in sorted(folder.glob('*.json')):
-        if not path.is_file() or path.stat().st_size > MAX_SETTINGS_BYTES:
+        if path.name == TOKENIZER_FILE:  # a vocabulary, read by a library that runs no code
             continue
         for key, value in _settings(read_json(path, parameter='model')):
             if _asks_for_code(key, value):

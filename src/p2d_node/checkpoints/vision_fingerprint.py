@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError
 
@@ -40,35 +41,13 @@ def hash_vision_weights(folder: Path, vision_keys: Sequence[str]) -> str:
     config = read_json_object(folder / 'config.json', parameter='model')
     facts = {key: value for key, value in config.items() if key not in NOT_VISION}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    tensors = {}
-    for path in sorted(folder.glob('*.safetensors')):
-        for name, entry in _read_header(path).items():
-            if any(key in name for key in vision_keys):
-                tensors[name] = (path, entry)
-    for name, (path, entry) in sorted(tensors.items()):
-        digest.update(json.dumps([name, entry['dtype'], entry['shape']]).encode())
-        with path.open('rb') as file:
-            _update(digest, file, *entry['span'])
+    for name, tensor in sorted(read_tensors(folder).items()):
+        if not any(key in name for key in vision_keys):
+            continue
+        digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+        with tensor.path.open('rb') as file:
+            _update(digest, file, tensor.first, tensor.last)
     return digest.hexdigest()
-
-
-def _read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Return name to dtype, shape and `span`, the bytes in the file, of every tensor."""
-    try:
-        with path.open('rb') as file:
-            size = int.from_bytes(file.read(8), 'little')
-            if not 0 < size < path.stat().st_size:
-                raise ValueError(f'a header of {size} bytes in a file of {path.stat().st_size}')
-            header = json.loads(file.read(size))
-        header.pop('__metadata__', None)
-        for entry in header.values():
-            first, last = entry['data_offsets']
-            entry['span'] = (8 + size + first, 8 + size + last)
-    except (OSError, ValueError, KeyError, AttributeError) as err:
-        raise ConfigError(
-            f'model: {path}: not a complete safetensors file: {err}; copy the checkpoint again'
-        ) from err
-    return dict(header)
 
 
 def _update(digest: Any, file: BinaryIO, first: int, last: int) -> None:

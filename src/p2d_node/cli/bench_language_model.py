@@ -13,9 +13,9 @@ from p2d_node.benchmarks.prefill import run_prefill_benchmark
 from p2d_node.benchmarks.questions import run_question_benchmark
 from p2d_node.checkpoints.devices import choose_device
 from p2d_node.cli.bench_table import print_figures
+from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.verbs.bench import ModelOptions, PrefillOptions, QuestionsOptions
 from p2d_node.errors import ConfigError
-from rich.console import Console
 from rich.progress import Progress
 import torch
 
@@ -71,7 +71,7 @@ def _model_plan(options: ModelOptions, shape: ModelShape) -> dict[str, Any]:
 def _follow(steps: Iterator[str | dict[str, Any]], num_steps: int) -> dict[str, Any]:
     """Show progress while `steps` names what it has done; returns the report that comes last."""
     report: dict[str, Any] = {}
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=InertConsole(stderr=True)) as progress:
         task = progress.add_task('measuring', total=num_steps)
         for step in steps:
             if isinstance(step, dict):

@@ -13,8 +13,8 @@ from p2d_node.benchmarks.selection import (
 )
 from p2d_node.checkpoints.devices import choose_device
 from p2d_node.cli.bench_table import print_figures
+from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.verbs.bench import SelectOptions
-from rich.console import Console
 from rich.progress import track
 import torch
 
@@ -37,7 +37,7 @@ def run(options: SelectOptions) -> int:
         run_selection_benchmark(plan),
         description='measuring',
         total=plan.num_cases,
-        console=Console(stderr=True),
+        console=InertConsole(stderr=True),
     )
     report = benchmark_report(plan, timings := list(cases))
     if options.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from p2d_node.cli.screen import InertConsole
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -22,7 +22,7 @@ def print_figures(
         title: Text above the table.
         caption: Text below the table.
     """
-    console = Console()
+    console = InertConsole()
     table = Table(title=title, caption=caption)
     for heading in headings:
         table.add_column(heading, justify='right', no_wrap=True)

@@ -18,6 +18,7 @@ from p2d_node.cli.demo_report import (
     write_picture,
     write_story,
 )
+from p2d_node.cli.screen import say
 from p2d_node.cli.verbs.node import DemoOptions
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.durable_files import write_faults
@@ -46,7 +47,7 @@ def run(options: DemoOptions) -> int:
     _prepare_output(options.out)
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch  # needs ROS
 
-    print(f'cameras: {drive.title}')
+    say(f'cameras: {drive.title}')
     isolate()
     with tempfile.TemporaryDirectory(prefix='p2d-demo-') as folder:
         bag = Path(folder) / 'bag'
@@ -59,7 +60,7 @@ def run(options: DemoOptions) -> int:
         warning = DRAWN_ONLY
     _report(options.out, watcher, drive, num_sweeps, warning)
     if untrained:
-        print('The model is untrained (random weights): its answers are random words.')
+        say('The model is untrained (random weights): its answers are random words.')
     return 0 if played else 1
 
 
@@ -126,10 +127,10 @@ def _report(
         write_picture(watcher.picture, out / 'kept_tokens.png')
     if drive.references:
         print_references(answers, drive.references)
-    print(f'{len(answers)} answers about {len(timings)} of {num_sweeps} sweeps: {out}/')
+    say(f'{len(answers)} answers about {len(timings)} of {num_sweeps} sweeps: {out}/')
     lines = (out / LOG_FILE).read_text(encoding='utf-8', errors='replace').splitlines()
     dropped = [line for line in lines if 'sweep dropped: ' in line]
     if len(timings) < num_sweeps and dropped:
-        print(f'{dropped[-1].partition("]: ")[2]} ({out / LOG_FILE})')
+        say(f'{dropped[-1].partition("]: ")[2]} ({out / LOG_FILE})')
     if warning:
-        print(warning)
+        say(warning)

@@ -13,10 +13,11 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.table import stamp_text, to_dict
+from p2d_node.errors import one_line
 from p2d_node.records import StageTimes
 from p2d_node.units import NS_PER_S
-from rich.console import Console
 from rich.table import Table
 
 STORY_COLUMNS = 4
@@ -57,7 +58,7 @@ def print_references(answers: Sequence[Any], references: References) -> None:
         reference = references.get((_stamp_ns(answer), answer.question), '')
         stamp = stamp_text(answer.header.stamp)
         table.add_row(stamp, answer.question, answer.answer, reference)
-    Console().print(table)
+    InertConsole().print(table)
 
 
 def write_picture(image: Any, path: Path) -> None:
@@ -79,7 +80,7 @@ def write_story(
     Args:
         pictures: Capture stamp, nanoseconds, to JPEG.
         answers: p2d_msgs/DrivingAnswer of all sweeps.
-        path: PNG to write; not written if there is no answer.
+        path: PNG to write; not written if no answer is about a picture.
         references: Reference answers, drawn below the model's.
         warning: Drawn above all; empty: none.
     """
@@ -93,6 +94,8 @@ def write_story(
         for stamp in sorted(last)
         if stamp in pictures
     ]
+    if not panels:
+        return
     while len(panels) % STORY_COLUMNS:
         panels.append(np.zeros_like(panels[0]))
     rows = [panels[i : i + STORY_COLUMNS] for i in range(0, len(panels), STORY_COLUMNS)]
@@ -152,7 +155,8 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
     first_ns = _stamp_ns(timings[0]) if timings else 0
     seconds = [f'{(_stamp_ns(timing) - first_ns) / NS_PER_S:.1f}' for timing in timings]
     axes.set_xticks(positions, seconds)
-    axes.set(xlabel='capture, seconds from the first sweep', ylabel='ms', title=title)
+    axes.set(xlabel='capture, seconds from the first sweep', ylabel='ms')
+    axes.set_title(one_line(title), parse_math=False)
     # From top to bottom, as the bars are stacked.
     axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), reverse=True)
     figure.savefig(path, dpi=110)

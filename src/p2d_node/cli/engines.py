@@ -14,6 +14,7 @@ from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.devices import choose_device
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.parameter_file import read_drive_config
+from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.verbs.engines import (
     BuildOptions,
     CleanOptions,
@@ -27,8 +28,8 @@ from p2d_node.config import SHIPPED_MODEL
 from p2d_node.engine_build.build import build_engine
 from p2d_node.engine_build.build_plan import BuildPlan, choose_backend, DEFAULT_PRECISION
 from p2d_node.engine_build.cleaning import clean_engines
-from p2d_node.engine_build.export import ExportPlan
 from p2d_node.engine_build.export_folder import BuiltEngine, export_model
+from p2d_node.engine_build.export_plan import ExportPlan
 from p2d_node.engine_build.inspection import inspect_engine, Inspection, unverified_engines
 from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import ConfigError
@@ -40,10 +41,10 @@ from p2d_node.vision_encoder.engine_store import (
     EngineRequest,
     list_all_engines,
     resolve_engine_dir,
+    verify_command,
 )
 from p2d_node.vision_encoder.manifest import MANIFEST_FILE
 from p2d_node.vision_encoder.tensorrt_api import BuildOptions as TensorrtOptions
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 import torch
@@ -92,15 +93,20 @@ def run_verify(options: VerifyOptions) -> int:
     _check_folders(folders)
     if not folders and not engine_dir.is_dir():
         raise ConfigError(f'engine_dir: got {engine_dir}, allowed: a folder with engines')
-    folders = folders or unverified_engines(engine_dir, device)
-    if not folders:
-        return _report_unverifiable(engine_dir, device, as_json=options.json)
-    results = {}
-    for folder in folders:
-        results[str(folder)] = verification = verify_engine(engine_dir, folder, device)
-        if not options.json:
-            verdict = 'passed' if verification.passed else 'FAILED'
-            print(f'{verdict}: {folder}\n  {verification.summary}')
+    with model_folder(options.model or SHIPPED_MODEL) as model:
+        checkpoint = open_checkpoint(model)
+        name = checkpoint.folder.name
+        folders = folders or unverified_engines(engine_dir, name, device)
+        if not folders:
+            return _report_unverifiable(engine_dir, name, device, as_json=options.json)
+        results = {}
+        for folder in folders:
+            verification = verify_engine(engine_dir, folder, checkpoint, device)
+            results[str(folder)] = verification
+            if not options.json:
+                verdict = 'passed' if verification.passed else 'FAILED'
+                say(f'{verdict}: {folder}')
+                say(f'  {verification.summary}')
     if options.json:
         print(json.dumps({name: asdict(result) for name, result in results.items()}, indent=2))
     return 0 if all(result.passed for result in results.values()) else EXIT_DOES_NOT_FIT
@@ -116,16 +122,19 @@ def _check_folders(folders: Sequence[Path]) -> None:
             )
 
 
-def _report_unverifiable(engine_dir: Path, device: torch.device, *, as_json: bool) -> int:
+def _report_unverifiable(
+    engine_dir: Path, model_name: str, device: torch.device, *, as_json: bool
+) -> int:
     """Say what to do about the engines that cannot be verified here; returns the exit code."""
     inspections = [inspect_engine(engine_dir, f, device) for f in list_all_engines(engine_dir)]
     unfit = [inspection for inspection in inspections if not inspection.fits]
     if as_json:
-        print('{}')
+        print(json.dumps({}))
     elif not unfit:
-        print(f'{engine_dir}: no engine to verify')
+        say(f'{engine_dir}: no engine of {model_name} to verify')
     for inspection in unfit if not as_json else ():
-        print(f'not verified: {inspection.folder}\n  {_next_step(inspection)}')
+        say(f'not verified: {inspection.folder}')
+        say(f'  {_next_step(inspection)}')
     return EXIT_DOES_NOT_FIT if any(not i.fix_machine for i in unfit) else 0
 
 
@@ -163,9 +172,9 @@ def run_clean(options: CleanOptions) -> int:
         print(json.dumps([str(folder) for folder in removed], indent=2))
         return 0
     for folder in removed:
-        print(f'{"would remove" if options.dry_run else "removed"}: {folder}')
+        say(f'{"would remove" if options.dry_run else "removed"}: {folder}')
     if not removed:
-        print(f'{engine_dir}: nothing to remove')
+        say(f'{engine_dir}: nothing to remove')
     return 0
 
 
@@ -210,7 +219,7 @@ def _request(model: str) -> Any:
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback that shows a bar per phase on stderr; in a log, a line per phase."""
-    console = Console(stderr=True)
+    console = InertConsole(stderr=True)
     columns = (SpinnerColumn(), TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
     silent = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=silent) as bars:
@@ -235,11 +244,14 @@ def _report_built(options: ModelOptions, built: BuiltEngine, verb: str) -> None:
         content = {**built.manifest.to_json(), 'folder': str(built.folder), 'verification': proof}
         print(json.dumps(content, indent=2))
         return
-    print(f'{verb}: {built.folder}')
+    say(f'{verb}: {built.folder}')
     if verification is not None:
-        print(f'  compared with torch: {verification.summary}')
+        say(f'  compared with torch: {verification.summary}')
     elif verb == 'built':
-        print(f'  not verified; on the vehicle run: p2d verify-engine {built.folder}')
+        say(
+            f'  not verified; on the vehicle run: '
+            f'{verify_command(built.folder, options.model or SHIPPED_MODEL)}'
+        )
 
 
 def _inspection_json(inspection: Inspection) -> dict[str, Any]:
@@ -258,6 +270,7 @@ def _print_inspection(inspection: Inspection) -> None:
         table.add_column(heading, overflow='fold')
     for check in inspection.checks:
         table.add_row(check.what, check.in_engine, check.here, 'yes' if check.fits else 'NO')
-    Console().print(table)
+    InertConsole().print(table)
     if inspection.fix_command:
-        print(f'{_next_step(inspection)}\n')
+        say(_next_step(inspection))
+        say('')

@@ -73,9 +73,9 @@ def _score(
     predictions: Mapping[str, str],
     judge: Judge | None,
 ) -> dict[str, Any]:
+    from p2d_node.cli.screen import InertConsole
     from p2d_node.evaluation.judge import CachedJudge, KEPT_FIELDS
     from p2d_node.evaluation.record_file import RecordFile
-    from rich.console import Console
     from rich.progress import Progress
 
     if judge is None:
@@ -83,7 +83,7 @@ def _score(
         return {**scores, 'judgements': None}
     with (
         RecordFile(options.out / 'judgements.jsonl', {'holds': 'judgements'}, KEPT_FIELDS) as kept,
-        Progress(console=Console(stderr=True)) as bars,
+        Progress(console=InertConsole(stderr=True)) as bars,
     ):
         task = bars.add_task('judgements', total=None)
 
@@ -105,21 +105,31 @@ def _limited(questions: Sequence[Any], limit: int | None) -> Sequence[Any]:
 
 
 def _make_judge(options: EvaluateOptions) -> Judge | None:
+    from p2d_node.cli.screen import say
     from p2d_node.evaluation.chat_judge import ChatJudge
     from p2d_node.evaluation.command_judge import CommandJudge
 
+    # No other program that this one starts gets the key.
+    key = os.environ.pop(API_KEY_VARIABLE, '')
     if options.judge_command is not None:
         return CommandJudge(options.judge_command)
-    if options.judge_url is not None:
-        return ChatJudge(
-            options.judge_url, options.judge_model, _api_key(), options.judge_parallel
+    if options.judge_url is None:
+        return None
+    judge = ChatJudge(
+        options.judge_url, options.judge_model, _checked_key(key), options.judge_parallel
+    )
+    if judge.exposes_secret:
+        say(
+            f'p2d evaluate: --judge-url: {judge.url} gets its key or password unencrypted over '
+            'the network; use https://',
+            error=True,
         )
-    return None
+    return judge
 
 
-def _api_key() -> str:
-    """Return the key from the environment, without a line end that came from a file."""
-    key = os.environ.get(API_KEY_VARIABLE, '').strip()
+def _checked_key(key: str) -> str:
+    """Return a key without a line end that came from a file."""
+    key = key.strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
             f'{API_KEY_VARIABLE}: got a character that no key has, allowed: printable ASCII; copy '
@@ -172,12 +182,12 @@ def _write_submission(
 def _answer_the_rest(
     job: AnswerJob, left: Sequence[Keyframe], answers: RecordFile, num_questions: int
 ) -> None:
-    from rich.console import Console
+    from p2d_node.cli.screen import InertConsole
     from rich.progress import Progress
 
     num_left = sum(len(keyframe.questions) for keyframe in left)
     answer = _choose_answer(job)
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    with Progress(console=InertConsole(stderr=True), transient=True) as bars:
         task = bars.add_task('questions', total=num_questions, completed=num_questions - num_left)
         for count in answer(job, left, answers):
             bars.advance(task, count)
@@ -283,7 +293,7 @@ def _print(options: EvaluateOptions, report: dict[str, Any]) -> None:
     if options.json:
         print(json.dumps(report, indent=2))
         return
-    from rich.console import Console
+    from p2d_node.cli.screen import InertConsole
     from rich.table import Table
 
     table = Table(title=str(options.data))
@@ -292,7 +302,7 @@ def _print(options: EvaluateOptions, report: dict[str, Any]) -> None:
     notes = report.pop('notes')
     for name, value in _flatten(report):
         table.add_row(name, 'absent' if value is None else _text(value))
-    console = Console()
+    console = InertConsole()
     console.print(table)
     for note in notes:
         console.print(f'- {note}.', highlight=False)

@@ -10,9 +10,9 @@ import json
 from p2d_node.checkpoints.importing import drivelmm_o1, drivemm
 from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.checkpoints.importing.plan import ImportPlan
+from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.verbs.import_checkpoint import DRIVELMM_O1, ImportOptions
 from p2d_node.errors import ConfigError
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -33,12 +33,12 @@ def run(options: ImportOptions) -> int:
     if options.json:
         print(json.dumps({**asdict(imported), 'folder': str(imported.folder)}, indent=2))
         return 0
-    print(
+    say(
         f'imported: {imported.folder} ({imported.model_type}, {imported.num_weights} weights, '
         f'{imported.num_bytes / 1e9:.2f} GB, 0 missing, 0 unexpected)'
     )
     for note in imported.notes:
-        print(f'  {note}')
+        say(f'  {note}')
     return 0
 
 
@@ -51,7 +51,7 @@ def _plan(options: ImportOptions) -> ImportPlan:
 @contextmanager
 def _progress_bar(kind: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that shows the bytes written so far on stderr, where that is a terminal."""
-    console = Console(stderr=True)
+    console = InertConsole(stderr=True)
     columns = (
         TextColumn('{task.description}'),
         BarColumn(),

@@ -9,17 +9,17 @@ from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.bags.records import BagImage
 from p2d_node.bags.writing import write_bag
+from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.cli.verbs.bags import MakeBagOptions
 from p2d_node.errors import ConfigError
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 def run(options: MakeBagOptions) -> int:
     """Write the bag and report its contents; returns the exit code."""
     columns = (SpinnerColumn(), TextColumn('{task.completed} images'), TimeElapsedColumn())
-    console = Console(stderr=True)
+    console = InertConsole(stderr=True)
     silent = options.json or not console.is_terminal
     with Progress(*columns, transient=True, console=console, disable=silent) as progress:
         task = progress.add_task('write', total=None)
@@ -33,11 +33,10 @@ def run(options: MakeBagOptions) -> int:
             counted(), options.bag, storage=options.storage, encoding=options.encoding
         )
     result = {'bag': str(options.bag), 'images': count, 'storage': options.storage}
-    print(
-        json.dumps(result)
-        if options.json
-        else f'{options.bag}: {count} images ({options.storage})'
-    )
+    if options.json:
+        print(json.dumps(result))
+    else:
+        say(f'{options.bag}: {count} images ({options.storage})')
     return 0
 
 

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from p2d_node.bags.reading import BagReader
+from p2d_node.cli.screen import say
 from p2d_node.cli.table import LiveTable, REFRESH_S
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.conversions import to_nanoseconds
@@ -38,7 +39,7 @@ def isolate() -> None:
     """Limit discovery to this machine, in a ROS domain of its own unless one is set."""
     os.environ.setdefault('ROS_DOMAIN_ID', str(DOMAINS[os.getpid() % len(DOMAINS)]))
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    print(f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} (set it to use rqt or ros2 topic)')
+    say(f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} (set it to use rqt or ros2 topic)')
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from typing import Any
 
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.config_parameters import CAMERA_NAMES, config_from_parameters
+from p2d_node.durable_files import read_file
 from p2d_node.errors import ConfigError, quote
 from p2d_node.parameter_yaml import check_parameter_yaml
-from p2d_node.retention_presets import read_yaml, tuned_ratios
+from p2d_node.retention_presets import tuned_ratios
+from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 
 NODE_NAMES = ('p2d', '**', '*')
 """Sections of a parameter file that apply to the drive node."""
@@ -64,8 +66,9 @@ def camera_names_in(path: Path | None) -> list[str] | None:
 
 def _read_values(path: Path) -> dict[str, Any]:
     try:
-        check_parameter_yaml(path.read_bytes(), f'params_file: {path}')
-        content = read_yaml(path)
+        text = read_file(path, MAX_YAML_BYTES)
+        check_parameter_yaml(text, f'params_file: {path}')
+        content = parse_yaml(text)
     except FileNotFoundError as err:
         raise ConfigError(f'params_file: {path} is missing; name a parameter file') from err
     except OSError as err:

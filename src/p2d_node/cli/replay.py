@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 
+from p2d_node.cli.screen import say
 from p2d_node.cli.verbs.bags import ReplayOptions
 from p2d_node.ros.playback import play_bag
 from p2d_node.ros.replay import ReplayOptions as PlaybackOptions
@@ -17,9 +17,9 @@ def run(options: ReplayOptions) -> int:
     )
     result = play_bag(options.bag, playback, duration_s=options.duration_s)
     if not result.all_subscribed:
-        print('p2d replay: not every image topic has a subscriber', file=sys.stderr)
+        say('p2d replay: not every image topic has a subscriber', error=True)
     if options.json:
         print(json.dumps({'bag': str(options.bag), 'messages': result.num_published}))
     else:
-        print(f'{options.bag}: {result.num_published} messages published')
+        say(f'{options.bag}: {result.num_published} messages published')
     return 0

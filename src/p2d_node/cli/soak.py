@@ -17,6 +17,7 @@ from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.node_process import drive_node, isolate
+from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.cli.verbs.soak import SoakOptions
 from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
@@ -32,7 +33,6 @@ from p2d_node.soak.report import SoakResult, write_timeline
 from p2d_node.soak.schedule import FaultResult, Schedule
 import rclpy
 from rclpy.node import Node
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -161,11 +161,13 @@ def _line(fault: FaultResult) -> str:
 
 def _progress() -> Progress:
     texts = ('{task.fields[counts]}', '{task.description}')
-    return Progress(TimeElapsedColumn(), *map(TextColumn, texts), console=Console(stderr=True))
+    return Progress(
+        TimeElapsedColumn(), *map(TextColumn, texts), console=InertConsole(stderr=True)
+    )
 
 
 def _print_report(options: SoakOptions, result: SoakResult) -> None:
-    console = Console()
+    console = InertConsole()
     faults = Table(title='faults', title_justify='left')
     for heading in ('fault', 'times', 'shown (s)', 'recovery (s)', 'gone (s)'):
         faults.add_column(heading, justify='left' if heading == 'fault' else 'right')
@@ -188,7 +190,7 @@ def _print_report(options: SoakOptions, result: SoakResult) -> None:
             criterion.what, criterion.value, criterion.limit, 'yes' if criterion.holds else 'NO'
         )
     console.print(criteria)
-    print(f'{options.out / REPORT_FILE}, {options.out / PICTURE_FILE}, {options.out / LOG_FILE}')
+    say(f'{options.out / REPORT_FILE}, {options.out / PICTURE_FILE}, {options.out / LOG_FILE}')
 
 
 def _worst(values: list[float | None]) -> str:

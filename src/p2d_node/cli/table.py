@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import json
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.cli.screen import InertConsole, say
+from p2d_node.errors import one_line
 from p2d_node.units import NS_PER_S
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +35,9 @@ PROBLEMS_SHOWN = 4
 HEAD_LINES = 3
 """Title, column titles and rule of a table."""
 
+MAX_CELL_CHARACTERS = 1000
+"""More than a terminal has columns: a longer text would only cost time."""
+
 REFRESH_S = 0.25
 """Time between two updates of the table."""
 
@@ -44,7 +49,7 @@ class LiveTable:
         """Show what `watcher` has received."""
         self._watcher = watcher
         self._json_lines = json_lines
-        console = Console()
+        console = InertConsole()
         self._live = Live(console=console) if console.is_terminal and not json_lines else None
         self._num_printed = 0
 
@@ -66,8 +71,7 @@ class LiveTable:
             self._live.update(render(answers, watcher.timings, watcher.problems, height))
             return
         for message in answers[self._num_printed :]:
-            text = json.dumps(to_dict(message)) if self._json_lines else answer_line(message)
-            print(text, flush=True)
+            say(json.dumps(to_dict(message)) if self._json_lines else answer_line(message))
         self._num_printed = len(answers)
 
 
@@ -93,7 +97,7 @@ def render(
     num_answers = height - 1 - len(shown) - num_times - 2 * HEAD_LINES
     first_ns = _stamp_ns(timings[0]) if timings else 0
     return Group(
-        *(Text(line, 'yellow', no_wrap=True, overflow='ellipsis') for line in shown),
+        *(Text(_cell(line), 'yellow', no_wrap=True, overflow='ellipsis') for line in shown),
         _times(timings[: -num_times - 1 : -1], first_ns),
         _answers(answers[: -max(1, num_answers) - 1 : -1], first_ns),
     )
@@ -127,7 +131,8 @@ def _seconds(message: Any, first_ns: int) -> str:
 
 
 def _table(title: str) -> Table:
-    table = Table(title=title, expand=True, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    shown = Text(_cell(title), 'table.title', justify='center', no_wrap=True, overflow='ellipsis')
+    table = Table(title=shown, expand=True, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column('s', justify='right', no_wrap=True)
     return table
 
@@ -140,8 +145,13 @@ def _answers(answers: Sequence[Any], first_ns: int) -> Table:
     table.add_column('kept', justify='right', no_wrap=True)
     for message in answers:
         kept = f'{sum(message.tokens_kept)}/{sum(message.tokens_total)}'
-        table.add_row(_seconds(message, first_ns), message.question, _marked(message), kept)
+        texts = (_cell(message.question), _cell(_marked(message)))
+        table.add_row(_seconds(message, first_ns), *texts, kept)
     return table
+
+
+def _cell(text: str) -> str:
+    return one_line(text[:MAX_CELL_CHARACTERS])
 
 
 def _times(timings: Sequence[Any], first_ns: int) -> Table:

@@ -161,7 +161,7 @@ def _read_held_out(options: TuneOptions, study: TuningOptions) -> QuestionSet | 
 
 
 def _progress() -> Progress:
-    from rich.console import Console
+    from p2d_node.cli.screen import InertConsole
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -171,7 +171,7 @@ def _progress() -> Progress:
     )
 
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+    return Progress(*columns, TimeElapsedColumn(), console=InertConsole(stderr=True))
 
 
 def _prepare(

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from p2d_node.cli.screen import InertConsole
 from p2d_node.retention_presets import find_preset
 from p2d_node.tuning.comparison import Comparison, UNDECIDED
 from p2d_node.tuning.results import MethodResult, TrialResult
 from p2d_node.tuning.retention_file import utc_now
 from p2d_node.tuning.session import TuningSession
-from rich.console import Console
 from rich.table import Table
 
 
@@ -125,7 +125,7 @@ def _is_default(found: SearchOutcome, files: Mapping[str, Path]) -> bool:
 
 def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
     """Print tables of each method's best trial and of the comparison."""
-    console = Console()
+    console = InertConsole()
     console.print(*_method_tables(found))
     if found.comparison is not None:
         console.print(_comparison_table(found.comparison))

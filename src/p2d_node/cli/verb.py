@@ -18,7 +18,8 @@ from p2d_node.cli.options import (
     Options,
     with_flags,
 )
-from p2d_node.errors import BackendUnavailableError, P2dError
+from p2d_node.errors import BackendUnavailableError, one_line, P2dError
+from p2d_node.evaluation.url_secrets import mask_secrets
 
 EXIT_BAD_INPUT = 2
 HELP_WIDTH = 79
@@ -124,7 +125,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
-        text = message.removeprefix('argument ')
+        text = mask_secrets(one_line(message.removeprefix('argument ')))
         self.exit(EXIT_BAD_INPUT, f'{self.prog}: {text}; see {self.prog} --help\n')
 
 

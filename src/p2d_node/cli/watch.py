@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 
+from p2d_node.cli.screen import say
 from p2d_node.cli.table import LiveTable, REFRESH_S
 from p2d_node.cli.verbs.node import WatchOptions
 from p2d_node.errors import ConfigError
@@ -27,10 +27,10 @@ def run(options: WatchOptions) -> int:
                 time.sleep(REFRESH_S)
         if not watcher.answers:
             domain = os.environ.get('ROS_DOMAIN_ID', '0')
-            print(
+            say(
                 f'p2d watch: no answer from {options.node} so far; is it active, and is its '
                 f'ROS_DOMAIN_ID {domain}?',
-                file=sys.stderr,
+                error=True,
             )
     return 0
 

@@ -22,9 +22,10 @@ from p2d_node.engine_build.export_folder import (
     make_key,
     utc_now,
 )
-from p2d_node.engine_build.verify import require_faithful, Verification, write_verification
+from p2d_node.engine_build.verify import record_verification, require_faithful, Verification
 from p2d_node.errors import EngineMismatchError
-from p2d_node.vision_encoder.engine_checks import check_place, hash_file
+from p2d_node.vision_encoder.engine_checks import check_place
+from p2d_node.vision_encoder.engine_files import hash_file
 from p2d_node.vision_encoder.engine_store import list_engines
 from p2d_node.vision_encoder.machine import Machine, runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import (
@@ -78,7 +79,7 @@ def build_engine(
             )
             write_json(folder / MANIFEST_FILE, manifest.to_json())
             progress('hash', 1, 1)
-            verification = _verify_here(folder, manifest, machine, device, progress)
+            verification = _verify_here(plan, folder, manifest, device, progress)
             progress('publish', 0, 1)
             final = publish(folder, folder.with_name(manifest.key))
             progress('publish', 1, 1)
@@ -138,20 +139,25 @@ def _newest_timing_cache(plan: BuildPlan, engine_dir: Path, version: str) -> byt
 
 
 def _verify_here(
+    plan: BuildPlan,
     folder: Path,
     manifest: EngineManifest,
-    machine: Machine,
     device: torch.device,
     progress: Progress,
 ) -> Verification | None:
     """Verify the engine if this machine can run it; else it is verified on its target."""
-    capabilities = manifest.compute_capabilities
+    capabilities, machine = manifest.compute_capabilities, this_machine(device)
     if capabilities and machine.compute_capability not in capabilities:
         return None
     progress('verify', 0, 1)
     verification = require_faithful(
-        folder, manifest, manifest.backend, device, next_step='precision bf16 or fp32'
+        folder,
+        manifest,
+        plan.export,
+        manifest.backend,
+        device,
+        next_step='precision bf16 or fp32',
     )
-    write_verification(folder, manifest, machine, verification)
+    record_verification(manifest, machine, verification)
     progress('verify', 1, 1)
     return verification

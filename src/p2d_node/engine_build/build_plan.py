@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from p2d_node.engine_build.export import ExportPlan
+from p2d_node.engine_build.export_plan import ExportPlan
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.vision_encoder.machine import Machine, runtime_version
 from p2d_node.vision_encoder.tensorrt_api import BuildOptions, TensorrtApi

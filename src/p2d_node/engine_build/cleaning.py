@@ -18,6 +18,7 @@ from p2d_node.engine_build.engine_folders import (
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import read_manifest
+from p2d_node.vision_encoder.verifications import remove_record
 from p2d_node.whole_folders import MARKER_FILE
 
 
@@ -69,6 +70,7 @@ def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
+    remove_record(read_manifest(folder))
     # Renamed first: if the process is killed now, nothing loads half an engine.
     (folder / MARKER_FILE).touch()
     unfinished = folder.with_name(f'{UNFINISHED_PREFIX}{folder.name}')

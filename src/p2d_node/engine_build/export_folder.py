@@ -16,12 +16,14 @@ from typing import Any
 from p2d_node import __version__
 from p2d_node.durable_files import write_json
 from p2d_node.engine_build.engine_folders import engine_lock, new_engine_folder
-from p2d_node.engine_build.export import export_onnx, ExportPlan
-from p2d_node.engine_build.verify import require_faithful, THRESHOLDS, Verification
+from p2d_node.engine_build.export import export_onnx
+from p2d_node.engine_build.export_plan import ExportPlan
+from p2d_node.engine_build.verify import require_faithful, Verification
 from p2d_node.errors import EngineMismatchError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import FRAMES
-from p2d_node.vision_encoder.engine_checks import check_artefacts, check_place, hash_file
+from p2d_node.vision_encoder.engine_checks import check_place
+from p2d_node.vision_encoder.engine_files import check_artefacts, hash_file
 from p2d_node.vision_encoder.engine_store import EXPORT, list_engines
 from p2d_node.vision_encoder.manifest import (
     Artefact,
@@ -86,7 +88,7 @@ def find_or_export(plan: ExportPlan, engine_dir: Path, progress: Progress) -> Bu
             return found
     with new_engine_folder(engine_dir / plan.checkpoint.folder.name) as folder:
         manifest = _write_export(plan, folder, fields, progress)
-        verification = _check_export(folder, manifest, progress)
+        verification = _check_export(plan, folder, manifest, progress)
         final = publish(folder, folder.with_name(manifest.key))
     return BuiltEngine(final, manifest, verification)
 
@@ -131,7 +133,6 @@ def _write_export(
     progress('export', 0, 1)
     num_tokens, hidden_size = export_onnx(plan, folder)
     progress('export', 1, 1)
-    min_cosine, max_relative_difference = THRESHOLDS[plan.precision]
     manifest = EngineManifest(
         key=make_key(EXPORT, plan),
         backend=EXPORT,
@@ -139,8 +140,6 @@ def _write_export(
         num_tokens=num_tokens,
         hidden_size=hidden_size,
         built_at=utc_now(),
-        min_cosine=min_cosine,
-        max_relative_difference=max_relative_difference,
         artefacts=hash_artefacts(folder),
         model_type=plan.checkpoint.model_type,
         **fields,
@@ -150,14 +149,14 @@ def _write_export(
 
 
 def _check_export(
-    folder: Path, manifest: EngineManifest, progress: Progress
+    plan: ExportPlan, folder: Path, manifest: EngineManifest, progress: Progress
 ) -> Verification | None:
     """Compare the export in ONNX Runtime with torch; ONNX Runtime has no bfloat16 on a CPU."""
     if manifest.precision == 'bf16':
         return None
     progress('check', 0, 1)
     verification = require_faithful(
-        folder, manifest, 'onnxruntime', torch.device('cpu'), next_step='precision fp32'
+        folder, manifest, plan, 'onnxruntime', torch.device('cpu'), next_step='precision fp32'
     )
     progress('check', 1, 1)
     return verification

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
-from p2d_node.vision_encoder.engine_checks import (
-    Check,
-    check_artefacts,
-    check_place,
-    compare,
-    verification_gap,
-)
+from p2d_node.vision_encoder.engine_checks import Check, check_place, compare
+from p2d_node.vision_encoder.engine_files import check_artefacts
 from p2d_node.vision_encoder.engine_store import (
     DEFAULT_NUM_VIEWS,
     EngineRequest,
@@ -24,6 +19,7 @@ from p2d_node.vision_encoder.engine_store import (
 )
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
+from p2d_node.vision_encoder.verifications import verification_gap
 import torch
 
 VERIFICATION = 'verification'
@@ -82,14 +78,14 @@ def inspect_engine(
     checks.append(_guarded('files', lambda: check_artefacts(folder, manifest)))
     failed = [check.what for check in checks if not check.fits]
     if manifest.backend != EXPORT:
-        gap = verification_gap(folder, manifest, machine)
+        gap = verification_gap(manifest, machine)
         checks.append(Check(VERIFICATION, 'must pass', gap or 'passed', not gap))
     if all(check.fits for check in checks):
         return Inspection(folder=folder, checks=checks, fix_command='')
     needs_gpu = failed == [CAPABILITY] and device.type != 'cuda'
     fix_command = _rebuild(folder, manifest, request)
     if needs_gpu or not failed:
-        fix_command = verify_command(folder)
+        fix_command = verify_command(folder, _model_of(folder, request))
     fix_machine = ''
     if needs_gpu:
         fix_machine = f'a GPU of compute capability {" or ".join(manifest.compute_capabilities)}'
@@ -98,12 +94,12 @@ def inspect_engine(
     )
 
 
-def unverified_engines(engine_dir: Path, device: torch.device) -> list[Path]:
-    """List the engines that pass every check but the verification on this machine."""
+def unverified_engines(engine_dir: Path, model_name: str, device: torch.device) -> list[Path]:
+    """List the engines of a model that pass every check but the verification on this machine."""
     found = []
     for folder in list_all_engines(engine_dir):
         failed = [c.what for c in inspect_engine(engine_dir, folder, device).checks if not c.fits]
-        if failed == [VERIFICATION]:
+        if failed == [VERIFICATION] and folder.parent.name == model_name:
             found.append(folder)
     return found
 
@@ -126,8 +122,12 @@ def _installed_version(manifest: EngineManifest) -> str:
 
 
 def _rebuild(folder: Path, manifest: EngineManifest | None, request: EngineRequest | None) -> str:
-    model = request.model_folder if request else folder.parent.name
     asked = request or manifest
     num_views = asked.num_views if asked else DEFAULT_NUM_VIEWS
     backend = folder.name.split('-', 1)[0]
+    model = _model_of(folder, request)
     return rebuild_command(folder.parents[1], backend, model, num_views, manifest)
+
+
+def _model_of(folder: Path, request: EngineRequest | None) -> str:
+    return request.model_folder if request else folder.parent.name

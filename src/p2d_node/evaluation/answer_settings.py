@@ -13,6 +13,7 @@ from p2d_node.config import DriveConfig
 
 IRRELEVANT = frozenset(
     {
+        'access',
         'cameras',
         'device',
         'encoder',

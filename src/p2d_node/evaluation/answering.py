@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from p2d_node.bags.image_files import camera_and_stamp_of, resolve_image, stamp_ns_of
+from p2d_node.bags.image_files import camera_and_stamp_of, file_below, sample_name, stamp_ns_of
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError, quote
 from p2d_node.evaluation.record_file import RecordFile
@@ -101,48 +102,41 @@ def check_images(keyframes: Sequence[Keyframe], image_root: Path, cameras: Seque
     """Check, before the first answer, that every image exists.
 
     Raises:
-        ConfigError: A camera has no image, an image is missing, or the questions of one keyframe
-            name different images.
+        ConfigError: A camera has no image, an image is missing or lies elsewhere, or the questions
+            of one keyframe name different images.
     """
     for keyframe in keyframes:
-        paths = _image_paths(keyframe.questions[0], image_root, cameras)
-        for path in paths.values():
-            if not _is_file(path):
+        names = _image_names(keyframe.questions[0], cameras)
+        for name in names.values():
+            path = file_below(image_root, name)
+            if not os.path.isfile(path):
                 raise ConfigError(
                     f'images: {quote(str(path))}: there is no such image; check the folder'
                 )
         for question in keyframe.questions[1:]:
-            if _image_paths(question, image_root, cameras) != paths:
+            if _image_names(question, cameras) != names:
                 raise ConfigError(
                     f'question {question.id}: its images are not those of '
                     f'{keyframe.questions[0].id}; needed: the same for all questions of a keyframe'
                 )
 
 
-def _image_paths(
-    question: SweepQuestion, image_root: Path, cameras: Sequence[str]
-) -> dict[str, Path]:
+def _image_names(question: SweepQuestion, cameras: Sequence[str]) -> dict[str, str]:
+    """Return camera to the name of its image below the folder of the images."""
     missing = [camera for camera in cameras if camera not in question.images]
     if missing:
         raise ConfigError(
             f'question {question.id} has no image of {missing[0]}; its cameras: '
             f'{", ".join(question.images)}; set camera_names in the parameter file to these'
         )
-    paths = {camera: resolve_image(question.images[camera], image_root) for camera in cameras}
-    for camera, path in paths.items():
-        if camera_and_stamp_of(path)[0] != camera:
+    names = {camera: sample_name(question.images[camera]) for camera in cameras}
+    for camera, name in names.items():
+        if camera_and_stamp_of(Path(name))[0] != camera:
             raise ConfigError(
-                f'question {question.id}: got {path.name} as the image of {camera}; name the '
-                'image of this camera'
+                f'question {question.id}: got {Path(name).name} as the image of {camera}; name '
+                'the image of this camera'
             )
-    return paths
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
+    return names
 
 
 def describe_failure(keyframe: Keyframe, err: P2dError) -> str:
@@ -159,7 +153,8 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
         ConfigError: An image cannot be read.
     """
     frames = {}
-    for camera, path in _image_paths(keyframe.questions[0], image_root, cameras).items():
+    for camera, name in _image_names(keyframe.questions[0], cameras).items():
+        path = file_below(image_root, name)
         try:
             image = CompressedImage(format='jpeg', data=path.read_bytes())
         except OSError as err:

@@ -7,9 +7,9 @@ from concurrent.futures import as_completed, ThreadPoolExecutor
 import json
 import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError, quote
 from p2d_node.evaluation.judge import (
     as_item,
     Judgement,
@@ -17,6 +17,7 @@ from p2d_node.evaluation.judge import (
     Triple,
     UnreadableReplyError,
 )
+from p2d_node.evaluation.url_secrets import is_readable_on_the_way, mask_secrets
 
 TIMEOUT_S = 120.0
 MAX_RETRIES = 5
@@ -26,15 +27,28 @@ NO_KEY = 'none'
 """The client requires a key, even if the service does not."""
 
 WHITESPACE = re.compile(r'\s')
-USER = re.compile(r'(//)[^/]*@')
-"""Name and password before a host; they are removed from messages."""
+
+NOT_JSON = (ValueError, RecursionError)
+"""What Python's JSON parser raises."""
 
 
 class ChatJudge:
-    """Asks a chat model for each answer, a few at a time."""
+    """Asks a chat model for each answer, a few at a time.
+
+    Attributes:
+        url: The service, without user and password.
+        exposes_secret: Whether a key or password is sent to it unencrypted over a network.
+        identity: The service and the model.
+    """
 
     def __init__(self, url: str, model: str, api_key: str = '', num_parallel: int = 1) -> None:
-        """Connect to an OpenAI-compatible service by its base URL, which ends in `/v1`.
+        """Connect to an OpenAI-compatible service.
+
+        Args:
+            url: Its base URL, which ends in `/v1`; it may have `user:password@`.
+            model: Name of the chat model.
+            api_key: Sent with every request; empty: the service needs none.
+            num_parallel: Requests at a time.
 
         Raises:
             ConfigError: `url` is not a URL, or `num_parallel` is below 1.
@@ -42,23 +56,30 @@ class ChatJudge:
         """
         if not _is_web_address(url):
             raise ConfigError(
-                f'judge_url: got {url!r}, allowed: http://HOST/... or https://HOST/...'
+                f'judge_url: got {quote(mask_secrets(url))}, allowed: http://HOST/... or '
+                'https://HOST/..., without ? and #; give the key in P2D_JUDGE_API_KEY'
             )
         if num_parallel < 1:
             raise ConfigError(f'judge_parallel: got {num_parallel}, allowed: 1 or more')
         try:
             import openai
+            from p2d_node.evaluation.judge_connection import JudgeConnection
         except ImportError as err:
             raise BackendUnavailableError(
                 f'judge_url: {err}; pip install -r requirements/evaluation.txt'
             ) from err
-        self._shown_url = USER.sub(r'\1', url)
-        self._model, self._num_parallel = model, num_parallel
+        self.url, login = _without_login(url)
+        self.exposes_secret = bool(api_key or login) and is_readable_on_the_way(self.url)
+        self._model, self._num_parallel, self._api_key = model, num_parallel, api_key
         self._error: type[Exception] = openai.OpenAIError
         self._client = openai.OpenAI(
-            base_url=url, api_key=api_key or NO_KEY, timeout=TIMEOUT_S, max_retries=MAX_RETRIES
+            base_url=self.url,
+            api_key=api_key or NO_KEY,
+            timeout=TIMEOUT_S,
+            max_retries=MAX_RETRIES,
+            http_client=JudgeConnection(login),
         )
-        self.identity: Mapping[str, Any] = {'url': url, 'model': model}
+        self.identity: Mapping[str, Any] = {'url': self.url, 'model': model}
 
     def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
         """Yield judgements as they come; None where the model's reply cannot be read.
@@ -85,11 +106,18 @@ class ChatJudge:
                 ],
             )
         except self._error as err:
-            raise BackendUnavailableError(f'judge_url: {self._shown_url}: {err}') from err
+            raise BackendUnavailableError(f'judge_url: {self.url}: {self._reason(err)}') from err
+        except NOT_JSON:
+            return None
         try:
             return task.read(reply.choices[0].message.content or '')
         except (UnreadableReplyError, LookupError, TypeError, AttributeError):
             return None
+
+    def _reason(self, err: Exception) -> str:
+        """Return what the service said, without the key if it repeats it."""
+        said = str(err)
+        return quote(said.replace(self._api_key, '***') if self._api_key else said)
 
 
 def _is_web_address(url: str) -> bool:
@@ -99,4 +127,16 @@ def _is_web_address(url: str) -> bool:
         _ = parts.port  # raises ValueError if it is not a port
     except ValueError:
         return False
-    return has_host and parts.scheme in ('http', 'https') and WHITESPACE.search(url) is None
+    # The client appends the path of its requests, which would become part of a query.
+    is_base = not parts.query and not parts.fragment
+    is_web = parts.scheme in ('http', 'https') and WHITESPACE.search(url) is None
+    return has_host and is_base and is_web
+
+
+def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """Return a URL without `user:password@`, and user and password if it has them."""
+    parts = urlsplit(url)
+    login, _, host = parts.netloc.rpartition('@')
+    user, _, password = login.partition(':')
+    clean = parts._replace(netloc=host).geturl()
+    return clean, (unquote(user), unquote(password)) if login else None

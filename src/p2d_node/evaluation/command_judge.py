@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from typing import Any, IO
 
-from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError, quote
 from p2d_node.evaluation.judge import (
     as_item,
     Judgement,
@@ -22,8 +22,15 @@ from p2d_node.evaluation.judge import (
     Triple,
     UnreadableReplyError,
 )
+from p2d_node.evaluation.url_secrets import mask_secrets
 
 NO_JUDGEMENT = 'null'
+
+MAX_LINE_CHARACTERS = 1 << 20
+"""A judgement is a number or twelve ratings."""
+
+MAX_SAID_BYTES = 4096
+"""How much of the end of its error output is read for a message."""
 
 
 class CommandJudge:
@@ -38,8 +45,8 @@ class CommandJudge:
         self._words = _split(command)
         if shutil.which(self._words[0]) is None:
             raise ConfigError(
-                f'judge_command: {self._words[0]}: there is no such command; check its path '
-                'and its permissions'
+                f'judge_command: {mask_secrets(self._words[0])}: there is no such command; check '
+                'its path and its permissions'
             )
         # A changed script counts as another judge.
         files = {word: _digest(word) for word in self._words if os.path.isfile(word)}
@@ -53,7 +60,7 @@ class CommandJudge:
             MisalignedRepliesError: The command writes too many lines.
             BackendUnavailableError: The command fails, or writes too few lines.
         """
-        with _temporary_file() as items, _temporary_file() as said:
+        with _temporary_file() as items, tempfile.TemporaryFile() as said:
             items.writelines(
                 f'{json.dumps({**as_item(triple), **task.more})}\n' for triple in triples
             )
@@ -69,7 +76,7 @@ class CommandJudge:
                     f'judge_command: exit status {process.returncode}, it said: {_last(said)}'
                 )
 
-    def _start(self, items: IO[str], said: IO[str]) -> subprocess.Popen[str]:
+    def _start(self, items: IO[str], said: IO[bytes]) -> subprocess.Popen[str]:
         try:
             return subprocess.Popen(
                 self._words,
@@ -86,7 +93,7 @@ class CommandJudge:
         self, process: subprocess.Popen[str], task: JudgeTask, num_answers: int
     ) -> Iterator[tuple[int, Judgement]]:
         assert process.stdout is not None
-        lines = (line.strip() for line in process.stdout)
+        lines = (line.strip() for line in _bounded_lines(process.stdout))
         count = 0
         for line in filter(None, lines):
             if count == num_answers:
@@ -118,7 +125,7 @@ def _split(command: str) -> list[str]:
         words = shlex.split(command)
     except ValueError as err:
         raise ConfigError(
-            f'judge_command: got {command!r}, which a shell cannot parse: {err}'
+            f'judge_command: got {quote(mask_secrets(command))}, which a shell cannot parse: {err}'
         ) from err
     if not words:
         raise ConfigError('judge_command: got an empty text, allowed: a command')
@@ -136,6 +143,18 @@ def _digest(path: str) -> str:
         raise ConfigError(f'judge_command: {path}: cannot be read: {err.strerror}') from err
 
 
-def _last(said: IO[str]) -> str:
-    said.seek(0)
-    return (said.read().strip().splitlines() or ['nothing'])[-1]
+def _bounded_lines(output: IO[str]) -> Iterator[str]:
+    while line := output.readline(MAX_LINE_CHARACTERS):
+        if len(line) == MAX_LINE_CHARACTERS:
+            raise UnreadableReplyError(
+                f'judge_command: a line has more than {MAX_LINE_CHARACTERS} characters, allowed: '
+                'a judgement'
+            )
+        yield line
+
+
+def _last(said: IO[bytes]) -> str:
+    size = said.seek(0, os.SEEK_END)
+    said.seek(max(0, size - MAX_SAID_BYTES))
+    end = said.read().decode(errors='replace')
+    return quote((end.strip().splitlines() or ['nothing'])[-1])

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from p2d_node.durable_files import read_json
+from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_notes import drivelm_notes, NO_JUDGE
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
@@ -82,7 +82,7 @@ def recognize_format(path: Path) -> str:
     Raises:
         ConfigError: The file is missing or empty, or has another format.
     """
-    data = read_json(path, parameter='data', next_step='name the file of questions')
+    data = read_data(path, parameter='data', next_step='name the file of questions')
     items = list(data.values()) if isinstance(data, dict) else data
     if items in ([], {}):
         raise ConfigError(f'{path}: holds no question')

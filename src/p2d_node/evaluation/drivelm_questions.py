@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from p2d_node.bags.image_files import image_names
-from p2d_node.durable_files import read_json
+from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError, quote
 from p2d_node.evaluation.predictions import first_duplicate
 
@@ -61,11 +61,11 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
     Raises:
         ConfigError: The file is missing, empty or not in this format.
     """
-    data = read_json(path, parameter='data', next_step='name the file of questions')
+    data = read_data(path, parameter='data', next_step='name the file of questions')
     try:
         read = _read_graph(data) if isinstance(data, dict) else _read_flat(data)
         questions = list(read)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as err:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as err:
         raise ConfigError(
             f'{path}: not DriveLM data: {type(err).__name__}: {err}; needed: scenes with '
             'key_frames and QA, or a flat list with id, image and conversations'

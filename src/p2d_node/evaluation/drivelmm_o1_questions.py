@@ -16,8 +16,8 @@ import re
 from typing import Any
 
 from p2d_node.bags.image_files import image_names
-from p2d_node.durable_files import read_json
-from p2d_node.errors import ConfigError
+from p2d_node.durable_files import read_data
+from p2d_node.errors import ConfigError, quote
 from p2d_node.evaluation.drivelm_questions import camera_of
 from p2d_node.evaluation.predictions import first_duplicate
 
@@ -65,7 +65,7 @@ def read_o1_questions(path: Path) -> list[DriveLmmO1Question]:
     Raises:
         ConfigError: The file is missing or empty, or an item is not in this format.
     """
-    data = read_json(path, parameter='data', next_step='name the file of questions')
+    data = read_data(path, parameter='data', next_step='name the file of questions')
     items = list(data.values()) if isinstance(data, dict) else data
     if not isinstance(items, list):
         raise ConfigError(f'{path}: not DriveLMM-o1 data; needed: a list of items')
@@ -80,7 +80,7 @@ def read_o1_questions(path: Path) -> list[DriveLmmO1Question]:
 
 def _read_item(path: Path, number: int, item: Any) -> DriveLmmO1Question:
     fields = item if isinstance(item, dict) else {}
-    where = f'{path}: item {number} (idx {fields.get("idx")})'
+    where = f'{path}: item {number} (idx {quote(fields.get("idx"))})'
     for name in TEXTS:
         if not isinstance(fields.get(name), str):
             raise ConfigError(
@@ -105,6 +105,6 @@ def _read_images(where: str, names: Any) -> dict[str, str]:
         return {camera_of(name): name for name in image_names(names)}
     except (ValueError, TypeError) as err:
         raise ConfigError(
-            f'{where}: image: got {str(names)[:80]!r}, needed: a list of names of nuScenes '
+            f'{where}: image: got {quote(names)}, needed: a list of names of nuScenes '
             'images, samples/<CAMERA>/...'
         ) from err

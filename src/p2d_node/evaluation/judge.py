@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any, Protocol
 
-from p2d_node.errors import BackendUnavailableError
+from p2d_node.errors import BackendUnavailableError, quote
 from p2d_node.evaluation.record_file import RecordFile
 
 MAX_SCORE = 100.0
@@ -157,7 +157,7 @@ def _read_score(text: str) -> float:
     except ValueError:
         score = -1.0
     if not 0.0 <= score <= MAX_SCORE:
-        raise UnreadableReplyError(f'judge: got {text[:80]!r}, allowed: one number from 0 to 100')
+        raise UnreadableReplyError(f'judge: got {quote(text)}, allowed: one number from 0 to 100')
     return score
 
 
@@ -199,7 +199,7 @@ def _read_ratings(text: str, criteria: Mapping[str, str]) -> dict[str, float]:
         reply = json.loads(text[text.find('{') : text.rfind('}') + 1])
     except (ValueError, RecursionError) as err:
         raise UnreadableReplyError(
-            f'judge: got {text[:80]!r}, allowed: a JSON object with a number per criterion'
+            f'judge: got {quote(text)}, allowed: a JSON object with a number per criterion'
         ) from err
     names = [*criteria, *(name for name in (STATED_MEAN,) if name in reply)]
     return {name: _to_rating(name, reply.get(name)) for name in names}
@@ -208,5 +208,7 @@ def _read_ratings(text: str, criteria: Mapping[str, str]) -> dict[str, float]:
 def _to_rating(name: str, value: Any) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not MIN_RATING <= value <= MAX_RATING:
-        raise UnreadableReplyError(f'judge: {name}: got {value!r}, allowed: a number from 1 to 10')
+        raise UnreadableReplyError(
+            f'judge: {name}: got {quote(value)}, allowed: a number from 1 to 10'
+        )
     return float(value)

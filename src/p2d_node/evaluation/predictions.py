@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from p2d_node.durable_files import read_json
+from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError
 
 ID_NAMES = ('id', 'idx')
@@ -25,7 +25,7 @@ def read_predictions(path: Path) -> dict[str, str]:
         ConfigError: The file is missing or not in this format, a prediction has no answer, or an
             id occurs twice.
     """
-    data = read_json(path, parameter='predictions', next_step='name a file of answers')
+    data = read_data(path, parameter='predictions', next_step='name a file of answers')
     items = data.get('results') if isinstance(data, dict) else data
     if not isinstance(items, list):
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from p2d_node.durable_files import write_faults
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 
 OTHER_FOLDER = 'choose another output folder'
 """Next step if the file cannot be used."""
@@ -124,8 +124,8 @@ class RecordFile:
         for name in sorted(now.keys() | before.keys()):
             if before.get(name) != now.get(name):
                 raise ConfigError(
-                    f'{self._path}: it was made with {name} {before.get(name)!r}, now it is '
-                    f'{now.get(name)!r}; {OTHER_FOLDER}'
+                    f'{self._path}: it was made with {name} {quote(before.get(name))}, now it '
+                    f'is {quote(now.get(name))}; {OTHER_FOLDER}'
                 )
         self.done = {record['id']: record for record in records}
 
@@ -142,7 +142,7 @@ class RecordFile:
         for name, kind in self._fields.items():
             if name not in record or not isinstance(record[name], kind):
                 needed = getattr(kind, '__name__', kind)
-                who = str(record.get('id'))[:80]
+                who = quote(record.get('id'))
                 raise self._damaged(number, f'the record {who} has no {name} of type {needed}')
 
     def _damaged(self, number: int, reason: str) -> ConfigError:

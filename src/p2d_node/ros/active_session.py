@@ -87,6 +87,9 @@ class ActiveSession:
             on_failure=self._log_failure,
             on_broken=lambda err: self.log.warn(f'views left out: {err}'),
             on_partial=outputs.publish_partial,
+            on_outdated=lambda: self.log.warn(
+                'a parameter changed, so the sweep in work was dropped; the next one uses it'
+            ),
         )
         self.cameras: tuple[CameraSubscription, ...] = ()
         self.log = ThrottledLog(node.get_logger())

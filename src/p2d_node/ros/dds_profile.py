@@ -1,4 +1,4 @@
-"""Selects the shipped DDS profiles, which large images need, through environment variables."""
+"""Environment variables for DDS: the shipped profiles, which large images need, and its reach."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ FASTDDS_3_VARIABLE = 'FASTDDS_DEFAULT_PROFILES_FILE'
 FASTDDS_2_VARIABLE = 'FASTRTPS_DEFAULT_PROFILES_FILE'
 
 CYCLONE_VARIABLE = 'CYCLONEDDS_URI'
+
+DISCOVERIES = ('localhost', 'subnet')
 
 
 def config_folder() -> Path:
@@ -37,6 +39,19 @@ def profile_environment() -> dict[str, str]:
     if CYCLONE_VARIABLE not in os.environ:
         wanted[CYCLONE_VARIABLE] = f'file://{folder / "cyclonedds.xml"}'
     return wanted
+
+
+def discovery_environment(discovery: str) -> dict[str, str]:
+    """Return the variables that choose which machines DDS discovers.
+
+    Args:
+        discovery: One of `DISCOVERIES`; empty: what the environment says.
+    """
+    if not discovery:
+        return {}
+    if os.environ.get('ROS_DISTRO') == 'humble':
+        return {'ROS_LOCALHOST_ONLY': '1' if discovery == 'localhost' else '0'}
+    return {'ROS_AUTOMATIC_DISCOVERY_RANGE': discovery.upper()}
 
 
 def use_shipped_profiles() -> None:

@@ -8,13 +8,14 @@ import gc
 import os
 import signal
 import sys
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from p2d_node.library_logs import forbid_downloads, silence_import_warnings
 from p2d_node.ros.malloc_settings import share_freed_memory
 
 if TYPE_CHECKING:
     from p2d_node.ros.drive_node import DriveNode
+    from rclpy.executors import SingleThreadedExecutor
 
 EXIT_OK = 0
 EXIT_FAULT = 1
@@ -49,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     try:
         init_rclpy(args)
-        node = _create_node(DriveNode)
+        created = _create(DriveNode)
     except P2dError as err:
         rclpy.logging.get_logger('p2d').fatal(str(err))
         _shut_down()
@@ -57,15 +58,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _shut_down()
         return EXIT_OK
-    return EXIT_OK if node is None else _run(node)
+    return EXIT_OK if created is None else _run(*created)
 
 
-def _create_node(node_class: type[DriveNode]) -> DriveNode | None:
-    """Return a new node; None if a signal shut rclpy down and made it raise."""
+def _create(node_class: type[DriveNode]) -> tuple[DriveNode, SingleThreadedExecutor] | None:
+    """Return a node and its executor; None if a signal shut rclpy down and made them raise."""
     import rclpy
+    from rclpy.executors import SingleThreadedExecutor
 
     try:
-        return node_class()
+        return node_class(), SingleThreadedExecutor()
     except Exception:
         if rclpy.ok():
             raise
@@ -80,13 +82,11 @@ def _silent_interrupt() -> Iterator[None]:
     signal.signal(signal.SIGINT, previous)
 
 
-def _run(node: DriveNode) -> int:
+def _run(node: DriveNode, executor: SingleThreadedExecutor) -> int:
     """Start the node, spin it until a shutdown, and destroy it; returns the exit status."""
     from p2d_node.errors import P2dError
     from p2d_node.ros.spinning import spin_until_shutdown
-    from rclpy.executors import SingleThreadedExecutor
 
-    executor = SingleThreadedExecutor()
     status = EXIT_OK
     try:
         executor.add_node(node)
@@ -104,7 +104,7 @@ def _run(node: DriveNode) -> int:
     return status
 
 
-def _end(node: DriveNode, executor: Any, status: int) -> None:
+def _end(node: DriveNode, executor: SingleThreadedExecutor, status: int) -> None:
     """Stop and destroy the node. Ends the process if the model is still busy after that."""
     # A second Ctrl-C must not interrupt the shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,13 +18,16 @@ from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.active_session import ActiveSession, WORKER_STOP_TIMEOUT_S
 from p2d_node.ros.camera_subscription import resolve_topic
+from p2d_node.ros.guarded_services import guard_services
 from p2d_node.ros.health import HealthReporter
 from p2d_node.ros.outputs import Outputs
 from p2d_node.ros.parameters import declare_autostart, declare_parameters, updated_config
 from p2d_node.ros.rcl_errors import node_creation_errors
+from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.requests import Requests
 from p2d_node.ros.spinning import ended_by_shutdown, ShutdownInTransition
 from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error, UnexpectedError
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
@@ -76,10 +79,19 @@ class DriveNode(LifecycleNode):
         self._worker_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='sweep-worker')
         self.fault = ''
         self.on_fault_reported: Callable[[], None] | None = None
+        self._log = ThrottledLog(self.get_logger())
+        self._refusals = Refusals(self.get_logger())
         self.autostart = declare_autostart(self)
         self._config = declare_parameters(self)
+        is_locked = self._config.access == 'locked'
+        if is_locked and not self.autostart:
+            raise ConfigError(
+                'access: got locked with autostart false, so that nobody could start the node; '
+                'set autostart to true or access to open'
+            )
+        guard_services(self, self._refusals, locked=is_locked)
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._health = HealthReporter(self, hardware_id=self._config.device)
+        self._health = HealthReporter(self, self._config.device, self._refusals)
 
     @property
     def session(self) -> ActiveSession | None:
@@ -174,10 +186,10 @@ class DriveNode(LifecycleNode):
 
     def _log_transition_error(self, name: str, error: P2dError) -> None:
         if isinstance(error, UnexpectedError):
-            self.get_logger().error(f'{name}: {error}')
+            self._log.error(f'{name}: {error}')
             self.get_logger().debug(error.trace)
         else:
-            self.get_logger().error(str(error))
+            self._log.error(str(error))
 
     def _configure(self) -> None:
         for name, camera in self._config.cameras.items():
@@ -190,7 +202,7 @@ class DriveNode(LifecycleNode):
         reference_camera = self._config.sync.reference_of(self._config.cameras)
         self._outputs = Outputs(self, self._pipeline, reference_camera)
         if self._requests is None:
-            self._requests = Requests(self)
+            self._requests = Requests(self, self._refusals)
 
     def _log_model(self, pipeline: DrivingPipeline) -> None:
         for reason in pipeline.encoders_refused.values():

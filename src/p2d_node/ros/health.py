@@ -11,6 +11,7 @@ from p2d_node.camera_sync import SyncCounters
 from p2d_node.ros import diagnostics
 from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.malloc_settings import return_freed_memory
+from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.ros.unexpected_error import unexpected_error
 from rclpy.node import Node
@@ -28,14 +29,16 @@ class HealthReporter:
     simulated time is paused.
     """
 
-    def __init__(self, node: Node, hardware_id: str) -> None:
+    def __init__(self, node: Node, hardware_id: str, refusals: Refusals) -> None:
         """Start to report.
 
         Args:
             node: The node that publishes.
             hardware_id: The device of the model, for the messages.
+            refusals: Their number is reported.
         """
         self._node = node
+        self._refusals = refusals
         self._hardware_id = hardware_id
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._session: ActiveSession | None = None
@@ -95,7 +98,12 @@ class HealthReporter:
         level, message = DiagnosticStatus.STALE, 'not active'
         if self._fault:
             level, message = DiagnosticStatus.ERROR, self._fault
-        return diagnostics.make_status('p2d: pipeline', level, message, {}, self._hardware_id)
+        return diagnostics.make_status(
+            'p2d: pipeline', level, message, self._refused(), self._hardware_id
+        )
+
+    def _refused(self) -> dict[str, object]:
+        return {'requests refused': self._refusals.num}
 
     def _statuses(self, session: ActiveSession) -> list[DiagnosticStatus]:
         """Return the status of the pipeline, the synchroniser and each camera."""
@@ -112,7 +120,7 @@ class HealthReporter:
         if clock_problem and level != DiagnosticStatus.ERROR:
             level, message = DiagnosticStatus.WARN, clock_problem
         parts = {
-            'pipeline': (level, message, values),
+            'pipeline': (level, message, values | self._refused()),
             'synchroniser': diagnostics.sync_status(
                 synchronizer, self._reported, silence, diagnostics.odd_clocks(session.cameras)
             ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import sys
 
 import cv2
 import numpy as np
@@ -23,7 +24,10 @@ VIEW_WIDTH_PX = 480
 DIM = 0.30
 CAPTION_HEIGHT_PX = 26
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-ANY_SIDE_PX = 1 << 16
+MAX_VIEW_HEIGHT_PX = 4 * VIEW_WIDTH_PX
+"""A view that is narrower than that is drawn wider than it is."""
+
+ANY_SIZE = sys.maxsize
 """The pipeline has decoded these frames within its own limit."""
 
 
@@ -40,9 +44,10 @@ def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, views: Views) -
     """
     panels = {}
     for camera, frame in frame_set.frames.items():
-        decoded = decode_frame(frame, max_side_px=ANY_SIDE_PX)
+        decoded = decode_frame(frame, max_pixels=ANY_SIZE)
         height, width = decoded.pixels.shape[:2]
-        size = (VIEW_WIDTH_PX, round(height * VIEW_WIDTH_PX / width))
+        view_height = min(max(1, round(height * VIEW_WIDTH_PX / width)), MAX_VIEW_HEIGHT_PX)
+        size = (VIEW_WIDTH_PX, view_height)
         view = cv2.resize(decoded.pixels, size, interpolation=cv2.INTER_AREA)
         view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
         keep = answer.keep_indices[camera]

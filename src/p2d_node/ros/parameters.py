@@ -43,7 +43,9 @@ def descriptor_of(parameter: Parameter) -> ParameterDescriptor:
     )
     if option.choices:
         descriptor.additional_constraints = f'one of: {", ".join(option.choices)}'
-    if option.minimum is not None and option.maximum is not None:
+    elif option.max_texts is not None:
+        descriptor.additional_constraints = option.allowed
+    elif option.minimum is not None and option.maximum is not None:
         _add_range(descriptor, parameter.default, option)
     return descriptor
 

@@ -41,6 +41,7 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
             or parameters that it would change.
     """
     _check_domain_id()
+    check_parameter_sources(sys.argv if args is None else args)
     # The exception says the same as the log of rcl.
     set_logger_level('rcl', LoggingSeverity.FATAL)
     try:
@@ -50,7 +51,6 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
     finally:
         if get_logger_effective_level('rcl') == LoggingSeverity.FATAL:  # not set by the arguments
             set_logger_level('rcl', LoggingSeverity.UNSET)
-    check_parameter_sources(sys.argv if args is None else args)
 
 
 def rcl_reason(err: Exception) -> str:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from p2d_node.bags.reading import BagReader
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, one_line
 from p2d_node.ros.conversions import to_time
 from p2d_node.ros.rcl_errors import rcl_reason
 from p2d_node.ros.spinning import ended_by_shutdown
@@ -114,7 +114,8 @@ class Replayer:
             return None
 
     def _log_skipped(self, topic: str, reason: str) -> None:
-        self._node.get_logger().warning(f'{topic}: {reason}; this topic is skipped')
+        text = f'{topic}: {reason}; this topic is skipped'
+        self._node.get_logger().warning(one_line(text))
 
     def wait_for_subscribers(self, must_stop: Callable[[], bool]) -> bool:
         """Wait until every image topic has a subscriber.

@@ -12,6 +12,7 @@ from p2d_msgs.srv import Ask
 from p2d_node.errors import ConfigError, P2dError, quote
 from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.conversions import to_answer, to_header
+from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import spin_until_shutdown
 from p2d_node.ros.sweep_worker import AskedAnswer, MAX_PENDING_QUESTIONS, WorkerStoppedError
 from p2d_node.ros.throttled_log import ThrottledLog
@@ -46,13 +47,15 @@ class Requests:
     `~/question` does not wait; it runs on the thread that spins `node`.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, refusals: Refusals) -> None:
         """Create the service and the subscription.
 
         Args:
             node: The drive node, whose name and namespace they get.
+            refusals: Gets the questions that are refused.
         """
         self._node = node
+        self._refusals = refusals
         self._session: ActiveSession | None = None
         self._log = ThrottledLog(node.get_logger())
         self._awaited: set[Future[AskedAnswer]] = set()
@@ -127,7 +130,7 @@ class Requests:
         try:
             session, pending = self._submit_question(message.data, DEFAULT_TIMEOUT_S)
         except P2dError as err:
-            self._log.warn(f'~/question: {err}')
+            self._refusals.add('~/question', str(err))
             return
 
         def log_failure(done: Future[AskedAnswer]) -> None:
@@ -146,7 +149,7 @@ class Requests:
             response.message = str(err)
         except Exception as err:  # it would end the threads of ~/ask
             response.message = str(unexpected_error(err))
-            self._node.get_logger().error(f'~/ask: {response.message}')
+            self._log.error(f'~/ask: {response.message}')
         self._pace_replies()
         return response
 
@@ -167,12 +170,11 @@ class Requests:
             P2dError: The reason why there is no answer.
         """
         timeout_s = requested_timeout_s or DEFAULT_TIMEOUT_S
-        if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ConfigError(
-                f'timeout_s: got {requested_timeout_s:g}, allowed: 0 (the default, '
-                f'{DEFAULT_TIMEOUT_S:g}) to {MAX_TIMEOUT_S:g}'
-            )
-        session, pending = self._submit_question(question, timeout_s)
+        try:
+            session, pending = self._submit_question(question, timeout_s)
+        except P2dError as err:
+            self._refusals.add('~/ask', str(err))
+            raise
         with self._awaited_lock:
             self._awaited.add(pending)
         try:
@@ -192,10 +194,15 @@ class Requests:
         """Give a question to the worker.
 
         Raises:
-            P2dError: The question is not allowed, too many questions wait, or the node is not
-                active.
+            P2dError: The question or the time is not allowed, too many questions wait, or the
+                node is not active.
         """
         session = self._session
+        if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ConfigError(
+                f'timeout_s: got {timeout_s:g}, allowed: 0 (the default, {DEFAULT_TIMEOUT_S:g}) '
+                f'to {MAX_TIMEOUT_S:g}'
+            )
         if not question.strip():
             raise ConfigError('question: got an empty text, allowed: a question')
         if session is None:

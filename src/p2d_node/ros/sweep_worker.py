@@ -14,6 +14,7 @@ import os
 import threading
 import time
 
+from p2d_node.config import DriveConfig
 from p2d_node.errors import DeviceLostError, ImageDecodeError, P2dError
 from p2d_node.language_model.conversation import OnPartial
 from p2d_node.pipeline import DrivingPipeline
@@ -68,6 +69,7 @@ class WorkerState:
         too_old: Sweeps that were dropped before work on them began, because of their age.
         late: Sweeps whose answers were published late.
         late_in_a_row: Sweeps that were too old or late since the last one in time.
+        outdated: Sweeps that were dropped in work because a parameter changed.
         unanswered: Questions of ~/ask and ~/question that got a reason instead of an answer.
         broken_frames: Camera to number of its frames that could not be decoded.
         broken_reasons: Camera to what was wrong with the last such frame.
@@ -86,6 +88,7 @@ class WorkerState:
     too_old: int = 0
     late: int = 0
     late_in_a_row: int = 0
+    outdated: int = 0
     unanswered: int = 0
     broken_frames: Counter[str] = field(default_factory=Counter)
     broken_reasons: dict[str, str] = field(default_factory=dict)
@@ -121,6 +124,7 @@ class SweepWorker:
         on_failure: Callable[[P2dError], None],
         on_broken: Callable[[ImageDecodeError], None],
         on_partial: OnPartial,
+        on_outdated: Callable[[], None],
     ) -> None:
         """Create the worker; `start` begins to answer.
 
@@ -136,6 +140,7 @@ class SweepWorker:
             on_broken: Called with the frames that a sweep was answered without.
             on_partial: Called with question and answer while an answer grows, if
                 `stream_partial_answers` is set.
+            on_outdated: Called when a sweep was dropped because a parameter changed.
         """
         self.state = WorkerState()
         self._pipeline = pipeline
@@ -146,6 +151,7 @@ class SweepWorker:
         self._on_broken = on_broken
         self._fault = ''
         self._on_partial = on_partial
+        self._on_outdated = on_outdated
         self._condition = threading.Condition()
         self._slot: FrameSet | None = None
         self._newest: tuple[int, int] | None = None
@@ -354,15 +360,22 @@ class SweepWorker:
 
     def _answer(self, frame_set: FrameSet, asked: list[_PendingQuestion], limit_ms: float) -> None:
         config = self._pipeline.config
+
+        def must_stop() -> bool:
+            return self._stopping.is_set() or self._is_outdated(config)
+
         groups = self._pipeline.answer_groups(
             frame_set,
             (config.questions, tuple(question.text for question in asked)),
-            must_stop=self._stopping.is_set,
+            must_stop=must_stop,
             on_partial=self._on_partial if config.stream_partial_answers else None,
         )
         published: list[DrivingAnswer] = []
         for pending, answers in zip((None, asked), groups, strict=True):
             if self._stopping.is_set():
+                return
+            if self._is_outdated(config):
+                self._drop_outdated()
                 return
             if not answers:
                 continue
@@ -377,6 +390,19 @@ class SweepWorker:
                 self._resolve(pending, frame_set, answers, late)
         if published:
             self._on_sweep(frame_set, published[0])
+
+    def _is_outdated(self, config: DriveConfig) -> bool:
+        """Tell whether the limits of the work have changed since a sweep began with `config`.
+
+        A limit that makes a sweep endless could otherwise never be taken back.
+        """
+        newest = self._pipeline.config
+        return newest is not config and newest.work_limits != config.work_limits
+
+    def _drop_outdated(self) -> None:
+        """Drop the sweep in work; the questions that were asked wait for the next one."""
+        self.state.outdated += 1
+        self._on_outdated()
 
     def _leave_out_broken(self, frame_set: FrameSet, broken: Mapping[str, str]) -> FrameSet:
         """Return the sweep as it was answered about; with drop_view broken frames are left out."""

@@ -57,9 +57,11 @@ class TolerantJournal(JournalFileBackend):
 
     def _parse(self, line: bytes, offset: int) -> dict[str, Any]:
         try:
-            record: dict[str, Any] = json.loads(line)
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
             raise StorageInternalError(
                 f'the line at byte {offset} is damaged: {line[:40]!r}; remove this line'
-            ) from None
+            )
         return record

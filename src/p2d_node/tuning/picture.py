@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from p2d_node.errors import one_line
 from p2d_node.tuning.results import MethodResult, TrialResult
 
 COLOURS = {
@@ -38,7 +39,7 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
     _plot_tokens(tokens, results)
     handles, labels = history.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(one_line(title), parse_math=False)
     figure.savefig(path, dpi=110)
 
 
@@ -69,8 +70,10 @@ def _plot_ratios(axis: Any, results: Sequence[MethodResult]) -> None:
         ]
         axis.bar(places, list(best.ratios.values()), width, color=COLOURS[best.method])
     cameras = list(bests[0].ratios) if bests else []
-    names = [name.removeprefix(CAMERA_PREFIX).replace('_', '\n').lower() for name in cameras]
-    axis.set_xticks(range(len(names)), names)
+    names = [
+        one_line(name).removeprefix(CAMERA_PREFIX).replace('_', '\n').lower() for name in cameras
+    ]
+    axis.set_xticks(range(len(names)), names, parse_math=False)
     axis.set(ylabel='retention ratio', title="Each method's best trial, per view")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from p2d_node.config import DriveConfig
 from p2d_node.durable_files import write_bytes, write_faults
+from p2d_node.errors import one_line
 from p2d_node.tuning.search_space import ratio_of, SearchSpace
 import yaml
 
@@ -51,7 +52,7 @@ def write_retention_file(
         camera: ratio_of(kept[camera], total) for camera, total in space.num_tokens.items()
     }
     body = yaml.safe_dump({'/**': {'ros__parameters': parameters}}, sort_keys=False)
-    comments = ''.join(f'# {line}\n' for line in header)
+    comments = ''.join(f'# {one_line(line)}\n' for line in header)
     with write_faults(f'params_out: {path}', STUDY_KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, f'{comments}{body}'.encode())

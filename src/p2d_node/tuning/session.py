@@ -21,12 +21,13 @@ from p2d_node.evaluation.answer_settings import answer_settings
 from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
 from p2d_node.evaluation.fingerprints import digest_model
+from p2d_node.evaluation.url_secrets import mask_secrets
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.keyframe_cache import digest_pictures, KeyframeCache
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
 from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.search_space import SearchSpace
-from p2d_node.tuning.storage import mask_password, open_storage, storage_errors
+from p2d_node.tuning.storage import open_storage, storage_errors
 from p2d_node.tuning.trial_evaluation import RunningScore, TrialEvaluator
 from p2d_node.tuning.trials import MethodStudy
 
@@ -199,7 +200,7 @@ class TuningSession:
         for key, value in settings.items():
             if stored.get(key) != value:
                 raise ConfigError(
-                    f'name: the study {options.name} in {mask_password(options.storage)} was '
+                    f'name: the study {options.name} in {mask_secrets(options.storage)} was '
                     f'made with {key} {_short(stored.get(key))}, now it is {_short(value)}; '
                     'choose another name'
                 )

@@ -15,12 +15,15 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from p2d_node.errors import BackendUnavailableError
+from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
 from p2d_node.tuning.journal import open_journal, SUFFIX
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 SQLITE_TIMEOUT_S = 60
 """How long a worker waits for others to finish writing."""
+
+MISTYPED_URL = re.compile(r'[A-Za-z][\w+]*:.*@')
 
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
@@ -29,24 +32,11 @@ NUM_ATTEMPTS = 10
 RACED = ('already exists', 'locked', 'duplicate', 'unique constraint')
 """Words in the errors that the second worker gets."""
 
-PASSWORDS = (
-    re.compile(r'(?P<before>(?:password|passwd|pwd)=)(?P<password>[^&\s]+)', re.IGNORECASE),
-    re.compile(r'(?P<before>://[^:/@]*:)(?P<password>.+)(?=@)'),
-)
-"""A password among the options of a URL, and one before its host, which may contain an @."""
-
 GRACE_PERIOD_S = 120.0
 HEARTBEATS_PER_GRACE_PERIOD = 4
 
 MAX_RETRIES = 2
 """A trial that failed, or whose worker died, is run so many times more."""
-
-
-def mask_password(text: str) -> str:
-    """Return a text with the passwords in URLs replaced by ***."""
-    for pattern in PASSWORDS:
-        text = pattern.sub(r'\g<before>***', text)
-    return text
 
 
 def open_storage(
@@ -63,6 +53,11 @@ def open_storage(
     Raises:
         BackendUnavailableError: It cannot be opened, or its driver is not installed.
     """
+    if '://' not in storage and MISTYPED_URL.match(storage):
+        raise BackendUnavailableError(
+            'storage: got a URL without ://, which would be a file with the password in its name, '
+            'allowed: a path, or a URL, such as postgresql://...'
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _open_errors(storage), warnings.catch_warnings():
         warnings.simplefilter('ignore', ExperimentalWarning)
@@ -151,15 +146,15 @@ def _open_errors(storage: str) -> Iterator[None]:
         yield
     except ImportError as err:
         raise BackendUnavailableError(
-            f'storage: {mask_password(storage)}: its database driver is not installed: '
+            f'storage: {mask_secrets(storage)}: its database driver is not installed: '
             f'{_first_line(err.__cause__ or err)}; for PostgreSQL: pip install "psycopg[binary]"'
         ) from err
     except RuntimeError as err:
         # Optuna compares the version of the tables with its own.
         raise BackendUnavailableError(
-            f'storage: {mask_password(storage)}: the tables are of another version of Optuna than '
+            f'storage: {mask_secrets(storage)}: the tables are of another version of Optuna than '
             f'{optuna.__version__}; back it up, and run: optuna storage upgrade --storage '
-            f'{mask_password(_url_of(storage))}; or name another'
+            f'{mask_secrets(_url_of(storage))}; or name another'
         ) from err
     except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as err:
         raise _unusable(storage, err) from err
@@ -172,18 +167,18 @@ def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
     if isinstance(cause, (ArgumentError, NoSuchModuleError)):
         next_step = 'allowed: a path, or a URL that SQLAlchemy knows, such as postgresql://...'
     return BackendUnavailableError(
-        f'storage: {mask_password(storage)}: cannot be used: {_without_secrets(reason, storage)}; '
+        f'storage: {mask_secrets(storage)}: cannot be used: {_without_secrets(reason, storage)}; '
         f'{next_step}'
     )
 
 
 def _without_secrets(reason: str, storage: str) -> str:
     """Return a database's message without passwords, or parts of them that it took for a host."""
-    for match in (match for pattern in PASSWORDS for match in pattern.finditer(storage)):
-        parts = match['password'].split('@')
+    for password in secrets_of(storage):
+        parts = password.split('@')
         for secret in filter(None, ('@'.join(parts[n:]) for n in range(len(parts)))):
             reason = re.sub(rf'(?<!\w){re.escape(secret)}(?!\w)', '***', reason)
-    return mask_password(reason)
+    return mask_secrets(reason)
 
 
 def _first_line(err: BaseException) -> str:

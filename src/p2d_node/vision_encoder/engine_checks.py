@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-import hashlib
-import os
 from pathlib import Path
-import shlex
 import stat
 from typing import Any
 
 from p2d_node.errors import EngineMismatchError
+from p2d_node.vision_encoder.engine_files import EngineFiles, read_engine_files
 from p2d_node.vision_encoder.engine_store import (
     backend_of,
     EngineRequest,
@@ -23,16 +21,9 @@ from p2d_node.vision_encoder.engine_store import (
     verify_command,
 )
 from p2d_node.vision_encoder.machine import Machine
-from p2d_node.vision_encoder.manifest import (
-    EngineManifest,
-    MANIFEST_FILE,
-    read_engine_json,
-    read_manifest,
-    VERIFICATION_FILE,
-)
-from p2d_node.whole_folders import MARKER_FILE
-
-CHUNK_BYTES = 1 << 22
+from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
+from p2d_node.vision_encoder.safe_place import check_folders, check_owner
+from p2d_node.vision_encoder.verifications import verification_gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +43,19 @@ class Check:
     fits: bool
 
 
+@dataclass(frozen=True, slots=True)
+class OpenedEngine:
+    """An engine that passed all checks.
+
+    Attributes:
+        manifest: Its manifest.
+        files: The checked content of the files that its runtime gets.
+    """
+
+    manifest: EngineManifest
+    files: EngineFiles
+
+
 def open_engine(
     engine_dir: Path,
     folder: Path,
@@ -60,8 +64,8 @@ def open_engine(
     *,
     runtime_version: str,
     allow_unverified: bool,
-) -> EngineManifest:
-    """Check the engine in `folder` completely; load its artefacts only after this.
+) -> OpenedEngine:
+    """Check the engine in `folder` completely.
 
     Args:
         engine_dir: The engine folder.
@@ -84,45 +88,40 @@ def open_engine(
                 raise EngineMismatchError(
                     f'{check.what}: the engine has {check.in_engine}, here it is {check.here}'
                 )
-        check_artefacts(folder, manifest)
+        files = read_engine_files(folder, manifest, backend_of(folder))
     except (EngineMismatchError, OSError) as err:
         command = rebuild_command(
             engine_dir, backend_of(folder), request.model_folder, request.num_views, manifest
         )
         raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err
-    if not allow_unverified:
-        require_verification(folder, manifest, machine)
-    return manifest
+    reason = '' if allow_unverified else verification_gap(manifest, machine)
+    if reason:
+        raise EngineMismatchError(
+            f'engine {folder}: {reason}; verify it here: '
+            f'{verify_command(folder, request.model_folder)} (or set encoder.allow_unverified to '
+            'true)'
+        )
+    return OpenedEngine(manifest, files)
 
 
 def check_place(engine_dir: Path, folder: Path) -> None:
-    """Check the location, the owner and the permissions of an engine.
+    """Check the location, the owner and the permissions of an engine and of all folders above it.
 
     Raises:
-        EngineMismatchError: The folder is outside `engine_dir`, or it or one of its files is a
-            symbolic link, belongs to another user or can be written by other users.
+        EngineMismatchError: The folder is outside `engine_dir`; or it, a folder above it or one of
+            its files is a symbolic link, belongs to another user or can be written by other users.
     """
     root = engine_dir.resolve()
     if folder.resolve() != root / folder.parent.name / folder.name:
         raise EngineMismatchError(
             f'{folder.name} is not in {root}, or a symbolic link leads out of it'
         )
-    for path in (root, folder.parent, folder, *sorted(folder.iterdir())):
+    check_folders(folder.resolve())
+    for path in sorted(folder.iterdir()):
         status = path.lstat()
-        kind = stat.S_ISDIR if path in (root, folder.parent, folder) else stat.S_ISREG
-        if not kind(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise EngineMismatchError(f'{path.name} is a link or a special file')
-        if status.st_uid not in (0, os.geteuid()):
-            raise EngineMismatchError(
-                f'{path.name} belongs to user {status.st_uid}, allowed: root or the user that '
-                f'runs this ({os.geteuid()})'
-            )
-        others = stat.S_IWOTH if status.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP
-        if status.st_mode & others:
-            raise EngineMismatchError(
-                f'{path.name} can be written by other users (mode {status.st_mode & 0o777:o}); '
-                f'check who changed it, then chmod go-w {shlex.quote(str(path))}'
-            )
+        check_owner(path, status)
 
 
 def compare(
@@ -133,10 +132,19 @@ def compare(
     runtime_version: str,
 ) -> list[Check]:
     """Compare the manifest of an engine with this machine and with the request."""
-    vision_sha256 = request.vision_sha256()
     return [
         _equal('folder name', manifest.key, folder.name),
         _equal('backend', manifest.backend, backend_of(folder)),
+        *compare_model(manifest, request),
+        _equal('runtime version', manifest.runtime_version, runtime_version),
+        *_compare_gpu(manifest, machine),
+    ]
+
+
+def compare_model(manifest: EngineManifest, request: EngineRequest) -> list[Check]:
+    """Compare the manifest of an engine with a model and its cameras."""
+    vision_sha256 = request.vision_sha256()
+    return [
         _equal('model', manifest.model_name, request.model_name),
         Check(
             'vision weights',
@@ -146,8 +154,6 @@ def compare(
         ),
         _compare_settings('image processor', manifest.processing, request.processing),
         _equal('number of cameras', manifest.num_views, request.num_views),
-        _equal('runtime version', manifest.runtime_version, runtime_version),
-        *_compare_gpu(manifest, machine),
     ]
 
 
@@ -177,72 +183,3 @@ def _compare_settings(what: str, in_engine: Mapping[str, Any], here: Mapping[str
         for side in (in_engine, here)
     ]
     return Check(what, sides[0], sides[1], not differ)
-
-
-def check_artefacts(folder: Path, manifest: EngineManifest) -> None:
-    """Compare every file of an engine with its size and hash in the manifest.
-
-    Raises:
-        EngineMismatchError: A file is missing, changed or not in the manifest.
-    """
-    for name, artefact in manifest.artefacts.items():
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise EngineMismatchError(f'{name} is missing')
-        num_bytes = path.stat().st_size
-        if num_bytes != artefact.num_bytes:
-            raise EngineMismatchError(
-                f'{name} has {num_bytes} bytes, the manifest says {artefact.num_bytes}'
-            )
-        if hash_file(path) != artefact.sha256:
-            raise EngineMismatchError(f'{name} was changed after the build (other SHA-256)')
-    known = {*manifest.artefacts, MANIFEST_FILE, VERIFICATION_FILE, MARKER_FILE}
-    # A verification that was killed leaves a file with this prefix, which is harmless.
-    extra = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.name not in known and not path.name.startswith(f'.{VERIFICATION_FILE}-')
-    )
-    if extra:
-        raise EngineMismatchError(f'{extra[0]} is not part of the engine')
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def require_verification(folder: Path, manifest: EngineManifest, machine: Machine) -> None:
-    """Check that the engine was compared with torch on this machine and passed.
-
-    Raises:
-        EngineMismatchError: It was not verified, verified on another machine, or failed.
-    """
-    reason = verification_gap(folder, manifest, machine)
-    if reason:
-        raise EngineMismatchError(
-            f'engine {folder}: {reason}; verify it here: {verify_command(folder)} (or set '
-            'encoder.allow_unverified to true)'
-        )
-
-
-def verification_gap(folder: Path, manifest: EngineManifest, machine: Machine) -> str:
-    """Return why the engine is not verified on this machine; empty: it is verified."""
-    if not (folder / VERIFICATION_FILE).is_file():
-        return 'it was never compared with torch on this machine'
-    try:
-        record = read_engine_json(folder / VERIFICATION_FILE)
-    except EngineMismatchError as err:
-        return str(err)
-    driver, here = record.get('driver'), machine.driver or 'none'
-    gaps = {
-        'its verification is of another build': record.get('manifest_sha256') == manifest.sha256,
-        'it was verified on another machine': record.get('machine') == machine.fingerprint,
-        f'it was verified with driver {driver!r}, here it is {here}': driver == machine.driver,
-        f'it failed its verification: {record.get("summary")}': record.get('passed') is True,
-    }
-    return next((reason for reason, fits in gaps.items() if not fits), '')

@@ -111,10 +111,10 @@ def rebuild_command(
     return shlex.join([*words, *_engine_dir_option(engine_dir)])
 
 
-def verify_command(folder: Path) -> str:
-    """Return the command that verifies the engine in `folder`."""
+def verify_command(folder: Path, model_folder: str) -> str:
+    """Return the command that verifies the engine in `folder` with a checkpoint."""
     option = _engine_dir_option(folder.parents[1])
-    return shlex.join(['p2d', 'verify-engine', str(folder), *option])
+    return shlex.join(['p2d', 'verify-engine', str(folder), '--model', model_folder, *option])
 
 
 def _engine_dir_option(engine_dir: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from p2d_node.config import EncoderConfig
 from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.vision_encoder.base import VisionEncoder
-from p2d_node.vision_encoder.engine_checks import open_engine
+from p2d_node.vision_encoder.engine_checks import open_engine, OpenedEngine
 from p2d_node.vision_encoder.engine_store import (
     EngineRequest,
     list_engines,
@@ -17,7 +17,6 @@ from p2d_node.vision_encoder.engine_store import (
     resolve_engine_dir,
 )
 from p2d_node.vision_encoder.machine import BACKENDS, runtime_version, this_machine
-from p2d_node.vision_encoder.manifest import EngineManifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 from p2d_node.vision_encoder.tensorrt_encoder import TensorrtVisionEncoder
 from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
@@ -108,7 +107,7 @@ def load_engine(
     refusals: list[EngineMismatchError] = []
     for folder in folders:
         try:
-            manifest = open_engine(
+            opened = open_engine(
                 engine_dir,
                 folder,
                 request,
@@ -116,7 +115,7 @@ def load_engine(
                 runtime_version=version,
                 allow_unverified=config.allow_unverified,
             )
-            return _start(backend, folder, manifest, request, dtype=dtype, device=device)
+            return _start(backend, folder, opened, request, dtype=dtype, device=device)
         except EngineMismatchError as err:
             refusals.append(err)
     raise refusals[0]
@@ -125,16 +124,16 @@ def load_engine(
 def _start(
     backend: str,
     folder: Path,
-    manifest: EngineManifest,
+    opened: OpenedEngine,
     request: EngineRequest,
     *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> VisionEncoder:
     try:
-        return ENGINE_ENCODERS[backend](folder, manifest, dtype=dtype, device=device)
+        return ENGINE_ENCODERS[backend](opened.manifest, opened.files, dtype=dtype, device=device)
     except EngineMismatchError as err:
         command = rebuild_command(
-            folder.parents[1], backend, request.model_folder, request.num_views, manifest
+            folder.parents[1], backend, request.model_folder, request.num_views, opened.manifest
         )
         raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err

@@ -1,7 +1,7 @@
 """The manifest of an engine folder: the model, the runtime and the machine it was built for.
 
-Every field identifies the engine or belongs to its verification. The manifest holds a digest of
-all fields, so a changed field is detected.
+Every field identifies the engine. The manifest holds a digest of all fields, so a changed field is
+detected; a verification is of this digest.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import msgspec
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import EngineMismatchError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = 'manifest.json'
-VERIFICATION_FILE = 'verification.json'
 ONNX_FILE = 'model.onnx'
+ONNX_DATA_FILE = 'model.onnx.data'
 PLAN_FILE = 'engine.plan'
-REFERENCE_FILE = 'reference.safetensors'
 TIMING_CACHE_FILE = 'timing.cache'
 DIGEST_KEY = 'manifest_sha256'
 MAX_JSON_BYTES = 1 << 20
@@ -30,9 +29,11 @@ MAX_JSON_BYTES = 1 << 20
 LARGEST_COUNT = 1 << 20
 """Largest number of views, pixels of a side, tokens or features that is accepted."""
 
+LARGEST_FILE_BYTES = 1 << 36
+"""Largest file of an engine; the vision part of the largest published model has 12 GB in fp16."""
+
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_COUNT)]
-Cosine = Annotated[float, msgspec.Meta(ge=-1.0, le=1.0)]
-Difference = Annotated[float, msgspec.Meta(ge=0.0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_FILE_BYTES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Artefact:
     """One file of an engine folder."""
 
     sha256: str
-    num_bytes: int
+    num_bytes: Bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +69,6 @@ class EngineManifest:
         driver: Driver that it was built with; empty if it was built without one.
         built_with: Package versions of the export: torch, transformers, p2d_node.
         built_at: UTC, ISO 8601.
-        min_cosine: Smallest allowed cosine between a token of the engine and of torch.
-        max_relative_difference: Largest allowed difference of a value from torch's, over the
-            largest magnitude in torch's tokens.
         artefacts: File name to its hash and size.
     """
 
@@ -93,8 +91,6 @@ class EngineManifest:
     driver: str = ''
     built_with: Mapping[str, str] = field(default_factory=dict)
     built_at: str
-    min_cosine: Cosine
-    max_relative_difference: Difference
     artefacts: Mapping[str, Artefact]
     format_version: int = FORMAT_VERSION
 

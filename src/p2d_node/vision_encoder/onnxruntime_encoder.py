@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from p2d_node.errors import EngineMismatchError, InferenceError
+from p2d_node.errors import BackendUnavailableError, EngineMismatchError, InferenceError
 from p2d_node.vision_encoder.engine_buffers import EngineBuffers, INPUT_NAME, OUTPUT_NAME
+from p2d_node.vision_encoder.engine_files import EngineFiles
 from p2d_node.vision_encoder.machine import import_runtime
-from p2d_node.vision_encoder.manifest import EngineManifest, ONNX_FILE
+from p2d_node.vision_encoder.manifest import EngineManifest, ONNX_DATA_FILE, ONNX_FILE
 import torch
 from torch import Tensor
 
@@ -23,19 +23,24 @@ class OnnxruntimeVisionEncoder:
     """Runs an exported ONNX file. Use it from one thread at a time."""
 
     def __init__(
-        self, folder: Path, manifest: EngineManifest, *, dtype: torch.dtype, device: torch.device
+        self,
+        manifest: EngineManifest,
+        files: EngineFiles,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        """Load the export in `folder`, which must have passed all checks.
+        """Load an export that passed all checks.
 
         Args:
-            folder: Engine folder.
             manifest: Its manifest.
+            files: The content of its ONNX file and of its weights.
             dtype: Number format of the returned tokens.
             device: Device of the returned tokens; ONNX Runtime runs there if it can, else on the
                 CPU.
 
         Raises:
-            BackendUnavailableError: ONNX Runtime is not installed.
+            BackendUnavailableError: ONNX Runtime is not installed, or too old.
             EngineMismatchError: ONNX Runtime refuses the file, or the file differs from its
                 manifest.
         """
@@ -43,7 +48,7 @@ class OnnxruntimeVisionEncoder:
         on_gpu = device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
         self._device, self._dtype = device, dtype
         self._runs_on = device if on_gpu else torch.device('cpu')
-        self._session = _open_session(ort, folder / ONNX_FILE, self._runs_on)
+        self._session = _open_session(ort, files, self._runs_on)
         self._buffers = EngineBuffers(manifest, self._runs_on)
         for tensor in (*self._session.get_inputs(), *self._session.get_outputs()):
             kind = ELEMENT_TYPES.get(tensor.type)
@@ -69,8 +74,18 @@ class OnnxruntimeVisionEncoder:
         return self._buffers.visual_tokens[:num_views].to(self._device, self._dtype)
 
 
-def _open_session(ort: Any, path: Path, device: torch.device) -> Any:
+def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
     options = ort.SessionOptions()
+    if not hasattr(options, 'add_external_initializers_from_files_in_memory'):
+        raise BackendUnavailableError(
+            f'encoder.backend: got onnxruntime {ort.__version__}, which cannot take weights from '
+            'memory; install onnxruntime 1.24 or newer'
+        )
+    # With this table the runtime looks for weights in no other file.
+    weights = files[ONNX_DATA_FILE]
+    options.add_external_initializers_from_files_in_memory(
+        [ONNX_DATA_FILE], [weights], [len(weights)]
+    )
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle threads must not spin: the camera callbacks need the cores between two sweeps.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
@@ -79,7 +94,7 @@ def _open_session(ort: Any, path: Path, device: torch.device) -> Any:
     if device.type == 'cuda':
         providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0}))
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(files[ONNX_FILE], options, providers=providers)
     except Exception as err:  # its errors have no common base class
         raise EngineMismatchError(f'onnxruntime: {str(err).splitlines()[0]}') from err
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from p2d_node.errors import BackendUnavailableError, InferenceError
 from p2d_node.vision_encoder.engine_buffers import EngineBuffers, INPUT_NAME, OUTPUT_NAME
+from p2d_node.vision_encoder.engine_files import EngineFiles
 from p2d_node.vision_encoder.manifest import EngineManifest, PLAN_FILE
 from p2d_node.vision_encoder.tensorrt_api import TensorrtApi
 import torch
@@ -27,13 +26,18 @@ class TensorrtVisionEncoder:
     """Runs an engine on its own CUDA stream. Use it from one thread at a time."""
 
     def __init__(
-        self, folder: Path, manifest: EngineManifest, *, dtype: torch.dtype, device: torch.device
+        self,
+        manifest: EngineManifest,
+        files: EngineFiles,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        """Load the engine in `folder`, which must have passed all checks.
+        """Load an engine that passed all checks.
 
         Args:
-            folder: Engine folder.
             manifest: Its manifest.
+            files: The content of its plan.
             dtype: Number format of the returned tokens.
             device: The GPU.
 
@@ -49,7 +53,7 @@ class TensorrtVisionEncoder:
         api = TensorrtApi(manifest.backend)
         self._dtype = dtype
         with torch.cuda.device(device):
-            self._engine = api.load((folder / PLAN_FILE).read_bytes())
+            self._engine = api.load(files[PLAN_FILE])
             self._buffers = EngineBuffers(manifest, device)
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._bind()

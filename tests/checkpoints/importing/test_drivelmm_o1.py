@@ -394,11 +394,19 @@ def test_a_tokenizer_of_another_kind_is_refused(weights, tmp_path):
     assert 'tokenizer.model is of kind 1, allowed: 2, BPE' in refusal(published)
 
 
-@pytest.mark.parametrize('content', ['', '{}', '[]', '{"version": "1.0", "trunc'])
-def test_a_broken_tokenizer_json_is_refused(weights, tmp_path, content):
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ('', 'tokenizer.json is not valid JSON'),
+        ('{}', 'in: the tokenizer does not load: '),
+        ('[]', 'tokenizer.json is not a JSON object'),
+        ('{"version": "1.0", "trunc', 'tokenizer.json is not valid JSON'),
+    ],
+)
+def test_a_broken_tokenizer_json_is_refused(weights, tmp_path, content, reason):
     published = write_drivelmm_o1(tmp_path / 'in', weights)
     (published / 'tokenizer.json').write_text(content)
-    assert 'in: the tokenizer does not load: ' in refusal(published)
+    assert reason in refusal(published)
 
 
 @pytest.mark.parametrize(

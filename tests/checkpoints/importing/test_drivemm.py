@@ -3,7 +3,8 @@ import numpy as np
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.importing.drivemm import plan_import
 from p2d_node.checkpoints.importing.importer import import_checkpoint
-from p2d_node.checkpoints.importing.streaming import find_shards, Source
+from p2d_node.checkpoints.importing.streaming import Source
+from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.config import DriveConfig
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.pipeline import DrivingPipeline
@@ -41,7 +42,7 @@ def folder(published, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def weights(published):
-    source = Source(find_shards(published))
+    source = Source(find_weight_files(published))
     return {name: source.read(name) for name in source.names}
 
 

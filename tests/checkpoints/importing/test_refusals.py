@@ -10,7 +10,7 @@ from p2d_node.checkpoints.importing import folder as folders
 from p2d_node.checkpoints.importing import streaming
 from p2d_node.checkpoints.importing.drivemm import plan_import
 from p2d_node.checkpoints.importing.importer import import_checkpoint
-from p2d_node.checkpoints.importing.streaming import INDEX_FILE
+from p2d_node.checkpoints.weight_files import INDEX_FILE
 from p2d_node.cli.main import main
 from p2d_node.errors import ConfigError
 from published import linear, write_drivemm

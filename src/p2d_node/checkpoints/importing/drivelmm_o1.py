@@ -21,13 +21,16 @@ from p2d_node.checkpoints.importing.plan import (
     take_fields,
     TEXT_FIELDS,
 )
-from p2d_node.checkpoints.importing.streaming import find_shards, Source
+from p2d_node.checkpoints.importing.streaming import Source
+from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError
 from p2d_node.views import MOSAIC_KEY
 from transformers import InternVLConfig, InternVLForConditionalGeneration, LlamaConfig
 
 ADAPTER_CONFIG = 'adapter_config.json'
+ADAPTER_FILE = 'adapter_model.safetensors'
 
 VISION_FIELDS = (
     'hidden_size',
@@ -77,11 +80,12 @@ def plan_import(folder: Path, base: Path | None = None) -> ImportPlan:
         ConfigError: A file is missing or damaged, or the checkpoint is of another format.
     """
     model_folder = _find_model(folder, base)
+    check_limits(model_folder, parameter='folder')
     config = read_json_object(model_folder / 'config.json')
     _check_format(config)
-    shards, lora_scale = find_shards(model_folder), None
+    shards, lora_scale = find_weight_files(model_folder, parameter='folder'), None
     if base is not None:
-        shards += find_shards(folder)
+        shards += find_weight_files(folder, parameter='folder', file_name=ADAPTER_FILE)
         lora_scale = _adapter_scale(folder)
     source = Source(shards)
     tokenizer = load_tokenizer(model_folder)

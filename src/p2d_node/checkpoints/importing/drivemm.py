@@ -11,7 +11,6 @@ from pathlib import Path
 import re
 from typing import Any
 
-from jinja2 import TemplateError
 from p2d_node.checkpoints.checkpoint_files import siglip_settings
 from p2d_node.checkpoints.importing.plan import (
     checked_config,
@@ -22,9 +21,13 @@ from p2d_node.checkpoints.importing.plan import (
     take_fields,
     TEXT_FIELDS,
 )
-from p2d_node.checkpoints.importing.streaming import find_shards, Source, Step
+from p2d_node.checkpoints.importing.streaming import Source, Step
+from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.template_process import render_limited
+from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError
+from p2d_node.limited_process import LimitError
 from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
@@ -78,7 +81,8 @@ def plan_import(folder: Path) -> ImportPlan:
     Raises:
         ConfigError: A file is missing or damaged, or the checkpoint is of another format.
     """
-    source = Source(find_shards(folder))
+    source = Source(find_weight_files(folder, parameter='folder'))
+    check_limits(folder, parameter='folder')
     config = read_json_object(folder / 'config.json')
     _check_format(config)
     tokenizer, image_token_id = _load_tokenizer(folder)
@@ -220,11 +224,14 @@ def make_chat_template(tokenizer: Any, placeholder: str) -> str:
         ConfigError: The tokenizer's template does not write a message between two fixed texts.
     """
     bos, mark = tokenizer.bos_token or '', 'MARK'
+    roles = {'system': SYSTEM_MESSAGE, 'user': mark, 'assistant': mark}
     try:
-        system = _render(tokenizer, 'system', SYSTEM_MESSAGE)
-        before, after = _render(tokenizer, 'user', mark).removeprefix(bos).split(mark)
-        answer, _ = _render(tokenizer, 'assistant', mark).removeprefix(bos).split(mark)
-    except (TemplateError, ValueError) as err:
+        system, user, assistant = render_limited(
+            lambda: [_render(tokenizer, role, text) for role, text in roles.items()]
+        )
+        before, after = user.removeprefix(bos).split(mark)
+        answer, _ = assistant.removeprefix(bos).split(mark)
+    except (LimitError, ValueError) as err:
         raise ConfigError(
             f"the chat template of the tokenizer is not like Llama 3's: {err}; copy the tokenizer "
             'files of the checkpoint again'
@@ -240,7 +247,7 @@ def make_chat_template(tokenizer: Any, placeholder: str) -> str:
 
 
 def _render(tokenizer: Any, role: str, content: str) -> str:
-    """Return one message as the tokenizer's own template writes it."""
+    """Return one message as the tokenizer's own template writes it; runs in a child process."""
     text = tokenizer.apply_chat_template(
         [{'role': role, 'content': content}],
         chat_template=tokenizer.chat_template or LLAMA_3_TEMPLATE,

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2d_node.durable_files import read_json_object, write_json
+from p2d_node.checkpoints.weight_files import INDEX_FILE, read_header, StoredTensor
+from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError
-from safetensors import safe_open, SafetensorError
+from safetensors import safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-INDEX_FILE = 'model.safetensors.index.json'
 SHARD_BYTES = 1 << 30
 """Largest shard that is written; a larger tensor gets a shard of its own."""
 
@@ -68,27 +68,17 @@ class Source:
         self._files: dict[str, Path] = {}
         self._metas: dict[str, Tensor] = {}
         for path in files:
-            self._read_header(path)
+            for name, stored in read_header(path, parameter='folder').items():
+                self._add(name, stored)
 
-    def _read_header(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework='pt') as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    entry = file.get_slice(name)
-                    kind = entry.get_dtype()
-                    if kind not in DTYPES:
-                        raise ConfigError(
-                            f'{path}: {name} is stored as {kind}, allowed: {", ".join(DTYPES)}; '
-                            'import the checkpoint without quantisation'
-                        )
-                    self._files[name] = path
-                    self._metas[name] = torch.empty(
-                        entry.get_shape(), dtype=DTYPES[kind], device='meta'
-                    )
-        except (OSError, SafetensorError) as err:
+    def _add(self, name: str, stored: StoredTensor) -> None:
+        if stored.dtype not in DTYPES:
             raise ConfigError(
-                f'{path}: not a complete safetensors file: {err}; copy it again'
-            ) from err
+                f'{stored.path}: {name} is stored as {stored.dtype}, allowed: '
+                f'{", ".join(DTYPES)}; import the checkpoint without quantisation'
+            )
+        self._files[name] = stored.path
+        self._metas[name] = torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device='meta')
 
     @property
     def names(self) -> Sequence[str]:
@@ -123,48 +113,6 @@ class Source:
         for meta in self._metas.values():
             sizes[meta.dtype] = sizes.get(meta.dtype, 0) + meta.numel()
         return max(sizes, key=lambda dtype: sizes[dtype])
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint folder, in order.
-
-    Raises:
-        ConfigError: The folder does not exist, has no safetensors file, or lacks a file that the
-            index names.
-    """
-    if not folder.is_dir():
-        raise ConfigError(
-            f'folder: got {str(folder)!r}, which is not a folder; name a checkpoint folder'
-        )
-    index = folder / INDEX_FILE
-    if index.is_file():
-        weight_map = read_json_object(index).get('weight_map')
-        if not isinstance(weight_map, dict):
-            raise ConfigError(f'{index} has no weight_map; copy it again')
-        names = sorted({str(name) for name in weight_map.values()})
-        for name in names:
-            if not (folder / name).is_file():
-                raise ConfigError(
-                    f'{folder}: {name} is missing, which {INDEX_FILE} names; copy it again'
-                )
-        return [folder / name for name in names]
-    shards = sorted(folder.glob('*.safetensors'))
-    if not shards:
-        raise ConfigError(_no_weights(folder))
-    return shards
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(folder.glob('*.bin'))
-    if not pickles:
-        return f'{folder}: no *.safetensors file in it; copy the whole checkpoint'
-    name = pickles[0].stem
-    return (
-        f'{folder}: got {len(pickles)} pickled *.bin files, allowed: safetensors, as loading a '
-        'pickle can run code; if you trust the files, convert each with python -c "import torch, '
-        f"safetensors.torch as s; s.save_file(torch.load('{name}.bin', weights_only=True), "
-        f"'{name}.safetensors')\""
-    )
 
 
 def check_steps(

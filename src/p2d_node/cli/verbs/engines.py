@@ -20,8 +20,8 @@ BUILD_EXAMPLES = """examples:
   p2d build-engine --model models/drivemm --backend onnxruntime --input pixel_values
 """
 VERIFY_EXAMPLES = """examples:
-  p2d verify-engine                  every engine that was not verified on this machine
-  p2d verify-engine engines/drivemm/tensorrt-fp16-frames-900x1600-20260801T120000.000000Z-0a1b2c
+  p2d verify-engine --model models/drivemm     every engine of it that this user did not verify
+  p2d verify-engine --model models/drivemm engines/drivemm/tensorrt-fp16-frames-900x1600-20260801
 """
 INSPECT_EXAMPLES = """examples:
   p2d inspect-engine
@@ -157,7 +157,13 @@ class VerifyOptions(EngineOptions):
         (),
         'Engine folders.',
         positional=True,
-        default_text='all that were not verified on this machine',
+        default_text='all of the model that this user did not verify on this machine',
+    )
+    model: str | None = same_as(
+        DriveConfig,
+        'model',
+        default=None,
+        default_text='p2d-mini; torch computes from it what the engine must compute',
     )
     device: str = device()
 

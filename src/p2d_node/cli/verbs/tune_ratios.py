@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   p2d tune-ratios --data train.json --images nuscenes --mean-retention 0.1 --workers 4 \\
       --methods tpe,uniform,random --held-out val.json
   p2d tune-ratios --data train.json --images nuscenes \\
-      --storage postgresql://user:password@host/optuna          # the same on each machine
+      --storage postgresql://user@host/optuna    # on each machine; its password in ~/.pgpass
 
 The same command, started again, continues a study that ended or was interrupted.
 """

@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from jinja2 import TemplateError
-from p2d_node.errors import ConfigError
+from p2d_node.checkpoints.weight_files import read_tensors
+from p2d_node.errors import ConfigError, InferenceError, panics
+from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.input_sequence import (
     InputSequence,
     interleave_pictures,
@@ -31,6 +32,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11; Humble has 3.10
 
+MAX_BUFFER_ELEMENTS = 1 << 26
+"""Values of a model that are not stored, such as its positions."""
+
 
 def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     """Load the safetensors checkpoint in `folder` on the CPU.
@@ -47,9 +51,35 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
         ConfigError: Weights are missing or do not match the config.
     """
     _check_generation_config(folder)
-    model, wrong = _load_and_compare(model_class, folder, options)
+    config = _read_config(folder)
+    _check_size(model_class, config, folder)
+    model, wrong = _load_and_compare(model_class, folder, {'config': config, **options})
     _require_whole(folder, wrong)
     return model.eval()
+
+
+def _read_config(folder: Path) -> Any:
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _check_size(model_class: Any, config: Any, folder: Path) -> None:
+    """Check that config.json describes a model of about the size of the weights.
+
+    transformers allocates what config.json says, and reads the weights afterwards.
+
+    Raises:
+        ConfigError: The model would have more than twice the values of the weights.
+    """
+    num_stored = sum(tensor.num_elements for tensor in read_tensors(folder).values())
+    with torch.device('meta'):
+        model = model_class(config)
+    num_described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    # Weights that are used twice may be stored once; buffers are not stored.
+    if num_described > 2 * num_stored + MAX_BUFFER_ELEMENTS:
+        raise ConfigError(
+            f'model: {folder}: config.json describes a model of {num_described} values, the '
+            f'weights have {num_stored}; copy config.json and the weights from one checkpoint'
+        )
 
 
 def _require_whole(folder: Path, wrong: Sequence[str]) -> None:
@@ -94,12 +124,13 @@ def load_vision_weights(
     Raises:
         ConfigError: Weights of the vision part are missing or do not match the config.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _read_config(folder)
     # Without layers and vocabulary, the weights of the language model are not loaded.
     config.text_config.num_hidden_layers = 0
     config.text_config.layer_types = []
     config.text_config.vocab_size = 1
     config.text_config.pad_token_id = None
+    _check_size(model_class, config, folder)
     options = {
         'config': config,
         'dtype': dtype,
@@ -189,10 +220,11 @@ class ChatModel:
 
     vision_module: nn.Module
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        """Wrap a loaded model and its tokenizer."""
+    def __init__(self, model: Any, tokenizer: Any, chat_template: ChatTemplate) -> None:
+        """Wrap a loaded model, its tokenizer and its chat template."""
         self._model = model
         self._tokenizer = tokenizer
+        self._chat_template = chat_template
         self._image_token_id = int(model.config.image_token_id)
         self._mosaic_rows = getattr(model.config, MOSAIC_KEY, ())
         self._embed_tokens = model.get_input_embeddings()
@@ -217,8 +249,7 @@ class ChatModel:
             text = f'{describe_missing_views(missing)} {question}' if missing else question
         else:
             num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
-        content = [{'type': 'image'}] * num_pictures + [{'type': 'text', 'text': text}]
-        token_ids = self._apply_chat_template([{'role': 'user', 'content': content}])
+        token_ids = self.tokenize(self._chat_template.render(num_pictures, text))
         try:
             return split_at_images(
                 self._add_image_delimiters(token_ids), self._image_token_id, num_pictures
@@ -228,19 +259,6 @@ class ChatModel:
                 f'model: its chat template gives {err}; use the template that came with the '
                 'checkpoint, and no image placeholder in questions'
             ) from err
-
-    def _apply_chat_template(self, messages: list[dict[str, Any]]) -> list[int]:
-        try:
-            token_ids: list[int] = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except Exception as err:  # a template is a program: it may raise anything
-            reason = str(err) if isinstance(err, TemplateError) else f'{type(err).__name__}: {err}'
-            raise ConfigError(
-                f'model: its chat template fails: {reason}; copy the chat template for pictures '
-                '(chat_template.jinja or chat_template.json) from the checkpoint'
-            ) from err
-        return token_ids
 
     def find_special_tokens(self, text: str) -> list[str]:
         """Return the special tokens in `text`, such as image placeholders and ends of turns."""
@@ -270,11 +288,13 @@ class ChatModel:
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Return the ids of `text`, without adding special tokens."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        with panics('model: its tokenizer', ConfigError):
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        with panics('model: its tokenizer', InferenceError):
+            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 class FixedSizeModel(ChatModel):
@@ -288,6 +308,7 @@ class FixedSizeModel(ChatModel):
         cls,
         folder: Path,
         tokenizer: Any,
+        chat_template: ChatTemplate,
         *,
         view_size: tuple[int, int] | None,
         dtype: torch.dtype,
@@ -297,7 +318,7 @@ class FixedSizeModel(ChatModel):
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(quantize_and_move(model, weights, device), tokenizer)
+        return cls(quantize_and_move(model, weights, device), tokenizer, chat_template)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2d_node.errors import ConfigError
+from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
 from torch import nn, Tensor
@@ -72,9 +73,9 @@ class InternVL(FixedSizeModel):
     MODEL_CLASS = InternVLForConditionalGeneration
     VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, chat_template: ChatTemplate) -> None:
         """Wrap a loaded model and its tokenizer; see `load`."""
-        super().__init__(model, tokenizer)
+        super().__init__(model, tokenizer, chat_template)
         self.grid = _grid(model.config)
         self.vision_module = self.make_vision_module(model)
         self.decoder = Decoder(model.model.language_model, model.lm_head)

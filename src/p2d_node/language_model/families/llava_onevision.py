@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
 import torch
@@ -46,9 +47,9 @@ class LlavaOnevision(FixedSizeModel):
     MODEL_CLASS = LlavaOnevisionForConditionalGeneration
     VISION_KEYS = ('vision_tower', 'multi_modal_projector')
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, chat_template: ChatTemplate) -> None:
         """Wrap a loaded model and its tokenizer; see `load`."""
-        super().__init__(model, tokenizer)
+        super().__init__(model, tokenizer, chat_template)
         self._newline = model.model.image_newline
         self.vision_module = self.make_vision_module(model)
         self.decoder = Decoder(model.model.language_model, model.lm_head)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from p2d_node.errors import ConfigError
+from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import ChatModel, load_weights, quantize_and_move
 from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
@@ -78,9 +79,15 @@ class _QwenVL(ChatModel):
 
     VISION_KEYS = ('visual',)
 
-    def __init__(self, model: Any, tokenizer: Any, view_size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        chat_template: ChatTemplate,
+        view_size: tuple[int, int],
+    ) -> None:
         """Wrap a loaded model and its tokenizer; see `load`."""
-        super().__init__(model, tokenizer)
+        super().__init__(model, tokenizer, chat_template)
         vision = model.config.vision_config
         self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
         self.vision_module = _VisionModule(model.model.visual, self.grid)
@@ -94,6 +101,7 @@ class _QwenVL(ChatModel):
         cls,
         folder: Path,
         tokenizer: Any,
+        chat_template: ChatTemplate,
         *,
         view_size: tuple[int, int] | None,
         dtype: torch.dtype,
@@ -107,7 +115,7 @@ class _QwenVL(ChatModel):
                 'because this family accepts pictures of any size'
             )
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
-        return cls(quantize_and_move(model, weights, device), tokenizer, view_size)
+        return cls(quantize_and_move(model, weights, device), tokenizer, chat_template, view_size)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:

@@ -9,6 +9,7 @@ from p2d_node.checkpoints.checkpoint import Checkpoint
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError
+from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
@@ -70,6 +71,7 @@ def load_family(
     family: Family = find_family(checkpoint).load(
         checkpoint.folder,
         tokenizer,
+        ChatTemplate(tokenizer),
         view_size=view_size,
         dtype=dtype,
         device=device,

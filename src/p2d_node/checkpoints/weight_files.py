@@ -1,0 +1,207 @@
+"""The weight files of a checkpoint: which files a library loads, and what their headers say.
+
+Everything that reads weights asks here, so that what is fingerprinted is what is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import json
+import math
+from pathlib import Path
+import stat
+from typing import Any
+
+from p2d_node.durable_files import read_json_object
+from p2d_node.errors import ConfigError, quote
+
+WEIGHTS_FILE = 'model.safetensors'
+INDEX_FILE = 'model.safetensors.index.json'
+SUFFIX = '.safetensors'
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 50_000
+"""Names of one checkpoint; the largest published vision-language models have about 3,000."""
+
+READ_SUFFIXES = ('.json', '.jinja', '.model', '.txt', '.tiktoken', SUFFIX)
+"""Endings of the files that libraries read in a checkpoint folder."""
+
+DTYPE_BITS = {
+    **dict.fromkeys(('F64', 'I64', 'U64', 'C64'), 64),
+    **dict.fromkeys(('F32', 'I32', 'U32'), 32),
+    **dict.fromkeys(('F16', 'BF16', 'I16', 'U16'), 16),
+    **dict.fromkeys(('I8', 'U8', 'BOOL', 'F8_E4M3', 'F8_E5M2', 'F8_E8M0'), 8),
+    **dict.fromkeys(('F8_E4M3FNUZ', 'F8_E5M2FNUZ'), 8),
+    **dict.fromkeys(('F6_E2M3', 'F6_E3M2'), 6),
+    'F4': 4,
+}
+"""Names in the format of safetensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a safetensors file.
+
+    Attributes:
+        path: The file.
+        dtype: Name of its number format, such as `BF16`.
+        shape: Its shape.
+        first: Its first byte in the file.
+        last: The byte after its last one.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+    @property
+    def num_elements(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def check_files(folder: Path, *, parameter: str = 'model') -> None:
+    """Check that every file that is read in a checkpoint folder is a plain file in it.
+
+    The links of a Hugging Face snapshot into the blobs of its own repository are allowed.
+
+    Raises:
+        ConfigError: A file is a link out of the folder, a pipe or a device.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f'{parameter}: got {quote(str(folder))}, which is not a folder; name a checkpoint '
+            'folder'
+        )
+    root = folder.resolve()
+    # ~/.cache/huggingface/hub/models--owner--name/{blobs,snapshots/REVISION}
+    is_snapshot = root.parent.name == 'snapshots'
+    allowed = {root, root.parents[1] / 'blobs'} if is_snapshot else {root}
+    for path in folder.iterdir():
+        if path.suffix not in READ_SUFFIXES:
+            continue
+        try:
+            target = path.resolve(strict=True)
+            is_plain = stat.S_ISREG(target.stat().st_mode)
+        except (OSError, RuntimeError) as err:
+            raise ConfigError(
+                f'{parameter}: {path} leads nowhere: {err}; copy the checkpoint again'
+            ) from err
+        if target.parent not in allowed:
+            raise ConfigError(
+                f'{parameter}: {path} is a link to {target}, which is outside of the checkpoint; '
+                'copy the file into the folder'
+            )
+        if not is_plain:
+            raise ConfigError(f'{parameter}: {path} is no plain file; copy the checkpoint again')
+
+
+def find_weight_files(
+    folder: Path, *, parameter: str = 'model', file_name: str = WEIGHTS_FILE
+) -> list[Path]:
+    """Return the files that transformers loads of a checkpoint, in order of their names.
+
+    Args:
+        folder: The checkpoint.
+        parameter: The parameter that names it, for messages.
+        file_name: Name of the file that takes the place of an index and its shards.
+
+    Raises:
+        ConfigError: There are none; one of them is missing, or is not in the folder.
+    """
+    check_files(folder, parameter=parameter)
+    if (folder / file_name).is_file():
+        return [folder / file_name]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise ConfigError(_no_weights(folder, parameter))
+    weight_map = read_json_object(index, parameter=parameter).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConfigError(f'{parameter}: {index} has no weight_map; copy it again')
+    return [_shard(folder, name, parameter) for name in sorted(set(map(str, weight_map.values())))]
+
+
+def _shard(folder: Path, name: str, parameter: str) -> Path:
+    if Path(name).name != name or not name.endswith(SUFFIX):
+        raise ConfigError(
+            f'{parameter}: {folder / INDEX_FILE}: got the file {quote(name)}, allowed: '
+            f'{SUFFIX} files in the same folder; copy the checkpoint again'
+        )
+    if not (folder / name).is_file():
+        raise ConfigError(
+            f'{parameter}: {folder}: {name} is missing, which {INDEX_FILE} names; copy it again'
+        )
+    return folder / name
+
+
+def _no_weights(folder: Path, parameter: str) -> str:
+    pickles = sorted(folder.glob('*.bin'))
+    if not pickles:
+        return (
+            f'{parameter}: {folder} has no weights: no {WEIGHTS_FILE} and no {INDEX_FILE} in it; '
+            'copy the whole checkpoint'
+        )
+    name = pickles[0].stem
+    return (
+        f'{parameter}: {folder}: got {len(pickles)} pickled *.bin files, allowed: safetensors, as '
+        'loading a pickle can run code; if you trust the files, convert each with python -c '
+        f"\"import torch, safetensors.torch as s; s.save_file(torch.load('{name}.bin', "
+        f"weights_only=True), '{name}.safetensors')\""
+    )
+
+
+def read_tensors(folder: Path, *, parameter: str = 'model') -> dict[str, StoredTensor]:
+    """Return name to place of every tensor that is loaded of a checkpoint.
+
+    Raises:
+        ConfigError: See `find_weight_files`; or a file is not a complete safetensors file.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in find_weight_files(folder, parameter=parameter):
+        tensors |= read_header(path, parameter=parameter)
+        if len(tensors) > MAX_TENSORS:
+            raise ConfigError(
+                f'{parameter}: {folder}: got more than {MAX_TENSORS} tensors, allowed: up to '
+                f'{MAX_TENSORS}; name another checkpoint'
+            )
+    return tensors
+
+
+def read_header(path: Path, *, parameter: str = 'model') -> dict[str, StoredTensor]:
+    """Return name to place of every tensor of one safetensors file; no tensor is read.
+
+    Raises:
+        ConfigError: It is not a complete safetensors file, or its header is too large.
+    """
+    try:
+        with path.open('rb') as file:
+            num_bytes = path.stat().st_size
+            size = int.from_bytes(file.read(8), 'little')
+            if not 0 < size <= num_bytes - 8:
+                raise ValueError(f'a header of {size} bytes in a file of {num_bytes}')
+            if size > MAX_HEADER_BYTES:
+                raise ValueError(f'a header of {size} bytes, allowed: up to {MAX_HEADER_BYTES}')
+            header = json.loads(file.read(size))
+        header.pop('__metadata__', None)
+        tensors = {name: _stored(path, entry, 8 + size) for name, entry in header.items()}
+        needed = max((tensor.last for tensor in tensors.values()), default=0)
+        if needed > num_bytes:
+            raise ValueError(f'{num_bytes} bytes, its header says {needed}')
+        return tensors
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        raise ConfigError(
+            f'{parameter}: {path}: not a complete safetensors file: {err}; copy the checkpoint '
+            'again'
+        ) from err
+
+
+def _stored(path: Path, entry: dict[str, Any], start: int) -> StoredTensor:
+    first, last = entry['data_offsets']
+    shape, dtype = tuple(entry['shape']), entry['dtype']
+    if not all(type(size) is int and size >= 0 for size in (*shape, first, last)):
+        raise ValueError(f'sizes that are no numbers: {quote(entry)}')
+    if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (last - first):
+        raise ValueError(f'a shape that does not fit its bytes: {quote(entry)}')
+    return StoredTensor(path, dtype, shape, start + first, start + last)

@@ -1,0 +1,130 @@
+"""Checks requests to the services that rclpy adds to a lifecycle node, before rclpy serves them.
+
+rclpy serves a request of any length on the thread that receives frames, logs every lifecycle
+request that does not fit the state, and gives no reply to one that it cannot read. Its callbacks
+do not learn who called; with SROS 2 the permissions decide who may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lifecycle_msgs.srv import ChangeState
+from p2d_node.errors import quote
+from p2d_node.ros.refusals import Refusals
+from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    GetParameterTypes,
+    ListParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
+from rclpy.lifecycle import LifecycleNode
+from rclpy.service import Service
+
+MAX_ENTRIES = 256
+"""Parameters or names in one request: more than a node with 40 cameras has, so that a whole file
+can be loaded. Setting so many takes about 0.2 s."""
+
+ENTRIES = {
+    SetParameters: 'parameters',
+    SetParametersAtomically: 'parameters',
+    GetParameters: 'names',
+    GetParameterTypes: 'names',
+    DescribeParameters: 'names',
+    ListParameters: 'prefixes',
+}
+"""Service type to the field of its request that may have any number of entries."""
+
+CHANGES = (SetParameters, SetParametersAtomically, ChangeState)
+
+LOCKED = 'access is locked; start the node with access open, or change what its launch sets'
+
+
+def guard_services(node: LifecycleNode, refusals: Refusals, *, locked: bool) -> None:
+    """Guard the parameter and lifecycle services that `node` has so far.
+
+    Args:
+        node: The node.
+        refusals: Gets what is refused, by the guard or by rclpy.
+        locked: Whether every request that changes something is refused.
+    """
+    for service in node.services:
+        if service.srv_type in (*ENTRIES, ChangeState):
+            service.callback = _guarded(node, service, refusals, locked=locked)
+
+
+def _guarded(
+    node: LifecycleNode, service: Service, refusals: Refusals, *, locked: bool
+) -> Callable[[Any, Any], Any]:
+    serve, kind = service.callback, service.srv_type
+    name = f'~/{service.srv_name.rpartition("/")[2]}'
+
+    def answer(request: Any, response: Any) -> Any:
+        reason = LOCKED if locked and kind in CHANGES else _why_not(node, kind, request)
+        if not reason:
+            try:
+                response = serve(request, response)
+            except (ValueError, TypeError) as err:  # such as a type that does not exist
+                reason = f'the request cannot be read: {err}; correct it'
+        if reason:
+            _refuse(kind, request, response, reason)
+        reason = reason or _refused_by_rclpy(kind, response)
+        if reason:
+            refusals.add(name, reason)
+        return response
+
+    return answer
+
+
+def _why_not(node: LifecycleNode, kind: Any, request: Any) -> str:
+    """Return why a request is not passed on to rclpy; empty if it is."""
+    if kind is ChangeState:
+        return _why_no_transition(node, request.transition)
+    num_entries = len(getattr(request, ENTRIES[kind]))
+    if num_entries > MAX_ENTRIES:
+        return (
+            f'got {num_entries} {ENTRIES[kind]} in one request, allowed: up to {MAX_ENTRIES}; '
+            'send several requests'
+        )
+    if ENTRIES[kind] == 'parameters':
+        names = [parameter.name for parameter in request.parameters]
+        if twice := next((name for name in names if names.count(name) > 1), ''):
+            return f'got {quote(twice)} twice in one request, allowed: once; send one value'
+    return ''
+
+
+def _why_no_transition(node: LifecycleNode, transition: Any) -> str:
+    # rclpy has no public method for this.
+    machine = node._state_machine
+    available = {number: label for number, label, *_ in machine.available_transitions}
+    # As in rclpy, a label counts before a number.
+    wanted = transition.label or transition.id
+    if wanted in (available.values() if transition.label else available):
+        return ''
+    return (
+        f'got transition {quote(wanted)}, allowed in state {machine.current_state[1]}: '
+        f'{", ".join(available.values()) or "none"}'
+    )
+
+
+def _refuse(kind: Any, request: Any, response: Any, reason: str) -> None:
+    result = SetParametersResult(successful=False, reason=reason)
+    if kind is SetParameters:
+        num_without = min(len(request.parameters), MAX_ENTRIES) - len(response.results)
+        response.results = [*response.results, *[result] * num_without]
+    elif kind is SetParametersAtomically:
+        response.result = result
+
+
+def _refused_by_rclpy(kind: Any, response: Any) -> str:
+    """Return the first reason in a reply of rclpy; empty if nothing was refused."""
+    results: Sequence[Any] = ()
+    if kind is SetParameters:
+        results = response.results
+    elif kind is SetParametersAtomically:
+        results = [response.result]
+    return next((result.reason for result in results if not result.successful), '')

@@ -1,0 +1,103 @@
+"""Small bags that claim or hold much."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import get_typestore, Stores
+
+MAGIC = b'\x89MCAP0\r\n'
+WINDOW_OF_128_KB = b'\x38'
+BLOCK_BYTES = 1 << 17
+
+
+def number(value: int, num_bytes: int) -> bytes:
+    return value.to_bytes(num_bytes, 'little')
+
+
+def text(content: str | bytes) -> bytes:
+    data = content.encode() if isinstance(content, str) else content
+    return number(len(data), 4) + data
+
+
+def record(kind: int, *parts: bytes) -> bytes:
+    body = b''.join(parts)
+    return number(kind, 1) + number(len(body), 8) + body
+
+
+def zstd_of_zeros(num_blocks: int, *, claimed: int | None) -> bytes:
+    """Return a zstd frame of blocks of 128 KB, each of which takes four bytes."""
+    header = b'\x00' if claimed is None else b'\xc0'
+    size = b'' if claimed is None else number(claimed, 8)
+    repeated = 1 << 1 | BLOCK_BYTES << 3
+    block, last = number(repeated, 3) + b'\0', number(repeated | 1, 3) + b'\0'
+    return b'\x28\xb5\x2f\xfd' + header + WINDOW_OF_128_KB + size + block * (num_blocks - 1) + last
+
+
+def schema_and_channel(channel: int = 1, qos: str = '') -> bytes:
+    profiles = text('offered_qos_profiles') + text(qos)
+    return record(
+        3, number(1, 2), text('std_msgs/msg/String'), text('ros2msg'), text('string data')
+    ) + record(
+        4, number(channel, 2), number(1, 2), text(f'/t{channel}'), text('cdr'), text(profiles)
+    )
+
+
+def message(num_bytes: int, stamp_ns: int = 0) -> bytes:
+    return record(
+        5, number(1, 2), number(0, 4), number(stamp_ns, 8), number(stamp_ns, 8), bytes(num_bytes)
+    )
+
+
+def chunk(content: bytes, size: int, compression: str) -> bytes:
+    return record(
+        6,
+        number(0, 8),
+        number(0, 8),
+        number(size, 8),
+        number(0, 4),
+        text(compression),
+        number(len(content), 8),
+        content,
+    )
+
+
+def write_mcap(path: Path, data: bytes, summary: Sequence[bytes] = ()) -> Path:
+    """Write an MCAP file; with an empty summary it has no index."""
+    start = MAGIC + record(1, text('ros2'), text('test')) + data
+    footer = record(2, number(len(start) if summary else 0, 8), number(0, 8), number(0, 4))
+    path.write_bytes(start + b''.join(summary) + footer + MAGIC)
+    return path
+
+
+def write_indexed_mcap(path: Path, content: bytes, size: int, compression: str, count: int = 1):
+    """Write an MCAP file with one chunk, which its index names `count` times."""
+    start = len(MAGIC + record(1, text('ros2'), text('test')))
+    data = chunk(content, size, compression)
+    index = record(
+        8,
+        number(0, 8),
+        number(0, 8),
+        number(start, 8),
+        number(len(data), 8),
+        text(number(1, 2) + number(start + len(data), 8)),
+        number(31, 8),
+        text(compression),
+        number(len(content), 8),
+        number(size, 8),
+    )
+    return write_mcap(path, data, [schema_and_channel(), index * count])
+
+
+def write_bag(folder: Path, storage: str, compression: str | None = None) -> Path:
+    """Write a bag of one text; return its file."""
+    writer = Writer(folder, version=8, storage_plugin=StoragePlugin[storage])
+    if compression is not None:
+        writer.set_compression(CompressionMode[compression], CompressionFormat.ZSTD)
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    content = store.types['std_msgs/msg/String']('a text')
+    with writer:
+        connection = writer.add_connection('/text', content.__msgtype__, typestore=store)
+        writer.write(connection, 0, store.serialize_cdr(content, content.__msgtype__))
+    (file,) = (path for path in folder.iterdir() if path.suffix != '.yaml')
+    return file

@@ -1,0 +1,237 @@
+"""Bags of a few kilobytes that claim or hold more than fits into memory."""
+
+from contextlib import closing
+import json
+from pathlib import Path
+import sqlite3
+import time
+
+import bag_bombs as bombs
+from lz4 import frame as lz4
+from memory import peak_growth_bytes
+from p2d_node.bags import limits
+from p2d_node.bags.image_files import read_image
+from p2d_node.bags.reading import BagReader
+from p2d_node.errors import ConfigError
+import pytest
+
+FOUR_GB = 1 << 32
+ALIASES = '- &a {history: 1, depth: 1, lifespan: {sec: 0, nsec: 0}}\n- *a\n'
+
+
+def read_all(bag: Path) -> list:
+    with BagReader(bag) as reader:
+        return list(reader.messages())
+
+
+def refuse(bag: Path, reason: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f'^bag: {bag} (cannot be read|is damaged): .*({reason})'
+    ):
+        read_all(bag)
+
+
+def change(file: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute(statement, values)
+
+
+@pytest.mark.attack(
+    'a compressed message of 131 kB in a bag that expands to 4 GB',
+    'refused by the size it claims, or at 256 MB if it claims none or lies',
+)
+@pytest.mark.parametrize(
+    ('claimed', 'max_growth'),
+    [(FOUR_GB, 16 << 20), (None, 600 << 20), (7, 600 << 20)],
+    ids=['true', 'none', 'lie'],
+)
+def test_a_message_is_decompressed_up_to_a_limit(tmp_path, claimed, max_growth):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3', 'MESSAGE')
+    bomb = bombs.zstd_of_zeros(1 << 15, claimed=claimed)
+    assert len(bomb) < 132_000
+    change(file, 'UPDATE messages SET data = ?', bomb)
+    # zstd itself notices a claim that is too small.
+    reason = 'a message.*at most 268435456|Destination buffer is too small'
+    growth = peak_growth_bytes(lambda: refuse(tmp_path / 'bag', reason))
+    assert growth < max_growth
+
+
+@pytest.mark.attack(
+    'a chunk of an MCAP file that expands to 4 GB (zstd or lz4), and says so or lies',
+    'refused by the size it claims, or as soon as it is larger than that',
+)
+@pytest.mark.parametrize('size', [FOUR_GB, 1000], ids=['true', 'lie'])
+@pytest.mark.parametrize('compression', ['zstd', 'lz4'])
+@pytest.mark.parametrize('is_indexed', [True, False])
+def test_a_chunk_is_decompressed_up_to_its_size(tmp_path, compression, size, is_indexed):
+    if compression == 'zstd':
+        content = bombs.zstd_of_zeros(1 << 15, claimed=None)
+    else:
+        content = lz4.compress(bytes(64 << 20))
+    path = tmp_path / 'bag.mcap'
+    if is_indexed:
+        bombs.write_indexed_mcap(path, content, size, compression)
+    else:
+        bombs.write_mcap(
+            path, bombs.schema_and_channel() + bombs.chunk(content, size, compression)
+        )
+    assert path.stat().st_size < 300_000
+    assert peak_growth_bytes(lambda: refuse(path, 'got .*chunk.*allowed: at most')) < 16 << 20
+
+
+@pytest.mark.attack(
+    'an MCAP file whose index names one chunk a thousand times, to hold it a thousand times',
+    'refused if the chunks that share a moment have more than 512 MB',
+)
+def test_chunks_that_overlap_in_time_have_a_limit(tmp_path):
+    content = bombs.message(2 << 20)
+    path = tmp_path / 'bag.mcap'
+    bombs.write_indexed_mcap(path, lz4.compress(content), len(content), 'lz4', count=2000)
+    assert path.stat().st_size < 300_000
+    start = time.monotonic()
+    refuse(path, 'got chunks that overlap in time of .* bytes, allowed: at most 536870912')
+    assert time.monotonic() - start < 2.0
+    bombs.write_indexed_mcap(path, lz4.compress(content), len(content), 'lz4', count=3)
+    assert [len(message.data) for message in read_all(path)] == [2 << 20] * 3
+
+
+@pytest.mark.attack(
+    'a compressed file of a bag that would fill the disk or the memory under /tmp',
+    'decompressed up to 1000 times its size and half of the free space, then removed',
+)
+def test_a_file_is_decompressed_up_to_a_limit(tmp_path, monkeypatch):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3', 'FILE')
+    file.write_bytes(bombs.zstd_of_zeros(1 << 15, claimed=FOUR_GB)[:16_000])
+    monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 1 << 20)
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    refuse(tmp_path / 'bag', 'got a file, decompressed, of .* bytes, allowed: at most 16000000;')
+    assert [path.name for path in tmp_path.iterdir()] == ['bag']
+
+
+def test_half_of_the_free_space_is_left():
+    assert limits.max_file_bytes(10, 1 << 40) == 1 << 30
+    assert limits.max_file_bytes(10 << 20, 1 << 40) == 10_000 << 20
+    assert limits.max_file_bytes(10 << 20, 1 << 30) == 1 << 29
+
+
+@pytest.mark.attack(
+    'lengths of 2^60 bytes in the records of an MCAP file',
+    'the bag is refused as damaged',
+)
+@pytest.mark.parametrize('kind', range(1, 16))
+def test_a_length_that_is_a_lie_takes_no_memory(tmp_path, kind):
+    huge = bytes([kind]) + bombs.number(1 << 60, 8)
+    for number, (data, summary) in enumerate(
+        [(huge, ()), (bombs.schema_and_channel(), [bombs.schema_and_channel(), huge])]
+    ):
+        path = bombs.write_mcap(tmp_path / f'{number}.mcap', data, summary)
+        errors: list[str] = []
+        growth = peak_growth_bytes(lambda path=path, errors=errors: errors.append(error_of(path)))
+        assert growth < 16 << 20
+        assert '\n' not in errors[0]
+
+
+def error_of(bag: Path) -> str:
+    try:
+        read_all(bag)
+    except ConfigError as err:
+        return str(err)
+    return ''
+
+
+@pytest.mark.attack(
+    'a bag of thousands of topics, each of which is compared with each',
+    'refused above 4096 topics',
+)
+def test_topics_have_a_limit(tmp_path):
+    channels = b''.join(bombs.schema_and_channel(number) for number in range(1, 5001))
+    refuse(bombs.write_mcap(tmp_path / 'a.mcap', channels), 'got 5000 topics, allowed: at most')
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    change(
+        file,
+        'WITH RECURSIVE n(i) AS (VALUES(2) UNION ALL SELECT i + 1 FROM n WHERE i < 5000) INSERT '
+        'INTO topics SELECT i, i, "std_msgs/msg/String", "cdr", "", "" FROM n',
+    )
+    refuse(file, 'got 5000 topics, allowed: at most 4096')
+
+
+@pytest.mark.attack(
+    'a bag of sqlite3 whose table is a view, or has a column, that computes without end',
+    'refused: every row must be in the file',
+)
+@pytest.mark.parametrize(
+    ('statements', 'reason'),
+    [
+        (
+            [
+                'DROP TABLE message_definitions',
+                'CREATE VIEW message_definitions AS WITH RECURSIVE n(id) AS (VALUES(1) UNION ALL '
+                'SELECT id + 1 FROM n) SELECT id, "a" AS topic_type, "ros2msg" AS encoding, "" AS '
+                'encoded_message_definition, "" AS type_description_hash FROM n',
+            ],
+            "got 'message_definitions', allowed: tables",
+        ),
+        (
+            [
+                'DROP TABLE messages',
+                'CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp '
+                'INTEGER, data BLOB GENERATED ALWAYS AS (zeroblob(900000000)) VIRTUAL)',
+                'INSERT INTO messages VALUES (1, 1, 1)',
+            ],
+            'got a computed column of messages',
+        ),
+    ],
+)
+def test_a_database_that_computes_is_refused(tmp_path, statements, reason):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    for statement in statements:
+        change(file, statement)
+    growth = peak_growth_bytes(lambda: (refuse(file, reason), refuse(tmp_path / 'bag', reason)))
+    assert growth < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'reason'),
+    [
+        ('version: 8', 'version: &a 8\n  ros_distro: *a', r'line \d+: got an alias'),
+        ('version: 8', f'version: {"[" * 90_000}', 'nested 33 deep'),
+        ('version: 8', f'version: 0x{"f" * 9000}', 'got a number of 9002 characters'),
+        (
+            "offered_qos_profiles: ''",
+            f'offered_qos_profiles: {json.dumps(ALIASES)}',
+            'got an alias',
+        ),
+        ('relative_file_paths:', 'relative_file_paths:\n  - bag.mcap', 'names a file twice'),
+    ],
+    ids=['alias', 'deep', 'digits', 'profiles', 'twice'],
+)
+def test_metadata_that_is_a_bomb_is_refused(tmp_path, old, new, reason):
+    bombs.write_bag(tmp_path / 'bag', 'MCAP')
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    content = metadata.read_text()
+    assert old in content
+    metadata.write_text(content.replace(old, new, 1))
+    refuse(tmp_path / 'bag', reason)
+
+
+def test_metadata_has_a_largest_size(tmp_path):
+    bombs.write_bag(tmp_path / 'bag', 'MCAP')
+    with (tmp_path / 'bag' / 'metadata.yaml').open('ab') as file:
+        file.truncate(1 << 40)
+    refuse(tmp_path / 'bag', 'got 1099511627776 bytes, allowed: at most 1048576')
+
+
+def test_profiles_of_a_topic_are_plain_yaml(tmp_path):
+    mcap = bombs.write_mcap(tmp_path / 'a.mcap', bombs.schema_and_channel(qos=ALIASES))
+    refuse(mcap, r'line 2: got an alias')
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    change(file, 'UPDATE topics SET offered_qos_profiles = ?', ALIASES)
+    refuse(file, r'line 2: got an alias')
+
+
+def test_an_image_file_has_a_largest_size(tmp_path):
+    path = tmp_path / 'n015__CAM_FRONT__1533280036154844.jpg'
+    with path.open('wb') as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match='cannot be read: got 1099511627776 bytes, allowed: at'):
+        read_image(path, camera='CAM_FRONT', stamp_ns=0)

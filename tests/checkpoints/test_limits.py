@@ -1,0 +1,232 @@
+"""Checkpoints whose settings would make the node hang or fill its memory."""
+
+import json
+from pathlib import Path
+import re
+import resource
+import shutil
+import time
+
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.weight_files import WEIGHTS_FILE
+from p2d_node.config import DriveConfig
+from p2d_node.durable_files import write_json
+from p2d_node.errors import ConfigError, P2dError
+from p2d_node.limited_process import LimitError, run_limited
+from p2d_node.pipeline import DrivingPipeline
+import pytest
+from sweeps import make_frame_set
+
+MAX_SECONDS = 10.0
+MAX_KIBIBYTES = 1 << 20
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / 'tiny')
+
+
+def refusal(folder: Path) -> str:
+    """The line that refuses a checkpoint, within the time and the memory that are promised."""
+    begin, memory = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(P2dError) as caught:
+        DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu'))
+    assert time.monotonic() - begin < MAX_SECONDS
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MAX_KIBIBYTES
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def edit_json(path: Path, edit) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.attack(
+    'A config.json with a billion layers, or layers of a million features',
+    'refused before anything is built: sizes are bounded, and by the values in the weights',
+)
+@pytest.mark.parametrize(
+    ('part', 'name', 'value', 'reason'),
+    [
+        ('text_config', 'num_hidden_layers', 10**9, 'got 1000000000, allowed: up to 512'),
+        ('vision_config', 'num_hidden_layers', 10**30, 'allowed: up to 512'),
+        ('text_config', 'vocab_size', 10**40, 'allowed: up to 2147483648'),
+        ('text_config', 'hidden_size', 1 << 20, 'describes a model of'),
+        ('text_config', 'intermediate_size', 1 << 30, 'describes a model of'),
+        ('vision_config', 'image_size', 1 << 20, 'describes a model of|allowed'),
+    ],
+)
+def test_a_model_of_absurd_size_is_refused(folder, part, name, value, reason):
+    def edit(config):
+        config[part][name] = value
+
+    edit_json(folder / 'config.json', edit)
+    assert re.search(reason, refusal(folder))
+
+
+def write_weights(folder: Path, header: bytes, size: int) -> None:
+    with (folder / WEIGHTS_FILE).open('wb') as file:
+        file.write(size.to_bytes(8, 'little') + header)
+        file.truncate(8 + size)
+
+
+@pytest.mark.attack(
+    'Weights with a header of 4 GB, or with a million tensors', 'refused by the size of the header'
+)
+def test_headers_without_end_are_refused(folder):
+    write_weights(folder, b'{', 4 << 30)
+    assert 'a header of 4294967296 bytes, allowed: up to' in refusal(folder)
+    entry = {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]}
+    write_weights(folder, b'{', 17 << 20)
+    assert 'bytes, allowed: up to 16777216' in refusal(folder)
+    many = json.dumps({str(number): entry for number in range(50_001)}).encode()
+    write_weights(folder, many, len(many))
+    assert 'got more than 50000 tensors' in refusal(folder)
+    deep = b'[' * 100_000
+    write_weights(folder, deep, len(deep))
+    assert 'not a complete safetensors file' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A chat template of nested loops, or that writes a text of 3 GB',
+    'refused: templates run once, at start, in a process with 3 s and 256 MiB',
+)
+@pytest.mark.parametrize(
+    ('template', 'reason'),
+    [
+        (
+            '{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}'
+            '{% endfor %}{% endfor %}{% endfor %}',
+            'it takes longer than 3 s',
+        ),
+        ("{{ 'x' * 3000000000 }}", 'it needs more than 256 MiB'),
+        ("{{ 'x' * 3000000 }}", 'result is larger|the question 0 times'),
+        ('{{ ' + '(' * 3000 + '1' + ')' * 3000 + ' }}', 'its chat template fails'),
+        ('{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}', 'RecursionError'),
+        ("{{ strftime_now('%d') }}{{ messages[0].content[-1].text }}", 'depends on the date'),
+        ('{{ [1, 2]|random }}{{ messages[0].content[-1].text }}', 'depends on the date or on ch'),
+        (
+            '{{ messages[0].content[-1].text|length }}{{ messages[0].content[-1].text }}',
+            'different things around different questions',
+        ),
+    ],
+)
+def test_a_chat_template_that_hangs_or_grows_is_refused(folder, template, reason):
+    (folder / 'chat_template.jinja').write_text(template)
+    assert re.search(reason, refusal(folder))
+
+
+def test_a_chat_template_that_is_too_long_is_refused(folder):
+    (folder / 'chat_template.jinja').write_text('x' * (1 << 21))
+    assert 'chat_template.jinja has 2097152 bytes, allowed: up to 1048576' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer that makes megabytes of a short text', 'refused by what its steps can add'
+)
+@pytest.mark.parametrize(
+    'normalizer',
+    [
+        {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'x' * 1000},
+        {'type': 'Replace', 'pattern': {'Regex': ''}, 'content': 'x' * 64},
+        {'type': 'Prepend', 'prepend': 'x' * 1000},
+        {
+            'type': 'Sequence',
+            'normalizers': [
+                {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'aa'} for _ in range(20)
+            ],
+        },
+        {'type': 'Sequence', 'normalizers': [{'type': 'NFKD'}, {'type': 'NFKD'}]},
+    ],
+)
+def test_a_normalizer_that_grows_is_refused(folder, normalizer):
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
+    assert 'normalizer: makes' in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    'normalizer',
+    [
+        {
+            'type': 'Sequence',
+            'normalizers': [
+                {'type': 'Prepend', 'prepend': '▁'},
+                {'type': 'Precompiled', 'precompiled_charsmap': ''},
+                {'type': 'Replace', 'pattern': {'Regex': ' {2,}'}, 'content': '▁'},
+            ],
+        },
+        {'type': 'NFC'},
+        None,
+    ],
+)
+def test_the_normalizers_of_published_models_are_allowed(tmp_path, normalizer):
+    write_json(tmp_path / 'tokenizer.json', {'normalizer': normalizer})
+    check_limits(tmp_path)
+
+
+def test_tokens_and_files_of_absurd_size_are_refused(folder):
+    def add_word(content):
+        content['model']['vocab']['x' * 5000] = 3
+
+    edit_json(folder / 'tokenizer.json', add_word)
+    assert 'got a token of 5000 characters, allowed: up to 4096' in refusal(folder)
+    with (folder / 'tokenizer.json').open('wb') as file:
+        file.truncate(100 << 20)
+    assert (
+        'tokenizer.json cannot be read: got 104857600 bytes, allowed: at most 67108864'
+        in refusal(folder)
+    )
+
+
+def test_a_function_is_called_within_its_limits():
+    limits = {'limit_s': 0.5, 'memory_bytes': 64 << 20, 'result_bytes': 1000}
+    assert run_limited(lambda: {'a': [1, 'ä']}, **limits) == {'a': [1, 'ä']}
+    cases = {
+        'it takes longer than 0.5 s': lambda: time.sleep(60),
+        'it needs more than 64 MiB': lambda: len(bytearray(1 << 30)),
+        'its result is larger than 1000 bytes': lambda: 'x' * 2000,
+        'modulo by zero': lambda: 1 // 0,
+        'its process ended without a result': lambda: __import__('os').abort(),
+    }
+    for reason, function in cases.items():
+        begin = time.monotonic()
+        with pytest.raises(LimitError, match=reason):
+            run_limited(function, **limits)
+        assert time.monotonic() - begin < 5
+
+
+def test_a_checkpoint_without_any_of_this_is_opened(folder):
+    assert open_checkpoint(folder).model_type == 'llava_onevision'
+    with pytest.raises(ConfigError):
+        open_checkpoint(folder / 'nowhere')
+
+
+@pytest.mark.attack(
+    'A tokenizer whose library in Rust panics, on loading, on a question or on an answer',
+    'one line, as for every other error',
+)
+@pytest.mark.parametrize(
+    ('part', 'value', 'reason'),
+    [
+        (
+            'normalizer',
+            {'type': 'Precompiled', 'precompiled_charsmap': '/wAAAGFi'},
+            'the tokenizer does not load: PanicException',
+        ),
+        ('pre_tokenizer', {'type': 'FixedLength', 'length': 0}, 'its tokenizer failed: chunk'),
+        (
+            'decoder',
+            {'type': 'Strip', 'content': 'a', 'start': 0, 'stop': 99},
+            'its tokenizer failed: index out of bounds',
+        ),
+    ],
+)
+def test_a_panic_is_one_line(folder, part, value, reason):
+    edit_json(folder / 'tokenizer.json', lambda content: content.update({part: value}))
+    config = DriveConfig(model=str(folder), device='cpu')
+    with pytest.raises(P2dError, match=reason) as caught:
+        DrivingPipeline.from_config(config).answer(make_frame_set(), config.questions)
+    assert '\n' not in str(caught.value)

@@ -1,0 +1,147 @@
+"""Which weights are loaded is what is fingerprinted, and nothing outside of the folder."""
+
+import json
+import os
+from pathlib import Path
+import shutil
+
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.weight_files import INDEX_FILE, read_tensors, WEIGHTS_FILE
+from p2d_node.durable_files import write_json
+from p2d_node.errors import ConfigError
+from p2d_node.language_model.families.registry import hash_vision_part, load_vision_module
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+
+SHARD = 'model-00001-of-00001.safetensors'
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return shutil.copytree(tiny_checkpoint, tmp_path / 'models' / 'tiny')
+
+
+def write_index(folder: Path, shard: str, weights: Path) -> None:
+    weight_map = dict.fromkeys(load_file(weights), shard)
+    write_json(folder / INDEX_FILE, {'metadata': {}, 'weight_map': weight_map})
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        open_checkpoint(folder)
+    return str(caught.value)
+
+
+@pytest.mark.attack(
+    'An index that names weights outside of the checkpoint, which the fingerprint does not cover',
+    'refused: one function resolves the files for both, and each is a plain file in the folder',
+)
+@pytest.mark.parametrize(
+    'name', ['../elsewhere/real.safetensors', '{absolute}', 'sub/x.safetensors']
+)
+def test_an_index_names_files_of_its_folder_only(folder, tmp_path, name):
+    weights = tmp_path / 'models' / 'elsewhere' / 'real.safetensors'
+    weights.parent.mkdir()
+    (folder / WEIGHTS_FILE).rename(weights)
+    write_index(folder, name.format(absolute=weights), weights)
+    assert 'allowed: .safetensors files in the same folder' in refusal(folder)
+
+
+@pytest.mark.parametrize('name', [WEIGHTS_FILE, 'config.json', 'tokenizer.json'])
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path, name):
+    outside = tmp_path / name
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    assert f'{name} is a link to {outside}, which is outside' in refusal(folder)
+
+
+def test_the_links_of_a_hub_snapshot_are_followed_to_its_own_blobs_only(tiny_checkpoint, tmp_path):
+    repository = tmp_path / 'hub' / 'models--owner--tiny'
+    snapshot, blobs = repository / 'snapshots' / 'abc123', repository / 'blobs'
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(tiny_checkpoint.iterdir())):
+        shutil.copyfile(path, blobs / str(number))
+        (snapshot / path.name).symlink_to(f'../../blobs/{number}')
+    checkpoint = open_checkpoint(snapshot)
+    assert hash_vision_part(checkpoint) == hash_vision_part(open_checkpoint(tiny_checkpoint))
+    other = tmp_path / 'hub' / 'models--owner--other' / 'blobs'
+    other.mkdir(parents=True)
+    (snapshot / WEIGHTS_FILE).unlink()
+    shutil.copyfile(tiny_checkpoint / WEIGHTS_FILE, other / '0')
+    (snapshot / WEIGHTS_FILE).symlink_to('../../../models--owner--other/blobs/0')
+    assert 'which is outside of the checkpoint' in refusal(snapshot)
+
+
+@pytest.mark.attack(
+    'A pipe or a device in place of a file of a checkpoint', 'refused before it is opened'
+)
+@pytest.mark.parametrize('name', [WEIGHTS_FILE, 'config.json', 'chat_template.jinja'])
+def test_a_pipe_is_refused_without_a_wait(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert f'{name} is no plain file' in refusal(folder)
+
+
+def test_a_link_that_leads_nowhere_is_named(folder):
+    (folder / 'config.json').unlink()
+    (folder / 'config.json').symlink_to('config.json')
+    assert 'config.json leads nowhere' in refusal(folder)
+
+
+def test_the_fingerprint_is_that_of_the_weights_that_are_loaded(folder):
+    original = hash_vision_part(open_checkpoint(folder))
+    weights = load_file(folder / WEIGHTS_FILE)
+    changed = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    save_file(changed, folder / SHARD, {'format': 'pt'})
+    write_index(folder, SHARD, folder / WEIGHTS_FILE)
+    # model.safetensors is loaded where it exists, and the index is not looked at.
+    assert hash_vision_part(open_checkpoint(folder)) == original
+    assert all_parameters(folder).abs().max() > 0
+    (folder / WEIGHTS_FILE).unlink()
+    assert hash_vision_part(open_checkpoint(folder)) != original
+    assert all_parameters(folder).abs().max() == 0
+
+
+def all_parameters(folder: Path) -> torch.Tensor:
+    module = load_vision_module(open_checkpoint(folder))
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_a_setting_that_names_other_weights_is_refused(folder):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    write_json(path, {**config, 'transformers_weights': 'other.safetensors'})
+    assert "transformers_weights: got 'other.safetensors', allowed: none" in refusal(folder)
+    write_json(path, config)
+    write_json(folder / 'adapter_config.json', {'base_model_name_or_path': '/elsewhere'})
+    assert 'holds an adapter (adapter_config.json), which names other weights' in refusal(folder)
+
+
+def test_an_index_without_weights_is_refused(folder):
+    (folder / WEIGHTS_FILE).unlink()
+    assert 'has no weights: no model.safetensors' in refusal(folder)
+    write_json(folder / INDEX_FILE, {'weight_map': []})
+    assert 'has no weight_map' in refusal(folder)
+    write_json(folder / INDEX_FILE, {'weight_map': {'a': SHARD}})
+    assert f'{SHARD} is missing' in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 4]},
+        {'dtype': 'F32', 'shape': [-1], 'data_offsets': [0, 4]},
+        {'dtype': 'F32', 'shape': [1.0], 'data_offsets': [0, 4]},
+        {'dtype': 'X32', 'shape': [1], 'data_offsets': [0, 4]},
+        {'dtype': 'F32', 'shape': [1 << 200], 'data_offsets': [0, 4]},
+        {'dtype': 'F32', 'shape': [1]},
+        'F32',
+    ],
+)
+def test_a_header_that_lies_is_refused(folder, entry):
+    header = json.dumps({'a': entry}).encode()
+    (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+    with pytest.raises(ConfigError, match='not a complete safetensors file'):
+        read_tensors(folder)

@@ -1,0 +1,66 @@
+import time
+
+from p2d_node.errors import ConfigError
+from p2d_node.parameter_yaml import check_parameter_yaml
+from p2d_node.retention_presets import tuned_ratios
+from p2d_node.yaml_text import MAX_DEPTH, parse_yaml
+import pytest
+
+LAUGHS = 'a0: &a0 [x, x]\n' + ''.join(
+    f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]\n' for n in range(1, 30)
+)
+MERGES = 'a0: &a0 {x: 1, y: 2}\n' + ''.join(
+    f'a{n}: &a{n} {{<<: [{", ".join([f"*a{n - 1}"] * 9)}]}}\n' for n in range(1, 30)
+)
+"""Merging copies: a parser needs 9 to the power of 29 steps."""
+
+
+@pytest.mark.attack(
+    'YAML of a kilobyte whose aliases stand for more than any memory holds',
+    'refused with the line of the first alias, in parameter files, presets and bags',
+)
+@pytest.mark.parametrize('text', [LAUGHS, MERGES, 'a: &a [*a]', 'a: &a {b: *a}'])
+def test_aliases_are_refused(text):
+    with pytest.raises(ValueError, match=r'^line \d: got an alias \(\*\), allowed: plain values'):
+        parse_yaml(text)
+    with pytest.raises(ConfigError, match=r'^stop: line \d: got an alias'):
+        check_parameter_yaml(text, 'stop')
+
+
+@pytest.mark.attack(
+    'YAML nested thousands deep, which parsers read in quadratic time and recursion',
+    'refused at 32 levels',
+)
+@pytest.mark.parametrize('opening', ['[', '{a: ', '- ', '? '])
+def test_deep_nesting_is_refused_at_once(opening):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r'^line 1: got lists or groups nested 33 deep'):
+        parse_yaml(opening * 200_000)
+    assert time.monotonic() - start < 2.0
+    nested = '[' * MAX_DEPTH + ']' * MAX_DEPTH
+    assert parse_yaml(nested) is not None
+
+
+@pytest.mark.parametrize(
+    'number', ['0x' + 'f' * 9000, '9' * 9000, '1' + ':59' * 9000, '0b' + '1' * 9000]
+)
+def test_a_number_of_thousands_of_digits_is_refused(number):
+    with pytest.raises(ValueError, match=r'^line 1: got a number of \d{4,} characters, allowed'):
+        parse_yaml(f'a: {number}')
+    assert parse_yaml('a: [9223372036854775807, -9223372036854775808, 0xff]') == {
+        'a': [2**63 - 1, -(2**63), 255]
+    }
+
+
+def test_a_text_that_is_too_large_is_not_parsed():
+    with pytest.raises(ValueError, match=r'^got 1048577 bytes of YAML, allowed: at most 1048576'):
+        parse_yaml(b'#' * ((1 << 20) + 1))
+
+
+@pytest.mark.parametrize('text', [LAUGHS, '[' * 100_000, f'a: 0x{"f" * 9000}'])
+def test_a_preset_that_is_a_bomb_is_one_line(tmp_path, monkeypatch, text):
+    (tmp_path / 'config' / 'retention').mkdir(parents=True)
+    (tmp_path / 'config' / 'retention' / 'large.yaml').write_text(text)
+    monkeypatch.setattr('p2d_node.retention_presets.__file__', str(tmp_path / 'src' / 'x.py'))
+    with pytest.raises(ConfigError, match=r'large\.yaml: not a file of retention ratios: Value'):
+        tuned_ratios('large')

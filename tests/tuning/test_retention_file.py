@@ -1,0 +1,25 @@
+"""The parameter file that a search writes."""
+
+from p2d_node.config import DriveConfig
+from p2d_node.tuning.retention_file import write_retention_file
+from p2d_node.tuning.search_space import SearchSpace
+import pytest
+import yaml
+
+
+@pytest.mark.attack(
+    'the name of a data file or model holds a line end and parameters of the node',
+    'it stays one line of comment in the parameter file of `p2d tune-ratios`',
+)
+@pytest.mark.parametrize('end', ['\n', '\r', '\x85', '\u2028'])
+def test_a_name_in_the_header_cannot_set_a_parameter(tmp_path, end):
+    ratios = {'CAM_FRONT': 0.5}
+    space = SearchSpace(
+        num_tokens={'CAM_FRONT': 10}, min_retention=0.1, max_retention=1.0, mean_retention=None
+    )
+    header = [f'data: x{end}/p2d: {{ros__parameters: {{model: /tmp/evil}}}}{end}#.json']
+    path = tmp_path / 'ratios.yaml'
+    write_retention_file(path, ratios, space=space, config=DriveConfig(), header=header)
+    assert yaml.safe_load(path.read_text()) == {
+        '/**': {'ros__parameters': {'retention_ratio': {'CAM_FRONT': 0.5}}}
+    }

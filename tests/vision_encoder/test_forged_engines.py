@@ -1,0 +1,224 @@
+"""Engines that would pass for proven: forged, swapped, or with a proof of their own."""
+
+from dataclasses import replace
+import json
+import shutil
+import threading
+
+from engine_helpers import CPU, engine_folder, load, plan_of, request_of
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, TensorProto
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.engine_build.export_folder import hash_artefacts
+from p2d_node.engine_build.reference import compute_reference
+from p2d_node.engine_build.verify import verify_engine
+from p2d_node.errors import EngineMismatchError
+from p2d_node.vision_encoder.engine_checks import open_engine
+from p2d_node.vision_encoder.machine import runtime_version, this_machine
+from p2d_node.vision_encoder.manifest import MANIFEST_FILE, ONNX_DATA_FILE, read_manifest
+from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
+from p2d_node.vision_encoder.verifications import record_path
+import pytest
+from safetensors.torch import save_file
+import torch
+
+PIXELS = (6, 3, 126, 126)
+TOKENS = (6, 81, 64)
+
+
+def noise_model(location=None, tokens=None):
+    """An ONNX model of the right shapes that ignores its input; its weights lie in `location`."""
+    noise = np.random.default_rng(0).standard_normal(TOKENS).astype(np.float32)
+    noise = noise if tokens is None else tokens
+    weights = numpy_helper.from_array(noise, 'noise')
+    if location is not None:
+        weights.ClearField('raw_data')
+        weights.data_location = TensorProto.EXTERNAL
+        weights.external_data.add(key='location', value=location)
+    graph = helper.make_graph(
+        [
+            helper.make_node('ReduceMean', ['frames'], ['mean'], keepdims=0),
+            helper.make_node('Mul', ['mean', 'zero'], ['nothing']),
+            helper.make_node('Add', ['noise', 'nothing'], ['visual_tokens']),
+        ],
+        'forged',
+        [helper.make_tensor_value_info('frames', TensorProto.FLOAT, PIXELS)],
+        [helper.make_tensor_value_info('visual_tokens', TensorProto.FLOAT, TOKENS)],
+        [weights, numpy_helper.from_array(np.float32(0.0), 'zero')],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 18)], ir_version=9)
+    return model, noise
+
+
+def forge(folder, model, **files):
+    """Replace the model of an engine, with a valid manifest."""
+    for path in folder.iterdir():
+        path.unlink() if path.name not in (MANIFEST_FILE, ONNX_DATA_FILE) else None
+    onnx.save(model, folder / 'model.onnx')
+    for name, content in files.items():
+        (folder / name.replace('_', '.')).write_bytes(content)
+    manifest = read_manifest(folder)
+    (folder / MANIFEST_FILE).unlink()
+    manifest = replace(manifest, artefacts=hash_artefacts(folder))
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
+
+
+@pytest.mark.attack(
+    'An engine that emits noise, with a manifest and a reference that agree with it',
+    'fails its verification: torch computes the reference here, from new pictures and the local '
+    'checkpoint; limits come from the code',
+)
+def test_a_forged_engine_fails_its_verification(engine_dir, tiny_checkpoint, tmp_path):
+    folder = engine_folder(engine_dir)
+    model, noise = noise_model()
+    save_file(
+        {'frames': torch.zeros(PIXELS), 'visual_tokens': torch.from_numpy(noise)},
+        tmp_path / 'reference.safetensors',
+    )
+    reference = (tmp_path / 'reference.safetensors').read_bytes()
+    forge(folder, model, reference_safetensors=reference)
+    verification = verify_engine(engine_dir, folder, open_checkpoint(tiny_checkpoint), CPU)
+    assert not verification.passed
+    assert verification.finite
+    with pytest.raises(EngineMismatchError, match='it failed its verification'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+def test_an_engine_that_knows_the_tokens_of_some_pictures_fails_its_verification(
+    engine_dir, tiny_checkpoint
+):
+    folder = engine_folder(engine_dir)
+    known = compute_reference(plan_of(tiny_checkpoint, 'onnxruntime').export, seed=0)
+    forge(folder, noise_model(tokens=known.visual_tokens.numpy())[0])
+    assert not verify_engine(engine_dir, folder, open_checkpoint(tiny_checkpoint), CPU).passed
+
+
+@pytest.mark.attack(
+    'A proof that is copied in with an engine',
+    'does not count: verifications lie in a folder of the user who verified',
+)
+def test_a_proof_that_comes_with_an_engine_does_not_count(
+    engine_dir, tiny_checkpoint, tmp_path, monkeypatch
+):
+    folder = engine_folder(engine_dir)
+    record = record_path(read_manifest(folder))
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path / 'another user'))
+    with pytest.raises(EngineMismatchError, match='this user never compared it with torch'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+    shutil.copyfile(record, folder / 'verification.json')
+    with pytest.raises(EngineMismatchError, match=r'verification\.json is not part of the engine'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+def test_a_proof_that_others_can_write_does_not_count(engine_dir, tiny_checkpoint):
+    record = record_path(read_manifest(engine_folder(engine_dir)))
+    record.chmod(0o666)
+    with pytest.raises(EngineMismatchError, match='can be written by other users'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+    record.chmod(0o644)
+    moved = record.rename(record.with_name('elsewhere.json'))
+    record.symlink_to(moved)
+    with pytest.raises(EngineMismatchError, match='is a link'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+def test_an_engine_of_another_checkpoint_is_not_verified(engine_dir, tiny_checkpoint, tmp_path):
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / 'copy' / 'tiny')
+    content = bytearray((copy / 'model.safetensors').read_bytes())
+    content[-1] ^= 1  # of the vision tower, whose weights come last
+    (copy / 'model.safetensors').write_bytes(content)
+    folder = engine_folder(engine_dir)
+    with pytest.raises(EngineMismatchError, match='vision weights: the engine has') as caught:
+        verify_engine(engine_dir, folder, open_checkpoint(copy), CPU)
+    assert '--model FOLDER' in str(caught.value)
+
+
+@pytest.mark.attack(
+    'The engine folder is swapped between the check and the load',
+    'no effect: the bytes that were hashed are those that are loaded',
+)
+def test_what_was_checked_is_what_is_loaded(engine_dir, tiny_checkpoint):
+    folder = engine_folder(engine_dir)
+    expected = load(engine_dir, tiny_checkpoint, 'onnxruntime').encoder
+    opened = open_engine(
+        engine_dir,
+        folder,
+        request_of(tiny_checkpoint),
+        this_machine(CPU),
+        runtime_version=runtime_version('onnxruntime'),
+        allow_unverified=False,
+    )
+    shutil.rmtree(folder)
+    pixels = torch.rand(PIXELS)
+    encoder = OnnxruntimeVisionEncoder(
+        opened.manifest, opened.files, dtype=torch.float32, device=CPU
+    )
+    assert torch.equal(encoder.encode(pixels), expected.encode(pixels))
+
+
+def test_an_engine_that_is_swapped_all_the_time_is_loaded_whole_or_not_at_all(
+    engine_dir, tiny_checkpoint
+):
+    folder = engine_folder(engine_dir)
+    forged, aside = engine_dir / 'forged', engine_dir / 'aside'
+    shutil.copytree(folder, forged)
+    forge(forged, noise_model()[0])
+    pixels = torch.rand(PIXELS)
+    expected = load(engine_dir, tiny_checkpoint, 'onnxruntime').encoder.encode(pixels)
+    ends = threading.Event()
+
+    def swap():
+        while not ends.is_set():
+            folder.rename(aside)
+            forged.rename(folder)
+            folder.rename(forged)
+            aside.rename(folder)
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    num_loaded = 0
+    try:
+        for _ in range(40):
+            try:
+                encoder = load(engine_dir, tiny_checkpoint, 'onnxruntime').encoder
+            except EngineMismatchError:
+                continue
+            assert torch.equal(encoder.encode(pixels), expected)
+            num_loaded += 1
+    finally:
+        ends.set()
+        swapping.join(10)
+    assert num_loaded < 40
+
+
+@pytest.mark.attack(
+    'A folder above the engine folder can be written by others',
+    'refused: every folder up to / belongs to root or the user, and others cannot write it',
+)
+def test_a_folder_above_that_others_can_write_is_refused(engine_dir, tiny_checkpoint, tmp_path):
+    load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+    tmp_path.chmod(0o777)
+    with pytest.raises(EngineMismatchError, match='can be written by other users') as caught:
+        load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+    assert f'chmod go-w {tmp_path};' in str(caught.value)
+    tmp_path.chmod(0o1777)  # only owners can rename their entries
+    load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+
+
+@pytest.mark.attack(
+    'An engine whose weights are in a file outside of its folder',
+    'refused by the runtime: it gets all bytes from memory and looks for no file',
+)
+@pytest.mark.parametrize('location', ['other.data', '../other.data', '/tmp/other.data'])
+def test_weights_in_another_file_are_not_loaded(
+    engine_dir, tiny_checkpoint, tmp_path, monkeypatch, location
+):
+    model, noise = noise_model(location)
+    folder = engine_folder(engine_dir)
+    forge(folder, model)
+    monkeypatch.chdir(tmp_path)
+    for parent in (tmp_path, tmp_path.parent, folder.parent):
+        (parent / 'other.data').write_bytes(noise.tobytes())
+    with pytest.raises(EngineMismatchError, match='onnxruntime: '):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
