@@ -14,7 +14,7 @@ export TORCH_INDEX
 VENV := .venv$(SUFFIX)
 RUN := tools/run.sh $(VENV) "$(SUFFIX)"
 
-.PHONY: setup demo test quick lint audit unit fast documents lock clean
+.PHONY: setup demo test quick lint audit unit fast documents docs lock clean
 
 setup:
 	@tools/setup.sh $(ROS_DISTRO) $(VENV) "$(SUFFIX)"
@@ -22,7 +22,7 @@ setup:
 demo: setup
 	@$(RUN) p2d demo
 
-test: lint audit unit
+test: lint audit docs unit
 
 quick: lint fast
 
@@ -36,9 +36,10 @@ lint: setup
 audit: setup
 	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
 
-# What needs the machine for itself, or ROS, runs after the fast tests and one by one.
-unit: fast
-	$(RUN) python -m pytest -m "slow or ros or gpu"
+# What needs the machine for itself, or ROS, runs after the others and one by one.
+unit: setup
+	$(RUN) python -m pytest -n 2 --dist loadfile -m "not ros and not gpu and not alone"
+	$(RUN) python -m pytest -m "ros or gpu or alone"
 
 fast: setup
 	$(RUN) python -m pytest -n 2 -m "not slow and not ros and not gpu"
@@ -46,6 +47,10 @@ fast: setup
 # Writes the generated tables of README.md and docs/; the tests compare them.
 documents: setup
 	$(RUN) python benchmarks/document_all.py
+
+# Builds the documents as a site; a link that leads nowhere is an error. Open build/site/index.html.
+docs: setup
+	$(RUN) sphinx-build -q -W --keep-going -c docs/site -d build/doctrees . build/site
 
 # Writes the locks after a change of the requirements; `make setup` installs them.
 lock: setup

@@ -28,12 +28,26 @@ def share_files(*folders: str) -> list[tuple[str, list[str]]]:
     return list(entries.items())
 
 
+def read_requirements(name: str) -> list[str]:
+    """Return the requirements of requirements/<name>.txt, without comments."""
+    # colcon runs a link to this file, in a folder that has not the others.
+    folder = Path(__file__).resolve().parent / 'requirements'
+    lines = (folder / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    texts = [line.partition('#')[0].strip() for line in lines]
+    return [text for text in texts if text]
+
+
+OPTIONAL = ('engines', 'evaluation', 'tuning', 'watch', 'dev')
+EXTRAS = {name: read_requirements(name) for name in OPTIONAL}
+# `colcon test` runs pytest only for a package with an extra of this name that has pytest.
+EXTRAS['test'] = ['pytest', 'pytest-timeout', 'hypothesis']
+
 setup(
     name=PACKAGE,
     version=read_version(),
     package_dir={'': 'src'},
     packages=find_packages('src'),
-    package_data={PACKAGE: ['py.typed']},
+    package_data={PACKAGE: ['py.typed', 'reports/*.jinja']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -45,6 +59,7 @@ setup(
     maintainer_email='maintainers@users.noreply.p2d-node.example',
     description='Prune2Drive on the vehicle: driving answers from six cameras with few tokens.',
     license='Apache-2.0',
+    extras_require=EXTRAS,
     entry_points={
         'console_scripts': [
             'drive = p2d_node.ros.drive:main',

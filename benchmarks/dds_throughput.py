@@ -124,9 +124,9 @@ def measure(seconds: float, *, best_effort: bool) -> dict[str, object]:
             published = play(folder / 'bag', seconds, environment, best_effort=best_effort)
             remembered = dict(latest)  # before the diagnostics report that the frames ended
             time.sleep(2.5)
-    values = {item.key: item.value for item in latest['p2d: synchroniser'].values}
-    pipeline = {item.key: item.value for item in latest['p2d: pipeline'].values}
-    front = remembered['p2d: CAM_FRONT']
+    values = {item.key: item.value for item in latest['/p2d: synchroniser'].values}
+    pipeline = {item.key: item.value for item in latest['/p2d: pipeline'].values}
+    front = remembered['/p2d: CAM_FRONT']
     complete = int(values['complete'])
     return {
         'machine': f'{os.cpu_count()} cores {platform.machine()}',

@@ -61,7 +61,9 @@ def _allowed(parameter: Parameter) -> str:
 
 
 def _when(parameter: Parameter) -> str:
-    return 'while running' if parameter.option.runtime else 'at start'
+    if parameter.option.fixed:
+        return 'at start'
+    return 'while running' if parameter.option.runtime else 'while unconfigured'
 
 
 def interface_table(name: str) -> str:

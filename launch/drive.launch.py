@@ -1,7 +1,8 @@
 """Starts the drive node: ros2 launch p2d_node drive.launch.py --show-args."""
 
+import os
 from pathlib import Path
-import signal
+import sys
 import time
 
 from ament_index_python.packages import get_package_share_directory
@@ -11,8 +12,9 @@ from launch.actions import (
     ExecuteProcess,
     LogInfo,
     OpaqueFunction,
+    PopLaunchConfigurations,
+    PushLaunchConfigurations,
     RegisterEventHandler,
-    SetEnvironmentVariable,
     TimerAction,
 )
 from launch.event_handlers import OnProcessExit
@@ -22,14 +24,20 @@ from launch_ros.substitutions import ExecutableInPackage
 from p2d_node.cli.parameter_file import camera_names_in
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.dds_profile import DISCOVERIES, discovery_environment, profile_environment
+from p2d_node.ros.launching import (
+    check_argument_names,
+    check_exit,
+    EXIT_CODES_OF_NO_FAULT,
+    full_node_name,
+)
 
 CONFIG = Path(get_package_share_directory('p2d_node')) / 'config'
-EXIT_CODES_OF_NO_FAULT = (0, 2, -signal.SIGINT, -signal.SIGTERM)
-"""A shutdown, bad input, which would be refused again, and a signal during the imports."""
+BAD_INPUT = 2
 
 FIRST_DELAY_S, LONGEST_DELAY_S, LONG_RUN_S = 1.0, 60.0, 300.0
 
 DATASETS = sorted(path.stem for path in (CONFIG / 'cameras').glob('*.yaml'))
+TRUE_OR_FALSE = ['true', 'false']
 
 ARGUMENTS = (
     DeclareLaunchArgument(
@@ -46,6 +54,18 @@ ARGUMENTS = (
         'used if the params_file has camera_names.',
     ),
     DeclareLaunchArgument(
+        'camera_namespace',
+        default_value='',
+        description='Namespace of the camera topics of the preset, such as /car1/sensors; empty: '
+        'the value of the parameter files, or the namespace of the node.',
+    ),
+    DeclareLaunchArgument(
+        'namespace',
+        default_value='',
+        description='Namespace of the node, such as car1; empty: that of the launch.',
+    ),
+    DeclareLaunchArgument('name', default_value='p2d', description='Name of the node.'),
+    DeclareLaunchArgument(
         'retention_ratio',
         default_value='',
         description='Share of the visual tokens to keep, for all cameras, above 0 to 1; empty: '
@@ -60,7 +80,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'build_only',
         default_value='false',
-        choices=['true', 'false'],
+        choices=TRUE_OR_FALSE,
         description='Build the engine of model and encoder_backend for this machine and exit.',
     ),
     DeclareLaunchArgument(
@@ -69,17 +89,38 @@ ARGUMENTS = (
         description='Size of the camera frames for build_only, as HEIGHTxWIDTH.',
     ),
     DeclareLaunchArgument(
+        'autostart',
+        default_value='',
+        choices=['', *TRUE_OR_FALSE],
+        description='Whether the node configures and activates itself; false: a lifecycle manager '
+        'does; empty: the value of the parameter files, or true.',
+    ),
+    DeclareLaunchArgument(
         'use_sim_time',
-        default_value='false',
-        choices=['true', 'false'],
-        description='Use the time of /clock, as for a bag that is played with --clock.',
+        default_value='',
+        choices=['', *TRUE_OR_FALSE],
+        description='Use the time of /clock, as for a bag that is played with --clock; empty: the '
+        'value of the parameter files, or false.',
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description='Lowest level of the messages that the node logs.',
     ),
     DeclareLaunchArgument(
         'respawn',
         default_value='true',
-        choices=['true', 'false'],
+        choices=TRUE_OR_FALSE,
         description='Start the node again after a fault (not after bad input or a signal), later '
         'each time.',
+    ),
+    DeclareLaunchArgument(
+        'required',
+        default_value='true',
+        choices=TRUE_OR_FALSE,
+        description='End the whole launch, with exit code 1, if the node fails and is not started '
+        'again.',
     ),
     DeclareLaunchArgument(
         'params_file',
@@ -102,22 +143,21 @@ ARGUMENTS = (
     ),
 )
 
+PARAMETERS = {
+    'model': 'model',
+    'encoder_backend': 'encoder.backend',
+    'camera_namespace': 'camera_namespace',
+}
+FLAGS = ('autostart', 'use_sim_time')
 
-def _given_parameters(context, camera_names):
+
+def _given_parameters(given, camera_names):
     """Return the launch arguments that are set, as parameters."""
-
-    def value(name):
-        return LaunchConfiguration(name).perform(context)
-
-    parameters = {'use_sim_time': value('use_sim_time') == 'true'}
-    if value('model'):
-        parameters['model'] = value('model')
-    if value('encoder_backend'):
-        parameters['encoder.backend'] = value('encoder_backend')
-    if value('retention_ratio'):
-        ratio = _parse_ratio(value('retention_ratio'))
-        for camera in camera_names:
-            parameters[f'retention_ratio.{camera}'] = ratio
+    parameters = {name: given[key] for key, name in PARAMETERS.items() if given[key]}
+    parameters |= {name: given[name] == 'true' for name in FLAGS if given[name]}
+    if given['retention_ratio']:
+        ratio = _parse_ratio(given['retention_ratio'])
+        parameters |= {f'retention_ratio.{camera}': ratio for camera in camera_names}
     return parameters
 
 
@@ -128,81 +168,113 @@ def _parse_ratio(text):
         raise RuntimeError(f'retention_ratio: got {text!r}, allowed: above 0 to 1') from None
 
 
-def _build_engine(context):
+def _build_engine(given):
     """Return the process `p2d build-engine`, which runs instead of the node."""
-
-    def value(name):
-        return LaunchConfiguration(name).perform(context)
-
     options = {
-        '--model': value('model'),
-        '--backend': value('encoder_backend'),
-        '--camera-size': value('camera_size'),
-        '--params-file': value('params_file'),
+        '--model': given['model'],
+        '--backend': given['encoder_backend'],
+        '--camera-size': given['camera_size'],
+        '--params-file': given['params_file'],
     }
     words = [word for name, text in options.items() if text for word in (name, text)]
     p2d = ExecutableInPackage(package='p2d_node', executable='p2d')
-    return ExecuteProcess(cmd=[p2d, 'build-engine', *words], output='screen')
+    build = ExecuteProcess(cmd=[p2d, 'build-engine', *words], output='screen')
+
+    def end(event, context):
+        check_exit('p2d build-engine', event.returncode, is_shutdown=context.is_shutdown)
+
+    return [build, RegisterEventHandler(OnProcessExit(target_action=build, on_exit=end))]
 
 
 def _start(context):
-    if LaunchConfiguration('build_only').perform(context) == 'true':
-        return [_build_engine(context)]
-    dataset = LaunchConfiguration('dataset').perform(context)
-    params_file = LaunchConfiguration('params_file').perform(context)
+    names = [argument.name for argument in ARGUMENTS]
+    check_argument_names(context.argv, names, __file__, sys.argv)
+    given = {name: LaunchConfiguration(name).perform(context) for name in names}
+    if given['build_only'] == 'true':
+        return _build_engine(given)
+    pushed = context.launch_configurations.get('ros_namespace', '')
+    full_name = full_node_name(pushed, given['namespace'], given['name'])
+    environment = {
+        **os.environ,
+        **profile_environment(),
+        **discovery_environment(given['discovery']),
+    }
+    options = {
+        'name': given['name'],
+        'namespace': full_name.rpartition('/')[0] or '/',
+        'parameters': _parameters(given, full_name),
+        'ros_arguments': _ros_arguments(given, full_name),
+        'env': environment,
+    }
+    return _run_node(context, full_name, given, options, FIRST_DELAY_S)
+
+
+def _parameters(given, full_name):
+    """Return the parameter files and parameters of the node, the later ones above the others."""
+    params_file = given['params_file']
     if params_file and not Path(params_file).is_file():
         raise RuntimeError(f'params_file: got {params_file!r}, which is not a file')
-    camera_names = camera_names_in(Path(params_file)) if params_file else None
+    camera_names = camera_names_in(Path(params_file), full_name) if params_file else None
     # A preset beside other cameras would leave parameters of cameras that do not exist.
-    files = [] if camera_names else [str(CONFIG / 'cameras' / f'{dataset}.yaml')]
+    files = [] if camera_names else [str(CONFIG / 'cameras' / f'{given["dataset"]}.yaml')]
     files += [params_file] if params_file else []
-    parameters = [*files, _given_parameters(context, camera_names or NUSCENES_CAMERAS)]
-    return _run_node(context, parameters, FIRST_DELAY_S)
+    parameters = _given_parameters(given, camera_names or NUSCENES_CAMERAS)
+    return [*files, parameters] if parameters else files
+
+
+def _ros_arguments(given, full_name):
+    logger = full_name.strip('/').replace('/', '.')
+    enclave = ['--enclave', given['enclave']] if given['enclave'] else []
+    return ['--log-level', f'{logger}:={given["log_level"]}', *enclave]
 
 
 def _delay_after(returncode, ran_s, delay_s):
     """Return the time until the node starts again, in s; None: it does not."""
-    if returncode in EXIT_CODES_OF_NO_FAULT:
+    if returncode in (*EXIT_CODES_OF_NO_FAULT, BAD_INPUT):
         return None
     # A node that has run for long has not failed again and again.
     return FIRST_DELAY_S if ran_s > LONG_RUN_S else delay_s
 
 
-def _run_node(context, parameters, delay_s):
+def _run_node(context, full_name, given, options, delay_s):
     """Return the node, and what starts it again after a fault, `delay_s` later."""
-    enclave = LaunchConfiguration('enclave').perform(context)
     node = Node(
-        package='p2d_node',
-        executable='drive',
-        name='p2d',
-        output='screen',
-        emulate_tty=True,
-        parameters=parameters,
-        ros_arguments=['--enclave', enclave] if enclave else [],
+        package='p2d_node', executable='drive', output='screen', emulate_tty=True, **options
     )
-    if LaunchConfiguration('respawn').perform(context) == 'false':
-        return [node]
     started_s = time.monotonic()
+    # An including launch file may have remapped topics for this node only.
+    scope = dict(context.launch_configurations)
 
-    def start_again(event, context):
-        wait_s = _delay_after(event.returncode, time.monotonic() - started_s, delay_s)
+    def end(event, context):
+        wait_s = None
+        if given['respawn'] == 'true':
+            wait_s = _delay_after(event.returncode, time.monotonic() - started_s, delay_s)
+        if wait_s is None and given['required'] == 'true':
+            check_exit(f'node {full_name}', event.returncode, is_shutdown=context.is_shutdown)
         if wait_s is None or context.is_shutdown:
             return []
-        start = OpaqueFunction(
-            function=_run_node, args=[parameters, min(2.0 * wait_s, LONGEST_DELAY_S)]
-        )
-        text = f'the node ended with code {event.returncode}; it starts again in {wait_s:g} s'
-        return [LogInfo(msg=text), TimerAction(period=wait_s, actions=[start])]
+        next_delay_s = min(2.0 * wait_s, LONGEST_DELAY_S)
+        start = OpaqueFunction(function=_run_node, args=[full_name, given, options, next_delay_s])
+        text = f'{full_name} ended with code {event.returncode}; it starts again in {wait_s:g} s'
+        return [LogInfo(msg=text), TimerAction(period=wait_s, actions=_within(scope, start))]
 
-    return [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=start_again))]
+    return [node, RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end))]
 
 
-def _set_discovery(context):
-    discovery = LaunchConfiguration('discovery').perform(context)
-    return [SetEnvironmentVariable(*item) for item in discovery_environment(discovery).items()]
+def _within(scope, action):
+    """Return actions that run `action` with the launch configurations `scope`."""
+
+    def use_scope(context):
+        context.launch_configurations.clear()
+        context.launch_configurations.update(scope)
+
+    return [
+        PushLaunchConfigurations(),
+        OpaqueFunction(function=use_scope),
+        action,
+        PopLaunchConfigurations(),
+    ]
 
 
 def generate_launch_description():
-    environment = [SetEnvironmentVariable(*item) for item in profile_environment().items()]
-    environment.append(OpaqueFunction(function=_set_discovery))
-    return LaunchDescription([*ARGUMENTS, *environment, OpaqueFunction(function=_start)])
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=_start)])

@@ -37,7 +37,7 @@ class CameraRig:
     ) -> None:
         self.cameras = tuple(cameras)
         self.raw = {name: raw if isinstance(raw, bool) else name in raw for name in self.cameras}
-        topics = topics or {name: f'/{name}/image_rect_compressed' for name in self.cameras}
+        topics = topics or {name: f'/{name}/image_rect/compressed' for name in self.cameras}
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=10, reliability=reliability)
         self.publishers = {

@@ -19,6 +19,11 @@ import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+if not (Path(__file__).resolve().parents[1] / 'ros2_ws').is_dir():
+    # An exported package: tests of the whole repository have nothing to test.
+    collect_ignore = ['test_packages.py', 'test_containers.py', 'benchmarks/test_documents.py']
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that wait until an engine is built."""

@@ -27,13 +27,13 @@ class Health:
 
     def wait_for(self, component, level, text='') -> DiagnosticStatus:
         def found():
-            status = self.statuses.get(f'p2d: {component}')
+            status = self.statuses.get(f'/p2d: {component}')
             return status if status and status.level == level and text in status.message else None
 
         return wait_until(found)
 
     def value(self, component, key) -> str | None:
-        status = self.statuses.get(f'p2d: {component}')
+        status = self.statuses.get(f'/p2d: {component}')
         return values_of(status)[key] if status and status.values else None
 
 

@@ -1,7 +1,7 @@
 """The parameter files that ship agree with the configuration classes."""
 
 from pathlib import Path
-import runpy
+import re
 from xml.etree import ElementTree
 
 from p2d_node import retention_presets
@@ -34,7 +34,8 @@ def test_drive_yaml_shows_the_defaults():
     assert config_from_parameters(NUSCENES_CAMERAS, given) == right
     parameters = {p.name for p in list_parameters(NUSCENES_CAMERAS)}
     unnamed = {n for n in parameters if not n.startswith(('cameras.', 'retention_ratio.'))}
-    empty = {'encoder.engine_dir', 'stop', 'sync.reference_camera'}
+    empty = {'camera_namespace', 'encoder.engine_dir', 'hardware_id', 'stop'}
+    empty.add('sync.reference_camera')
     assert unnamed - set(given) == empty
 
 
@@ -104,7 +105,7 @@ def test_a_model_is_known_by_its_folder_however_it_is_named(monkeypatch, tmp_pat
         ('p2d: {ros__parameters: {sync: [1, 2]}}\n', 'it is a group of parameters; set sync.dead'),
         (
             'lidar: {ros__parameters: {a: 1}}\nradar: {ros__parameters: {a: 1}}\n',
-            'got parameters of lidar, radar, needed: a section of p2d',
+            'got parameters of /lidar, /radar, needed: a section of p2d',
         ),
         ('p2d: 5\n', 'has no ros__parameters'),
     ],
@@ -192,35 +193,6 @@ def test_whole_numbers_pass_as_floats():
     assert config.retention_ratio['CAM_BACK'] == 1.0
 
 
-def test_launch_files_load_and_describe_their_arguments():
-    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
-    from launch.actions import DeclareLaunchArgument
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
-
-    for path in sorted((ROOT / 'launch').glob('*.launch.py')):
-        description = get_launch_description_from_python_launch_file(str(path))
-        arguments = [a for a in description.entities if isinstance(a, DeclareLaunchArgument)]
-        assert len(arguments) >= 3
-        assert all(argument.description for argument in arguments)
-
-
-def test_a_launch_argument_that_is_not_a_number_is_refused_by_name():
-    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
-    from launch import LaunchContext
-    from launch.actions import OpaqueFunction
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
-
-    path = ROOT / 'launch' / 'drive.launch.py'
-    description = get_launch_description_from_python_launch_file(str(path))
-    context = LaunchContext()
-    context.launch_configurations['retention_ratio'] = 'abc'
-    for entity in description.entities:
-        if not isinstance(entity, OpaqueFunction):
-            entity.visit(context)
-    with pytest.raises(RuntimeError, match="retention_ratio: got 'abc', allowed: above 0 to 1"):
-        description.entities[-1].visit(context)
-
-
 @pytest.mark.parametrize(
     ('distro', 'discovery', 'variables'),
     [
@@ -239,54 +211,16 @@ def test_discovery_is_set_with_the_variable_of_the_distribution(
     assert dds_profile.discovery_environment(discovery) == variables
 
 
-@pytest.mark.parametrize(
-    ('file', 'given', 'reach'),
-    [
-        ('drive', {}, None),
-        ('drive', {'discovery': 'localhost'}, 'LOCALHOST'),
-        ('drive', {'discovery': 'subnet'}, 'SUBNET'),
-        ('replay', {'bag': 'scene'}, 'LOCALHOST'),
-    ],
-)
-def test_launch_files_set_the_reach_of_discovery(monkeypatch, file, given, reach):
-    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
-    from launch import LaunchContext
-    from launch.actions import ExecuteProcess
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+@pytest.mark.parametrize('node', ['/p2d', '/car1/p2d'])
+def test_the_aggregator_sorts_every_status_of_a_drive_node_into_one_group(node):
+    given = yaml.safe_load((CONFIG / 'diagnostics_aggregator.yaml').read_text())
+    analyzers = given['/**']['ros__parameters']['vehicle']['analyzers'].values()
 
-    for variable in ('ROS_DISTRO', 'ROS_AUTOMATIC_DISCOVERY_RANGE'):
-        monkeypatch.delenv(variable, raising=False)
-    path = ROOT / 'launch' / f'{file}.launch.py'
-    context = LaunchContext()
-    context.launch_configurations.update(given)
+    def groups_of(status):
+        return [a['path'] for a in analyzers if any(re.fullmatch(r, status) for r in a['regex'])]
 
-    def visit(entity):
-        if not isinstance(entity, ExecuteProcess):
-            for part in entity.visit(context) or ():
-                visit(part)
-
-    for entity in get_launch_description_from_python_launch_file(str(path)).entities[:-1]:
-        visit(entity)
-    assert context.environment.get('ROS_AUTOMATIC_DISCOVERY_RANGE') == reach
-
-
-def test_the_node_starts_again_after_a_fault_and_not_after_bad_input_or_a_signal():
-    pytest.importorskip('launch_ros', reason='launch_ros comes with a ROS distribution only')
-    from launch import LaunchContext
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
-
-    path = ROOT / 'launch' / 'drive.launch.py'
-    names = [
-        a.name for a in get_launch_description_from_python_launch_file(str(path)).entities[:9]
-    ]
-    assert 'respawn' in names
-    drive = runpy.run_path(str(path))
-    assert drive['_delay_after'](1, 10.0, 4.0) == 4.0
-    assert drive['_delay_after'](-11, 10.0, 4.0) == 4.0
-    assert drive['_delay_after'](1, 1000.0, 32.0) == 1.0
-    assert drive['_delay_after'](0, 10.0, 4.0) is None
-    assert drive['_delay_after'](2, 10.0, 4.0) is None
-    context = LaunchContext()
-    for respawn, num_actions in (('true', 2), ('false', 1)):
-        context.launch_configurations.update(respawn=respawn, enclave='')
-        assert len(drive['_run_node'](context, [], 1.0)) == num_actions
+    for component in ('pipeline', 'synchroniser'):
+        assert groups_of(f'{node}: {component}') == ['Answers']
+    for camera in (*NUSCENES_CAMERAS, 'pipeline_cam'):
+        assert groups_of(f'{node}: {camera}') == ['Cameras']
+    assert groups_of('/lidar: pipeline') == []

@@ -1,8 +1,9 @@
 import json
+import os
 from pathlib import Path
 
 from memory import peak_growth_bytes
-from p2d_node.durable_files import read_data, read_file, read_json_object, write_json
+from p2d_node.durable_files import read_data, read_file, read_json, read_json_object, write_json
 from p2d_node.errors import ConfigError, EngineMismatchError, format_faults, quote
 import pytest
 
@@ -95,3 +96,21 @@ def test_numbers_that_no_float_can_hold_are_a_fault_of_the_file(tmp_path):
         format_faults(tmp_path, 'JSON data', 'copy it again'),
     ):
         float(json.loads('9' * 400))
+
+
+def test_a_pipe_is_refused_without_a_wait(tmp_path):
+    os.mkfifo(tmp_path / 'settings.json')
+    with pytest.raises(ConfigError, match='cannot be read: got a pipe, allowed: a file'):
+        read_json(tmp_path / 'settings.json')
+
+
+@pytest.mark.attack(
+    'a JSON file of a few megabytes that Python makes gigabytes of: millions of empty lists',
+    'refused by the number of its values, before it is parsed',
+)
+@pytest.mark.parametrize('piece', ['[],', '{},', '0,'])
+def test_many_small_values_are_refused_before_they_are_made(tmp_path, piece):
+    path = tmp_path / 'data.json'
+    path.write_text(f'[{piece * 9_000_000}0]')
+    with pytest.raises(ConfigError, match='allowed: up to'):
+        read_json(path)

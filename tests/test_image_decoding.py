@@ -376,3 +376,42 @@ def test_padding_after_the_end_marker_is_no_damage(padding):
     payload = jpeg(picture())
     padded = CompressedImage(format='jpeg', data=payload.data + padding)
     np.testing.assert_array_equal(decode(padded).pixels, decode(payload).pixels)
+
+
+def with_chunk(data: bytes, kind: bytes, content: bytes) -> bytes:
+    """A PNG file with one more part before its end."""
+    checksum = zlib.crc32(kind + content).to_bytes(4, 'big')
+    chunk = len(content).to_bytes(4, 'big') + kind + content + checksum
+    return data[:-12] + chunk + data[-12:]
+
+
+@pytest.mark.attack(
+    'a PNG of one pixel whose texts inflate to gigabytes, or whose data goes on for gigabytes',
+    'texts are left out before the decoder; more data than pixels is refused',
+)
+def test_a_png_inflates_to_its_pixels_only(capfd):
+    text = b'a\0\1\0\0\0' + zlib.compress(bytes(8_000_000))
+    data = png(picture()[:1, :1])
+    for _ in range(100):
+        data = with_chunk(data, b'iTXt', text)
+    assert peak_growth_bytes(lambda: decode(CompressedImage(format='png', data=data))) < 50e6
+    endless = with_chunk(png(picture()[:1, :1]), b'IDAT', zlib.compress(bytes(50_000_000)))
+    header, end = endless[:33], endless[-12:]
+    rows = zlib.compress(bytes(50_000_000))
+    endless = with_chunk(header + end, b'IDAT', rows)
+    with pytest.raises(ImageDecodeError, match='it has more data than pixels'):
+        decode(CompressedImage(format='png', data=endless))
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', 'P', 'RGB', 'RGBA', '1', 'I;16'])
+@pytest.mark.parametrize('size', [(1, 1), (3, 5), (160, 90)])
+def test_every_kind_of_png_decodes_as_before(mode, size):
+    grey = mode in ('1', 'I;16')
+    image = Image.fromarray(picture()[: size[1], : size[0]])
+    image = image.convert('L').convert(mode) if grey else image.convert(mode)
+    file = BytesIO()
+    image.save(file, 'png')
+    expected = cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    decoded = decode(CompressedImage(format='png', data=file.getvalue()))
+    np.testing.assert_array_equal(decoded.pixels, expected)

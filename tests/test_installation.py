@@ -70,7 +70,9 @@ def test_the_wheel_states_version_dependencies_and_extras(wheel):
     needed = {r.name: r.specifier for r in requirements if r.marker is None}
     assert {'torch', 'transformers', 'numpy'} < set(needed)
     assert needed['torch'] == SpecifierSet('>=2.4,<3')
-    assert {'engines', 'evaluation', 'tuning', 'dev'} == set(metadata.get_all('Provides-Extra'))
+    assert {'engines', 'evaluation', 'tuning', 'watch', 'dev', 'test'} == set(
+        metadata.get_all('Provides-Extra')
+    )
     assert metadata['Requires-Python'] == '>=3.10'
 
 
@@ -81,6 +83,7 @@ def test_package_xml_has_the_version_of_the_package():
 def test_setup_py_stands_alone_for_a_setuptools_that_reads_no_project_table(tmp_path):
     for name in ('setup.py', 'setup.cfg', 'package.xml'):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
     shutil.copytree(ROOT / 'src', tmp_path / 'src', ignore=shutil.ignore_patterns('*.egg-info'))
     command = [sys.executable, 'setup.py', '-q', 'egg_info']
     subprocess.run(command, cwd=tmp_path, check=True, timeout=100)

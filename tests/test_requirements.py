@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / 'requirements'
 DISTROS = sorted(path.stem.removeprefix('ros-') for path in REQUIREMENTS.glob('ros-*.txt'))
-SHARED = ('base', 'engines', 'evaluation', 'tuning', 'dev')
+SHARED = ('base', 'engines', 'evaluation', 'tuning', 'dev', 'docs')
 SHA256 = re.compile(r'sha256:[0-9a-f]{64}')
 
 

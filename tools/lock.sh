@@ -6,5 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../requirements"
 for ros in ros-*.txt; do
   uv pip compile --quiet ${UPGRADE:+--upgrade} --output-file "lock-${ros#ros-}" \
-    base.txt engines.txt evaluation.txt tuning.txt dev.txt "$ros" > /dev/null
+    base.txt engines.txt evaluation.txt tuning.txt dev.txt docs.txt "$ros" > /dev/null
 done

@@ -6,7 +6,6 @@ with grey and only warns.
 
 from __future__ import annotations
 
-from io import BytesIO
 import math
 from typing import Any
 
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.errors import ImageDecodeError, quote
-from PIL.PngImagePlugin import PngImageFile
+from p2d_node.png_files import plain_png, PNG_SIZE, PNG_START
 import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,9 +27,6 @@ BAYER_CODES = {
 """ROS names the first two rows of the mosaic, OpenCV the second and third pixel of the second."""
 
 JPEG_START = b'\xff\xd8\xff'
-PNG_START = b'\x89PNG\r\n\x1a\n'
-PNG_SIZE = slice(16, 24)
-"""Width and height, big-endian, in the header chunk, which comes first."""
 
 GREY = 'Gray'
 
@@ -143,27 +139,11 @@ def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:
     return np.asarray(pixels[..., 0] if keeps_grey else pixels, np.uint8)
 
 
-def _is_animated(data: memoryview) -> bool:
-    """Tell whether a PNG has the chunk of an animation, which comes before the first image."""
-    at = len(PNG_START)
-    while (kind := bytes(data[at + 4 : at + 8])) not in (b'IDAT', b''):
-        if kind == b'acTL':
-            return True
-        at += 12 + int.from_bytes(data[at : at + 4], 'big')
-    return False
-
-
 def _decode_png(data: Pixels, *, keeps_grey: bool) -> Pixels:
-    if _is_animated(data.data):  # OpenCV holds several of its images
-        raise ValueError('it is an animation')
-    # Finds most damage without libpng's own message on stderr, which nobody could throttle.
-    # Image.open has a limit of pixels of its own, and warns on stderr.
-    try:
-        PngImageFile(BytesIO(data.data)).verify()
-    except SyntaxError as err:  # Pillow's error for another format
-        raise ValueError('its header is damaged') from err
+    # Checked before: libpng writes about damage to stderr, which nobody could throttle.
+    plain = np.frombuffer(plain_png(data.data), np.uint8)
     colour = cv2.IMREAD_ANYCOLOR if keeps_grey else cv2.IMREAD_COLOR
-    pixels = cv2.imdecode(data, colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = cv2.imdecode(plain, colour | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ValueError('the compressed data is incomplete')
     return np.asarray(pixels, np.uint8)

@@ -63,17 +63,23 @@ RETENTION_RATIO = Option(
 class CameraConfig:
     """One camera: its topic, transport, exposure within a sweep and frame rate."""
 
-    topic: str = option('', 'Topic of the camera images.')
+    topic: str = option(
+        '',
+        'Topic of the camera images; a relative one is below camera_namespace.',
+        fixed=True,
+    )
     transport: str = option(
         'compressed',
         'raw: sensor_msgs/Image; compressed: sensor_msgs/CompressedImage.',
         choices=('raw', 'compressed'),
+        fixed=True,
     )
     exposure_offset_ms: float = option(
         0.0,
         'Exposure after the start of the sweep, in ms; 0 for cameras that are triggered together.',
         minimum=-1000.0,
         maximum=1000.0,
+        fixed=True,
     )
     rate_hz: float = option(
         0.0,
@@ -81,6 +87,7 @@ class CameraConfig:
         'fastest camera.',
         minimum=0.0,
         maximum=1000.0,
+        fixed=True,
     )
 
     def __post_init__(self) -> None:
@@ -208,11 +215,16 @@ class DriveConfig:
     cameras: Mapping[str, CameraConfig] = field(
         default_factory=lambda: {
             name: CameraConfig(
-                topic=f'/{name}/image_rect_compressed',
+                topic=f'{name}/image_rect/compressed',
                 exposure_offset_ms=NUSCENES_EXPOSURE_OFFSETS_MS[name],
             )
             for name in NUSCENES_CAMERAS
         }
+    )
+    camera_namespace: str = option(
+        '',
+        'Namespace of relative camera topics, such as /car1/sensors. Empty: that of the node.',
+        fixed=True,
     )
     sync: SyncConfig = field(default_factory=SyncConfig)
     view_max_pixels: int = option(
@@ -337,6 +349,13 @@ class DriveConfig:
         'open: any peer on the ROS network may change parameters and the lifecycle state. locked: '
         'the node refuses both and keeps what its launch gave it; needs autostart.',
         choices=('open', 'locked'),
+        fixed=True,
+    )
+
+    hardware_id: str = option(
+        '',
+        'Name of the computer in /diagnostics. Empty: name of the host and, with device cuda, of '
+        'its GPU.',
     )
 
     def __post_init__(self) -> None:
@@ -387,6 +406,13 @@ class DriveConfig:
             )
         for name in self.cameras:
             check_value(f'retention_ratio.{name}', self.retention_ratio_of(name), RETENTION_RATIO)
+
+    def topic_of(self, camera: str) -> str:
+        """Return the topic of `camera`; a relative one is below `camera_namespace`."""
+        topic = self.cameras[camera].topic
+        if not topic or not self.camera_namespace or topic.startswith(('/', '~')):
+            return topic
+        return f'{self.camera_namespace.rstrip("/")}/{topic}'
 
     @property
     def work_limits(self) -> tuple[object, ...]:

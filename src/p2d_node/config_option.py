@@ -22,7 +22,9 @@ class Option:
         maximum: Largest allowed number, inclusive; None: no limit.
         above: Exclusive lower limit, in place of `minimum`; None: no limit.
         choices: Allowed values; empty: any.
-        runtime: Whether the value may change while the node runs.
+        runtime: Whether the value may change while the node runs. Others may change while it is
+            unconfigured.
+        fixed: Whether only a new start of the node changes the value.
         max_texts: Largest number of texts in a list; None: no limit.
         max_characters: Largest number of characters of these texts together; None: no limit.
     """
@@ -32,6 +34,7 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     runtime: bool = False
+    fixed: bool = False
     above: float | None = None
     max_texts: int | None = None
     max_characters: int | None = None

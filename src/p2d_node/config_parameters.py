@@ -46,7 +46,7 @@ TYPE_WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', s
 CAMERA_NAMES = Parameter(
     'camera_names',
     NUSCENES_CAMERAS,
-    Option(help='The cameras, in the order in which the model sees them.'),
+    Option(help='The cameras, in the order in which the model sees them.', fixed=True),
 )
 """Its value decides which parameters `cameras.<NAME>.*` and `retention_ratio.<NAME>` exist."""
 
@@ -85,7 +85,7 @@ def list_parameters(
     for section in ('encoder', 'sync'):
         parameters += _leaves(getattr(defaults, section), f'{section}.')
     for name in camera_names:
-        camera = defaults.cameras.get(name, CameraConfig(topic=f'/{name}/image_raw/compressed'))
+        camera = defaults.cameras.get(name, CameraConfig(topic=f'{name}/image_raw/compressed'))
         parameters += _leaves(camera, f'cameras.{name}.')
         ratio = (tuned or {}).get(name, DEFAULT_RETENTION_RATIO)
         parameters.append(Parameter(f'retention_ratio.{name}', ratio, RETENTION_RATIO))

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 import secrets
+import stat
 import tempfile
 from typing import Any
 
@@ -20,16 +21,26 @@ MAX_JSON_BYTES = 64 << 20
 MAX_DATA_BYTES = 512 << 20
 """For files of questions, images and answers: DriveLM's has 200 MB."""
 
+MAX_IMAGE_BYTES = 128 << 20
+"""Of an image file: a PNG of 16 megapixels, 16 bits and alpha, even if it cannot be compressed."""
+
+BYTES_PER_CONTAINER, BYTES_PER_VALUE = 64, 8
+"""Of the largest size of a file; real files have several times as many."""
+
 
 def read_file(path: Path, max_bytes: int) -> bytes:
     """Read a file of a limited size.
 
     Raises:
-        OSError: The file cannot be read, or is larger.
+        OSError: The file cannot be read, is a pipe, or is larger.
     """
-    with path.open('rb') as file:
+    # Without O_NONBLOCK, opening a pipe would wait for ever.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISFIFO(status.st_mode):
+            raise OSError(errno.EINVAL, 'got a pipe, allowed: a file', str(path))
         # Reading decides: a device or a file that grows has no size.
-        num_bytes = os.fstat(file.fileno()).st_size
+        num_bytes = status.st_size
         content = b'' if num_bytes > max_bytes else file.read(max_bytes + 1)
     if max(num_bytes, len(content)) > max_bytes:
         got = num_bytes or f'more than {max_bytes}'
@@ -59,7 +70,9 @@ def read_json(
     """
     name, advice = _words(path, parameter, next_step)
     try:
-        text = read_file(path, max_bytes).decode('utf-8-sig')
+        data = read_file(path, max_bytes)
+        _check_values(data, max_bytes)
+        text = data.decode('utf-8-sig')
         content = json.loads(text)
         if r'\ud' in text.lower():  # half of a surrogate pair is JSON, but no text
             json.dumps(content, ensure_ascii=False).encode()
@@ -70,6 +83,19 @@ def read_json(
         raise error(f'{name} cannot be read: {err.strerror or err}{advice}') from err
     except (ValueError, RecursionError) as err:
         raise error(f'{name} is not valid JSON: {err}{advice}') from err
+
+
+def _check_values(data: bytes, max_bytes: int) -> None:
+    """Raise `ValueError` for JSON of more values than files of such a size have.
+
+    An empty list takes 2 bytes in a file and 60 in memory.
+    """
+    for what, num, share in (
+        ('lists and objects', data.count(b'[') + data.count(b'{'), BYTES_PER_CONTAINER),
+        ('values', data.count(b','), BYTES_PER_VALUE),
+    ):
+        if num > max_bytes // share:
+            raise ValueError(f'got {num} {what}, allowed: up to {max_bytes // share}')
 
 
 def read_data(path: Path, *, parameter: str, next_step: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2d_node.errors import ConfigError
-from p2d_node.yaml_text import check_plain
+from p2d_node.yaml_text import check_plain, FAST_LOADER
 import yaml
 
 
@@ -23,7 +23,7 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
     """
     try:
         check_plain(text)
-        documents = [node for node in yaml.compose_all(text) if node is not None]
+        documents = [node for node in yaml.compose_all(text, FAST_LOADER) if node is not None]
         if len(documents) > 1:
             raise ConfigError(
                 f'{where}: got {len(documents)} YAML documents, allowed: one; remove the line ---'

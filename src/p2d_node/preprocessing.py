@@ -28,6 +28,9 @@ from torch import Tensor
 QWEN_PIXELS = {'shortest_edge': 3136, 'longest_edge': 1003520}
 """The range of Qwen2VLImageProcessor in transformers for settings without a size."""
 
+MAX_SMALLEST_PIXELS = 1 << 21
+"""Published models allow pictures of a few thousand pixels."""
+
 FIT_OF_PROCESSOR = {
     'LlavaOnevision': 'pad',
     'Siglip': 'squash',
@@ -139,6 +142,11 @@ def _variable_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> t
     number of pixels is within the range of the settings.
     """
     smallest, largest = _pixel_range(settings, folder)
+    if not 0 < smallest <= largest or smallest > MAX_SMALLEST_PIXELS:
+        raise ConfigError(
+            f'{folder}: image size: got {smallest} to {largest} pixels, allowed: a range whose '
+            f'smallest is 1 to {MAX_SMALLEST_PIXELS}; copy the checkpoint again'
+        )
     largest = min(largest, max_pixels or largest)
     token_px = int(settings.get('patch_size', 14)) * int(settings.get('merge_size', 2))
     height, width = (round(side / token_px) * token_px for side in FRAME_SIZE_PX)

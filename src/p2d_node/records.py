@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.durable_files import MAX_IMAGE_BYTES, read_file
 from p2d_node.errors import ConfigError
 from PIL.Image import Image
 
@@ -156,7 +157,8 @@ def _to_payload(camera: str, image: Any) -> RawImage | CompressedImage:
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
         try:
-            return CompressedImage(format=path.suffix.lstrip('.'), data=path.read_bytes())
+            content = read_file(path, MAX_IMAGE_BYTES)
+            return CompressedImage(format=path.suffix.lstrip('.'), data=content)
         except OSError as err:
             raise ConfigError(
                 f'images: {camera}: {path} cannot be read: {err.strerror}; name an image file'

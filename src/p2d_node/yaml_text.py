@@ -13,11 +13,14 @@ MAX_DEPTH = 32
 MAX_DIGITS = 20
 """Of a whole number: 64 bits have 19 and a sign."""
 
-EVENT_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+MAX_VALUES = 20_000
+"""Values, lists and groups of one text; Python makes about 20,000 objects of them in a second."""
+
+FAST_LOADER: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 """libyaml, if PyYAML was built with it, reads a megabyte in a second instead of a minute."""
 
 
-class PlainLoader(yaml.SafeLoader):
+class PlainLoader(FAST_LOADER):  # type: ignore[misc]  # one of two classes
     """Refuses numbers that are too large to compute with or to print."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -43,7 +46,9 @@ def check_plain(text: str | bytes) -> None:
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f'got {len(text)} bytes of YAML, allowed: at most {MAX_YAML_BYTES}')
     depth = 0
-    for event in yaml.parse(text, EVENT_LOADER):
+    for number, event in enumerate(yaml.parse(text, FAST_LOADER)):
+        if number > MAX_VALUES:
+            raise ValueError(f'got more than {MAX_VALUES} values in YAML; write fewer')
         place = _place(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(

@@ -108,7 +108,7 @@ def test_a_drivelm_bag_holds_the_files_bytes_at_their_capture_stamps(drivelm, tm
     messages = read_back(bag)
     assert len(messages) == 12
     for number, camera in enumerate(NUSCENES_CAMERAS):
-        for index, (log_time, message) in enumerate(messages[f'/{camera}/image_rect_compressed']):
+        for index, (log_time, message) in enumerate(messages[f'/{camera}/image_rect/compressed']):
             stamp_us = FIRST_US + index * 500_000 + number * 7_000
             stamp = message.header.stamp
             assert log_time == stamp.sec * 10**9 + stamp.nanosec == stamp_us * 1000
@@ -165,7 +165,7 @@ def test_a_nuscenes_bag_holds_cameras_with_intrinsics_and_no_lidar(nuscenes, tmp
     assert set(messages) == {
         f'/{c}/{kind}'
         for c in NUSCENES_CAMERAS
-        for kind in ('image_rect_compressed', 'camera_info')
+        for kind in ('image_rect/compressed', 'camera_info')
     }
     info = messages['/CAM_BACK/camera_info'][0][1]
     np.testing.assert_array_equal(info.k.reshape(3, 3), INTRINSIC)

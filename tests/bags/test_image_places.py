@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 
 from p2d_node.bags.drivelm import read_drivelm_images
-from p2d_node.bags.image_files import file_below, read_image, resolve_image
+from p2d_node.bags.image_files import file_below, read_image, resolve_image, sample_name
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep
@@ -167,3 +168,10 @@ def _answer(root, questions):
     with pytest.raises(ConfigError, match='leads out of'):
         load_sweep(keyframe, root, ['CAM_FRONT'])
     check_images([keyframe], root, ['CAM_FRONT'])
+
+
+def test_a_name_that_no_file_can_have_is_refused_at_once():
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match='not a nuScenes image name'):
+        sample_name('samples/' + '__CAM_' * 60_000)
+    assert time.monotonic() - begin < 1.0

@@ -91,6 +91,7 @@ def test_the_tables_are_those_of_the_code_and_the_measured_figures():
         ('docs/token_selection.md', '| 17.6 |', '| 16.6 |'),
         ('docs/parameters.md', '1 to 4096', '1 to 4095'),
         ('docs/topics.md', '`uint32[]`', '`uint8[]`'),
+        ('docs/verbs.md', '`--seed SEED`', '`--sed SEED`'),
         ('docs/architecture.md', '`durable_files`', '`files`'),
         ('docs/reliability.md', 'A camera dies', 'A camera sleeps'),
         ('docs/security.md', 'emits noise', 'emits music'),

@@ -104,6 +104,7 @@ def test_a_plan_that_cannot_be_measured_is_refused(wrong: dict[str, object], mes
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.usefixtures('_one_thread')
 def test_on_one_core_it_beats_the_loop_and_hardly_grows():
     # One thread, as the share of a busy machine's other cores is anybody's guess, and less than

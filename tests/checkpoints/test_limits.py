@@ -1,5 +1,6 @@
 """Checkpoints whose settings would make the node hang or fill its memory."""
 
+import base64
 import json
 from pathlib import Path
 import re
@@ -78,9 +79,9 @@ def write_weights(folder: Path, header: bytes, size: int) -> None:
 )
 def test_headers_without_end_are_refused(folder):
     write_weights(folder, b'{', 4 << 30)
-    assert 'a header of 4294967296 bytes, allowed: up to' in refusal(folder)
+    assert '4294967304 bytes, of which' in refusal(folder)
     entry = {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]}
-    write_weights(folder, b'{', 17 << 20)
+    write_weights(folder, b'{' + bytes(17 << 20), 17 << 20)
     assert 'bytes, allowed: up to 16777216' in refusal(folder)
     many = json.dumps({str(number): entry for number in range(50_001)}).encode()
     write_weights(folder, many, len(many))
@@ -175,10 +176,7 @@ def test_tokens_and_files_of_absurd_size_are_refused(folder):
     assert 'got a token of 5000 characters, allowed: up to 4096' in refusal(folder)
     with (folder / 'tokenizer.json').open('wb') as file:
         file.truncate(100 << 20)
-    assert (
-        'tokenizer.json cannot be read: got 104857600 bytes, allowed: at most 67108864'
-        in refusal(folder)
-    )
+    assert 'tokenizer.json has 104857600 bytes, allowed: up to 67108864' in refusal(folder)
 
 
 def test_a_function_is_called_within_its_limits():
@@ -230,3 +228,63 @@ def test_a_panic_is_one_line(folder, part, value, reason):
     with pytest.raises(P2dError, match=reason) as caught:
         DrivingPipeline.from_config(config).answer(make_frame_set(), config.questions)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.attack(
+    'Settings that make a library read other files, or build a part from each of their entries',
+    'refused by name, or by the number of entries',
+)
+@pytest.mark.parametrize(
+    ('name', 'change', 'reason'),
+    [
+        (
+            'tokenizer_config.json',
+            {'fast_tokenizer_files': ['../../outside/tokenizer.4.0.json']},
+            'fast_tokenizer_files: got .* allowed: none',
+        ),
+        ('tokenizer_config.json', {'vocab': '/dev/zero'}, "vocab: got '/dev/zero', allowed: none"),
+        (
+            'tokenizer_config.json',
+            {'extra_special_tokens': [f'<{n}>' for n in range(30_000)]},
+            'object of 30000 entries, allowed: up to 20000',
+        ),
+        (
+            'config.json',
+            {'vision_config': {'model_type': 'swin', 'depths': [1_000_000]}},
+            "vision_config.model_type: got 'swin', allowed: clip",
+        ),
+        ('config.json', {'num_labels': 1 << 31}, 'num_labels: got .*, allowed: up to 65536'),
+        (
+            'config.json',
+            {'image_grid_pinpoints': [[1, 1]] * 2000},
+            'entries, allowed: up to 1024',
+        ),
+        (
+            'config.json',
+            {'attn_implementation': {'text_config': 'owner/kernel'}},
+            "attn_implementation: got 'owner/kernel', which asks for Python code",
+        ),
+    ],
+)
+def test_settings_that_name_files_or_have_many_entries_are_refused(folder, name, change, reason):
+    edit_json(folder / name, lambda content: content.update(change))
+    assert re.search(reason, refusal(folder))
+
+
+def test_a_table_of_replacements_that_grows_is_refused(folder):
+    table = (4).to_bytes(4, 'little') + bytes(4) + b'x' * 1000 + bytes(1)
+    charsmap = base64.b64encode(table).decode()
+    normalizer = {'type': 'Precompiled', 'precompiled_charsmap': charsmap}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
+    assert 'normalizer: makes 1000 characters of one' in refusal(folder)
+
+
+def test_a_chat_template_that_writes_much_is_refused(folder):
+    template = "{{ 'word ' * 10000 }}{{ messages[0].content[-1].text }}"
+    (folder / 'chat_template.jinja').write_text(template)
+    assert 'it writes 50000 characters around a question' in refusal(folder)
+
+
+def test_more_chat_templates_are_refused(folder):
+    (folder / 'additional_chat_templates').mkdir()
+    assert 'got more chat templates, allowed: one' in refusal(folder)

@@ -15,6 +15,7 @@ from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.table import answer_line, MAX_CELL_CHARACTERS, render, STAGES
 from p2d_node.cli.tuning_report import _method_tables
 from p2d_node.errors import ConfigError
+from p2d_node.latency import percentiles_of
 from p2d_node.records import StageTimes
 from p2d_node.tuning.picture import plot_study
 from p2d_node.tuning.results import MethodResult, TrialResult
@@ -49,7 +50,8 @@ def shown_letters(text: str) -> str:
 
 def message(text: str) -> Message:
     stamp = Message(stamp=Message(sec=1_533_280_000, nanosec=0))
-    timing = Message(header=stamp, **{field: 5.0 for _, field in STAGES})
+    times = {field: 5.0 for _, field in STAGES}
+    timing = Message(header=stamp, **times, **percentiles_of([times], times))
     tokens = {'tokens_kept': [1], 'tokens_total': [2]}
     fields = dict.fromkeys(('model', 'question', 'answer'), text)
     return Message(header=stamp, late=False, timing=timing, **fields, **tokens)

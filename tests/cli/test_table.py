@@ -3,6 +3,7 @@
 from types import SimpleNamespace as Message
 
 from p2d_node.cli.table import render, STAGES
+from p2d_node.latency import percentiles_of
 import pytest
 from rich.console import Console
 
@@ -13,7 +14,7 @@ def stamped(second: int, **fields):
 
 def timing(second: int, scale: float):
     times = {field: scale * (n + 1) + 0.1 for n, (_, field) in enumerate(STAGES)}
-    return stamped(second, **times)
+    return stamped(second, **times, **percentiles_of([times], times))
 
 
 def answer(second: int):
@@ -45,9 +46,11 @@ def test_the_newest_rows_fit_and_no_number_is_cut(num_problems, num_sweeps):
     if num_problems > 4:
         assert lines[3].startswith('and 9 more warnings')
     if num_sweeps:
-        newest = next(line for line in lines if '1234.1' in line)
-        numbers = [f'{getattr(timings[-1], field):.1f}' for _, field in STAGES]
+        newest = next(line for line in lines if ' 1234 ' in line)
+        numbers = [f'{getattr(timings[-1], field):.0f}' for _, field in STAGES]
         assert newest.split() == [f'{num_sweeps - 1}.0', *numbers]
+        for name in ('p50', 'p95'):
+            assert [name, *numbers] in [line.split() for line in lines]
         row = next(line for line in lines if f'answer {num_sweeps - 1}' in line)
         assert row.split()[0] == f'{num_sweeps - 1}.0'
         assert row.split()[-1] == '4374/4374'

@@ -3,10 +3,11 @@
 import json
 import math
 import shutil
+import time
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.drivelm_questions import read_questions, Tag
-from p2d_node.evaluation.drivelm_scores import match_points, score_predictions
+from p2d_node.evaluation.drivelm_scores import match_points, points_in, score_predictions
 from p2d_node.evaluation.language_metrics import score_language
 from p2d_node.evaluation.predictions import read_predictions
 from pycocoevalcap.bleu.bleu import Bleu
@@ -205,3 +206,10 @@ def test_predictions_may_be_a_list_or_a_submission(tmp_path):
     path.write_text(json.dumps(items + items[:1]))
     with pytest.raises(ConfigError, match='the id s_f1_0 is answered twice'):
         read_predictions(path)
+
+
+def test_a_text_of_digits_takes_no_time():
+    begin = time.monotonic()
+    assert points_in('1' * 200_000) == []
+    assert len(points_in('<c1,CAM_BACK,1.0,2.0> ' * 5000)) == 1000
+    assert time.monotonic() - begin < 1.0

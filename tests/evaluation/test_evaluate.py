@@ -54,6 +54,10 @@ def test_every_question_is_answered_scored_and_can_be_submitted(drivelm_folder, 
     submission = drivelm_folder / 'out' / 'submission.json'
     ids = [item['id'] for item in json.loads(submission.read_text())]
     assert ids == [f's_f{frame}_{number}' for frame in range(2) for number in range(3)]
+    page = (drivelm_folder / 'out' / 'report.html').read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 2
+    assert all(question in page for question, _ in QUESTIONS)
+    assert 'prefill_ms p95' in page
 
     cut = report['num_cut_by_length']
     assert cut > 0  # a model with random weights does not end its answers

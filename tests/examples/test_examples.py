@@ -10,6 +10,7 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / 'examples'
+LAUNCH_TESTS = EXAMPLES.parent / 'tests' / 'ros' / 'test_launch.py'
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,7 @@ def test_add_selector_answers_with_its_own_selector_and_with_tfps(monkeypatch, c
 
 def test_every_example_is_tested_and_listed():
     names = {path.name for path in EXAMPLES.glob('*.py')} - {'example_sweep.py'}
-    tests, readme = Path(__file__).read_text(), (EXAMPLES / 'README.md').read_text()
+    tests = Path(__file__).read_text() + LAUNCH_TESTS.read_text()
+    readme = (EXAMPLES / 'README.md').read_text()
     assert names
     assert all(f"'{name}'" in tests and name in readme for name in names)

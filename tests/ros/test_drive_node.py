@@ -4,6 +4,7 @@ import time
 
 from camera_rig import CameraRig, wait_until
 from drive_client import Health, KEPT_AT_TENTH, next_answer, set_parameter
+from p2d_node.cli.table import to_dict
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_nanoseconds
 import pytest
@@ -37,11 +38,30 @@ def test_a_sweep_of_six_cameras_is_answered_with_stamps_counts_and_times(
     assert timing.sync_wait_ms > 0
     assert timing.total_ms > timing.ttft_ms
     assert timing.age_at_publish_ms > 1e9  # the stamps are years old, and that is said
+    # CAM_FRONT_LEFT is exposed 7.6 ms before the reference camera.
+    assert timing.end_to_end_ms - timing.age_at_publish_ms == pytest.approx(7.6, abs=0.001)
     (text,) = wait_until(lambda: texts)
     assert text.startswith('[untrained model, random words] What should')
     image = wait_until(lambda: watcher.picture)
     assert (image.encoding, image.width, image.step) == ('bgr8', 1440, 4320)
     assert len(set(image.data)) > 50
+
+
+def test_the_times_of_a_sweep_come_with_percentiles_over_the_latest_sweeps(
+    drive, node, rig, watcher
+):
+    drive()
+    wait_until(lambda: rig.heard)
+    answers = [next_answer(watcher, rig) for _ in range(3)]
+    timings = wait_until(lambda: watcher.timings if len(watcher.timings) == 3 else None)
+    assert [timing.window_sweeps for timing in timings] == [1, 2, 3]
+    assert timings[0].total_p50_ms == timings[0].total_p95_ms == timings[0].total_ms
+    totals = sorted(timing.total_ms for timing in timings)
+    assert timings[-1].total_p50_ms == totals[1]
+    assert totals[1] < timings[-1].total_p95_ms <= totals[2]
+    assert [answer.timing.window_sweeps for answer in answers] == [0, 0, 0]
+    assert 'total_p50_ms' in to_dict(timings[0])
+    assert 'total_p50_ms' not in to_dict(answers[0].timing)
 
 
 def test_the_node_runs_on_an_engine_and_says_which_one_and_why(

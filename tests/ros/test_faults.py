@@ -112,7 +112,7 @@ def test_a_second_publisher_of_a_camera_is_named(drive, node, rig, watcher, make
     other = rclpy.create_node('old_driver', context=make_context())
     CameraRig(other, cameras=['CAM_BACK'])
     health.wait_for('CAM_BACK', DiagnosticStatus.WARN, 'has 2 publishers, allowed: one')
-    message = health.statuses['p2d: CAM_BACK'].message
+    message = health.statuses['/p2d: CAM_BACK'].message
     assert '/old_driver, /tester' in message
     other.destroy_node()
     next_answer(watcher, rig)
@@ -513,7 +513,7 @@ def test_a_camera_with_another_clock_is_named(drive, node, rig, step_s):
         rig.publish_sweep(change=of_camera('CAM_BACK', shift))
         time.sleep(0.3)
     text = f'stamps of different clocks: CAM_BACK ({step_s:+d} s) differ'
-    wait_until(lambda: text in health.statuses['p2d: synchroniser'].message)
+    wait_until(lambda: text in health.statuses['/p2d: synchroniser'].message)
 
 
 RUN_DRIVE = """

@@ -1,13 +1,16 @@
 """The diagnostics of a node whose cameras, sweeps or code fail."""
 
+import socket
 import threading
 import time
 
 from camera_rig import CameraRig, SWEEP_PERIOD_NS, wait_until
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from drive_client import Health, next_answer, set_parameter, values_of
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import diagnostics
+from p2d_node.ros.answer_watcher import AnswerWatcher
+from p2d_node.ros.drive_node import DriveNode
 import pytest
 from sweeps import STAMP_NS
 
@@ -204,7 +207,7 @@ def test_cameras_with_stamps_of_two_clocks_are_told(drive, node, rig):
 
     def is_told():
         rig.publish_sweep(change=shift)
-        status = health.statuses.get('p2d: synchroniser')
+        status = health.statuses.get('/p2d: synchroniser')
         return status is not None and 'stamps of different clocks' in status.message
 
     wait_until(is_told)
@@ -248,14 +251,14 @@ def test_cameras_without_publisher_with_another_type_or_too_slow_are_told_apart(
     def slow():
         rig.publish_sweep()
         time.sleep(0.05)
-        status = health.statuses.get('p2d: CAM_FRONT_LEFT')
+        status = health.statuses.get('/p2d: CAM_FRONT_LEFT')
         return status if status and 'below its rate of 12.0 Hz' in status.message else None
 
     status = wait_until(slow)
     assert status.level == DiagnosticStatus.WARN
     assert 'FASTDDS_DEFAULT_PROFILES_FILE' in status.message
     assert values_of(status)['reliability'] == 'best-effort'
-    assert values_of(health.statuses[f'p2d: {silent}'])['publishers'] == '0'
+    assert values_of(health.statuses[f'/p2d: {silent}'])['publishers'] == '0'
 
 
 def _publish_until_error(rig, health):
@@ -263,3 +266,41 @@ def _publish_until_error(rig, health):
         rig.publish_sweep()
         failed = str(count)
         wait_until(lambda failed=failed: health.value('pipeline', 'sweeps failed') == failed)
+
+
+def test_statuses_carry_the_full_name_of_their_node_and_the_name_of_the_computer(
+    make_context, spin, node
+):
+    health, watcher = Health(node), AnswerWatcher(node, '/car1/left')
+    names = ['-r', '__ns:=/car1', '-r', '__node:=left', '-p', 'hardware_id:=orin_7']
+    inactive = [*names, '-p', 'autostart:=false', '-p', 'model:=untrained']
+    spin(DriveNode(context=make_context(), cli_args=['--ros-args', *inactive]))
+    status = wait_until(lambda: health.statuses.get('/car1/left: pipeline'))
+    assert (status.level, status.message) == (DiagnosticStatus.OK, 'not active')
+    assert status.hardware_id == 'orin_7'
+    assert wait_until(lambda: watcher.problems) == ['/car1/left: pipeline: not active']
+
+
+def test_the_computer_is_named_after_its_host_unless_a_parameter_names_it(drive, node):
+    health = Health(node)
+    drive()
+    health.wait_for('pipeline', DiagnosticStatus.WARN)
+    assert health.statuses['/p2d: pipeline'].hardware_id == socket.gethostname()
+
+
+def test_a_watcher_of_one_node_does_not_show_the_problems_of_another(node):
+    watchers = {name: AnswerWatcher(node, name) for name in ('/car1/p2d', '/p2d')}
+    publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+
+    def report():
+        level = DiagnosticStatus.ERROR
+        statuses = [
+            DiagnosticStatus(name=f'{name}: pipeline', level=level, message='broken')
+            for name in watchers
+        ]
+        publisher.publish(DiagnosticArray(status=statuses))
+        return all(watcher.problems for watcher in watchers.values())
+
+    wait_until(report)
+    for name, watcher in watchers.items():
+        assert watcher.problems == [f'{name}: pipeline: broken']

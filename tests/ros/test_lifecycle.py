@@ -66,6 +66,33 @@ def test_the_lifecycle_is_followed_where_autostart_is_off(drive, node, rig, watc
     assert change(node, Transition.TRANSITION_CONFIGURE)
 
 
+def test_another_model_is_loaded_after_a_cleanup(drive, node, rig, watcher, monkeypatch):
+    monkeypatch.setattr(
+        'p2d_node.ros.live_config.tuned_ratios',
+        lambda model: {'CAM_FRONT': 0.25} if model == 'untrained' else {},
+    )
+    drive_node = drive(retention_ratio__CAM_BACK=0.5)
+    wait_until(lambda: rig.heard)
+    first = next_answer(watcher, rig).model
+    refused = set_parameter(node, 'model', 'untrained')
+    assert 'allowed: changes while the node is unconfigured; clean it up first' in refused.reason
+    assert change(node, Transition.TRANSITION_DEACTIVATE)
+    assert not set_parameter(node, 'sync.tolerance_ms', 12.0).successful
+    assert change(node, Transition.TRANSITION_CLEANUP)
+    assert set_parameter(node, 'model', 'untrained').successful
+    assert set_parameter(node, 'sync.tolerance_ms', 12.0).successful
+    assert change(node, Transition.TRANSITION_CONFIGURE)
+    assert change(node, Transition.TRANSITION_ACTIVATE)
+    wait_until(lambda: rig.heard)
+    answer = next_answer(watcher, rig)
+    assert answer.model != first
+    assert 'untrained' in answer.model
+    assert drive_node.session.synchronizer.tolerance_ns == 12_000_000
+    # The new model has its own tuned ratios; a ratio that was given stays.
+    assert drive_node.get_parameter('retention_ratio.CAM_FRONT').value == 0.25
+    assert drive_node.get_parameter('retention_ratio.CAM_BACK').value == 0.5
+
+
 def test_a_model_that_cannot_be_loaded_keeps_the_node_unconfigured(drive, node, capfd):
     drive(autostart=False, model='/nowhere')
     assert not change(node, Transition.TRANSITION_CONFIGURE)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from camera_rig import CameraRig, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
-from drive_client import Health, next_answer
+from drive_client import Health, next_answer, values_of
 from p2d_node.errors import ConfigError
 from p2d_node.ros.drive_node import DriveNode
 import pytest
@@ -98,3 +98,52 @@ def test_a_parameter_that_looks_like_a_cameras_stops_the_start(
 ):
     with pytest.raises(ConfigError, match=reason):
         drive_with_file(write_parameters(tmp_path / 'mine.yaml', **parameters))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'topics'),
+    [
+        (['-r', '__ns:=/car1'], {'a': '/car1/a/image', 'b': '/b/image'}),
+        (
+            ['-r', '__ns:=/car1', '-p', 'camera_namespace:=sensors/'],
+            {'a': '/car1/sensors/a/image', 'b': '/b/image'},
+        ),
+        (['-p', 'camera_namespace:=/'], {'a': '/a/image', 'b': '/b/image'}),
+        (
+            ['-p', 'camera_namespace:=/rig', '-r', '/rig/a/image:=/b/image', '-r', '/b/image:=/c'],
+            {'a': '/b/image', 'b': '/c'},
+        ),
+    ],
+)
+def test_relative_topics_are_below_the_camera_namespace_and_may_be_remapped(
+    node, make_context, spin, tiny_checkpoint, arguments, topics
+):
+    health = Health(node)
+    parameters = {
+        'model': str(tiny_checkpoint),
+        'camera_names': ['a', 'b'],
+        'cameras.a.topic': 'a/image',
+        'cameras.b.topic': '/b/image',
+    }
+    drive_node = DriveNode(
+        context=make_context(),
+        cli_args=['--ros-args', *arguments],
+        parameter_overrides=[Parameter(name, value=v) for name, v in parameters.items()],
+    )
+    spin(drive_node).start()
+    rig = CameraRig(node, cameras=topics, topics=topics)
+    wait_until(lambda: rig.heard)
+    prefix = drive_node.get_fully_qualified_name()
+    for camera, topic in topics.items():
+        status = wait_until(lambda name=f'{prefix}: {camera}': health.statuses.get(name))
+        values = values_of(status)
+        assert values['topic'] == topic
+        configured = {'a': '/rig/a/image', 'b': '/b/image'}[camera]
+        remapped = '/c' in topics.values()
+        assert values.get('remapped from') == (configured if remapped else None)
+        wait_until(
+            lambda name=f'{prefix}: {camera}': (
+                values_of(health.statuses[name])['publishers'] == '1'
+            )
+        )
+    drive_node.stop_working()

@@ -5,11 +5,21 @@ import time
 from camera_rig import wait_until
 from drive_client import call, KEPT_AT_TENTH, next_answer, set_parameter
 from p2d_msgs.srv import Ask
+from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.drive_node import DriveNode
+from p2d_node.ros.guarded_services import MAX_ENTRIES
 import pytest
-from rcl_interfaces.srv import DescribeParameters
+from rcl_interfaces.msg import ParameterType
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
+from rclpy.parameter import Parameter, parameter_value_to_python
+import yaml
 
 
 def test_a_retention_ratio_set_at_run_time_holds_from_the_next_answer_on(
@@ -29,12 +39,14 @@ def test_a_retention_ratio_set_at_run_time_holds_from_the_next_answer_on(
     [
         ('retention_ratio.CAM_FRONT', 0.0, 'out of range'),
         ('retention_ratio.CAM_FRONT', 1.5, 'out of range'),
-        ('retention_ratio.CAM_FRONT', 2, 'retention_ratio.CAM_FRONT: got 2.0, allowed: 0.001 to'),
-        ('retention_ratio.CAM_FRONT', 'x', "got 'x', allowed: a number"),
+        ('retention_ratio.CAM_FRONT', 2, 'out of range'),
+        ('retention_ratio.CAM_FRONT', 'x', 'CAM_FRONT: got a text, allowed: a number'),
+        ('questions', [1, 2], 'questions: got another type, allowed: a list of texts'),
         ('questions', ['What?', ''], 'got an empty question'),
         ('selector', 'best', "selector: got 'best'"),
         ('missing_camera_policy', 'wait', 'allowed: skip, drop_view'),
-        ('model', '/elsewhere', 'read-only'),
+        ('cameras.CAM_FRONT.topic', '/elsewhere', 'read-only'),
+        ('autostart', True, 'read-only'),
     ],
 )
 def test_bad_parameters_are_refused_with_a_reason(drive, node, name, value, reason):
@@ -128,3 +140,55 @@ def test_a_value_of_a_wrong_type_in_a_parameter_file_is_named(
     arguments = ['--ros-args', '--params-file', str(path)]
     with pytest.raises(ConfigError, match=reason):
         DriveNode(context=make_context(), cli_args=arguments)
+
+
+def describe(node, name):
+    request = DescribeParameters.Request(names=[name])
+    return call(node, DescribeParameters, '/p2d/describe_parameters', request).descriptors[0]
+
+
+def test_a_parameter_keeps_its_type_whatever_is_set(drive, node):
+    drive_node = drive(autostart=False)
+    for name, value in (('deadline_ms', 100), ('deadline_ms', 'soon'), ('stop', []), ('stop', 3)):
+        set_parameter(node, name, value)
+    assert drive_node.get_parameter('deadline_ms').value == 100.0
+    assert describe(node, 'deadline_ms').type == ParameterType.PARAMETER_DOUBLE
+    assert drive_node.get_parameter('stop').value == []
+    assert describe(node, 'stop').type == ParameterType.PARAMETER_STRING_ARRAY
+    stop = call(node, GetParameters, '/p2d/get_parameters', GetParameters.Request(names=['stop']))
+    assert stop.values[0].type == ParameterType.PARAMETER_STRING_ARRAY
+
+
+def test_wrong_types_are_named_when_parameters_are_set_together(drive, node):
+    drive_node = drive(autostart=False)
+    values = {'deadline_ms': 50, 'max_new_tokens': 'many'}
+    parameters = [Parameter(n, value=v).to_parameter_msg() for n, v in values.items()]
+    request = SetParametersAtomically.Request(parameters=parameters)
+    result = call(node, SetParametersAtomically, '/p2d/set_parameters_atomically', request).result
+    assert result.reason == 'max_new_tokens: got a text, allowed: a whole number'
+    assert drive_node.get_parameter('deadline_ms').value == 0.0
+    request = SetParameters.Request(parameters=parameters)
+    first, second = call(node, SetParameters, '/p2d/set_parameters', request).results
+    assert first.successful
+    assert second.reason == result.reason
+    assert drive_node.get_parameter('deadline_ms').value == 50.0
+
+
+def test_a_node_starts_with_the_parameters_that_another_one_dumped(drive, node, tmp_path):
+    first = drive(autostart=False, retention_ratio__CAM_BACK=0.5)
+    names = list(first._parameters)
+    values = {}
+    for start in range(0, len(names), MAX_ENTRIES):  # as `ros2 param dump`, over the service
+        request = GetParameters.Request(names=names[start : start + MAX_ENTRIES])
+        reply = call(node, GetParameters, '/p2d/get_parameters', request)
+        values |= zip(request.names, map(parameter_value_to_python, reply.values), strict=True)
+    assert values['stop'] == []
+    path = tmp_path / 'dump.yaml'
+    lists = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in values.items()}
+    path.write_text(yaml.safe_dump({'/p2d': {'ros__parameters': lists}}))
+    arguments = ['--ros-args', '--params-file', str(path)]
+    second = DriveNode(context=first.context, cli_args=arguments)
+    again = {name: parameter.value for name, parameter in second._parameters.items()}
+    assert again == {name: parameter.value for name, parameter in first._parameters.items()}
+    second.destroy_node()
+    assert read_drive_config(path).retention_ratio['CAM_BACK'] == 0.5  # verbs of p2d read it, too

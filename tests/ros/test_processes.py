@@ -16,6 +16,7 @@ import cv2
 from p2d_node.bags.writing import write_bag
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.missing_package import BUILD_COMMAND
 from p2d_sim.generated import generate_images
 import pytest
 import yaml
@@ -105,14 +106,22 @@ def test_a_node_that_cannot_start_says_why_in_one_line(ros_domain, arguments, re
     assert reason in line
 
 
-def test_a_node_without_its_messages_names_the_command_that_builds_them():
-    code = 'import sys; sys.modules["p2d_msgs"] = None\n'
+@pytest.mark.parametrize(
+    ('package', 'step'),
+    [
+        ('p2d_msgs', f'build it and source the workspace: {BUILD_COMMAND}'),
+        ('rclpy', 'source the setup files of ROS 2'),
+        ('torch', 'pip install -r requirements/vehicle.txt'),
+    ],
+)
+def test_a_node_without_a_package_names_the_command_that_brings_it(package, step):
+    code = f'import sys; sys.modules[{package!r}] = None\n'
     code += 'from p2d_node.ros.drive import main; sys.exit(main())'
     ended = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith('p2d: the Python package p2d_msgs is missing; build and source')
+    assert ended.stderr.startswith(f'p2d: {package} is not installed; {step}')
     assert ended.stderr.count('\n') == 1
 
 
@@ -189,6 +198,9 @@ def test_the_demo_leaves_answers_picture_and_plot_and_no_process(ros_domain, tmp
     assert plans[-1].startswith('brake')
     picture = cv2.imread(str(out / 'kept_tokens.png'))
     assert picture.shape[1] == 1440
+    page = (out / 'report.html').read_text()
+    assert page.count('src="data:image/jpeg;base64,') >= 9  # the story, and the kept tokens
+    assert plans[-1] in page
     assert picture.std() > 10
     assert cv2.imread(str(out / 'story.png')).shape[1] == 4 * 360
     assert (out / 'latency.png').stat().st_size > 5000

@@ -10,6 +10,7 @@ from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.soak.faulty_cameras import FaultyCameras, of_camera, with_stamp
+from p2d_node.soak.observer import SeenReport
 import pytest
 from sensor_msgs.msg import CompressedImage
 from sweeps import jpeg, picture
@@ -34,6 +35,18 @@ def received(node, camera):
         50,
     )
     return stamps_ns
+
+
+@pytest.mark.parametrize(
+    ('statuses', 'is_ok'),
+    [
+        ({'pipeline': (0, '3 sweeps answered'), 'CAM_FRONT': (0, '12.0 Hz')}, True),
+        ({'pipeline': (0, '3 sweeps answered'), 'CAM_FRONT': (1, '2.0 Hz')}, False),
+        ({'pipeline': (0, 'not active')}, False),
+    ],
+)
+def test_a_node_that_is_not_active_has_not_recovered(statuses, is_ok):
+    assert SeenReport(0.0, statuses).all_ok == is_ok
 
 
 def test_frames_of_two_sweeps_are_found_by_truth_also_if_their_stamps_agree(node, cameras):

@@ -6,9 +6,10 @@ from pathlib import Path
 import subprocess
 import sys
 
+import p2d_sim
 import pytest
 
-SIM = Path(__file__).resolve().parents[2] / 'ros2_ws' / 'src' / 'p2d_sim'
+SIM = Path(p2d_sim.__file__).parents[1]
 HEAVY = ('torch', 'transformers', 'cv2', 'rclpy')
 
 

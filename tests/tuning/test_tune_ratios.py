@@ -64,6 +64,10 @@ def test_a_search_leaves_a_parameter_file_a_picture_and_a_report(
     assert best['score'] == max(r['best']['score'] for r in report['methods'].values())
     assert best['tokens_kept'] == report['methods']['uniform']['best']['tokens_kept'] == 6 * 19
 
+    page = Path(report['files']['report']).read_text()
+    assert f'{best["score"]:.4f}' in page
+    assert 'data:image/png;base64,' in page
+
     path = tmp_path / 'mini.yaml'
     config = read_drive_config(path)
     kept = [num_keep_from_retention(PATCHES, config.retention_ratio[c]) for c in NUSCENES_CAMERAS]

@@ -47,7 +47,8 @@ def join_study(
 def evaluate(trial: optuna.Trial) -> float:
     """Return a score with its best at LEFT 0.4."""
     params = {camera: trial.suggest_float(camera, *SPACE.bounds) for camera in SPACE.cameras}
-    facts = {'seconds': 0.0, 'ratios': params, 'tokens_kept': 0, 'pid': os.getpid()}
+    tokens_kept = sum(SPACE.tokens_kept(params).values())
+    facts = {'seconds': 0.0, 'ratios': params, 'tokens_kept': tokens_kept, 'pid': os.getpid()}
     for key, value in {**facts, 'language': None, 'accuracy': None}.items():
         trial.set_user_attr(key, value)
     return -abs(params['LEFT'] - 0.4)

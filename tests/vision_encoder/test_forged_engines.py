@@ -206,6 +206,70 @@ def test_a_folder_above_that_others_can_write_is_refused(engine_dir, tiny_checkp
     load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
 
 
+def outside_tensor(name, location, dims=TOKENS):
+    """A tensor whose values lie in the file `location`."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key='location', value=location)
+    return tensor
+
+
+def constant(output, location, operator='Constant', dims=TOKENS):
+    """A node whose value lies in the file `location`."""
+    inputs = [] if operator == 'Constant' else ['one']
+    node = helper.make_node(operator, inputs, [output])
+    node.attribute.append(helper.make_attribute('value', outside_tensor('q', location, dims)))
+    return node
+
+
+def add_part(model, kind, location):
+    """Add weights that lie in the file `location` to a part of a model."""
+    graph = model.graph
+    graph.node[-1].output[0] = 'own'
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), 'one'))
+    if kind in ('branch', 'branch constant'):
+        branches = [branch(name, kind, location) for name in 'ab']
+        graph.node.extend(
+            [
+                helper.make_node('Greater', ['mean', 'zero'], ['condition']),
+                helper.make_node(
+                    'If', ['condition'], ['more'], then_branch=branches[0], else_branch=branches[1]
+                ),
+            ]
+        )
+    elif kind == 'function':
+        opset = helper.make_opsetid('', 18)
+        body = [constant('k', location), helper.make_node('Add', ['x', 'k'], ['y'])]
+        model.functions.append(helper.make_function('my', 'F', ['x'], ['y'], body, [opset]))
+        model.opset_import.append(helper.make_opsetid('my', 1))
+        graph.node.append(helper.make_node('F', ['own'], ['more'], domain='my'))
+    else:
+        graph.node.append(constant('more', location, 'ConstantOfShape', (1,)))
+    graph.node.append(helper.make_node('Add', ['own', 'more'], ['visual_tokens']))
+    return model
+
+
+def branch(name, kind, location):
+    """A branch of an `If` that gives the weights in the file `location`."""
+    output = helper.make_tensor_value_info(f'o{name}', TensorProto.FLOAT, TOKENS)
+    if kind == 'branch constant':
+        return helper.make_graph([constant(f'o{name}', location)], name, [], [output])
+    node = helper.make_node('Identity', [f'w{name}'], [f'o{name}'])
+    return helper.make_graph([node], name, [], [output], [outside_tensor(f'w{name}', location)])
+
+
+@pytest.mark.parametrize('location', ['w.bin', ONNX_DATA_FILE])
+@pytest.mark.parametrize('kind', ['branch', 'branch constant', 'function', 'constant of shape'])
+def test_weights_of_a_part_in_the_working_folder_are_not_loaded(
+    engine_dir, tiny_checkpoint, tmp_path, monkeypatch, kind, location
+):
+    forge(engine_folder(engine_dir), add_part(noise_model()[0], kind, location))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / location).write_bytes(bytes(4 * 6 * 81 * 64))
+    with pytest.raises(EngineMismatchError, match='onnxruntime: '):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+
+
 @pytest.mark.attack(
     'An engine whose weights are in a file outside of its folder',
     'refused by the runtime: it gets all bytes from memory and looks for no file',

@@ -10,15 +10,15 @@ from typing import Any
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.compressed_images import decode_compressed
 from p2d_node.config import DEFAULT_MAX_IMAGE_PIXELS
-from p2d_node.durable_files import read_file
+from p2d_node.durable_files import MAX_IMAGE_BYTES, read_file
 from p2d_node.errors import ConfigError, ImageDecodeError, quote
 from p2d_node.units import MAX_STAMP_NS, NS_PER_US
 
 IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 """The end of a file name: camera, and capture stamp in microseconds since the epoch."""
 
-MAX_IMAGE_BYTES = 8 * DEFAULT_MAX_IMAGE_PIXELS
-"""Of a file: a PNG of 16 bits with alpha has no more bytes, even if it cannot be compressed."""
+MAX_NAME_CHARACTERS = 255
+"""Of a file, as file systems have it."""
 
 
 def image_names(images: Any) -> list[str]:
@@ -49,7 +49,8 @@ def sample_name(name: str) -> str:
     parts = Path(name).parts
     if 'samples' in parts:
         parts = parts[parts.index('samples') :]
-    if not parts or '..' in parts or IMAGE_NAME.search(parts[-1]) is None:
+    fits = bool(parts) and '..' not in parts and len(parts[-1]) <= MAX_NAME_CHARACTERS
+    if not fits or IMAGE_NAME.search(parts[-1]) is None:
         raise ConfigError(
             f'{quote(name)}: not a nuScenes image name (...__<CAMERA>__<microseconds>.jpg)'
         )
@@ -124,30 +125,50 @@ def read_image(
     stamp_ns: int,
     camera_matrix: tuple[float, ...] = UNCALIBRATED,
 ) -> BagImage:
-    """Read one JPEG file, and decode it to know that it is whole.
-
-    Args:
-        path: The file.
-        camera: Name of the camera.
-        stamp_ns: Capture stamp, nanoseconds since the epoch.
-        camera_matrix: 3x3 intrinsics, row by row.
+    """Read one JPEG file; see `to_bag_image`.
 
     Raises:
         ConfigError: The file is missing or not an image.
     """
     try:
         jpeg = read_file(path, MAX_IMAGE_BYTES)
-        pixels, _ = decode_compressed(camera, 'jpeg', jpeg, max_pixels=DEFAULT_MAX_IMAGE_PIXELS)
     except FileNotFoundError as err:
         raise ConfigError(
             f'{path}: there is no such image; check the root folder of the images'
         ) from err
     except OSError as err:
         raise ConfigError(f'{path} cannot be read: {err.strerror}; copy it again') from err
+    return to_bag_image(
+        jpeg, str(path), camera=camera, stamp_ns=stamp_ns, camera_matrix=camera_matrix
+    )
+
+
+def to_bag_image(
+    jpeg: bytes,
+    source: str,
+    *,
+    camera: str,
+    stamp_ns: int,
+    camera_matrix: tuple[float, ...] = UNCALIBRATED,
+) -> BagImage:
+    """Make the record of a JPEG file, and decode it to know that it is whole.
+
+    Args:
+        jpeg: Content of the file.
+        source: Where it comes from, for messages.
+        camera: Name of the camera.
+        stamp_ns: Capture stamp, nanoseconds since the epoch.
+        camera_matrix: 3x3 intrinsics, row by row.
+
+    Raises:
+        ConfigError: It is not an image.
+    """
+    try:
+        pixels, _ = decode_compressed(camera, 'jpeg', jpeg, max_pixels=DEFAULT_MAX_IMAGE_PIXELS)
     except ImageDecodeError as err:
         reason = err.broken[camera].partition(';')[0]  # what follows is about cameras
         raise ConfigError(
-            f'{path}: not an image that can be used: {reason}; copy it again'
+            f'{source}: not an image that can be used: {reason}; copy it again'
         ) from err
     height, width, _ = pixels.shape
     return BagImage(

@@ -8,12 +8,15 @@ from itertools import accumulate
 from pathlib import Path
 import sqlite3
 from types import MappingProxyType
+from typing import Protocol
 
 from p2d_node.bags.limits import check_bytes, limit_rosbags
 from p2d_node.durable_files import read_file
+from p2d_node.errors import quote
+from p2d_node.sqlite_files import check_rows_are_stored
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 from rosbags.rosbag2 import reader
-from rosbags.rosbag2.storage_mcap import ChunkInfo, McapReader
+from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 MAX_TOPICS = 4096
@@ -22,26 +25,30 @@ MAX_TOPICS = 4096
 MAX_OVERLAP_BYTES = 512 << 20
 """Of the chunks of an MCAP file that share a moment: they are in memory together."""
 
-ODD_OBJECTS = """
-SELECT name FROM sqlite_master WHERE NOT (
-  type IN ('table', 'index') AND rootpage > 0
-  AND (sql IS NULL OR sql LIKE 'CREATE TABLE %' OR sql LIKE 'CREATE % INDEX %'
-       OR sql LIKE 'CREATE INDEX %'))
-"""
-"""Views, triggers and virtual tables: they compute rows that are not in the file."""
 
-TABLES = ('schema', 'metadata', 'topics', 'message_definitions', 'messages')
+class _Chunk(Protocol):
+    """What an index says about a chunk: log times in nanoseconds, and its size."""
+
+    @property
+    def message_start_time(self) -> int: ...
+
+    @property
+    def message_end_time(self) -> int: ...
+
+    @property
+    def uncompressed_size(self) -> int: ...
 
 
 class _Mcap(McapReader):
     def open(self) -> None:
         super().open()
-        _check_topics(len(self.connections))
+        check_topics(len(self.connections))
         check_overlap(self.chunks)
 
 
 class _Sqlite3(Sqlite3Reader):
     def open(self) -> None:
+        _check_file(Path(str(self.path)))
         _check_database(Path(str(self.path)))
         super().open()
 
@@ -72,18 +79,30 @@ def _check_metadata(path: Path) -> None:
         raise ValueError(f'{path.name}: {err}') from err
     with suppress(LookupError, TypeError):  # rosbags says what is missing or of a wrong type
         information = content['rosbag2_bagfile_information']
-        _check_topics(len(information['topics_with_message_count']))
+        check_topics(len(information['topics_with_message_count']))
         names = information['relative_file_paths']
         if len(set(names)) < len(names):
             raise ValueError(f'{path.name} names a file twice')
+        for name in names:
+            _check_file(path.parent / Path(name).name)
 
 
-def _check_topics(num_topics: int) -> None:
+def _check_file(path: Path) -> None:
+    """Check a file of a bag; rosbags says if it is missing."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f'{quote(path.name)} is no plain file')
+    # rosbags opens a database by a URL, in which these stand for other characters.
+    if any(letter in str(path) for letter in '%?#'):
+        raise ValueError(f'got the path {quote(str(path))}, allowed: without %, ? and #')
+
+
+def check_topics(num_topics: int) -> None:
+    """Raise `ValueError` if a bag has too many topics."""
     if num_topics > MAX_TOPICS:
         raise ValueError(f'got {num_topics} topics, allowed: at most {MAX_TOPICS}')
 
 
-def check_overlap(chunks: Collection[ChunkInfo]) -> None:
+def check_overlap(chunks: Collection[_Chunk]) -> None:
     """Raise `ValueError` if too many bytes of chunks are in memory at one time.
 
     A chunk is decompressed when its first message is due, and freed after its last message.
@@ -94,19 +113,14 @@ def check_overlap(chunks: Collection[ChunkInfo]) -> None:
     check_bytes('chunks that overlap in time', max(held, default=0), MAX_OVERLAP_BYTES)
 
 
-def _end_of(chunk: ChunkInfo) -> int:
+def _end_of(chunk: _Chunk) -> int:
     return max(chunk.message_start_time, chunk.message_end_time) + 1
 
 
 def _check_database(path: Path) -> None:
     with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as database:
-        odd = database.execute(ODD_OBJECTS).fetchone()
-        if odd is not None:
-            raise ValueError(f'got {odd[0]!r}, allowed: tables and indices that hold their rows')
-        for table in TABLES:
-            columns = database.execute(f'PRAGMA table_xinfo({table})').fetchall()
-            if any(hidden for *_, hidden in columns):
-                raise ValueError(f'got a computed column of {table}, allowed: columns in the file')
-            if table in ('topics', 'message_definitions') and columns:
+        check_rows_are_stored(database)
+        for table in ('topics', 'message_definitions'):
+            if database.execute(f'PRAGMA table_info({table})').fetchone() is not None:
                 ((count,),) = database.execute(f'SELECT count(*) FROM {table}')
-                _check_topics(count)
+                check_topics(count)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+import copy
+from functools import lru_cache, partial
 import os
 import shutil
+import struct
 import tempfile
 from typing import Any, BinaryIO, Protocol
 
 from backports import zstd
 from lz4 import frame as lz4  # type: ignore[import-untyped]
-from p2d_node.errors import BackendUnavailableError
-from p2d_node.yaml_text import check_plain
+from p2d_node.errors import BackendUnavailableError, quote
+from p2d_node.yaml_text import parse_yaml
 from rosbags.rosbag2 import metadata, reader, storage_mcap
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-import yaml
 
 MAX_MESSAGE_BYTES = 256 << 20
 """Of a message, and of a chunk of messages. Recorders write chunks of a few megabytes, or larger
 ones with a single message; a raw 4K image has 25 MB."""
+
+RECORD = struct.Struct('<BQ')
+"""Start of a record of an MCAP file: its kind and length."""
+
+MAX_RECORDS = 1 << 18
+"""Of a chunk. Recorders write up to 20,000. Each takes hundreds of bytes, even an empty one."""
 
 ALWAYS_ALLOWED_FILE_BYTES = 1 << 30
 MAX_FILE_RATIO = 1000
@@ -46,8 +55,8 @@ def limit_rosbags() -> None:
                 'install the version in requirements/base.txt'
             )
         setattr(module, name, limited)
-    storage_mcap.DECOMPRESSORS['zstd'] = _decompress_zstd_chunk
-    storage_mcap.DECOMPRESSORS['lz4'] = _decompress_lz4_chunk
+    for compression in CHUNK_DECOMPRESSORS:
+        storage_mcap.DECOMPRESSORS[compression] = partial(decompress_chunk, compression)
 
 
 def check_bytes(what: str, num_bytes: int, max_bytes: int) -> None:
@@ -57,13 +66,54 @@ def check_bytes(what: str, num_bytes: int, max_bytes: int) -> None:
 
 
 def _decompress_zstd_chunk(data: bytes, size: int) -> bytes:
-    check_bytes('a chunk', size, MAX_MESSAGE_BYTES)
     return _decompress(zstd.ZstdDecompressor(), data, 'a chunk', size)
 
 
 def _decompress_lz4_chunk(data: bytes, size: int) -> bytes:
-    check_bytes('a chunk', size, MAX_MESSAGE_BYTES)
     return _decompress(lz4.LZ4FrameDecompressor(), data, 'a chunk', size)
+
+
+def _same(data: bytes, size: int) -> bytes:
+    check_bytes('a chunk', len(data), size)
+    return data
+
+
+CHUNK_DECOMPRESSORS: Mapping[str, Callable[[bytes, int], bytes]] = {
+    'zstd': _decompress_zstd_chunk,
+    'lz4': _decompress_lz4_chunk,
+    '': _same,
+}
+
+
+def decompress_chunk(compression: str, data: bytes, size: int) -> bytes:
+    """Return the content of a chunk of an MCAP file.
+
+    Args:
+        compression: Its compression; empty for none.
+        data: As it lies in the file.
+        size: Number of bytes that the file says the content has.
+
+    Raises:
+        ValueError: The content is too large, has too many records, or is not what the file says.
+    """
+    if compression not in CHUNK_DECOMPRESSORS:
+        raise ValueError(f'got chunks of compression {quote(compression)}, allowed: zstd or lz4')
+    check_bytes('a chunk', size, MAX_MESSAGE_BYTES)
+    content = CHUNK_DECOMPRESSORS[compression](data, size)
+    if len(content) != size:
+        raise ValueError(f'a chunk has {len(content)} bytes, and not {size} as the file says')
+    _check_records(content)
+    return content
+
+
+def _check_records(content: bytes) -> None:
+    at = count = 0
+    while at + RECORD.size <= len(content):
+        _, length = RECORD.unpack_from(content, at)
+        at += RECORD.size + length
+        count += 1
+        if count > MAX_RECORDS:
+            raise ValueError(f'a chunk has more than {MAX_RECORDS} records')
 
 
 def _decompress(decompressor: _Decompressor, data: bytes, what: str, max_bytes: int) -> bytes:
@@ -119,13 +169,22 @@ class _LimitedFile(zstd.ZstdFile):
         return content
 
 
+MAX_PROFILE_BYTES, MAX_PROFILES = 16 << 10, 64
+"""Of the QoS profiles of one topic; a profile has 300 bytes, and a topic one per publisher."""
+
+
 class _Yaml(YAML):
-    """Refuses YAML that is not plain, in the QoS profiles of topics."""
+    """Reads the QoS profiles of topics, in place of a parser that takes a second for 30 kB."""
 
     def load(self, stream: Any) -> Any:
-        """Return the content."""
+        """Return the content; each text is read once."""
         try:
-            check_plain(stream)
-        except (ValueError, yaml.YAMLError) as err:
+            return copy.deepcopy(_parse_profiles(stream))
+        except ValueError as err:
             raise YAMLError(str(err)) from err
-        return super().load(stream)
+
+
+@lru_cache(maxsize=MAX_PROFILES)
+def _parse_profiles(text: str | bytes) -> Any:
+    check_bytes('the QoS profiles of a topic', len(text), MAX_PROFILE_BYTES)
+    return parse_yaml(text)

@@ -30,10 +30,10 @@ class BagImage:
 
 
 def image_topic(camera: str, encoding: str) -> str:
-    """Return the topic of a camera's images, as the preset `nuscenes` and nuscenes2mcap use it.
+    """Return the topic of a camera's images, as the preset `nuscenes` has it.
 
     Args:
         camera: Name of the camera.
         encoding: `jpeg` or `bgr8`.
     """
-    return f'/{camera}/image_rect_compressed' if encoding == 'jpeg' else f'/{camera}/image_rect'
+    return f'/{camera}/image_rect/compressed' if encoding == 'jpeg' else f'/{camera}/image_rect'

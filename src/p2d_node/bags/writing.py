@@ -9,25 +9,53 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
+from p2d_node.bags import ros_messages
 from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
-from p2d_node.units import NS_PER_S
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import get_typestore, Stores
+from rosbags.interfaces import (
+    Connection,
+    Qos,
+    QosDurability,
+    QosHistory,
+    QosLiveliness,
+    QosReliability,
+    QosTime,
+)
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 ENCODINGS = ('jpeg', 'bgr8')
+COMPRESSIONS = ('none', 'zstd')
 NO_ROOM_REMEDY = 'free disk space or name another folder'
 BAG_VERSION: Literal[8] = 8
 """The newest version that all distributions from Humble on read."""
 
-TYPESTORE = Stores.ROS2_HUMBLE
+INFINITE = QosTime(9223372036, 854775807)
+"""A time limit that never ends, as rosbag2 records it."""
+
+OFFERED = Qos(
+    history=QosHistory.KEEP_LAST,
+    depth=10,
+    reliability=QosReliability.RELIABLE,
+    durability=QosDurability.VOLATILE,
+    deadline=INFINITE,
+    lifespan=INFINITE,
+    liveliness=QosLiveliness.AUTOMATIC,
+    liveliness_lease_duration=INFINITE,
+    avoid_ros_namespace_conventions=False,
+)
+"""Reliable: `ros2 bag play` publishes so, and reliable and best-effort readers get the images."""
 
 
 def write_bag(
-    images: Iterable[BagImage], bag: Path, *, storage: str = 'mcap', encoding: str = 'jpeg'
+    images: Iterable[BagImage],
+    bag: Path,
+    *,
+    storage: str = 'mcap',
+    encoding: str = 'jpeg',
+    compression: str = 'none',
 ) -> int:
     """Write `images` with their CameraInfo into a new bag.
 
@@ -35,34 +63,48 @@ def write_bag(
     under its name only when it is complete.
 
     Args:
-        images: Images in the order of their capture stamps.
+        images: Images, best in the order of their capture stamps: the chunks of an MCAP file then
+            do not overlap in time.
         bag: Folder of the bag; must not exist.
         storage: `mcap` or `sqlite3`.
         encoding: `jpeg` keeps the files as they are, `bgr8` writes raw images.
+        compression: `zstd` compresses the chunks of an MCAP file, `none` does not.
 
     Returns:
         The number of images.
 
     Raises:
-        ConfigError: The bag exists or cannot be written, `storage` or `encoding` is not allowed,
-            or there is no image.
+        ConfigError: The bag exists or cannot be written, `storage`, `encoding` or `compression`
+            is not allowed, or there is no image.
     """
-    if storage not in STORAGES:
-        raise ConfigError(f'storage: got {storage!r}, allowed: {", ".join(STORAGES)}')
-    if encoding not in ENCODINGS:
-        raise ConfigError(f'encoding: got {encoding!r}, allowed: {", ".join(ENCODINGS)}')
+    _check_choice('storage', storage, STORAGES)
+    _check_choice('encoding', encoding, ENCODINGS)
+    _check_choice('compression', compression, COMPRESSIONS)
+    if compression != 'none' and storage != 'mcap':
+        raise ConfigError(f'compression: got {compression} with storage {storage}, allowed: mcap')
     with write_faults(f'bag: {bag}', NO_ROOM_REMEDY), no_leftovers(bag.parent):
-        return _write_complete(images, bag, storage, encoding)
+        return _write_complete(images, bag, storage, encoding, compression)
 
 
-def _write_complete(images: Iterable[BagImage], bag: Path, storage: str, encoding: str) -> int:
+def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f'{name}: got {value!r}, allowed: {", ".join(allowed)}')
+
+
+def _write_complete(
+    images: Iterable[BagImage], bag: Path, storage: str, encoding: str, compression: str
+) -> int:
     if bag.exists():
         raise ConfigError(f'bag: {bag} exists already; remove it or name another folder')
     bag.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'.{bag.name}-', dir=bag.parent) as folder:
         # The file in the bag has the name of the folder it is written to.
         unfinished = Path(folder) / bag.name
-        with Writer(unfinished, version=BAG_VERSION, storage_plugin=STORAGES[storage]) as writer:
+        writer = Writer(unfinished, version=BAG_VERSION, storage_plugin=STORAGES[storage])
+        if compression == 'zstd':
+            # Each chunk by itself: rosbag2's storage plugin reads it without further settings.
+            writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        with writer:
             count = _write_images(_BagWriter(writer, encoding), images)
         if count == 0:
             raise ConfigError('there are no images to write; check the source')
@@ -91,72 +133,35 @@ class _BagWriter:
     def __init__(self, writer: Writer, encoding: str) -> None:
         self._writer = writer
         self._encoding = encoding
-        self._typestore = get_typestore(TYPESTORE)
         self._connections: dict[str, Connection] = {}
 
     def write(self, image: BagImage) -> None:
         """Write one image and its CameraInfo."""
-        header = self._header(image)
+        header = ros_messages.header(image.stamp_ns, image.camera)
         topic = image_topic(image.camera, self._encoding)
         if self._encoding == 'jpeg':
-            message = self._compressed(header, image)
+            message = ros_messages.compressed_image(header, 'jpeg', image.jpeg)
         else:
-            message = self._raw(header, image)
+            message = ros_messages.raw_image(header, _decode(image))
         self._write(topic, message, image.stamp_ns)
-        info = self._camera_info(header, image)
+        matrix = np.array(image.camera_matrix, np.float64)
+        info = ros_messages.camera_info(header, image.height, image.width, matrix)
         self._write(f'/{image.camera}/camera_info', info, image.stamp_ns)
 
     def _write(self, topic: str, message: Any, stamp_ns: int) -> None:
-        msgtype = message.__msgtype__
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(
-                topic, msgtype, typestore=self._typestore
+                topic,
+                message.__msgtype__,
+                typestore=ros_messages.typestore(),
+                offered_qos_profiles=[OFFERED],
             )
-        data = self._typestore.serialize_cdr(message, msgtype)
+        data = ros_messages.serialize(message)
         self._writer.write(self._connections[topic], stamp_ns, data)
 
-    def _type(self, name: str) -> Any:
-        return self._typestore.types[name]
 
-    def _header(self, image: BagImage) -> Any:
-        sec, nanosec = divmod(image.stamp_ns, NS_PER_S)
-        stamp = self._type('builtin_interfaces/msg/Time')(sec=sec, nanosec=nanosec)
-        return self._type('std_msgs/msg/Header')(stamp=stamp, frame_id=image.camera)
-
-    def _compressed(self, header: Any, image: BagImage) -> Any:
-        data = np.frombuffer(image.jpeg, np.uint8)
-        message_type = self._type('sensor_msgs/msg/CompressedImage')
-        return message_type(header=header, format='jpeg', data=data)
-
-    def _raw(self, header: Any, image: BagImage) -> Any:
-        pixels = cv2.imdecode(np.frombuffer(image.jpeg, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise ConfigError(f'{image.camera} at {image.stamp_ns}: the JPEG does not decode')
-        return self._type('sensor_msgs/msg/Image')(
-            header=header,
-            height=image.height,
-            width=image.width,
-            encoding='bgr8',
-            is_bigendian=0,
-            step=3 * image.width,
-            data=np.asarray(pixels, np.uint8).reshape(-1),
-        )
-
-    def _camera_info(self, header: Any, image: BagImage) -> Any:
-        k = np.array(image.camera_matrix, np.float64)
-        region = self._type('sensor_msgs/msg/RegionOfInterest')(
-            x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
-        )
-        return self._type('sensor_msgs/msg/CameraInfo')(
-            header=header,
-            height=image.height,
-            width=image.width,
-            distortion_model='plumb_bob',
-            d=np.zeros(5),
-            k=k,
-            r=np.eye(3).reshape(-1),
-            p=np.hstack([k.reshape(3, 3), np.zeros((3, 1))]).reshape(-1),
-            binning_x=0,
-            binning_y=0,
-            roi=region,
-        )
+def _decode(image: BagImage) -> npt.NDArray[np.uint8]:
+    pixels = cv2.imdecode(np.frombuffer(image.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ConfigError(f'{image.camera} at {image.stamp_ns}: the JPEG does not decode')
+    return np.asarray(pixels, np.uint8)

@@ -7,8 +7,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
-from p2d_node.durable_files import read_json
+from p2d_node.checkpoints.settings_limits import read_settings
 from p2d_node.errors import ConfigError, quote
 
 CODE_KEYS = ('auto_map', 'custom_pipelines')
@@ -22,20 +21,18 @@ HUB_CLASS = re.compile(r'[\w.-]+/[\w.-]+--[\w.]+')
 
 
 def refuse_custom_code(folder: Path) -> None:
-    """Check the JSON settings of a checkpoint before a library reads them.
+    """Check the settings of a checkpoint before a library reads them.
 
     Raises:
         ConfigError: A setting that asks for code; the message names it.
     """
-    for path in sorted(folder.glob('*.json')):
-        if path.name == TOKENIZER_FILE:  # a vocabulary, read by a library that runs no code
-            continue
-        for key, value in _settings(read_json(path, parameter='model')):
+    for name, content in read_settings(folder, parameter='model'):
+        for key, value in _settings(content):
             if _asks_for_code(key, value):
                 raise ConfigError(
-                    f'model: {path}: {key}: got {quote(value)}, which asks for Python code that '
-                    'comes with the checkpoint or from the network, and is never run; remove it '
-                    'if the model is one of transformers itself'
+                    f'model: {folder / name}: {key}: got {quote(value)}, which asks for Python '
+                    'code that comes with the checkpoint or from the network, and is never run; '
+                    'remove it if the model is one of transformers itself'
                 )
 
 
@@ -48,13 +45,21 @@ def _asks_for_code(key: str, value: Any) -> bool:
 
 
 def _settings(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, at any depth."""
-    waiting = [content]
+    """Yield every key with its value, at any depth.
+
+    What lies below the key of an implementation is yielded with that key: it may name one for
+    each part of the model.
+    """
+    waiting: list[tuple[str, Any]] = [('', content)]
     while waiting:
-        item = waiting.pop()
+        above, item = waiting.pop()
         if isinstance(item, dict):
-            yield from ((str(key), value) for key, value in item.items())
-            waiting += item.values()
+            pairs = [(str(key), value) for key, value in item.items()]
         elif isinstance(item, list):
-            yield from (('', value) for value in item if isinstance(value, str))
-            waiting += item
+            pairs = [('', value) for value in item]
+        else:
+            continue
+        if IMPLEMENTATION_KEY.fullmatch(above):
+            pairs = [(above, value) for _, value in pairs]
+        yield from pairs
+        waiting += pairs

@@ -6,45 +6,99 @@ The limits are far above what published models have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-import math
 from pathlib import Path
 import re
 from typing import Any
 
+from p2d_node.checkpoints.tokenizer_limits import check_tokenizer, check_tokenizer_config
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError, quote
 
 CONFIG_FILE = 'config.json'
 TOKENIZER_FILE = 'tokenizer.json'
+TOKENIZER_CONFIG_FILE = 'tokenizer_config.json'
+OTHER_TEMPLATES = 'additional_chat_templates'
+
+SETTINGS = {
+    CONFIG_FILE: 1 << 20,
+    'generation_config.json': 1 << 20,
+    TOKENIZER_CONFIG_FILE: 4 << 20,
+    'special_tokens_map.json': 1 << 20,
+    'added_tokens.json': 1 << 20,
+    'preprocessor_config.json': 1 << 20,
+    'processor_config.json': 4 << 20,
+    'video_preprocessor_config.json': 1 << 20,
+    'chat_template.json': 2 << 20,
+}
+"""Files of settings that libraries read, and their largest size in bytes."""
 
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_ENTRIES = 20_000
+"""Of a list or object in settings; a published tokenizer has 6,400 reserved tokens."""
 
-MAX_LAYERS = 512
-LAYER_KEY = re.compile(r'.*(layers|depth|blocks|experts)')
-"""Keys of config.json whose value is a number of modules to build."""
+MAX_CONFIG_ENTRIES = 1024
+MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 1 << 16, 1 << 31
+LAYER_KEY = re.compile(r'(?!.*_size).*(layer|depth|block|expert|stage)')
+"""Keys of config.json whose value is a number of modules to build, or a place among them."""
 
-MAX_NUMBER = 1 << 31
-MAX_TOKEN_CHARACTERS = 4096
-MAX_ADDED_TOKENS = 50_000
-MAX_GROWTH = 64
-"""Largest number of characters that a tokenizer may make of one; NFKC makes 18 at most."""
-
-UNICODE_GROWTH = 18
-GROWING_TYPES = ('NFKC', 'NFKD', 'NFD', 'NFC', 'Precompiled')
+PART_TYPES = {
+    'text_config': {'llama', 'mistral', 'qwen2', 'qwen3', 'qwen2_5_vl_text', 'qwen3_vl_text'},
+    'vision_config': {
+        'siglip_vision_model',
+        'clip_vision_model',
+        'internvl_vision',
+        'qwen2_5_vl',
+        'qwen2_5_vl_vision',
+        'qwen3_vl',
+        'qwen3_vl_vision',
+    },
+}
+"""Part of config.json to the model types whose settings are checked here."""
 
 
 def check_limits(folder: Path, *, parameter: str = 'model') -> None:
     """Check the settings of a checkpoint before a library reads them.
 
     Raises:
-        ConfigError: A number, a text or a file of a size that no model has.
+        ConfigError: A number, a text or a file of a size that no model has, or a setting that
+            names other files.
     """
     _check_templates(folder, parameter)
-    for name, check in ((CONFIG_FILE, _check_config), (TOKENIZER_FILE, _check_tokenizer)):
+    for name, content in read_settings(folder, parameter=parameter):
+        what = f'{parameter}: {folder / name}'
+        _check_entries(what, content, MAX_CONFIG_ENTRIES if name == CONFIG_FILE else MAX_ENTRIES)
+        if name == CONFIG_FILE:
+            _check_config(what, content)
+        elif name == TOKENIZER_CONFIG_FILE:
+            check_tokenizer_config(what, content)
+    path = folder / TOKENIZER_FILE
+    if path.exists():
+        check_tokenizer(f'{parameter}: {path}', read_json_object(path, parameter=parameter))
+
+
+def read_settings(folder: Path, *, parameter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the content of each file of settings.
+
+    Raises:
+        ConfigError: A file is too large or not a JSON object.
+    """
+    for name, max_bytes in SETTINGS.items():
         path = folder / name
         if path.exists():
-            what = f'{parameter}: {path}'
-            check(what, read_json_object(path, parameter=parameter))
+            yield name, read_json_object(path, parameter=parameter, max_bytes=max_bytes)
+
+
+def _check_entries(what: str, content: Any, max_entries: int) -> None:
+    waiting = [content]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (dict, list)):
+            if len(item) > max_entries:
+                raise ConfigError(
+                    f'{what}: got a list or object of {len(item)} entries, allowed: up to '
+                    f'{max_entries}; copy the checkpoint again'
+                )
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 def _check_config(what: str, content: Mapping[str, Any]) -> None:
@@ -53,13 +107,27 @@ def _check_config(what: str, content: Mapping[str, Any]) -> None:
             f'{what}: transformers_weights: got {quote(content["transformers_weights"])}, '
             'allowed: none; weights are in model.safetensors or in the files of its index'
         )
+    for part, allowed in PART_TYPES.items():
+        settings = content.get(part)
+        model_type = settings.get('model_type') if isinstance(settings, dict) else None
+        if model_type is not None and model_type not in allowed:
+            raise ConfigError(
+                f'{what}: {part}.model_type: got {quote(model_type)}, allowed: '
+                f'{", ".join(sorted(allowed))}; CONTRIBUTING.md says how to add a family'
+            )
     for key, value in _numbers(content):
-        limit = MAX_LAYERS if LAYER_KEY.fullmatch(key) else MAX_NUMBER
+        limit = _limit_of(key)
         if abs(value) > limit:
             raise ConfigError(
                 f'{what}: {key}: got {quote(value)}, allowed: up to {limit}; copy the '
                 'checkpoint again'
             )
+
+
+def _limit_of(key: str) -> int:
+    if LAYER_KEY.match(key):
+        return MAX_LAYERS
+    return MAX_COUNT if key.startswith('num_') else MAX_NUMBER
 
 
 def _numbers(content: Any) -> Iterator[tuple[str, int]]:
@@ -74,78 +142,12 @@ def _numbers(content: Any) -> Iterator[tuple[str, int]]:
             yield key, item
 
 
-def _check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
-    """Check how long texts can become, and the vocabulary."""
-    for part in ('normalizer', 'pre_tokenizer', 'decoder'):
-        growth = _growth(content.get(part))
-        if growth > MAX_GROWTH:
-            raise ConfigError(
-                f'{what}: {part}: makes {growth} characters of one, allowed: up to '
-                f'{MAX_GROWTH}; copy the tokenizer again'
-            )
-    added = content.get('added_tokens') or []
-    if len(added) > MAX_ADDED_TOKENS:
-        raise ConfigError(
-            f'{what}: got {len(added)} added tokens, allowed: up to {MAX_ADDED_TOKENS}; '
-            'copy the tokenizer again'
-        )
-    longest = max(map(len, _words(content)), default=0)
-    if longest > MAX_TOKEN_CHARACTERS:
-        raise ConfigError(
-            f'{what}: got a token of {longest} characters, allowed: up to '
-            f'{MAX_TOKEN_CHARACTERS}; copy the tokenizer again'
-        )
-
-
-def _growth(part: Any) -> int:
-    """Return how many characters a normalizer or decoder can make of one, at most."""
-    growth = 1
-    waiting = [part]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, list):
-            waiting += item
-        if not isinstance(item, dict):
-            continue
-        waiting += (value for value in item.values() if isinstance(value, (dict, list)))
-        growth *= _growth_of_step(item)
-        if growth > MAX_GROWTH:
-            break
-    return growth
-
-
-def _growth_of_step(step: Mapping[str, Any]) -> int:
-    kind = step.get('type')
-    if kind in GROWING_TYPES:
-        return UNICODE_GROWTH if kind in ('NFKC', 'NFKD', 'Precompiled') else 3
-    if kind == 'Replace':
-        return _growth_of_replace(step.get('pattern'), len(str(step.get('content', ''))))
-    if kind == 'Prepend' and len(str(step.get('prepend', ''))) > MAX_GROWTH:
-        return len(str(step['prepend']))
-    return 1
-
-
-def _growth_of_replace(pattern: Any, num_characters: int) -> int:
-    text = pattern.get('String') if isinstance(pattern, dict) else None
-    if isinstance(text, str) and text:
-        return max(1, math.ceil(num_characters / len(text)))
-    # A pattern may match a single character, or nothing before every character.
-    return num_characters + 1
-
-
-def _words(content: Mapping[str, Any]) -> Iterator[str]:
-    model = content.get('model')
-    vocabulary = model.get('vocab') if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        yield from vocabulary
-    elif isinstance(vocabulary, list):
-        yield from (str(entry[0]) for entry in vocabulary if isinstance(entry, list) and entry)
-    for token in content.get('added_tokens') or []:
-        if isinstance(token, dict):
-            yield str(token.get('content', ''))
-
-
 def _check_templates(folder: Path, parameter: str) -> None:
+    if (folder / OTHER_TEMPLATES).exists():
+        raise ConfigError(
+            f'{parameter}: {folder / OTHER_TEMPLATES}: got more chat templates, allowed: one, in '
+            'chat_template.jinja; remove the folder'
+        )
     for path in sorted(folder.glob('*.jinja')):
         num_bytes = path.stat().st_size
         if num_bytes > MAX_TEMPLATE_BYTES:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 import json
 import math
+import os
 from pathlib import Path
 import stat
 from typing import Any
 
-from p2d_node.durable_files import read_json_object
+from p2d_node.durable_files import MAX_JSON_BYTES, read_json_object
 from p2d_node.errors import ConfigError, quote
 
 WEIGHTS_FILE = 'model.safetensors'
@@ -22,6 +23,10 @@ SUFFIX = '.safetensors'
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000
 """Names of one checkpoint; the largest published vision-language models have about 3,000."""
+
+BLOCK_BYTES = 512
+SPARSE = 4
+"""A file system may compress weights, but not to a quarter."""
 
 READ_SUFFIXES = ('.json', '.jinja', '.model', '.txt', '.tiktoken', SUFFIX)
 """Endings of the files that libraries read in a checkpoint folder."""
@@ -96,6 +101,21 @@ def check_files(folder: Path, *, parameter: str = 'model') -> None:
             )
         if not is_plain:
             raise ConfigError(f'{parameter}: {path} is no plain file; copy the checkpoint again')
+        _check_file_size(path, target.stat(), parameter)
+
+
+def _check_file_size(path: Path, status: os.stat_result, parameter: str) -> None:
+    if path.suffix != SUFFIX:
+        if status.st_size > MAX_JSON_BYTES:
+            raise ConfigError(
+                f'{parameter}: {path} has {status.st_size} bytes, allowed: up to '
+                f'{MAX_JSON_BYTES}; copy the checkpoint again'
+            )
+    elif 0 < SPARSE * BLOCK_BYTES * status.st_blocks < status.st_size:
+        raise ConfigError(
+            f'{parameter}: {path} has {status.st_size} bytes, of which '
+            f'{BLOCK_BYTES * status.st_blocks} are on the disk; copy it again'
+        )
 
 
 def find_weight_files(

@@ -11,6 +11,7 @@ from p2d_node.bags.writing import write_bag
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.demo_drive import DemoDrive, drawn_drive, drivelm_drive
+from p2d_node.cli.demo_page import demo_page
 from p2d_node.cli.demo_report import (
     print_references,
     write_answers,
@@ -19,12 +20,18 @@ from p2d_node.cli.demo_report import (
     write_story,
 )
 from p2d_node.cli.screen import say
+from p2d_node.cli.shown_sweeps import to_shown_sweep
+from p2d_node.cli.table import stamp_ns
 from p2d_node.cli.verbs.node import DemoOptions
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.language_model.families.registry import find_family
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.reports.page import REPORT_FILE, write_page
+from p2d_node.units import NS_PER_S
+from p2d_node.viewers.rerun_viewer import RerunViewer
+from p2d_node.viewers.shown_sweep import Viewer
 
 if TYPE_CHECKING:
     from p2d_node.ros.answer_watcher import AnswerWatcher
@@ -33,7 +40,14 @@ SAMPLE_FILE = 'drivelm_sample.json'
 ANSWER_FILE = 'answers.jsonl'
 LOG_FILE = 'node.log'
 STORY_FILE = 'story.png'
-OUTPUT_FILES = (ANSWER_FILE, STORY_FILE, 'kept_tokens.png', 'latency.png', LOG_FILE)
+OUTPUT_FILES = (
+    ANSWER_FILE,
+    STORY_FILE,
+    REPORT_FILE,
+    'kept_tokens.png',
+    'latency.png',
+    LOG_FILE,
+)
 
 DRAWN_ONLY = f'{SHIPPED_MODEL} knows drawn scenes only: its answers about photographs are wrong.'
 
@@ -45,6 +59,7 @@ def run(options: DemoOptions) -> int:
     untrained = _check(options)
     drive = _drive(options)
     _prepare_output(options.out)
+    viewer = None if options.rerun is None else RerunViewer(options.rerun)
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch  # needs ROS
 
     say(f'cameras: {drive.title}')
@@ -59,6 +74,8 @@ def run(options: DemoOptions) -> int:
     if options.model == SHIPPED_MODEL and not drive.is_drawn:
         warning = DRAWN_ONLY
     _report(options.out, watcher, drive, num_sweeps, warning)
+    if viewer is not None:
+        _show(viewer, watcher, drive)
     if untrained:
         say('The model is untrained (random weights): its answers are random words.')
     return 0 if played else 1
@@ -110,6 +127,19 @@ def _parameters(options: DemoOptions, drive: DemoDrive) -> dict[str, Any]:
     return parameters
 
 
+def _show(viewer: Viewer, watcher: AnswerWatcher, drive: DemoDrive) -> None:
+    jpegs = {(image.camera, image.stamp_ns): image.jpeg for image in drive.images}
+    answers = watcher.answers
+    about = {stamp_ns(answer): answer for answer in answers}
+    for number, timing in enumerate(watcher.timings):
+        answer = about[stamp_ns(timing)]
+        stamps = (stamp.sec * NS_PER_S + stamp.nanosec for stamp in answer.camera_stamps)
+        captured = zip(answer.cameras, stamps, strict=True)
+        views = {camera: jpegs[camera, stamp] for camera, stamp in captured}
+        viewer.show(to_shown_sweep(number, timing, answers, views, watcher.pictures))
+    viewer.close()
+
+
 def _report(
     out: Path, watcher: AnswerWatcher, drive: DemoDrive, num_sweeps: int, warning: str
 ) -> None:
@@ -125,9 +155,21 @@ def _report(
     )
     if watcher.picture is not None:
         write_picture(watcher.picture, out / 'kept_tokens.png')
+    page = demo_page(
+        drive.title,
+        answers,
+        timings,
+        fronts,
+        picture=watcher.picture,
+        references=drive.references,
+        num_sweeps=num_sweeps,
+        warning=warning,
+    )
+    write_page(page, out / REPORT_FILE)
     if drive.references:
         print_references(answers, drive.references)
     say(f'{len(answers)} answers about {len(timings)} of {num_sweeps} sweeps: {out}/')
+    say(f'open {out / REPORT_FILE} in a browser')
     lines = (out / LOG_FILE).read_text(encoding='utf-8', errors='replace').splitlines()
     dropped = [line for line in lines if 'sweep dropped: ' in line]
     if len(timings) < num_sweeps and dropped:

@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.screen import InertConsole
-from p2d_node.cli.table import stamp_text, to_dict
+from p2d_node.cli.table import stamp_ns, stamp_text, to_dict
 from p2d_node.errors import one_line
 from p2d_node.records import StageTimes
 from p2d_node.units import NS_PER_S
@@ -44,7 +44,7 @@ def write_answers(answers: Sequence[Any], references: References, path: Path) ->
     """Write one JSON object per answer, with the reference answer if there is one."""
     records = []
     for answer in answers:
-        reference = references.get((_stamp_ns(answer), answer.question))
+        reference = references.get((stamp_ns(answer), answer.question))
         records.append(to_dict(answer) | ({} if reference is None else {'reference': reference}))
     path.write_text(''.join(f'{json.dumps(r)}\n' for r in records), encoding='utf-8')
 
@@ -55,7 +55,7 @@ def print_references(answers: Sequence[Any], references: References) -> None:
     for title in ('stamp', 'question', 'answer', 'reference'):
         table.add_column(title, no_wrap=title == 'stamp', overflow='fold')
     for answer in answers:
-        reference = references.get((_stamp_ns(answer), answer.question), '')
+        reference = references.get((stamp_ns(answer), answer.question), '')
         stamp = stamp_text(answer.header.stamp)
         table.add_row(stamp, answer.question, answer.answer, reference)
     InertConsole().print(table)
@@ -87,7 +87,7 @@ def write_story(
     if not answers:
         return
     question = answers[-1].question
-    last = {_stamp_ns(a): a.answer for a in answers if a.question == question}
+    last = {stamp_ns(a): a.answer for a in answers if a.question == question}
     missing = '-' if references else None
     panels = [
         _panel(pictures[stamp], last[stamp], references.get((stamp, question), missing))
@@ -106,11 +106,6 @@ def write_story(
         colour = WHITE if number == 0 else ORANGE
         _write(head, line, (8, HEAD_LINE_PX * (number + 1) - 6), colour, 0.6)
     cv2.imwrite(str(path), np.vstack([head, story]))
-
-
-def _stamp_ns(answer: Any) -> int:
-    stamp = answer.header.stamp
-    return int(stamp.sec * NS_PER_S + stamp.nanosec)
 
 
 def _panel(jpeg: bytes, answer: str, reference: str | None) -> npt.NDArray[np.uint8]:
@@ -152,8 +147,8 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
         label = stage.removesuffix('_ms')
         axes.bar(positions, values, bottom=bottom, label=label, color=f'C{index}')
         bottom += values
-    first_ns = _stamp_ns(timings[0]) if timings else 0
-    seconds = [f'{(_stamp_ns(timing) - first_ns) / NS_PER_S:.1f}' for timing in timings]
+    first_ns = stamp_ns(timings[0]) if timings else 0
+    seconds = [f'{(stamp_ns(timing) - first_ns) / NS_PER_S:.1f}' for timing in timings]
     axes.set_xticks(positions, seconds)
     axes.set(xlabel='capture, seconds from the first sweep', ylabel='ms')
     axes.set_title(one_line(title), parse_math=False)

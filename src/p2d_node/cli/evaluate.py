@@ -30,16 +30,34 @@ def run(options: EvaluateOptions) -> int:
 
 
 def _run(options: EvaluateOptions) -> int:
+    from p2d_node.evaluation.bag_keyframes import keyframes_of_bag
     from p2d_node.evaluation.data_formats import FORMATS, recognize_format
     from p2d_node.evaluation.language_metrics import choose_tokenizer
-    from p2d_node.evaluation.predictions import read_predictions
 
     choose_tokenizer(options.tokenizer)
     judge = _make_judge(options)
     name = recognize_format(options.data) if options.format == AUTO_FORMAT else options.format
     data_format = FORMATS[name]
     all_questions = data_format.read_questions(options.data)
-    questions = _limited(all_questions, options.limit)
+    if options.bag is None:
+        return _evaluate(options, data_format, judge, all_questions, all_questions)
+    with keyframes_of_bag(options.bag, all_questions) as (images, questions):
+        there = replace(options, bag=None, images=images)
+        return _evaluate(there, data_format, judge, questions, all_questions)
+
+
+def _evaluate(
+    options: EvaluateOptions,
+    data_format: DataFormat,
+    judge: Judge | None,
+    questions: Sequence[Any],
+    all_questions: Sequence[Any],
+) -> int:
+    """Answer and score those of all questions that can be answered, up to the limit."""
+    from p2d_node.evaluation.predictions import read_predictions
+
+    notes_of_bag = _bag_note(len(questions), len(all_questions))
+    questions = _limited(questions, options.limit)
     costs: dict[str, Any] = {}
     if options.predictions is not None:
         predictions = read_predictions(options.predictions)
@@ -47,13 +65,47 @@ def _run(options: EvaluateOptions) -> int:
         predictions, costs = _answer(options, data_format, questions, all_questions)
     if any(question.reference is None for question in questions) and options.predictions is None:
         notes = ['the data has no reference answers: nothing is scored']
-        notes += _cut_note(costs, len(questions))
-        _print(options, {'num_questions': len(questions), 'scores': None, **costs, 'notes': notes})
+        notes += [*notes_of_bag, *_cut_note(costs, len(questions))]
+        report = {'num_questions': len(questions), 'scores': None, **costs, 'notes': notes}
+        _finish(options, data_format, questions, predictions, report)
         return 0
     scores = _score(options, data_format, questions, predictions, judge)
-    notes = [*scores.pop('notes'), *_cut_note(costs, len(questions))]
-    _print(options, {**scores, **costs, 'notes': notes})
+    notes = [*scores.pop('notes'), *notes_of_bag, *_cut_note(costs, len(questions))]
+    report = {**scores, **costs, 'notes': notes}
+    _finish(options, data_format, questions, predictions, report)
     return 0
+
+
+def _finish(
+    options: EvaluateOptions,
+    data_format: DataFormat,
+    questions: Sequence[Any],
+    predictions: Mapping[str, str],
+    report: dict[str, Any],
+) -> None:
+    """Print the scores; after a run of the model, write its report too."""
+    if options.predictions is None and options.images is not None:
+        from p2d_node.cli.evaluate_page import evaluation_page
+        from p2d_node.reports.page import REPORT_FILE, write_page
+
+        config = _config(options, data_format)
+        page = evaluation_page(
+            report,
+            _flatten(report),
+            questions,
+            predictions,
+            data=options.data.name,
+            images=options.images,
+            ratios={name: config.retention_ratio_of(name) for name in config.cameras},
+        )
+        write_page(page, options.out / REPORT_FILE)
+    _print(options, report)
+
+
+def _bag_note(num_there: int, num_questions: int) -> list[str]:
+    if num_there == num_questions:
+        return []
+    return [f'the bag has the images of {num_there} of the {num_questions} questions of the data']
 
 
 def _cut_note(costs: Mapping[str, Any], num_answers: int) -> list[str]:
@@ -214,7 +266,7 @@ def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
 
     if options.images is None:
         raise ConfigError(
-            '--images is missing; needed: the folder that holds samples/, or give '
+            '--images is missing; needed: the folder that holds samples/; or give --bag, or '
             '--predictions to score answers made elsewhere'
         )
     return AnswerJob(

@@ -1,10 +1,11 @@
-"""Makes a rosbag2 of six cameras from DriveLM, from nuScenes, or from the simulator."""
+"""Makes a rosbag2 of six cameras from DriveLM, nuScenes, another bag, or the simulator."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 import json
 
+from p2d_node.bags.camera_images import read_bag_images
 from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.bags.records import BagImage
@@ -30,7 +31,11 @@ def run(options: MakeBagOptions) -> int:
                 progress.advance(task)
 
         count = write_bag(
-            counted(), options.bag, storage=options.storage, encoding=options.encoding
+            counted(),
+            options.bag,
+            storage=options.storage,
+            encoding=options.encoding,
+            compression=options.compression,
         )
     result = {'bag': str(options.bag), 'images': count, 'storage': options.storage}
     if options.json:
@@ -43,6 +48,8 @@ def run(options: MakeBagOptions) -> int:
 def _images(options: MakeBagOptions) -> Iterator[BagImage]:
     if options.scenario is not None:
         return draw_images(options.scenario, options.sweeps, seed=options.seed)
+    if options.from_mcap is not None:
+        return read_bag_images(options.from_mcap, parameter='from_mcap')
     if options.nuscenes is not None:
         selection = NuscenesSelection(
             version=options.version, scene=options.scene, keyframes_only=options.keyframes_only

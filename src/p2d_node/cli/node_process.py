@@ -18,7 +18,7 @@ from p2d_node.cli.screen import say
 from p2d_node.cli.table import LiveTable, REFRESH_S
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.conversions import to_nanoseconds
-from p2d_node.ros.dds_profile import use_shipped_profiles
+from p2d_node.ros.dds_profile import discovery_environment, use_shipped_profiles
 from p2d_node.ros.replay import Replayer, ReplayOptions
 from p2d_node.ros.spinning import spinning_node
 import yaml
@@ -34,11 +34,16 @@ MAX_SWEEP_NS = 100_000_000
 DOMAINS = range(1, 101)
 """ROS domains whose ports do not overlap with the ephemeral ports of Linux."""
 
+START = 'import sys; sys.path.pop(0); from p2d_node.ros import drive; sys.exit(drive.main())'
+"""Starts the node without the working folder in Python's path: it may be a data set, with files
+that are named like modules."""
+
 
 def isolate() -> None:
     """Limit discovery to this machine, in a ROS domain of its own unless one is set."""
     os.environ.setdefault('ROS_DOMAIN_ID', str(DOMAINS[os.getpid() % len(DOMAINS)]))
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    for variable, value in discovery_environment('localhost').items():
+        os.environ.setdefault(variable, value)
     say(f'ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} (set it to use rqt or ros2 topic)')
 
 
@@ -65,7 +70,7 @@ def drive_node(
     }
     file = folder / 'node.yaml'
     file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}), encoding='utf-8')
-    command = [sys.executable, '-m', 'p2d_node.ros.drive', '--ros-args']
+    command = [sys.executable, '-c', START, '--ros-args']
     with log_file.open('wb') as log:
         process = subprocess.Popen(
             [*command, '--params-file', str(file)],

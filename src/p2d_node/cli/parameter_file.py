@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+import re
 from typing import Any
 
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
@@ -15,9 +16,12 @@ from p2d_node.retention_presets import tuned_ratios
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 
 NODE_NAMES = ('p2d', '**', '*')
-"""Sections of a parameter file that apply to the drive node."""
+"""Sections of a parameter file, without namespace, that apply to a drive node anywhere."""
 
-NODE_ONLY = ('use_sim_time', 'autostart')
+WILDCARDS = {'**': '(/[^/]+)*', '*': '/[^/]+'}
+"""Parts of the name of a section to what they stand for in the full name of a node."""
+
+NODE_ONLY = ('use_sim_time', 'autostart', 'start_type_description_service')
 """Parameters that mean something to the node only."""
 
 
@@ -55,16 +59,21 @@ def read_drive_config(
         raise ConfigError(f'params_file: {path}: {err}') from err
 
 
-def camera_names_in(path: Path | None) -> list[str] | None:
-    """Return `camera_names` of a parameter file; None if there is no file or it names none.
+def camera_names_in(path: Path, node: str) -> list[str] | None:
+    """Return the `camera_names` that a parameter file gives a node; None if it gives none.
+
+    Args:
+        path: The file.
+        node: Full name of the node, such as `/car1/p2d`.
 
     Raises:
-        ConfigError: The file is not a parameter file.
+        ConfigError: The file is not a parameter file, or has no section of the node.
     """
-    return None if path is None else _read_values(path).get(CAMERA_NAMES.name)
+    return _read_values(path, node).get(CAMERA_NAMES.name)
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path, node: str = '') -> dict[str, Any]:
+    """Return the parameters of a file for a node; without a name, those of any drive node."""
     try:
         text = read_file(path, MAX_YAML_BYTES)
         check_parameter_yaml(text, f'params_file: {path}')
@@ -76,8 +85,8 @@ def _read_values(path: Path) -> dict[str, Any]:
     except ValueError as err:
         raise ConfigError(f'params_file: {path} cannot be read: {err}') from err
     sections = dict(_sections(content)) if isinstance(content, dict) else {}
-    ours = [values for name, values in sections.items() if name in NODE_NAMES]
-    if not ours and len(sections) == 1:  # the node has been given another name
+    ours = [values for name, values in sections.items() if _applies(name, node)]
+    if not ours and not node and len(sections) == 1:  # the node has been given another name
         ours = list(sections.values())
     values = dict(item for section in ours for item in _flatten(section))
     if values:
@@ -85,18 +94,30 @@ def _read_values(path: Path) -> dict[str, Any]:
     if sections:
         raise ConfigError(
             f'params_file: {path}: got parameters of {", ".join(sections)}, needed: a section of '
-            'p2d or /**'
+            f'{node or "p2d"} or /**'
         )
     raise ConfigError(f'params_file: {path} has no ros__parameters; see config/drive.yaml')
 
 
-def _sections(tree: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the names of nodes, without namespace, and their parameters."""
+def _applies(section: str, node: str) -> bool:
+    """Tell whether a section applies to the node of this full name; empty: to a drive node."""
+    parts = section.strip('/').split('/')
+    if not node:
+        return parts[-1] in NODE_NAMES
+    pattern = ''.join(WILDCARDS.get(part, f'/{re.escape(part)}') for part in parts)
+    return re.fullmatch(pattern, node) is not None
+
+
+def _sections(
+    tree: Mapping[str, Any], namespace: str = ''
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the full names of nodes, which may hold wildcards, and their parameters."""
     for name, value in tree.items():
+        full_name = f'{namespace}/{str(name).strip("/")}'
         if isinstance(value, dict) and isinstance(value.get('ros__parameters'), dict):
-            yield str(name).rpartition('/')[2], value['ros__parameters']
+            yield full_name, value['ros__parameters']
         elif isinstance(value, dict):
-            yield from _sections(value)
+            yield from _sections(value, full_name)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, TYPE_CHECKING
 
 from p2d_node.cli.screen import InertConsole, say
 from p2d_node.errors import one_line
+from p2d_node.latency import percentile_field, PERCENTILES
 from p2d_node.units import NS_PER_S
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -27,6 +28,7 @@ STAGES = (
     ('prefill', 'prefill_ms'),
     ('generate', 'generate_ms'),
     ('total', 'total_ms'),
+    ('age', 'end_to_end_ms'),
 )
 """Column title and field of `p2d_msgs/StageTiming`."""
 
@@ -37,6 +39,9 @@ HEAD_LINES = 3
 
 MAX_CELL_CHARACTERS = 1000
 """More than a terminal has columns: a longer text would only cost time."""
+
+DECIMAL_BELOW_MS = 1000.0
+"""A terminal of 80 columns has no room for the decimals of larger times."""
 
 REFRESH_S = 0.25
 """Time between two updates of the table."""
@@ -78,9 +83,11 @@ class LiveTable:
 def to_dict(message: Any) -> Any:
     """Return a ROS message as plain Python values."""
     if hasattr(message, 'get_fields_and_field_types'):
-        return {
-            name: to_dict(getattr(message, name)) for name in message.get_fields_and_field_types()
-        }
+        names = [*message.get_fields_and_field_types()]
+        if getattr(message, 'window_sweeps', 1) == 0:
+            # The times of an answer, which have no percentiles.
+            names = names[: names.index('window_sweeps')]
+        return {name: to_dict(getattr(message, name)) for name in names}
     if isinstance(message, (str, int, float, bool)):
         return message
     return [to_dict(item) for item in message]
@@ -94,8 +101,9 @@ def render(
     if len(problems) > len(shown):
         shown[-1] = f'and {len(problems) - len(shown) + 1} more warnings: see /diagnostics'
     num_times = min(TIMES_SHOWN, len(timings))
-    num_answers = height - 1 - len(shown) - num_times - 2 * HEAD_LINES
-    first_ns = _stamp_ns(timings[0]) if timings else 0
+    num_percentiles = len(PERCENTILES) if timings else 0
+    num_answers = height - 1 - len(shown) - num_times - num_percentiles - 2 * HEAD_LINES
+    first_ns = stamp_ns(timings[0]) if timings else 0
     return Group(
         *(Text(_cell(line), 'yellow', no_wrap=True, overflow='ellipsis') for line in shown),
         _times(timings[: -num_times - 1 : -1], first_ns),
@@ -121,13 +129,14 @@ def stamp_text(stamp: Any) -> str:
     return f'{stamp.sec}.{stamp.nanosec // 1_000_000:03d}'
 
 
-def _stamp_ns(message: Any) -> int:
+def stamp_ns(message: Any) -> int:
+    """Return the capture stamp of a message, nanoseconds."""
     stamp = message.header.stamp
     return int(stamp.sec * NS_PER_S + stamp.nanosec)
 
 
 def _seconds(message: Any, first_ns: int) -> str:
-    return f'{(_stamp_ns(message) - first_ns) / NS_PER_S:.1f}'
+    return f'{(stamp_ns(message) - first_ns) / NS_PER_S:.1f}'
 
 
 def _table(title: str) -> Table:
@@ -159,6 +168,15 @@ def _times(timings: Sequence[Any], first_ns: int) -> Table:
     for title, _ in STAGES:
         table.add_column(title, justify='right', no_wrap=True)
     for message in timings:
-        values = (f'{getattr(message, field):.1f}' for _, field in STAGES)
+        values = (_milliseconds(message, field) for _, field in STAGES)
         table.add_row(_seconds(message, first_ns), *values)
+    for suffix in PERCENTILES if timings else ():
+        # Percentiles of the newest message: over the latest sweeps.
+        values = (_milliseconds(timings[0], percentile_field(f, suffix)) for _, f in STAGES)
+        table.add_row(suffix, *values, style='dim')
     return table
+
+
+def _milliseconds(message: Any, field: str) -> str:
+    value = getattr(message, field)
+    return f'{value:.1f}' if abs(value) < DECIMAL_BELOW_MS else f'{value:.0f}'

@@ -50,7 +50,7 @@ def _run(options: TuneOptions) -> int:
             with extra_workers(study, options.workers - 1):
                 _prepare(bars, session, session.question_set, 'keyframes encoded')
                 _search(bars, session)
-            results = collect_results(session.studies)
+            results = collect_results(session.studies, session.space)
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
         _write(options, SearchOutcome(session, results, best, comparison), files)
@@ -246,8 +246,10 @@ def _write(options: TuneOptions, found: SearchOutcome, files: dict[str, Path]) -
     Raises:
         ConfigError: A file cannot be written, or the installation was refused.
     """
-    from p2d_node.cli.tuning_report import header_lines, print_report, report_json
+    from p2d_node.cli.tuning_page import tuning_page
+    from p2d_node.cli.tuning_report import header_lines, print_report, report_json, verdict_text
     from p2d_node.durable_files import write_faults
+    from p2d_node.reports.page import REPORT_FILE, write_page
     from p2d_node.tuning.picture import plot_study
     from p2d_node.tuning.retention_file import STUDY_KEPT, write_retention_file
 
@@ -262,8 +264,12 @@ def _write(options: TuneOptions, found: SearchOutcome, files: dict[str, Path]) -
     with write_faults(f'out: {files["picture"]}', STUDY_KEPT):
         plot_study(files['picture'], found.results, f'{study.name}: {options.data.name}')
     refusal = _install(options, found, files) if options.install else None
+    files['report'] = options.out / REPORT_FILE
+    report = report_json(found, files)
+    verdict = verdict_text(found.comparison) if found.comparison is not None else ''
+    write_page(tuning_page(report, files['picture'], verdict), files['report'])
     if options.json:
-        print(json.dumps(report_json(found, files), indent=2))
+        print(json.dumps(report, indent=2))
     else:
         print_report(found, files)
     if refusal is not None:

@@ -59,7 +59,7 @@ def header_lines(found: SearchOutcome, data: Path, held_out: Path | None) -> lis
         f'tokens: {best.tokens_kept} of {total} per sweep',
     ]
     if comparison is not None and held_out is not None:
-        lines.append(f'held out ({held_out.name}): {_verdict(comparison)}')
+        lines.append(f'held out ({held_out.name}): {verdict_text(comparison)}')
     return [*lines, 'Start with: ros2 launch p2d_node drive.launch.py params_file:=THIS_FILE']
 
 
@@ -68,7 +68,8 @@ def _trials_text(result: MethodResult) -> str:
     return f'{result.method} {result.num_trials} ({result.num_pruned} pruned{failed})'
 
 
-def _verdict(comparison: Comparison) -> str:
+def verdict_text(comparison: Comparison) -> str:
+    """Return the outcome of a comparison in one sentence."""
     score = comparison.figures['score']
     return (
         f'{comparison.verdict} against the same number of tokens split evenly: score '
@@ -129,7 +130,7 @@ def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
     console.print(*_method_tables(found))
     if found.comparison is not None:
         console.print(_comparison_table(found.comparison))
-        console.print(f'Held-out questions, searched split: {_verdict(found.comparison)}.')
+        console.print(f'Held-out questions, searched split: {verdict_text(found.comparison)}.')
     if found.best.num_cut:
         longest = found.session.options.config.max_new_tokens
         console.print(

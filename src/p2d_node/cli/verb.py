@@ -20,22 +20,10 @@ from p2d_node.cli.options import (
 )
 from p2d_node.errors import BackendUnavailableError, one_line, P2dError
 from p2d_node.evaluation.url_secrets import mask_secrets
+from p2d_node.ros.missing_package import explain_missing_package, ROS_PACKAGES
 
 EXIT_BAD_INPUT = 2
 HELP_WIDTH = 79
-
-ROS_PACKAGES = (
-    'ament_index_python',
-    'builtin_interfaces',
-    'diagnostic_msgs',
-    'lifecycle_msgs',
-    'p2d_msgs',
-    'rcl_interfaces',
-    'rclpy',
-    'rosgraph_msgs',
-    'sensor_msgs',
-    'std_msgs',
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +103,7 @@ def _without_ros() -> Iterator[None]:
     except ModuleNotFoundError as err:
         if err.name not in ROS_PACKAGES:
             raise
-        raise BackendUnavailableError(
-            f'{err.name} is not installed; source the setup files of ROS 2 and of ros2_ws'
-        ) from err
+        raise BackendUnavailableError(explain_missing_package(err.name)) from err
 
 
 class Parser(argparse.ArgumentParser):

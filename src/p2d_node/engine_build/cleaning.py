@@ -16,6 +16,7 @@ from p2d_node.engine_build.engine_folders import (
     UNFINISHED_PREFIX,
 )
 from p2d_node.errors import ConfigError, EngineMismatchError
+from p2d_node.vision_encoder.engine_checks import check_place
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import read_manifest
 from p2d_node.vision_encoder.verifications import remove_record
@@ -59,10 +60,13 @@ def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
         if folder.is_symlink() or folder.parent.is_symlink():
             continue
         try:
-            num_views = read_manifest(folder).num_views
-        except EngineMismatchError:
+            check_place(engine_dir, folder)
+            manifest = read_manifest(folder)
+        except (EngineMismatchError, OSError):
             continue
-        kind = (folder.parent.name, folder.name.rsplit('-', 2)[0], num_views)
+        if manifest.key != folder.name:  # a manifest that was copied into another folder
+            continue
+        kind = (folder.parent.name, folder.name.rsplit('-', 2)[0], manifest.num_views)
         if num_newer[kind] >= keep:
             old.append(folder)
         num_newer[kind] += 1

@@ -13,6 +13,8 @@ from p2d_node.vision_encoder.base import FRAMES
 import torch
 from torch import nn, Tensor
 
+NUM_OCTAVES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -52,7 +54,9 @@ def load_encoder(plan: ExportPlan) -> nn.Module:
 
 
 def draw_frames(plan: ExportPlan, *, seed: int) -> Tensor:
-    """Draw pictures with structure at every scale; equal plans and seeds give equal pictures.
+    """Draw smooth and rough pictures, the first with structure at every scale.
+
+    Equal plans and seeds give equal pictures.
 
     Returns:
         uint8 BGR [views, height, width, 3] in 0..255, or float32 pixel_values [views, 3, height,
@@ -61,10 +65,12 @@ def draw_frames(plan: ExportPlan, *, seed: int) -> Tensor:
     height, width = plan.input_size
     rng = np.random.default_rng(seed)
     levels = np.zeros((plan.num_views, height, width, 3), np.float32)
-    for octave in range(1, 9):
+    finest = rng.integers(1, NUM_OCTAVES + 1, plan.num_views)
+    finest[0] = NUM_OCTAVES
+    for octave in range(1, NUM_OCTAVES + 1):
         cells = rng.standard_normal((plan.num_views, 2**octave, 2**octave, 3)).astype(np.float32)
-        for index, cell in enumerate(cells):
-            layer = cv2.resize(cell, (width, height), interpolation=cv2.INTER_LINEAR)
+        for index in np.flatnonzero(finest >= octave):
+            layer = cv2.resize(cells[index], (width, height), interpolation=cv2.INTER_LINEAR)
             levels[index] += layer / octave
     levels -= levels.min()
     frames = torch.from_numpy((levels * (255 / levels.max())).astype(np.uint8))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from p2d_node.bags.image_files import camera_and_stamp_of, file_below, sample_name, stamp_ns_of
 from p2d_node.config import DriveConfig
+from p2d_node.durable_files import MAX_IMAGE_BYTES, read_file
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError, quote
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
@@ -156,7 +157,7 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
     for camera, name in _image_names(keyframe.questions[0], cameras).items():
         path = file_below(image_root, name)
         try:
-            image = CompressedImage(format='jpeg', data=path.read_bytes())
+            image = CompressedImage(format='jpeg', data=read_file(path, MAX_IMAGE_BYTES))
         except OSError as err:
             raise ConfigError(f'{path}: cannot be read: {err.strerror}') from err
         frames[camera] = CameraFrame(camera, stamp_ns_of(path), image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, ThreadPoolExecutor
 import json
@@ -70,7 +71,8 @@ class ChatJudge:
             ) from err
         self.url, login = _without_login(url)
         self.exposes_secret = bool(api_key or login) and is_readable_on_the_way(self.url)
-        self._model, self._num_parallel, self._api_key = model, num_parallel, api_key
+        self._model, self._num_parallel = model, num_parallel
+        self._secrets = _shown_secrets(api_key, login)
         self._error: type[Exception] = openai.OpenAIError
         self._client = openai.OpenAI(
             base_url=self.url,
@@ -117,7 +119,9 @@ class ChatJudge:
     def _reason(self, err: Exception) -> str:
         """Return what the service said, without the key if it repeats it."""
         said = str(err)
-        return quote(said.replace(self._api_key, '***') if self._api_key else said)
+        for secret in self._secrets:
+            said = said.replace(secret, '***')
+        return quote(said)
 
 
 def _is_web_address(url: str) -> bool:
@@ -131,6 +135,14 @@ def _is_web_address(url: str) -> bool:
     is_base = not parts.query and not parts.fragment
     is_web = parts.scheme in ('http', 'https') and WHITESPACE.search(url) is None
     return has_host and is_base and is_web
+
+
+def _shown_secrets(api_key: str, login: tuple[str, str] | None) -> list[str]:
+    """Return the texts that a service could repeat of what was sent to it, the longest first."""
+    secrets = [api_key, *(login or ())]
+    if login:
+        secrets.append(base64.b64encode(':'.join(login).encode()).decode())
+    return sorted(filter(None, secrets), key=len, reverse=True)
 
 
 def _without_login(url: str) -> tuple[str, tuple[str, str] | None]:

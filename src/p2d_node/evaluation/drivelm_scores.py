@@ -19,7 +19,10 @@ from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, Tag
 from p2d_node.evaluation.judge import CachedJudge, SCORE
 from p2d_node.evaluation.language_metrics import LanguageScores, score_language
 
-NUMBER = re.compile(r'\d+\.\d+')
+NUMBER = re.compile(r'(?<!\d)\d{1,9}\.\d+')
+MAX_POINTS = 1000
+"""Of a text; an answer about a sweep names about ten."""
+
 MATCH_DISTANCE_PX = 16.0
 """L1 distance below which two points are the same object."""
 
@@ -149,7 +152,7 @@ def _gate(
 
 def points_in(text: str) -> list[Point]:
     """Return the points in a text: its decimal numbers in pairs; an odd last one is ignored."""
-    numbers = [float(number) for number in NUMBER.findall(text)]
+    numbers = [float(number) for number in NUMBER.findall(text)[: 2 * MAX_POINTS]]
     return list(zip(numbers[::2], numbers[1::2], strict=False))
 
 

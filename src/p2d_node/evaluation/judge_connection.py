@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx2
@@ -10,6 +11,9 @@ from p2d_node.errors import BackendUnavailableError, quote
 
 MAX_REPLY_BYTES = 1 << 20
 """A judgement is a number or twelve ratings; the words around it take some kilobytes."""
+
+MAX_REPLY_S = 120.0
+"""From the first byte of a reply to its last."""
 
 
 class JudgeConnection(openai.DefaultHttpxClient):
@@ -59,8 +63,14 @@ class JudgeConnection(openai.DefaultHttpxClient):
 
 def _read(reply: httpx2.Response) -> bytes:
     content = bytearray()
+    end_s = time.monotonic() + MAX_REPLY_S
     for part in reply.iter_raw():
         content += part
+        if time.monotonic() > end_s:
+            raise BackendUnavailableError(
+                f'judge_url: {reply.url.host} sends its reply for more than {MAX_REPLY_S:g} s; '
+                'ask another service'
+            )
         if len(content) > MAX_REPLY_BYTES:
             raise BackendUnavailableError(
                 f'judge_url: {reply.url.host} sent more than {MAX_REPLY_BYTES} bytes in one '

@@ -21,6 +21,9 @@ Frame = tuple[str, str] | str
 """The text before and after the question, or why the template fails."""
 
 USUAL_PICTURES = 12
+MAX_FRAME_CHARACTERS = 32_768
+"""Around a question. Each character may be a token that every sweep pays for."""
+
 NEXT_STEP = (
     'copy the chat template for pictures (chat_template.jinja or chat_template.json) from the '
     'checkpoint'
@@ -91,4 +94,6 @@ def _render_once(tokenizer: Any, num_pictures: int, question: str) -> tuple[str,
     if text.count(question) != 1:
         raise TemplateError(f'it writes the question {text.count(question)} times')
     before, _, after = text.partition(question)
+    if len(before) + len(after) > MAX_FRAME_CHARACTERS:
+        raise TemplateError(f'it writes {len(before) + len(after)} characters around a question')
     return before, after

@@ -105,8 +105,8 @@ class ActiveSession:
             self._resources = resources.pop_all()
 
     def _start(self, node: Node, config: DriveConfig, resources: ExitStack) -> None:
-        for name, camera_config in config.cameras.items():
-            camera = CameraSubscription(node, name, camera_config, self._on_frame)
+        for name in config.cameras:
+            camera = CameraSubscription(node, name, config, self._on_frame)
             resources.callback(camera.destroy)
             self.cameras = (*self.cameras, camera)
         # The steady clock: a paused or jumping simulated clock must not stop deadlines.

@@ -12,8 +12,18 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
+NOT_ACTIVE = 'not active'
+"""Message of the only status of a node that is not active; its level is OK."""
+
 MAX_KEPT = 10_000
 """Answers and timings that are kept."""
+
+PICTURES_KEPT = 16
+"""Pictures of kept tokens, of megabytes each."""
+
+
+MAX_CHARACTERS, MAX_CAMERAS = 20_000, 64
+"""Of a text, and of the cameras, of an answer."""
 
 
 class AnswerWatcher:
@@ -31,11 +41,12 @@ class AnswerWatcher:
             pictures: Whether to subscribe to `~/kept_tokens`, which the drive node draws only
                 for subscribers.
         """
+        self._prefix = f'{target}: '
         self._lock = threading.Lock()
         self._answers: deque[DrivingAnswer] = deque(maxlen=MAX_KEPT)
         self._timings: deque[StageTiming] = deque(maxlen=MAX_KEPT)
         self._health: dict[str, DiagnosticStatus] = {}
-        self._picture: Image | None = None
+        self._pictures: deque[Image] = deque(maxlen=PICTURES_KEPT)
         reliable = QoSProfile(depth=50)
         subscribe = node.create_subscription
         self._subscriptions = [
@@ -63,16 +74,31 @@ class AnswerWatcher:
     @property
     def picture(self) -> Image | None:
         """The last picture of the kept tokens; None before the first."""
-        return self._picture
+        return next(reversed(self.pictures), None)
+
+    @property
+    def pictures(self) -> list[Image]:
+        """The last `PICTURES_KEPT` pictures of kept tokens."""
+        with self._lock:
+            return list(self._pictures)
 
     @property
     def problems(self) -> list[str]:
-        """Warnings and errors of the last diagnostics, the most severe first."""
+        """Warnings and errors of the last diagnostics, the most severe first; or `NOT_ACTIVE`."""
         with self._lock:
-            bad = [status for status in self._health.values() if status.level != b'\x00']
+            bad = [
+                status
+                for status in self._health.values()
+                if status.level != b'\x00' or status.message == NOT_ACTIVE
+            ]
         return [f'{s.name}: {s.message}' for s in sorted(bad, key=_level, reverse=True)]
 
     def _on_answer(self, message: DrivingAnswer) -> None:
+        for name in ('question', 'answer', 'model', 'encoder', 'cut'):
+            text = getattr(message, name)
+            if len(text) > MAX_CHARACTERS:  # any peer may publish on the topic
+                setattr(message, name, f'{text[:MAX_CHARACTERS]}...')
+        message.cameras = message.cameras[:MAX_CAMERAS]
         with self._lock:
             self._answers.append(message)
 
@@ -81,12 +107,15 @@ class AnswerWatcher:
             self._timings.append(message)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        ours: dict[str, Any] = {s.name: s for s in message.status if s.name.startswith('p2d')}
+        ours: dict[str, Any] = {
+            s.name: s for s in message.status if s.name.startswith(self._prefix)
+        }
         with self._lock:
             self._health = ours or self._health
 
     def _on_picture(self, message: Image) -> None:
-        self._picture = message
+        with self._lock:
+            self._pictures.append(message)
 
 
 def _level(status: DiagnosticStatus) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 import itertools
 import threading
 import time
 from typing import Any
 
-from p2d_node.config import CameraConfig
+from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.rcl_errors import rcl_reason
 from p2d_node.units import NS_PER_S
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 QUEUE_DEPTH = 10
@@ -36,27 +38,33 @@ MAX_STAMPS = 256
 MAX_LAG_NS = 10 * NS_PER_S
 """A longer lag between DDS and the callback means that the system clock was set."""
 
+HAS_MESSAGE_INFO = hasattr(Subscription, 'CallbackType')
+"""Whether rclpy tells a callback when DDS received the message; that of Humble does not."""
+
+NO_MESSAGE_INFO = {'received_timestamp': 0}
+
 OnFrame = Callable[[str, int, int, Any], None]
 """Called with camera name, stamp (ROS time, ns), arrival (steady clock, ns) and message."""
 
 
-def resolve_topic(node: Node, name: str, config: CameraConfig) -> str:
+def resolve_topic(node: Node, name: str, config: DriveConfig) -> str:
     """Return the full topic name of a camera, after expansion and remapping.
 
     Args:
         node: The node that subscribes.
         name: The camera's name.
-        config: Its topic.
+        config: Its topic and `camera_namespace`.
 
     Raises:
         ConfigError: The topic is not a valid ROS name.
     """
+    topic = config.topic_of(name)
     try:
-        return str(node.resolve_topic_name(config.topic))
+        return str(node.resolve_topic_name(topic))
     except RuntimeError as err:  # rclpy's RCLError
         reason = rcl_reason(err).removeprefix('failed to resolve name: ')
         raise ConfigError(
-            f'cameras.{name}.topic: got {config.topic!r}: {reason}; allowed: letters, digits, '
+            f'cameras.{name}.topic: got {topic!r}: {reason}; allowed: letters, digits, '
             f"'_' and '/', where no part begins with a digit; set cameras.{name}.topic to such "
             'a name'
         ) from err
@@ -71,31 +79,44 @@ class CameraSubscription:
 
     Frames are received by the thread that spins the node. All methods may be called from any
     thread and do not block.
+
+    Attributes:
+        name: The camera's name.
+        config: Its transport, exposure offset and frame rate.
+        topic: Full name of the topic, after remapping.
     """
 
-    def __init__(self, node: Node, name: str, config: CameraConfig, on_frame: OnFrame) -> None:
+    def __init__(self, node: Node, name: str, config: DriveConfig, on_frame: OnFrame) -> None:
         """Subscribe.
 
         Args:
             node: The node that subscribes.
             name: The camera's name.
-            config: Topic and transport.
+            config: Topic and transport of the camera.
             on_frame: Called for every frame.
 
         Raises:
             ConfigError: The topic is not a valid ROS name.
         """
         self.name = name
-        self.config = config
+        self.config = config.cameras[name]
+        self.topic = resolve_topic(node, name, config)
         self.num_received = 0
         self.last_arrival_ns: int | None = None
         self._node = node
-        self._topic = resolve_topic(node, name, config)
+        # rclpy remaps it in every call; the remapped name would be remapped twice.
+        self._topic = config.topic_of(name)
         self._on_frame = on_frame
         self._stamps: deque[tuple[int, int]] = deque(maxlen=MAX_STAMPS)
         self._lock = threading.Lock()
         self.reliable = self._publishers_are_reliable()
         self._subscription: Any = self._subscribe()
+
+    @property
+    def remapped_from(self) -> str:
+        """Full name of the topic before remapping; empty if it is not remapped."""
+        before = str(self._node.resolve_topic_name(self._topic, only_expand=True))
+        return '' if before == self.topic else before
 
     @property
     def num_publishers(self) -> int:
@@ -177,7 +198,10 @@ class CameraSubscription:
             history=HistoryPolicy.KEEP_LAST, depth=QUEUE_DEPTH, reliability=reliability
         )
         message_type = MESSAGE_TYPES[self.config.transport][0]
-        return self._node.create_subscription(message_type, self.config.topic, self._receive, qos)
+        receive: Any = self._receive
+        if not HAS_MESSAGE_INFO:
+            receive = partial(self._receive, info=NO_MESSAGE_INFO)
+        return self._node.create_subscription(message_type, self._topic, receive, qos)
 
 
 def _lag_ns(info: Any) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Mapping
 
 from builtin_interfaces.msg import Time
 import numpy as np
 import numpy.typing as npt
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
+from p2d_node.latency import LatencyWindow
 from p2d_node.records import DrivingAnswer, FrameSet, StageTimes
 from p2d_node.units import NS_PER_MS, NS_PER_S
 from sensor_msgs.msg import Image
@@ -36,14 +38,29 @@ def to_header(frame_set: FrameSet, reference_camera: str) -> Header:
     return Header(stamp=to_time(frame_set.stamp_ns), frame_id=frame_id)
 
 
-def to_timing(header: Header, times: StageTimes, *, now_ns: int) -> StageTiming:
-    """Return stage times as a message; `now_ns` is the ROS time at publishing."""
-    stamp_ns = to_nanoseconds(header.stamp)
-    return StageTiming(
-        header=header,
-        **{name: getattr(times, name) for name in StageTimes.__dataclass_fields__},
-        age_at_publish_ms=(now_ns - stamp_ns) / NS_PER_MS,
-    )
+def to_times_ms(answer: DrivingAnswer, *, now_ns: int) -> dict[str, float]:
+    """Return the times of an answer's sweep by their field of StageTiming, milliseconds.
+
+    Args:
+        answer: The answer.
+        now_ns: ROS time at publishing.
+    """
+    times = {name: getattr(answer.times, name) for name in StageTimes.__dataclass_fields__}
+    oldest_ns = min(answer.camera_stamps_ns.values())
+    return {
+        **times,
+        'age_at_publish_ms': (now_ns - answer.stamp_ns) / NS_PER_MS,
+        'end_to_end_ms': (now_ns - oldest_ns) / NS_PER_MS,
+    }
+
+
+def to_timing(
+    header: Header, times_ms: Mapping[str, float], window: LatencyWindow | None = None
+) -> StageTiming:
+    """Return the times of a sweep as a message, with percentiles if there is a window."""
+    if window is None:
+        return StageTiming(header=header, **times_ms)
+    return StageTiming(header=header, **times_ms, window_sweeps=len(window), **window.percentiles)
 
 
 def to_answer(
@@ -71,7 +88,7 @@ def to_answer(
         num_generated_tokens=answer.num_generated_tokens,
         cut=answer.cut.value,
         late=late,
-        timing=to_timing(header, answer.times, now_ns=now_ns),
+        timing=to_timing(header, to_times_ms(answer, now_ns=now_ns)),
     )
 
 

@@ -70,7 +70,7 @@ def make_status(
         level: A level of `DiagnosticStatus`.
         message: One line for the user.
         values: Figures, published as text.
-        hardware_id: The device of the model.
+        hardware_id: Name of the computer.
     """
     return DiagnosticStatus(
         name=name,
@@ -101,7 +101,7 @@ def camera_status(
     """
     rate_hz, publishers = camera.rate_hz(), camera.publisher_names
     values: dict[str, object] = {
-        'topic': camera.config.topic,
+        'topic': camera.topic,
         'transport': camera.config.transport,
         'reliability': 'reliable' if camera.reliable else 'best-effort',
         'publishers': len(publishers),
@@ -110,6 +110,8 @@ def camera_status(
         'rate (Hz)': f'{rate_hz:.1f}',
         'expected rate (Hz)': f'{expected_hz:.1f}' if expected_hz else 'unknown',
     }
+    if remapped_from := camera.remapped_from:
+        values['remapped from'] = remapped_from
     level, message = (
         _publisher_problem(camera, publishers)
         or _frame_problem(camera, rate_hz, expected_hz, clock_rate, damage)
@@ -120,7 +122,7 @@ def camera_status(
 
 def _publisher_problem(camera: CameraSubscription, publishers: Sequence[str]) -> Problem:
     """Return level and message if there is not one publisher of the subscribed type."""
-    topic = camera.config.topic
+    topic = camera.topic
     if not publishers:
         message = f'nobody publishes {topic}; check cameras.{camera.name}.topic'
         return DiagnosticStatus.ERROR, message
@@ -145,7 +147,7 @@ def _frame_problem(
     """Return level and message if frames are missing, broken or too rare."""
     silent_s = _seconds_since(camera.last_arrival_ns)
     if silent_s is None:
-        return DiagnosticStatus.WARN, f'no frame yet on {camera.config.topic}'
+        return DiagnosticStatus.WARN, f'no frame yet on {camera.topic}'
     if silent_s > _longest_gap_s(expected_hz, clock_rate):
         return DiagnosticStatus.ERROR, f'no frame for {silent_s:.0f} s'
     if damage:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from p2d_node.library_logs import forbid_downloads, silence_import_warnings
 from p2d_node.ros.malloc_settings import share_freed_memory
+from p2d_node.ros.missing_package import explain_missing_package
+from p2d_node.ros.systemd import notify_systemd, READY, STOPPING
 
 if TYPE_CHECKING:
     from p2d_node.ros.drive_node import DriveNode
@@ -42,11 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
             from p2d_node.ros.rcl_errors import init_rclpy
             import rclpy
     except ModuleNotFoundError as err:
-        package = (err.name or 'rclpy').partition('.')[0]
-        sys.stderr.write(
-            f'p2d: the Python package {package} is missing; build and source the workspace: '
-            'cd ros2_ws && colcon build --symlink-install && source install/setup.bash\n'
-        )
+        sys.stderr.write(f'p2d: {explain_missing_package(err.name or "rclpy")}\n')
         return EXIT_BAD_INPUT
     try:
         init_rclpy(args)
@@ -93,6 +91,7 @@ def _run(node: DriveNode, executor: SingleThreadedExecutor) -> int:
         node.on_fault_reported = lambda: executor.shutdown(timeout_sec=0.0)
         if node.autostart:
             node.start()
+        notify_systemd(READY)
         spin_until_shutdown(executor, node)
         status = EXIT_FAULT if node.fault else EXIT_OK
     except P2dError:  # the transition that failed has logged it
@@ -106,6 +105,7 @@ def _run(node: DriveNode, executor: SingleThreadedExecutor) -> int:
 
 def _end(node: DriveNode, executor: SingleThreadedExecutor, status: int) -> None:
     """Stop and destroy the node. Ends the process if the model is still busy after that."""
+    notify_systemd(STOPPING)
     # A second Ctrl-C must not interrupt the shutdown.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     has_stopped = node.stop_working()

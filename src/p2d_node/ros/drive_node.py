@@ -13,15 +13,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from p2d_node.config_parameters import list_parameters
+from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.active_session import ActiveSession, WORKER_STOP_TIMEOUT_S
 from p2d_node.ros.camera_subscription import resolve_topic
 from p2d_node.ros.guarded_services import guard_services
+from p2d_node.ros.hardware import hardware_name
 from p2d_node.ros.health import HealthReporter
+from p2d_node.ros.live_config import LiveConfig
 from p2d_node.ros.outputs import Outputs
-from p2d_node.ros.parameters import declare_autostart, declare_parameters, updated_config
+from p2d_node.ros.parameters import declare_autostart
 from p2d_node.ros.rcl_errors import node_creation_errors
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.requests import Requests
@@ -29,10 +31,8 @@ from p2d_node.ros.spinning import ended_by_shutdown, ShutdownInTransition
 from p2d_node.ros.sweep_worker import SweepWorker
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error, UnexpectedError
-from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
 
 FAULT_REPORT_S = 3.0
 """Time for which diagnostics report a fault before the process ends."""
@@ -44,7 +44,8 @@ SLOW_SWEEP_S = 60.0
 class DriveNode(LifecycleNode):
     """Lifecycle node that answers driving questions about synchronised camera sweeps.
 
-    `configure` checks the topics, loads the model and creates the outputs. `activate` subscribes
+    `configure` checks the topics, loads the model and creates the outputs. While the node is
+    unconfigured, `model` and most other parameters may change. `activate` subscribes
     to the cameras. A transition that fails logs the reason in one line, releases what it created
     and leaves the node in the state it had before.
 
@@ -82,7 +83,9 @@ class DriveNode(LifecycleNode):
         self._log = ThrottledLog(self.get_logger())
         self._refusals = Refusals(self.get_logger())
         self.autostart = declare_autostart(self)
-        self._config = declare_parameters(self)
+        self._live_config = LiveConfig(
+            self, pipeline=lambda: self._pipeline, on_change=self._use_config
+        )
         is_locked = self._config.access == 'locked'
         if is_locked and not self.autostart:
             raise ConfigError(
@@ -90,8 +93,11 @@ class DriveNode(LifecycleNode):
                 'set autostart to true or access to open'
             )
         guard_services(self, self._refusals, locked=is_locked)
-        self.add_on_set_parameters_callback(self._on_set_parameters)
-        self._health = HealthReporter(self, self._config.device, self._refusals)
+        self._health = HealthReporter(self, hardware_name(self._config), self._refusals)
+
+    @property
+    def _config(self) -> DriveConfig:
+        return self._live_config.value
 
     @property
     def session(self) -> ActiveSession | None:
@@ -192,13 +198,16 @@ class DriveNode(LifecycleNode):
             self._log.error(str(error))
 
     def _configure(self) -> None:
-        for name, camera in self._config.cameras.items():
-            resolve_topic(self, name, camera)
+        for name in self._config.cameras:
+            resolve_topic(self, name, self._config)
+        self._live_config.use_ratios_of_model()
         self._pipeline = DrivingPipeline.from_config(self._config)
         if self._pipeline.device.type == 'cuda':  # kernels are compiled and graphs captured
             self._pipeline.warm_up()
         self._end_if_shut_down()
         self._log_model(self._pipeline)
+        if self._health is not None:
+            self._health.hardware_id = hardware_name(self._config, self._pipeline.device)
         reference_camera = self._config.sync.reference_of(self._config.cameras)
         self._outputs = Outputs(self, self._pipeline, reference_camera)
         if self._requests is None:
@@ -324,23 +333,9 @@ class DriveNode(LifecycleNode):
             self._requests.destroy()
         super().destroy_node()
 
-    # Parameters
-
-    def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        names = {parameter.name for parameter in list_parameters(tuple(self._config.cameras))}
-        changes = {p.name: p.value for p in parameters if p.name in names}
-        if not changes:
-            return SetParametersResult(successful=True)
-        try:
-            config = updated_config(self._config, changes)
-            if self._pipeline is not None and 'questions' in changes:
-                self._pipeline.check_questions(config.questions)
-        except ConfigError as err:
-            return SetParametersResult(successful=False, reason=str(err))
-        self._config = config
+    def _use_config(self, config: DriveConfig) -> None:
         if self._pipeline is not None:
             self._pipeline.reconfigure(config)
         if self._session is not None:
             policy = config.missing_camera_policy
             self._session.synchronizer.missing_camera_policy = policy
-        return SetParametersResult(successful=True)

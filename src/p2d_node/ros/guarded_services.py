@@ -13,7 +13,7 @@ from typing import Any
 from lifecycle_msgs.srv import ChangeState
 from p2d_node.errors import quote
 from p2d_node.ros.refusals import Refusals
-from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.msg import ParameterType, ParameterValue, SetParametersResult
 from rcl_interfaces.srv import (
     DescribeParameters,
     GetParameters,
@@ -41,6 +41,24 @@ ENTRIES = {
 
 CHANGES = (SetParameters, SetParametersAtomically, ChangeState)
 
+INTEGER = ParameterType.PARAMETER_INTEGER
+LISTS = {
+    ParameterType.PARAMETER_BYTE_ARRAY: 'byte_array_value',
+    ParameterType.PARAMETER_BOOL_ARRAY: 'bool_array_value',
+    ParameterType.PARAMETER_INTEGER_ARRAY: 'integer_array_value',
+    ParameterType.PARAMETER_DOUBLE_ARRAY: 'double_array_value',
+}
+"""Type of a list other than texts to the field of `ParameterValue` that holds it."""
+
+TYPE_WORDS = {
+    ParameterType.PARAMETER_NOT_SET: 'no value',
+    ParameterType.PARAMETER_BOOL: 'true or false',
+    ParameterType.PARAMETER_INTEGER: 'a whole number',
+    ParameterType.PARAMETER_DOUBLE: 'a number',
+    ParameterType.PARAMETER_STRING: 'a text',
+    ParameterType.PARAMETER_STRING_ARRAY: 'a list of texts',
+}
+
 LOCKED = 'access is locked; start the node with access open, or change what its launch sets'
 
 
@@ -66,8 +84,11 @@ def _guarded(
     def answer(request: Any, response: Any) -> Any:
         reason = LOCKED if locked and kind in CHANGES else _why_not(node, kind, request)
         if not reason:
+            if ENTRIES.get(kind) == 'parameters':
+                _use_declared_types(node, request.parameters)
             try:
                 response = serve(request, response)
+                _explain_wrong_types(node, kind, request, response)
             except (ValueError, TypeError) as err:  # such as a type that does not exist
                 reason = f'the request cannot be read: {err}; correct it'
         if reason:
@@ -95,6 +116,52 @@ def _why_not(node: LifecycleNode, kind: Any, request: Any) -> str:
         if twice := next((name for name in names if names.count(name) > 1), ''):
             return f'got {quote(twice)} twice in one request, allowed: once; send one value'
     return ''
+
+
+def _use_declared_types(node: LifecycleNode, parameters: Sequence[Any]) -> None:
+    """Turn `1` for `1.0`, and an empty list, into the type of the parameter.
+
+    `ros2 param set` guesses types from the text, and rclpy refuses what does not fit.
+    """
+    for parameter in parameters:
+        name, value = parameter.name, parameter.value
+        declared = node.describe_parameter(name).type if node.has_parameter(name) else None
+        if (declared, value.type) == (ParameterType.PARAMETER_DOUBLE, INTEGER):
+            parameter.value = ParameterValue(
+                type=declared, double_value=float(value.integer_value)
+            )
+        elif declared == ParameterType.PARAMETER_STRING_ARRAY and _is_empty_list(value):
+            parameter.value = ParameterValue(type=declared)
+
+
+def _explain_wrong_types(node: LifecycleNode, kind: Any, request: Any, response: Any) -> None:
+    """Name the types in words; rclpy says `expected '3' got '4'`."""
+    if ENTRIES.get(kind) != 'parameters':
+        return
+    reasons = [_wrong_type(node, parameter) for parameter in request.parameters]
+    if kind is SetParametersAtomically:
+        reasons = [next(filter(None, reasons), '')]
+    results = response.results if kind is SetParameters else [response.result]
+    for reason, result in zip(reasons, results, strict=True):
+        if reason and not result.successful:
+            result.reason = reason
+
+
+def _wrong_type(node: LifecycleNode, parameter: Any) -> str:
+    """Return how the type of a value differs from that of its parameter; empty if it does not."""
+    name, given = parameter.name, parameter.value.type
+    if not node.has_parameter(name):
+        return ''
+    descriptor = node.describe_parameter(name)
+    if descriptor.type not in TYPE_WORDS or given == descriptor.type:
+        return ''
+    allowed = TYPE_WORDS[descriptor.type]
+    return f'{name}: got {TYPE_WORDS.get(given, "another type")}, allowed: {allowed}'
+
+
+def _is_empty_list(value: Any) -> bool:
+    field = LISTS.get(value.type)
+    return field is not None and not getattr(value, field)
 
 
 def _why_no_transition(node: LifecycleNode, transition: Any) -> str:

@@ -1,4 +1,4 @@
-"""Publishes the health of the node on `/diagnostics` once a second."""
+"""Publishes the health of the node on `/diagnostics` once a second, and tells systemd of it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_node.camera_sync import SyncCounters
 from p2d_node.ros import diagnostics
 from p2d_node.ros.active_session import ActiveSession
+from p2d_node.ros.answer_watcher import NOT_ACTIVE
 from p2d_node.ros.malloc_settings import return_freed_memory
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import ended_by_shutdown
+from p2d_node.ros.systemd import LIVES, notify_systemd
 from p2d_node.ros.unexpected_error import unexpected_error
 from rclpy.node import Node
 
@@ -27,19 +29,22 @@ class HealthReporter:
 
     The thread uses the steady clock, so it reports also while the executor is busy or the
     simulated time is paused.
+
+    Attributes:
+        hardware_id: Name of the computer, in every status; may be set at any time.
     """
 
     def __init__(self, node: Node, hardware_id: str, refusals: Refusals) -> None:
         """Start to report.
 
         Args:
-            node: The node that publishes.
-            hardware_id: The device of the model, for the messages.
+            node: The node that publishes; the names of the statuses begin with its full name.
+            hardware_id: Name of the computer.
             refusals: Their number is reported.
         """
+        self.hardware_id = hardware_id
         self._node = node
         self._refusals = refusals
-        self._hardware_id = hardware_id
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._session: ActiveSession | None = None
         self._fault = ''
@@ -74,6 +79,7 @@ class HealthReporter:
             # A signal shuts the context down before the node is destroyed.
             with ended_by_shutdown(self._node.context):
                 self._report()
+            notify_systemd(LIVES)
 
     def _report(self) -> None:
         session = self._session
@@ -95,12 +101,16 @@ class HealthReporter:
         self._publisher.publish(message)
 
     def _inactive_status(self) -> DiagnosticStatus:
-        level, message = DiagnosticStatus.STALE, 'not active'
+        level, message = DiagnosticStatus.OK, NOT_ACTIVE
         if self._fault:
             level, message = DiagnosticStatus.ERROR, self._fault
-        return diagnostics.make_status(
-            'p2d: pipeline', level, message, self._refused(), self._hardware_id
-        )
+        return self._status('pipeline', level, message, self._refused())
+
+    def _status(
+        self, component: str, level: bytes, message: str, values: dict[str, object]
+    ) -> DiagnosticStatus:
+        name = f'{self._node.get_fully_qualified_name()}: {component}'
+        return diagnostics.make_status(name, level, message, values, self.hardware_id)
 
     def _refused(self) -> dict[str, object]:
         return {'requests refused': self._refusals.num}
@@ -137,7 +147,4 @@ class HealthReporter:
             )
         self._reported = synchronizer.counters.copy()
         self._reported_broken = state.broken_frames.copy()
-        return [
-            diagnostics.make_status(f'p2d: {name}', *part, self._hardware_id)
-            for name, part in parts.items()
-        ]
+        return [self._status(component, *part) for component, part in parts.items()]

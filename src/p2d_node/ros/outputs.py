@@ -7,9 +7,10 @@ from typing import Any
 
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
+from p2d_node.latency import LatencyWindow
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet
-from p2d_node.ros.conversions import to_answer, to_header, to_image, to_timing
+from p2d_node.ros.conversions import to_answer, to_header, to_image, to_times_ms, to_timing
 from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.ros.spinning import ended_by_shutdown
 from rclpy.node import Node
@@ -38,6 +39,7 @@ class Outputs:
         self._node = node
         self._pipeline = pipeline
         self._reference_camera = reference_camera
+        self._window = LatencyWindow()
         self._publishers: list[Any] = []
         try:
             self._answer = self._create(DrivingAnswerMsg, '~/answer')
@@ -81,7 +83,9 @@ class Outputs:
         """
         header = to_header(frame_set, self._reference_camera)
         with ended_by_shutdown(self._node.context):
-            self._timing.publish(to_timing(header, answer.times, now_ns=self._now_ns()))
+            times_ms = to_times_ms(answer, now_ns=self._now_ns())
+            self._window.add(times_ms)
+            self._timing.publish(to_timing(header, times_ms, self._window))
             if self._kept_tokens.get_subscription_count():
                 self._publish_kept_tokens(frame_set, answer, header)
 

@@ -21,13 +21,16 @@ from p2d_node.retention_presets import tuned_ratios
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
+from rclpy.parameter import Parameter as RosParameter
 
 RATIO_PREFIX = 'retention_ratio.'
 CAMERA_PREFIX = 'cameras.'
 CAMERA_PREFIXES = (CAMERA_PREFIX, RATIO_PREFIX, CAMERA_NAMES.name)
 
 AUTOSTART = Parameter(
-    'autostart', True, Option(help='Whether the node configures and activates itself at start.')
+    'autostart',
+    True,
+    Option(help='Whether the node configures and activates itself at start.', fixed=True),
 )
 
 
@@ -37,9 +40,7 @@ def descriptor_of(parameter: Parameter) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(
         name=parameter.name,
         description=option.help,
-        read_only=not option.runtime,
-        # rclpy would refuse `1` for `1.0` and an empty list; `config_from_parameters` checks.
-        dynamic_typing=isinstance(parameter.default, (float, tuple)),
+        read_only=option.fixed,
     )
     if option.choices:
         descriptor.additional_constraints = f'one of: {", ".join(option.choices)}'
@@ -79,6 +80,13 @@ def declare_parameters(node: Node) -> DriveConfig:
     for parameter in parameters:
         _declare(node, parameter, given.get(parameter.name, parameter.default))
     return config
+
+
+def ratios_not_given(node: Node, cameras: Iterable[str]) -> dict[str, str]:
+    """Return the retention ratios that no file or argument sets: parameter name to camera."""
+    names = {f'{RATIO_PREFIX}{camera}': camera for camera in cameras}
+    given = _overrides(node)
+    return {name: camera for name, camera in names.items() if name not in given}
 
 
 def declare_autostart(node: Node) -> bool:
@@ -128,26 +136,41 @@ def _cameras_of(known: Iterable[str]) -> str:
 
 
 def _declare(node: Node, parameter: Parameter, value: Any) -> None:
-    value = list(value) if isinstance(value, tuple) else value
+    descriptor = descriptor_of(parameter)
+    is_list, is_float = (isinstance(parameter.default, kind) for kind in (tuple, float))
     try:
-        node.declare_parameter(
-            parameter.name, value, descriptor_of(parameter), ignore_override=True
-        )
+        if is_list and not value:
+            # rclpy takes an empty list for one of bytes unless it is told the type.
+            texts = RosParameter.Type.STRING_ARRAY
+            node.declare_parameter(parameter.name, texts, descriptor, ignore_override=True)
+            node.set_parameters([RosParameter(parameter.name, texts, [])])
+            return
+        value = list(value) if is_list else float(value) if is_float else value
+        node.declare_parameter(parameter.name, value, descriptor, ignore_override=True)
     except ParameterException as err:
         raise ConfigError(f'{parameter.name}: {err}') from err
 
 
-def updated_config(config: DriveConfig, changes: dict[str, Any]) -> DriveConfig:
+def updated_config(
+    config: DriveConfig, changes: dict[str, Any], *, configured: bool
+) -> DriveConfig:
     """Return a copy of `config` with changed parameters.
 
     Args:
         config: The configuration.
         changes: Parameter names to new values.
+        configured: Whether a model is loaded, with values that cannot be changed under it.
 
     Raises:
-        ConfigError: A value that is not allowed.
+        ConfigError: A value that is not allowed, or not while the node is configured.
     """
     names = tuple(config.cameras)
+    for parameter in list_parameters(names):
+        if configured and parameter.name in changes and not parameter.option.runtime:
+            raise ConfigError(
+                f'{parameter.name}: got {quote(changes[parameter.name])}, allowed: changes while '
+                'the node is unconfigured; clean it up first, then set and configure it again'
+            )
     return config_from_parameters(names, {**_values_of(config, names), **changes})
 
 

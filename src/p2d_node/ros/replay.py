@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 import importlib
+import importlib.util
+from pathlib import Path
+import re
 import time
 from typing import Any
 
@@ -20,6 +23,8 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
+
+MESSAGE_TYPE = re.compile(r'(?P<package>[a-z][a-z0-9_]*)/msg/(?P<name>[A-Z][A-Za-z0-9]*)')
 
 CLOCK_PERIOD_S = 0.02
 """Longest time between two messages on /clock."""
@@ -100,7 +105,7 @@ class Replayer:
             return None  # two clocks at once would make time jump
         message_type = find_message_type(type_name)
         if message_type is None:
-            self._log_skipped(topic, f'{type_name} is not installed')
+            self._log_skipped(topic, f'the message type {type_name!r} is not installed')
             return None
         # Reliable publishers match reliable and best-effort readers, and latched ones all.
         num_latched = self._bag.latched.get(topic, 0)
@@ -195,8 +200,17 @@ class Replayer:
 
 def find_message_type(type_name: str) -> Any:
     """Return the class of the type `package/msg/Name`; None if the package is not installed."""
-    package, _, name = type_name.partition('/msg/')
+    match = MESSAGE_TYPE.fullmatch(type_name)
+    if match is None or not _has_messages(match['package']):
+        return None  # a message that is not of ROS, such as foxglove.PointCloud
     try:
-        return getattr(importlib.import_module(f'{package}.msg'), name)
-    except (ImportError, AttributeError, ValueError):
+        return getattr(importlib.import_module(f'{match["package"]}.msg'), match['name'])
+    except (ImportError, AttributeError):
         return None
+
+
+def _has_messages(package: str) -> bool:
+    """Tell whether a package has messages, without an import: many modules act on import."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    return any((Path(folder) / 'msg' / '__init__.py').is_file() for folder in folders)

@@ -78,8 +78,9 @@ class Requests:
             qos_profile=QoSProfile(depth=QUEUE_DEPTH),
             callback_group=ReentrantCallbackGroup(),
         )
-        clock = Clock(clock_type=ClockType.STEADY_TIME)
-        self._helper.create_timer(FREE_PLACES_EVERY_S, self._free_places, clock=clock)
+        if hasattr(node, 'count_clients'):  # not in Humble; callers keep their place until timeout
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            self._helper.create_timer(FREE_PLACES_EVERY_S, self._free_places, clock=clock)
         self._question = node.create_subscription(
             String, '~/question', self._on_question, QUEUE_DEPTH
         )

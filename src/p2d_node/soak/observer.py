@@ -11,13 +11,14 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from p2d_msgs.msg import DrivingAnswer
+from p2d_node.ros.answer_watcher import NOT_ACTIVE
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.soak.faulty_cameras import FaultyCameras
 from p2d_node.units import NS_PER_MS
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-PREFIX = 'p2d: '
+PREFIX = '/p2d: '
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,8 @@ class SeenReport:
 
     @property
     def all_ok(self) -> bool:
-        """Whether no component has a problem."""
-        return all(level == 0 for level, _ in self.statuses.values())
+        """Whether the node is active and no component has a problem."""
+        return all(level == 0 and text != NOT_ACTIVE for level, text in self.statuses.values())
 
 
 class Observer:

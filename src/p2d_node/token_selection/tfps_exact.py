@@ -191,7 +191,8 @@ class _GreedySearch:
         cosine = self._cosines(view, candidates[which], others[other])
         largest = np.full(len(candidates), -np.inf)
         np.maximum.at(largest, which, cosine)
-        return np.int64(candidates[_first_smallest(largest)])
+        chosen: np.int64 = candidates[_first_smallest(largest)]
+        return chosen
 
     def _cosines(self, view: int, left: Indices, right: Indices) -> Doubles:
         """Return the float64 cosines of pairs of tokens of one view; 0 with a zero vector."""

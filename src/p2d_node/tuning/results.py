@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import sys
+from typing import Any, TypeGuard
 
 from optuna.trial import FrozenTrial, TrialState
-from p2d_node.errors import ConfigError
+from p2d_node.config import RETENTION_RATIO
+from p2d_node.errors import ConfigError, quote
+from p2d_node.tuning.search_space import SearchSpace
+from p2d_node.tuning.storage import storage_errors
 from p2d_node.tuning.trials import finished, given_up, MethodStudy
+
+MAX_COUNT = 10**9
+MAX_NUMBER = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +43,85 @@ class TrialResult:
     num_cut: int = 0
 
     @classmethod
-    def of(cls, method: str, trial: FrozenTrial) -> TrialResult:
-        """Read a complete trial."""
-        facts = trial.user_attrs
+    def of(cls, method: str, trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+        """Read a complete trial.
+
+        Raises:
+            ValueError: A value is missing, or is not one that a trial of this space can have.
+        """
+        facts = _facts_of(method, trial)
+        ratios = facts.ratios(space)
         return cls(
             method=method,
             number=trial.number,
-            score=float(trial.values[0]),
-            language=facts['language'],
-            accuracy=facts['accuracy'],
-            ratios=facts['ratios'],
-            tokens_kept=facts['tokens_kept'],
-            num_cut=facts.get('num_cut', 0),
+            score=facts.score(trial.values),
+            language=facts.part('language'),
+            accuracy=facts.part('accuracy'),
+            ratios=ratios,
+            tokens_kept=facts.count('tokens_kept', sum(space.tokens_kept(ratios).values())),
+            num_cut=facts.count('num_cut') if 'num_cut' in trial.user_attrs else 0,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What a storage says about a trial; each value is checked when it is read."""
+
+    trial: str
+    stored: Mapping[str, Any]
+
+    def score(self, values: object) -> float:
+        if not isinstance(values, list) or len(values) != 1 or not _is_number(values[0]):
+            raise self._wrong('score', values, 'one finite number')
+        return float(values[0])
+
+    def part(self, name: str) -> float | None:
+        value = self._get(name)
+        if value is not None and not _is_number(value):
+            raise self._wrong(name, value, 'a finite number, or null')
+        return value
+
+    def seconds(self) -> float:
+        value = self.stored.get('seconds', 0.0)
+        if not _is_number(value) or value < 0.0:
+            raise self._wrong('seconds', value, 'a finite number, at least 0')
+        return float(value)
+
+    def count(self, name: str, expected: int | None = None) -> int:
+        value: int = self._get(name)
+        is_count = type(value) is int and 0 <= value <= MAX_COUNT
+        if not is_count or expected not in (None, value):
+            allowed = f'0 to {MAX_COUNT}' if expected is None else f'{expected}, as its ratios say'
+            raise self._wrong(name, value, allowed)
+        return value
+
+    def ratios(self, space: SearchSpace) -> dict[str, float]:
+        value = self._get('ratios')
+        is_whole = isinstance(value, dict) and set(value) == set(space.cameras)
+        if not is_whole or not all(map(_is_ratio, value.values())):
+            allowed = f'{RETENTION_RATIO.allowed} for each of {", ".join(space.cameras)}'
+            raise self._wrong('ratios', value, allowed)
+        return {camera: float(value[camera]) for camera in space.cameras}
+
+    def _get(self, name: str) -> Any:
+        if name not in self.stored:
+            raise ValueError(f'{self.trial}: {name} is missing')
+        return self.stored[name]
+
+    def _wrong(self, name: str, value: object, allowed: str) -> ValueError:
+        return ValueError(f'{self.trial}: {name}: got {quote(value)}, allowed: {allowed}')
+
+
+def _facts_of(method: str, trial: FrozenTrial) -> _Facts:
+    return _Facts(f'trial {trial.number} of {method}', trial.user_attrs)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
+
+
+def _is_ratio(value: object) -> bool:
+    return _is_number(value) and RETENTION_RATIO.allows(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,31 +152,44 @@ class MethodResult:
         return max(self.complete, key=lambda result: result.score, default=None)
 
 
-def collect_results(studies: Mapping[str, MethodStudy]) -> list[MethodResult]:
-    """Read every method's study."""
-    return [_collect(method, study) for method, study in studies.items()]
+def collect_results(studies: Mapping[str, MethodStudy], space: SearchSpace) -> list[MethodResult]:
+    """Read every method's study.
+
+    Raises:
+        BackendUnavailableError: A trial has a value that no trial of this space can have.
+    """
+    return [_collect(method, study, space) for method, study in studies.items()]
 
 
-def _collect(method: str, study: MethodStudy) -> MethodResult:
+def _collect(method: str, study: MethodStudy, space: SearchSpace) -> MethodResult:
     trials = study.trials
     done = finished(trials)
-    complete = [t for t in done if t.state == TrialState.COMPLETE]
+    with storage_errors(study.storage):
+        complete = {
+            trial.number: TrialResult.of(method, trial, space)
+            for trial in done
+            if trial.state == TrialState.COMPLETE
+        }
+        return MethodResult(
+            method=method,
+            num_trials=len(done),
+            num_pruned=len(done) - len(complete),
+            num_failed=len(given_up(trials)),
+            seconds=sum(_facts_of(method, trial).seconds() for trial in done),
+            complete=tuple(complete.values()),
+            history=tuple(_best_so_far(done, complete)),
+        )
+
+
+def _best_so_far(
+    done: Sequence[FrozenTrial], complete: Mapping[int, TrialResult]
+) -> Iterator[float | None]:
     best: float | None = None
-    history: list[float | None] = []
     for trial in done:
-        if trial.state == TrialState.COMPLETE:
-            value = float(trial.values[0])
-            best = value if best is None else max(best, value)
-        history.append(best)
-    return MethodResult(
-        method=method,
-        num_trials=len(done),
-        num_pruned=len(done) - len(complete),
-        num_failed=len(given_up(trials)),
-        seconds=sum(float(t.user_attrs.get('seconds', 0.0)) for t in done),
-        complete=tuple(TrialResult.of(method, t) for t in complete),
-        history=tuple(history),
-    )
+        result = complete.get(trial.number)
+        if result is not None:
+            best = result.score if best is None else max(best, result.score)
+        yield best
 
 
 def best_of(results: Sequence[MethodResult]) -> TrialResult:

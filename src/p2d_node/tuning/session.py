@@ -14,9 +14,10 @@ import time
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 from p2d_node.evaluation.answer_settings import answer_settings
 from p2d_node.evaluation.answering import group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
@@ -26,6 +27,7 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.keyframe_cache import digest_pictures, KeyframeCache
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
 from p2d_node.tuning.objective import Objective
+from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.search_space import SearchSpace
 from p2d_node.tuning.storage import open_storage, storage_errors
 from p2d_node.tuning.trial_evaluation import RunningScore, TrialEvaluator
@@ -180,6 +182,7 @@ class TuningSession:
             )
             for method in options.methods
         }
+        collect_results(self.studies, self.space)  # a damaged trial is told before the search
 
     def _join(self, storage: optuna.storages.BaseStorage, method: str) -> optuna.Study:
         options = self.options
@@ -197,6 +200,11 @@ class TuningSession:
             if SETTINGS not in study.user_attrs:
                 study.set_user_attr(SETTINGS, settings)
             stored: Mapping[str, Any] = study.user_attrs[SETTINGS]
+            if not isinstance(stored, Mapping):
+                raise ValueError(f'the settings of {name}: got {quote(stored)}, allowed: a table')
+            if study.directions != [StudyDirection.MAXIMIZE]:
+                got = ', '.join(direction.name.lower() for direction in study.directions)
+                raise ValueError(f'the direction of {name}: got {got}, allowed: maximize')
         for key, value in settings.items():
             if stored.get(key) != value:
                 raise ConfigError(
@@ -279,23 +287,16 @@ class TuningSession:
     ) -> float:
         """Return the score of a trial; raises `optuna.TrialPruned` if it is hopeless."""
         low, high = self.space.bounds
-        ratios = self.space.ratios(
-            {camera: trial.suggest_float(camera, low, high) for camera in self.space.cameras}
-        )
-        trial.set_user_attr('ratios', ratios)
-        trial.set_user_attr('tokens_kept', sum(self.space.tokens_kept(ratios).values()))
+        with storage_errors(self.options.storage):
+            params = {c: trial.suggest_float(c, low, high) for c in self.space.cameras}
+        ratios = self.space.ratios(params)
+        tokens_kept = sum(self.space.tokens_kept(ratios).values())
+        self._store(trial, {'ratios': ratios, 'tokens_kept': tokens_kept})
         start_s = time.monotonic()
         for running in evaluator.run(ratios, on_progress):
-            if running.is_last:
+            is_hopeless = not running.is_last and self._is_hopeless(trial, running)
+            if running.is_last or is_hopeless:
                 break
-            trial.report(running.score.value, running.num_keyframes)
-            if trial.should_prune():
-                self._store(trial, running, start_s)
-                raise optuna.TrialPruned
-        self._store(trial, running, start_s)
-        return running.score.value
-
-    def _store(self, trial: optuna.Trial, running: RunningScore, start_s: float) -> None:
         facts = {
             'language': running.score.language,
             'accuracy': running.score.accuracy,
@@ -303,8 +304,20 @@ class TuningSession:
             'num_cut': running.num_cut,
             'seconds': round(time.monotonic() - start_s, 3),
         }
-        for name, value in facts.items():
-            trial.set_user_attr(name, value)
+        self._store(trial, facts)
+        if is_hopeless:
+            raise optuna.TrialPruned
+        return running.score.value
+
+    def _is_hopeless(self, trial: optuna.Trial, running: RunningScore) -> bool:
+        with storage_errors(self.options.storage):
+            trial.report(running.score.value, running.num_keyframes)
+            return trial.should_prune()
+
+    def _store(self, trial: optuna.Trial, facts: Mapping[str, Any]) -> None:
+        with storage_errors(self.options.storage):
+            for name, value in facts.items():
+                trial.set_user_attr(name, value)
 
     def close(self) -> None:
         """Release the model's threads."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import math
 from pathlib import Path
 import re
+import sqlite3
 import time
 from typing import Any
 import warnings
@@ -14,8 +15,9 @@ import warnings
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from p2d_node.errors import BackendUnavailableError
+from p2d_node.errors import BackendUnavailableError, MAX_QUOTE_CHARACTERS
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
+from p2d_node.sqlite_files import check_rows_are_stored
 from p2d_node.tuning.journal import open_journal, SUFFIX
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -31,6 +33,17 @@ NUM_ATTEMPTS = 10
 
 RACED = ('already exists', 'locked', 'duplicate', 'unique constraint')
 """Words in the errors that the second worker gets."""
+
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What Optuna and SQLAlchemy raise for values of a wrong type, or that are missing."""
 
 GRACE_PERIOD_S = 120.0
 HEARTBEATS_PER_GRACE_PERIOD = 4
@@ -83,7 +96,10 @@ def _open_database(url: str, grace_period_s: int) -> RDBStorage:
     is_sqlite = url.startswith('sqlite')
     settings: dict[str, Any] = {} if is_sqlite else {'pool_pre_ping': True}
     if is_sqlite:
-        settings['connect_args'] = {'timeout': SQLITE_TIMEOUT_S}
+        settings['connect_args'] = {
+            'timeout': SQLITE_TIMEOUT_S,
+            'factory': _PlainDatabase,
+        }
     elif url.startswith('postgresql'):
         settings['connect_args'] = {'connect_timeout': CONNECT_TIMEOUT_S}
     storage = RDBStorage(
@@ -96,6 +112,18 @@ def _open_database(url: str, grace_period_s: int) -> RDBStorage:
     if is_sqlite:
         _lock_whole_transactions(storage)
     return storage
+
+
+class _PlainDatabase(sqlite3.Connection):
+    """A connection to a database whose rows are in its file."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        try:
+            check_rows_are_stored(self)
+        except BaseException:
+            self.close()
+            raise
 
 
 def _lock_whole_transactions(storage: RDBStorage) -> None:
@@ -128,14 +156,14 @@ def _retried(open_: Callable[[], RDBStorage]) -> RDBStorage:
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Translate the errors of a database that is in use.
+    """Translate the errors of a database that is in use, or whose content is damaged.
 
     Raises:
         BackendUnavailableError: One line with the reason, without the password.
     """
     try:
         yield
-    except (SQLAlchemyError, StorageInternalError) as err:
+    except (SQLAlchemyError, StorageInternalError, OSError, *DAMAGE) as err:
         raise _unusable(storage, err) from err
 
 
@@ -143,7 +171,8 @@ def storage_errors(storage: str) -> Iterator[None]:
 def _open_errors(storage: str) -> Iterator[None]:
     """Translate the errors of opening a database; raises as `storage_errors` does."""
     try:
-        yield
+        with storage_errors(storage):
+            yield
     except ImportError as err:
         raise BackendUnavailableError(
             f'storage: {mask_secrets(storage)}: its database driver is not installed: '
@@ -156,8 +185,6 @@ def _open_errors(storage: str) -> Iterator[None]:
             f'{optuna.__version__}; back it up, and run: optuna storage upgrade --storage '
             f'{mask_secrets(_url_of(storage))}; or name another'
         ) from err
-    except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as err:
-        raise _unusable(storage, err) from err
 
 
 def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
@@ -166,9 +193,13 @@ def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
     next_step = 'its content is kept, and the same command continues with it'
     if isinstance(cause, (ArgumentError, NoSuchModuleError)):
         next_step = 'allowed: a path, or a URL that SQLAlchemy knows, such as postgresql://...'
+    elif isinstance(cause, DAMAGE):
+        next_step = 'restore a copy of it, or name another'
+        if not isinstance(cause, ValueError):  # whose text says enough
+            reason = f'{type(cause).__name__}: {reason}'
+    reason = _without_secrets(reason, storage)[:MAX_QUOTE_CHARACTERS]
     return BackendUnavailableError(
-        f'storage: {mask_secrets(storage)}: cannot be used: {_without_secrets(reason, storage)}; '
-        f'{next_step}'
+        f'storage: {mask_secrets(storage)}: cannot be used: {reason}; {next_step}'
     )
 
 

@@ -53,7 +53,13 @@ def rank_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
 
 
 class MethodStudy:
-    """The study of one method, as one worker sees it. Use it from one thread."""
+    """The study of one method, as one worker sees it. Use it from one thread.
+
+    Attributes:
+        study: Optuna's study.
+        num_trials: Number of trials to finish, over all workers.
+        storage: Name of the storage, for messages.
+    """
 
     def __init__(
         self, study: Study, *, storage: str, num_trials: int, grace_period_s: float
@@ -68,21 +74,22 @@ class MethodStudy:
         """
         self.study = study
         self.num_trials = num_trials
-        self._storage = storage
+        self.storage = storage
         self._grace_period = timedelta(seconds=grace_period_s)
         self._has_heartbeats = isinstance(study._storage, BaseHeartbeat)
 
     @property
     def trials(self) -> list[FrozenTrial]:
         """All trials, in any state. Read only."""
-        with storage_errors(self._storage):
+        with storage_errors(self.storage):
             return self.study.get_trials(deepcopy=False)
 
     @property
     def num_ended(self) -> int:
         """Number of trials that are finished or given up."""
         trials = self.trials
-        return len(finished(trials)) + len(given_up(trials))
+        with storage_errors(self.storage):
+            return len(finished(trials)) + len(given_up(trials))
 
     @property
     def is_done(self) -> bool:
@@ -91,7 +98,7 @@ class MethodStudy:
 
     def has_free_trial(self) -> bool:
         """Queue the trials of dead workers again; return whether this worker can run a trial."""
-        with storage_errors(self._storage), warnings.catch_warnings():
+        with storage_errors(self.storage), warnings.catch_warnings():
             warnings.simplefilter('ignore', ExperimentalWarning)
             fail_stale_trials(self.study)
         num_running = sum(map(self._is_running, self.trials))
@@ -114,16 +121,17 @@ class MethodStudy:
                 was the last try; an interruption does not count as a failed try.
         """
         attempt = _Attempt(evaluate)
-        with storage_errors(self._storage):
+        with storage_errors(self.storage):
             try:
                 self.study.optimize(attempt, n_trials=1)
             except BaseException:
                 if attempt.error is not None:
                     self._queue_again(attempt)
-                    raise attempt.error from None
                 # Optuna raises various errors if another worker has ended the trial.
-                if not self._was_ended(attempt.number):
+                elif not self._was_ended(attempt.number):
                     raise
+        if attempt.error is not None:
+            raise attempt.error
 
     def _was_ended(self, number: int) -> bool:
         return any(t.number == number and t.state == TrialState.FAIL for t in self.trials)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import hashlib
 import os
 from pathlib import Path
+import re
 import stat
 
-from p2d_node.errors import EngineMismatchError
+from p2d_node.errors import EngineMismatchError, quote
 from p2d_node.vision_encoder.manifest import (
     Artefact,
     EngineManifest,
@@ -25,6 +26,7 @@ from p2d_node.vision_encoder.safe_place import check_owner
 from p2d_node.whole_folders import MARKER_FILE
 
 CHUNK_BYTES = 1 << 22
+FILE_NAME = re.compile(r'\w[\w.-]*', re.ASCII)
 
 LOADED_FILES: Mapping[str, tuple[str, ...]] = {
     'tensorrt': (PLAN_FILE,),
@@ -63,8 +65,10 @@ def check_artefacts(folder: Path, manifest: EngineManifest, besides: tuple[str, 
         EngineMismatchError: A file is missing, changed, of another user, or not in the manifest.
     """
     for name, artefact in manifest.artefacts.items():
-        if Path(name).name != name:
-            raise EngineMismatchError(f'{name} is missing')
+        if not FILE_NAME.fullmatch(name):
+            raise EngineMismatchError(
+                f'its manifest names the file {quote(name)}, allowed: letters, digits, _, - and .'
+            )
         if name in besides:
             continue
         path = folder / name

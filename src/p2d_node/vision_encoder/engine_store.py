@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+import os
 from pathlib import Path
 import shlex
 from typing import Any
@@ -47,12 +48,12 @@ def default_engine_dir() -> Path:
     beside_sources = Path(__file__).resolve().parents[3] / 'engines'
     if (beside_sources / 'README.md').is_file():
         return beside_sources
-    return Path.home() / '.local' / 'share' / 'p2d_node' / 'engines'
+    return Path(os.path.expanduser('~/.local/share/p2d_node/engines'))
 
 
 def resolve_engine_dir(engine_dir: str) -> Path:
     """Return the folder of the parameter `encoder.engine_dir`; empty: the default folder."""
-    return Path(engine_dir).expanduser().resolve() if engine_dir else default_engine_dir()
+    return Path(os.path.expanduser(engine_dir)).resolve() if engine_dir else default_engine_dir()
 
 
 def list_engines(engine_dir: Path, model_name: str, backend: str) -> list[Path]:

@@ -121,10 +121,11 @@ def read_manifest(folder: Path) -> EngineManifest:
         )
     try:
         manifest = msgspec.convert(content, EngineManifest)
-    except msgspec.ValidationError as err:
+        # Of the content and of what was read of it: fields that are missing or unknown change one.
+        is_unchanged = digest == _digest(content) == manifest.sha256
+    except (msgspec.ValidationError, RecursionError) as err:
         raise EngineMismatchError(f'{path}: {err}') from err
-    # Of the content and of what was read of it: fields that are missing or unknown change one.
-    if not digest == _digest(content) == manifest.sha256:
+    if not is_unchanged:
         raise EngineMismatchError(f'{path} was changed after the engine was built')
     return manifest
 

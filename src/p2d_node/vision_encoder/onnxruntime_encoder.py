@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,14 @@ def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
             f'encoder.backend: got onnxruntime {ort.__version__}, which cannot take weights from '
             'memory; install onnxruntime 1.24 or newer'
         )
-    # With this table the runtime looks for weights in no other file.
     weights = files[ONNX_DATA_FILE]
     options.add_external_initializers_from_files_in_memory(
         [ONNX_DATA_FILE], [weights], [len(weights)]
+    )
+    # The table is for the weights of the graph itself. Those of its parts would be looked for in
+    # the working folder; where a device takes the place of the folder, nothing is found.
+    options.add_session_config_entry(
+        'session.model_external_initializers_file_folder_path', os.devnull
     )
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle threads must not spin: the camera callbacks need the cores between two sweeps.

@@ -22,7 +22,7 @@ from p2d_node.vision_encoder.safe_place import check_folders, check_owner
 def record_path(manifest: EngineManifest) -> Path:
     """Return the file of the verification of an engine, of this user."""
     state = os.environ.get('XDG_STATE_HOME', '')
-    parent = Path(state) if os.path.isabs(state) else Path.home() / '.local' / 'state'
+    parent = Path(state if os.path.isabs(state) else os.path.expanduser('~/.local/state'))
     return parent / 'p2d_node' / 'verifications' / f'{manifest.sha256}.json'
 
 

@@ -180,7 +180,7 @@ def test_ends_of_an_answer_that_are_no_ids_are_refused(published, out, capsys, i
 
 def test_a_tokenizer_config_that_is_no_object_is_refused(published, out, capsys):
     (published / 'tokenizer_config.json').write_text('[]')
-    assert 'the tokenizer does not load: ' in refuse(published, out, capsys)
+    assert 'tokenizer_config.json is not a JSON object' in refuse(published, out, capsys)
 
 
 def test_a_config_that_is_nested_too_deep_is_refused(published, out, capsys):

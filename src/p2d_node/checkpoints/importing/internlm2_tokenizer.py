@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from p2d_node.durable_files import read_json_object
+from p2d_node.durable_files import MAX_JSON_BYTES, read_file, read_json_object
 from p2d_node.errors import BackendUnavailableError, checkpoint_faults, ConfigError
 from tokenizers import AddedToken, decoders, normalizers, Regex, Tokenizer
 from tokenizers.models import BPE
@@ -19,6 +19,7 @@ SPACE = '▁'
 """SentencePiece's symbol for a space."""
 
 COPY_FILES = 'copy the tokenizer files again'
+MAX_PIECE_CHARACTERS = 256
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -48,7 +49,7 @@ def _read_model(path: Path) -> Any:
         ConfigError: It is not a BPE model, it has no unknown token, or a piece has no text.
     """
     model = _make_model_proto()
-    model.ParseFromString(path.read_bytes())
+    model.ParseFromString(read_file(path, MAX_JSON_BYTES))
     kind, allowed = model.trainer_spec.model_type, model.trainer_spec.BPE
     if kind != allowed:
         raise ConfigError(f'{path} is of kind {kind}, allowed: {allowed}, BPE; {COPY_FILES}')
@@ -56,6 +57,12 @@ def _read_model(path: Path) -> Any:
         raise ConfigError(f'{path} has no unknown token; {COPY_FILES}')
     if not all(piece.piece for piece in model.pieces):
         raise ConfigError(f'{path} has a piece without text; {COPY_FILES}')
+    longest = max(len(piece.piece) for piece in model.pieces)
+    if longest > MAX_PIECE_CHARACTERS:
+        raise ConfigError(
+            f'{path} has a piece of {longest} characters, allowed: up to {MAX_PIECE_CHARACTERS}; '
+            f'{COPY_FILES}'
+        )
     return model
 
 

@@ -14,6 +14,7 @@ MAKE_BAG_EXAMPLES = """example:
   p2d make-bag --drivelm v1_1_train_nus.json --images nuscenes --out keyframes
   p2d make-bag --nuscenes nuscenes --scene scene-0061 --out scene-0061
   p2d make-bag --synthetic lead-brakes --sweeps 120 --out drive
+  p2d make-bag --from-mcap NuScenes-v1.0-mini-scene-0061.mcap --out scene-0061 --compression zstd
   ros2 bag play scene-0061 --clock
 """
 
@@ -37,6 +38,11 @@ class MakeBagOptions(Options):
         'Source: a drive that p2d_sim draws, e.g. lead-brakes; needs the package p2d_sim.',
         flag='--synthetic',
         metavar='SCENARIO',
+    )
+    from_mcap: Path | None = argument(
+        None,
+        "Source: the JPEG images of another bag, e.g. a file of Foxglove's nuscenes2mcap.",
+        metavar='BAG',
     )
     images: Path | None = argument(
         None, 'With --drivelm: folder that holds samples/.', metavar='ROOT', needs='drivelm'
@@ -64,19 +70,24 @@ class MakeBagOptions(Options):
         'jpeg: images as they are in the source; bgr8: raw images.',
         choices=('jpeg', 'bgr8'),
     )
+    compression: str = argument(
+        'none',
+        'Of the chunks of an MCAP file; pays with --encoding bgr8.',
+        choices=('none', 'zstd'),
+    )
     json: bool = json_output()
 
     def __post_init__(self) -> None:
         """Check the values and how they fit together."""
         super().__post_init__()
-        require_one(self, 'drivelm', 'nuscenes', 'scenario')
+        require_one(self, 'drivelm', 'nuscenes', 'scenario', 'from_mcap')
         if self.drivelm is not None and self.images is None:
             raise ConfigError('--images is missing: with --drivelm name the folder of samples/')
 
 
 MAKE_BAG = Verb(
     name='make-bag',
-    help='make a rosbag2 of six cameras from DriveLM or nuScenes files, or a synthetic one',
+    help='make a rosbag2 of six cameras from DriveLM, nuScenes or a bag, or a synthetic one',
     examples=MAKE_BAG_EXAMPLES,
     options=MakeBagOptions,
     run='p2d_node.cli.make_bag:run',
@@ -87,7 +98,7 @@ MAKE_BAG = Verb(
 class ReplayOptions(Options):
     """Play a rosbag2 over DDS, reliable, with the transport profile that ships."""
 
-    bag: Path = argument(help='Folder of the rosbag2.')
+    bag: Path = argument(help="Folder of the rosbag2, or a file of Foxglove's nuscenes2mcap.")
     rate: float = argument(1.0, 'Speed, as a multiple of real time.', above=0.0, maximum=1000.0)
     loop: bool = argument(False, 'Start again at the end.')
     clock: bool = argument(False, "Publish the bag's time on /clock.")

@@ -14,6 +14,7 @@ from p2d_node.errors import ConfigError
 EXAMPLES = """examples:
   p2d evaluate --data v1_1_val_nus_q_only_with_tag.json --images nuscenes --model models/drivemm
   p2d evaluate --data DriveLMMo1_TEST.json --images nuscenes --model models/drivelmm-o1 --workers 4
+  p2d evaluate --data v1_1_train_nus.json --bag scene-0061 --model models/drivemm
   p2d evaluate --data v1_1_val_with_answers.json --predictions submission.json --json
 """
 
@@ -42,6 +43,12 @@ class _Answering(Options):
 
     images: Path | None = argument(
         None, 'Folder that holds samples/<CAMERA>/*.jpg.', unless='predictions'
+    )
+    bag: Path | None = argument(
+        None,
+        'Use the keyframes of --data whose images this bag has, and its images: a rosbag2 with '
+        'the capture stamps of nuScenes, in place of --images.',
+        unless='predictions',
     )
     model: str | None = same_as(
         DriveConfig,
@@ -86,8 +93,8 @@ class _Answering(Options):
     )
     out: Path = argument(
         Path('evaluation'),
-        'Folder of answers.jsonl, submission.json and judgements.jsonl. A run that was '
-        'interrupted continues there.',
+        'Folder of report.html, answers.jsonl, submission.json and judgements.jsonl. A run that '
+        'was interrupted continues there.',
     )
 
 
@@ -119,6 +126,12 @@ class EvaluateOptions(_Scoring, _Answering, _Data):
         """Check the values and how they fit together."""
         super().__post_init__()
         require_at_most_one(self, 'judge_command', 'judge_url')
+        require_at_most_one(self, 'images', 'bag')
+        if self.bag is not None and self.scheduler is not None:
+            raise ConfigError(
+                f'scheduler: got {self.scheduler}, allowed with --bag: none; its workers do not '
+                'have the images: use --workers'
+            )
         if self.scheduler is not None and self.workers > 1:
             raise ConfigError(
                 f'workers: got {self.workers}, which has no effect with --scheduler; leave it out'

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from p2d_node.cli.options import argument, Options, same_as
 from p2d_node.cli.verb import Verb
 from p2d_node.cli.verbs.shared import duration, json_output, retention_ratio
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
+from p2d_node.viewers.shown_sweep import VIEWER
+
+RECORDING_SUFFIX = '.rrd'
+
+
+def recording() -> Any:
+    """Declare `--rerun`."""
+    return argument(
+        None,
+        'Log views, kept tokens, answers and times with rerun: to FILE.rrd, or without a file to '
+        "rerun's viewer.",
+        metavar='FILE.rrd',
+        bare=VIEWER,
+    )
+
+
+def check_recording(target: str | None) -> None:
+    """Raise `ConfigError` for a file that rerun would not know."""
+    if target not in (None, VIEWER) and Path(str(target)).suffix != RECORDING_SUFFIX:
+        raise ConfigError(f'rerun: got {target!r}, allowed: a file *{RECORDING_SUFFIX}')
+
 
 DEMO_EXAMPLES = """example:
   p2d demo
   p2d demo --model checkpoints/llava-onevision-0.5b --retention 0.25 --out demo_output
   p2d demo --data v1_1_val_nus.json --images nuscenes --model models/drivemm
+  p2d demo --rerun demo.rrd
 """
 
-WATCH_EXAMPLES = """example:
+WATCH_EXAMPLES = """examples:
   p2d watch --node /p2d
+  p2d watch --rerun drive.rrd
+  p2d watch --foxglove
 """
 
 
@@ -54,11 +79,15 @@ class DemoOptions(Options):
     rate: float = argument(
         1.0, 'Speed of the replay, as a multiple of real time.', above=0.0, maximum=100.0
     )
-    out: Path = argument(Path('demo_output'), 'Folder of the results.')
+    rerun: str | None = recording()
+    out: Path = argument(
+        Path('demo_output'), 'Folder of the results: report.html, answers, pictures and the log.'
+    )
 
     def __post_init__(self) -> None:
         """Check the values and how they fit together."""
         super().__post_init__()
+        check_recording(self.rerun)
         if self.data is not None and self.images is None:
             raise ConfigError('--images is missing: with --data name the folder of samples/')
 
@@ -79,6 +108,24 @@ class WatchOptions(Options):
     node: str = argument('/p2d', 'Name of the node.')
     duration_s: float | None = duration()
     json: bool = json_output('Print answers as JSON lines.')
+    rerun: str | None = recording()
+    foxglove: bool = argument(
+        False, 'Serve views, kept tokens, answers and times to Foxglove over a WebSocket.'
+    )
+    foxglove_port: int = argument(
+        8765, 'TCP port of the server.', minimum=1, maximum=65535, needs='foxglove'
+    )
+    foxglove_host: str = argument(
+        '127.0.0.1',
+        'Address that is served. Everyone who reaches it sees the cameras; 0.0.0.0: the network.',
+        metavar='ADDRESS',
+        needs='foxglove',
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_recording(self.rerun)
 
 
 WATCH = Verb(

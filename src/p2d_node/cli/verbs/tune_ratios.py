@@ -105,7 +105,8 @@ class TuneOptions(_Search, _Objective, _Data):
     """Search the retention ratio of each camera, and write the ratios for the node."""
 
     out: Path = argument(
-        Path('tuning'), 'Folder of <model>.yaml with the ratios, study.png, study.db and cache.'
+        Path('tuning'),
+        'Folder of <model>.yaml with the ratios, report.html, study.png, study.db and cache.',
     )
     params_out: Path | None = argument(
         None, 'Parameter file to write.', default_text='OUT/<model>.yaml'

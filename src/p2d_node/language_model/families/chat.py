@@ -30,7 +30,7 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.11; Humble has 3.10
+    from typing_extensions import Self  # Humble has Python 3.10, whose typing lacks it
 
 MAX_BUFFER_ELEMENTS = 1 << 26
 """Values of a model that are not stored, such as its positions."""

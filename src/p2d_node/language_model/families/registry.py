@@ -17,7 +17,7 @@ from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
 from p2d_node.language_model.quantize import AS_IS, check_quantization
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 FAMILIES: dict[str, Any] = {
@@ -82,7 +82,7 @@ def load_family(
 
 def _load_tokenizer(folder: Path) -> Any:
     with checkpoint_faults(folder, part='the tokenizer'):
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     tokenizer.chat_template = _processor_chat_template(folder) or tokenizer.chat_template

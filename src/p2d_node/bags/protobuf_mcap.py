@@ -1,0 +1,159 @@
+"""Reads the images of an MCAP file that ROS did not record, such as those of nuscenes2mcap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import heapq
+from itertools import count
+from pathlib import Path
+import struct
+from typing import Any, NamedTuple
+import zlib
+
+from mcap.data_stream import ReadDataStream
+from mcap.opcode import Opcode
+from mcap.reader import SeekingReader
+from mcap.records import Chunk, ChunkIndex
+from p2d_node.bags.foxglove import converter_of, ROS_TYPES
+from p2d_node.bags.limited_reader import check_overlap, check_topics
+from p2d_node.bags.limits import decompress_chunk, MAX_MESSAGE_BYTES, RECORD
+from rosbags.interfaces import (
+    Connection,
+    ConnectionExtRosbag2,
+    MessageDefinition,
+    MessageDefinitionFormat,
+)
+
+MESSAGE = struct.Struct('<HIQQ')
+"""Start of a message: its channel, number, log time and publishing time, nanoseconds."""
+
+
+class _Message(NamedTuple):
+    log_time_ns: int
+    channel: int
+    data: memoryview
+
+
+class ProtobufMcapReader:
+    """Gives the images and calibrations of the file as ROS messages; not thread-safe.
+
+    It has the part of the interface of `rosbags.rosbag2.Reader` that `BagReader` uses.
+
+    Attributes:
+        connections: The topics. Those with messages that have no counterpart in ROS keep the name
+            of their schema as type, and their messages are left out.
+        message_count: Number of messages, of all topics.
+        start_time: Log time of the first message, nanoseconds since the epoch.
+        duration: Time from the first to the last message, nanoseconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            OSError: The file cannot be opened.
+            ValueError: It has no index, or is too large to read.
+        """
+        self._file = path.open('rb')
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> None:
+        reader = SeekingReader(self._file, record_size_limit=MAX_MESSAGE_BYTES)
+        summary = reader.get_summary()
+        if summary is None or summary.statistics is None or not summary.chunk_indexes:
+            raise ValueError('it has no index; write one with: mcap recover')
+        check_topics(len(summary.channels))
+        check_overlap(summary.chunk_indexes)
+        self._chunks = summary.chunk_indexes
+        self.message_count = summary.statistics.message_count
+        self.start_time = summary.statistics.message_start_time
+        self.duration = summary.statistics.message_end_time - self.start_time
+        self._converters = {}
+        self._connections = {}
+        for channel in summary.channels.values():
+            schema = summary.schemas.get(channel.schema_id)
+            name = '' if schema is None else schema.name
+            self._connections[channel.id] = self._connection(channel.id, channel.topic, name)
+            if schema is not None and name in ROS_TYPES:
+                self._converters[channel.id] = converter_of(schema)
+        if not self._converters:
+            raise ValueError(f'it has no messages of ROS 2, and none of {" or ".join(ROS_TYPES)}')
+
+    def _connection(self, id: int, topic: str, schema: str) -> Connection:
+        return Connection(
+            id=id,
+            topic=topic,
+            msgtype=ROS_TYPES.get(schema, schema),
+            msgdef=MessageDefinition(MessageDefinitionFormat.NONE, ''),
+            digest='',
+            msgcount=0,
+            ext=ConnectionExtRosbag2('cdr', []),
+            owner=self,
+        )
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Return the topics."""
+        return list(self._connections.values())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def messages(self) -> Iterator[tuple[Connection, int, memoryview]]:
+        """Yield topic, log time and CDR bytes, in the order of log times.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        numbers = count()
+        queue: list[tuple[int, int, Any]] = [
+            (chunk.message_start_time, next(numbers), chunk) for chunk in self._chunks
+        ]
+        heapq.heapify(queue)
+        while queue:
+            log_time_ns, _, item = heapq.heappop(queue)
+            if isinstance(item, ChunkIndex):
+                for message in self._messages_of(item):
+                    heapq.heappush(queue, (message.log_time_ns, next(numbers), message))
+            else:
+                data = self._converters[item.channel](bytes(item.data))
+                yield self._connections[item.channel], log_time_ns, data
+
+    def _messages_of(self, index: ChunkIndex) -> Iterator[_Message]:
+        """Yield the messages of a chunk that become ROS messages."""
+        for kind, body in _records_of(self._read_chunk(index)):
+            if kind != Opcode.MESSAGE:
+                continue
+            channel, _, log_time_ns, _ = MESSAGE.unpack_from(body)
+            # Else the chunks that are in memory together would not be those of the index.
+            if not index.message_start_time <= log_time_ns <= index.message_end_time:
+                raise ValueError(f'a message of {log_time_ns} ns is not in the times of its chunk')
+            if channel in self._converters:
+                yield _Message(log_time_ns, channel, body[MESSAGE.size :])
+
+    def _read_chunk(self, index: ChunkIndex) -> memoryview:
+        self._file.seek(index.chunk_start_offset + RECORD.size)
+        chunk = Chunk.read(ReadDataStream(self._file))
+        if chunk.uncompressed_size != index.uncompressed_size:
+            raise ValueError('the index is not that of the chunks')
+        content = decompress_chunk(chunk.compression, chunk.data, chunk.uncompressed_size)
+        if chunk.uncompressed_crc not in (0, zlib.crc32(content)):
+            raise ValueError('a chunk has a wrong checksum')
+        return memoryview(content)
+
+
+def _records_of(content: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield kind and body of the records of a chunk."""
+    at = 0
+    while at < len(content):
+        kind, length = RECORD.unpack_from(content, at)
+        at += RECORD.size
+        if length > len(content) - at:
+            raise ValueError('a record is longer than its chunk')
+        yield kind, content[at : at + length]
+        at += length

@@ -1,0 +1,106 @@
+"""A bag and questions come in; the images that the questions name go out, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+import cv2
+from p2d_node.bags.camera_images import CameraMessage, IMAGE_TYPES, read_camera_messages
+from p2d_node.bags.image_files import camera_and_stamp_of, sample_name
+from p2d_node.bags.limits import check_bytes, max_file_bytes
+from p2d_node.bags.reading import BagReader
+from p2d_node.durable_files import write_faults
+from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.image_decoding import decode_frame
+from p2d_node.records import CameraFrame
+
+FILE_FORMATS = ('jpeg', 'jpg', 'png')
+"""Formats of a CompressedImage whose bytes are an image file with colours in the usual order."""
+
+Place = tuple[str, int]
+"""Camera, and capture stamp in nanoseconds since the epoch."""
+
+
+@contextmanager
+def keyframes_of_bag(bag: Path, questions: Sequence[Any]) -> Iterator[tuple[Path, list[Any]]]:
+    """Write the images that the questions name to a folder, which exists during the body.
+
+    Args:
+        bag: A rosbag2, or a file of nuscenes2mcap, with true capture stamps.
+        questions: Each a `SweepQuestion`.
+
+    Yields:
+        The folder, which holds `samples/`, and the questions whose images the bag has.
+
+    Raises:
+        ConfigError: The bag cannot be read, or has all images of no question.
+    """
+    with tempfile.TemporaryDirectory(prefix='p2d-images-') as folder:
+        found = _write_images(bag, _names_of(questions), Path(folder))
+        there = [q for q in questions if _places_of(q) <= found]
+        if not there:
+            raise ConfigError(
+                f'bag: {bag} has all images of none of the {len(questions)} questions, needed: '
+                'images with the capture stamps of nuScenes, of the scenes of --data'
+            )
+        yield Path(folder), there
+
+
+def _places_of(question: Any) -> set[Place]:
+    return {camera_and_stamp_of(Path(sample_name(name))) for name in question.images.values()}
+
+
+def _names_of(questions: Sequence[Any]) -> dict[Place, str]:
+    """Return place to file name of all images."""
+    names = {sample_name(name) for question in questions for name in question.images.values()}
+    return {camera_and_stamp_of(Path(name)): name for name in names}
+
+
+def _write_images(bag: Path, names: dict[Place, str], folder: Path) -> set[Place]:
+    """Write the images that are in the bag; return their places."""
+    found: set[Place] = set()
+    num_bytes = 0
+    with BagReader(bag) as reader:
+        max_bytes = _max_bytes(bag, folder)
+        for item in read_camera_messages(reader, IMAGE_TYPES):
+            place = item.camera, item.stamp_ns
+            if place not in names or place in found:
+                continue
+            with reader.faults():
+                content = _to_file(item)
+                num_bytes += len(content)
+                check_bytes('images', num_bytes, max_bytes)
+            path = folder / names[place]
+            with write_faults(f'bag: {path}', 'free some space, or set TMPDIR'):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            found.add(place)
+    return found
+
+
+def _max_bytes(bag: Path, folder: Path) -> int:
+    files = bag.rglob('*') if bag.is_dir() else [bag]
+    bag_bytes = sum(path.stat().st_size for path in files)
+    return max_file_bytes(bag_bytes, shutil.disk_usage(folder).free)
+
+
+def _to_file(item: CameraMessage) -> bytes:
+    """Return an image as the bytes of a JPEG or PNG file of the same pixels.
+
+    Raises:
+        ValueError: It is not an image that can be used.
+    """
+    try:
+        frame = decode_frame(CameraFrame(item.camera, item.stamp_ns, item.message))
+    except ImageDecodeError as err:
+        raise ValueError(f'{item.stamp_ns} ns: {err}') from err
+    if getattr(item.message, 'format', '') in FILE_FORMATS:
+        return bytes(item.message.data)
+    pixels = frame.pixels if frame.channel_order == 'bgr' else frame.pixels[..., ::-1]
+    _, content = cv2.imencode('.png', pixels)
+    return content.tobytes()

@@ -1,0 +1,63 @@
+"""Logs sweeps with rerun, along the capture clock and the number of the sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from p2d_node.durable_files import write_faults
+from p2d_node.viewers.shown_sweep import image_format, require_library, ShownSweep, VIEWER
+
+APPLICATION = 'p2d_node'
+
+
+class RerunViewer:
+    """A recording, or rerun's viewer on this machine.
+
+    The timeline `capture` is the ROS time of the cameras, `sweep` counts answered sweeps.
+    """
+
+    def __init__(self, target: str) -> None:
+        """Start.
+
+        Args:
+            target: `VIEWER`, or the file to write, *.rrd.
+
+        Raises:
+            BackendUnavailableError: rerun-sdk is not installed.
+            ConfigError: The file cannot be written.
+        """
+        require_library('rerun', '--rerun')
+        import rerun
+
+        self._rerun = rerun
+        self._stream = rerun.RecordingStream(APPLICATION)
+        if target == VIEWER:
+            self._stream.spawn()
+            return
+        with write_faults(f'rerun: {target}', 'name another file'):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).touch()
+        self._stream.save(target)
+
+    def show(self, sweep: ShownSweep) -> None:
+        """Log one sweep."""
+        rerun, log = self._rerun, self._stream.log
+        self._stream.set_time('capture', timestamp=np.datetime64(sweep.stamp_ns, 'ns'))
+        self._stream.set_time('sweep', sequence=sweep.number)
+        pictures = {f'views/{camera}': image for camera, image in sweep.views.items()}
+        if sweep.kept_tokens:
+            pictures['kept_tokens'] = sweep.kept_tokens
+        for path, image in pictures.items():
+            media_type = f'image/{image_format(image)}'
+            log(path, rerun.EncodedImage(contents=image, media_type=media_type))
+        text = '\n\n'.join(f'**{question}**\n\n{answer}' for question, answer in sweep.answers)
+        log('answers', rerun.TextDocument(text, media_type='text/markdown'))
+        for camera, count in sweep.tokens_kept.items():
+            log(f'tokens/{camera}', rerun.Scalars(count))
+        for name, value in sweep.times_ms.items():
+            log(f'times/{name}', rerun.Scalars(value))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._stream.disconnect()

@@ -1,0 +1,248 @@
+"""Studies that are damaged or hostile: one line that names the storage, and at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import sqlite3
+
+import optuna
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.errors import BackendUnavailableError
+from p2d_node.tuning import journal
+from p2d_node.tuning.results import collect_results
+from p2d_node.tuning.storage import open_storage
+from p2d_node.tuning.trials import MethodStudy
+import pytest
+from trial_worker import evaluate, join_study, run_all, SPACE
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A folder with studies of one complete trial."""
+    folder = tmp_path_factory.mktemp('whole')
+    for name in ('study.db', 'study.log'):
+        run_all(join_study(str(folder / name), 's', 1))
+    return folder
+
+
+@pytest.fixture
+def database(tmp_path, whole):
+    return Path(shutil.copy(whole / 'study.db', tmp_path))
+
+
+@pytest.fixture
+def records(tmp_path, whole):
+    return Path(shutil.copy(whole / 'study.log', tmp_path))
+
+
+def read(path: Path):
+    study = join_study(str(path), 's', 1)
+    assert study.is_done
+    return collect_results({'tpe': study}, SPACE)
+
+
+def refuse(path: Path, reason: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=reason) as caught:
+        read(path)
+    assert str(caught.value).startswith(f'storage: {path}: cannot be used: ')
+    assert '\n' not in str(caught.value)
+
+
+def change(path: Path, statement: str) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(statement)
+    connection.close()
+
+
+ENDLESS = (
+    'PRAGMA legacy_alter_table=ON; ALTER TABLE trials RENAME TO t; CREATE VIEW trials AS WITH '
+    'RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n) SELECT t.* FROM n, t'
+)
+
+
+@pytest.mark.attack(
+    'a study in an SQLite file whose table is a view that computes without end',
+    'refused: every row must be in the file',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ('statement', 'reason'),
+    [
+        (ENDLESS, "got 'trials', allowed: tables and indices"),
+        (
+            'ALTER TABLE trials ADD x GENERATED ALWAYS AS (1) VIRTUAL',
+            "computed column of 'trials'",
+        ),
+        (
+            'CREATE TRIGGER x AFTER INSERT ON trials BEGIN DELETE FROM trials; END',
+            "got 'x', allowed: tables and indices",
+        ),
+    ],
+)
+def test_a_database_that_computes_is_refused(database, statement, reason):
+    change(database, statement)
+    for storage in (str(database), f'sqlite:///{database}'):
+        with pytest.raises(BackendUnavailableError, match=reason):
+            open_storage(storage)
+
+
+@pytest.mark.parametrize(
+    'statement',
+    [
+        "UPDATE trial_user_attributes SET value_json = 'xx'",
+        "UPDATE trial_params SET distribution_json = '{}'",
+        "UPDATE trials SET state = 'WHAT'",
+        "UPDATE trial_values SET value = 'abc'",
+        "UPDATE trial_values SET value_type = 'zz'",
+        "UPDATE trials SET datetime_start = 'yesterday'",
+        'DELETE FROM trial_values',
+        'DROP TABLE trial_values',
+    ],
+)
+def test_a_damaged_database_is_one_line(database, statement):
+    change(database, statement)
+    refuse(database, 'cannot be used')
+
+
+@pytest.mark.parametrize(
+    ('directions', 'settings', 'reason'),
+    [
+        (['minimize'], {}, 'the direction of p2d-mini/tpe: got minimize, allowed: maximize'),
+        (['maximize', 'minimize'], {}, 'got maximize, minimize, allowed: maximize'),
+        (['maximize'], [], r'the settings of p2d-mini/tpe: got \[\], allowed: a table'),
+        (['maximize'], None, 'the settings of p2d-mini/tpe: got None'),
+    ],
+)
+def test_a_study_of_something_else_is_refused(
+    searched_folder, tmp_path, capsys, directions, settings, reason
+):
+    storage = str(tmp_path / 'study.log')
+    study = optuna.create_study(
+        study_name='p2d-mini/tpe', storage=open_storage(storage), directions=directions
+    )
+    study.set_user_attr('settings', settings)
+    assert search(searched_folder, storage) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(f'storage: {storage}: cannot be used: .*{reason}', line)
+
+
+def search(folder: Path, storage: str) -> int:
+    data = ('--data', str(folder / 'drivelm.json'), '--images', str(folder))
+    out = str(Path(storage).parent)
+    return main(['tune-ratios', *data, '--out', out, '--storage', storage, '--methods', 'tpe'])
+
+
+def test_a_damaged_trial_is_told_before_the_search(searched_folder, tmp_path, capsys):
+    storage = str(tmp_path / 'study.log')
+    study = optuna.create_study(
+        study_name='p2d-mini/tpe', storage=open_storage(storage), direction='maximize'
+    )
+    study.add_trial(optuna.trial.create_trial(value=0.5))
+    assert search(searched_folder, storage) == EXIT_BAD_INPUT
+    assert 'trial 0 of tpe: ratios is missing; restore a copy' in capsys.readouterr().err
+    assert not (tmp_path / 'cache').exists()
+
+
+def add_record(path: Path, record: object) -> None:
+    with path.open('a') as file:
+        file.write(json.dumps(record) + '\n')
+
+
+TRIAL = {'op_code': 4, 'study_id': 0, 'worker_id': 'w', 'datetime_start': '2026-01-01T00:00:00'}
+PARAM = {'op_code': 5, 'trial_id': 1, 'worker_id': 'w', 'param_name': 'x'}
+
+
+@pytest.mark.parametrize(
+    'added',
+    [
+        [{'op_code': 99}],
+        [{'worker_id': 'w'}],
+        [{'op_code': 4, 'study_id': 0, 'worker_id': 'w'}],
+        [{**TRIAL, 'datetime_start': 'yesterday'}],
+        [{**TRIAL, 'state': 'WHAT'}],
+        [TRIAL, {**PARAM, 'param_value_internal': 1.0, 'distribution': []}],
+        [{**TRIAL, 'state': 1, 'values': []}],
+        [{**TRIAL, 'state': 1, 'values': 'high'}],
+        [{**TRIAL, 'state': 3, 'system_attrs': {'retry_history': {'a': 1}}}],
+    ],
+)
+def test_a_damaged_journal_is_one_line(records, added):
+    for record in added:
+        add_record(records, record)
+    refuse(records, 'restore a copy of it, or name another')
+
+
+GOOD = {'ratios': {'LEFT': 0.5, 'RIGHT': 0.5}, 'tokens_kept': 100, 'language': 0.5}
+
+
+@pytest.mark.parametrize(
+    ('values', 'facts', 'reason'),
+    [
+        ([float('nan')], {}, r'trial 1 of tpe: score: got \[nan\], allowed: one finite number'),
+        ([1e999], {}, r'score: got \[inf\]'),
+        ([0.5, 0.5], {}, r'score: got \[0.5, 0.5\]'),
+        ([True], {}, r'score: got \[True\]'),
+        ([0.5], {'tokens_kept': 10**30}, 'tokens_kept: got 10+, allowed: 100, as its ratios say'),
+        ([0.5], {'tokens_kept': None}, 'tokens_kept: got None'),
+        ([0.5], {'language': 'much'}, "language: got 'much', allowed: a finite number, or null"),
+        ([0.5], {'accuracy': float('inf')}, 'accuracy: got inf'),
+        ([0.5], {'seconds': 'long'}, "seconds: got 'long'"),
+        ([0.5], {'seconds': -1}, 'seconds: got -1'),
+        ([0.5], {'num_cut': -1}, 'num_cut: got -1'),
+        ([0.5], {'ratios': [1, 2]}, r'ratios: got \[1, 2\], allowed: 0.001 to 1 for each of LEFT'),
+        ([0.5], {'ratios': {'LEFT': 0.5}}, 'ratios: got .*, allowed: 0.001 to 1 for each of LEFT'),
+        ([0.5], {'ratios': {'LEFT': 0.5, 'RIGHT': 7}}, 'ratios: got'),
+    ],
+)
+def test_a_trial_that_no_search_can_have_is_refused(records, values, facts, reason):
+    attributes = {**GOOD, 'accuracy': None, **facts}
+    add_record(records, {**TRIAL, 'state': 1, 'values': values, 'user_attrs': attributes})
+    refuse(records, reason)
+
+
+@pytest.mark.parametrize('name', ['language', 'accuracy', 'ratios', 'tokens_kept'])
+def test_a_trial_without_a_value_is_refused(records, name):
+    attributes = {**GOOD, 'accuracy': None}
+    del attributes[name]
+    add_record(records, {**TRIAL, 'state': 1, 'values': [0.5], 'user_attrs': attributes})
+    refuse(records, f'trial 1 of tpe: {name} is missing')
+
+
+@pytest.mark.attack(
+    'a journal of very many records, or of records that Optuna compares with all others',
+    'refused from 64 MiB, 200,000 records, or 20 s of reading',
+)
+def test_a_journal_that_takes_too_long_to_read_is_refused(records, monkeypatch):
+    size = records.stat().st_size
+    with records.open('r+b') as file:
+        file.truncate(journal.MAX_BYTES + 1)  # without a block on the disk
+    refuse(records, 'the journal has 67108865 bytes, allowed: at most 67108864; name a database')
+    with records.open('r+b') as file:
+        file.truncate(size)
+    read(records)
+    monkeypatch.setattr(journal, 'MAX_RECORDS', 5)
+    refuse(records, 'more than 5 records')
+    monkeypatch.undo()
+    monkeypatch.setattr(journal, 'MAX_READ_S', 0.0)
+    refuse(records, 'records that take more than 0 s')
+
+
+@pytest.mark.timeout(20)
+def test_a_journal_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / 'study.log')
+    refuse(tmp_path / 'study.log', 'the journal is a device or a pipe, allowed: a file')
+
+
+@pytest.mark.timeout(20)
+def test_a_lock_that_is_a_symbolic_link_is_refused(records):
+    lock = records.with_name('study.log.lock')
+    lock.symlink_to('missing')
+    study = optuna.load_study(study_name='s', storage=open_storage(str(records)))
+    worker = MethodStudy(study, storage=str(records), num_trials=2, grace_period_s=60.0)
+    with pytest.raises(BackendUnavailableError, match=r'lock .* is a symbolic link.*; remove it'):
+        worker.run_trial(evaluate)
+    assert lock.is_symlink()

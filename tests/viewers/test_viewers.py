@@ -1,0 +1,143 @@
+"""Sweeps come out of rerun's recordings and Foxglove's server as they went in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import cv2
+import numpy as np
+from p2d_node.cli.main import main
+from p2d_node.cli.sweep_feed import camera_of
+from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.viewers import shown_sweep
+from p2d_node.viewers.foxglove_viewer import FoxgloveViewer
+from p2d_node.viewers.rerun_viewer import RerunViewer
+from p2d_node.viewers.shown_sweep import ShownSweep
+import pytest
+
+STAMP_NS = 1_533_280_000_123_456_789
+JPEG = cv2.imencode('.jpg', np.zeros((9, 16, 3), np.uint8))[1].tobytes()
+PNG = cv2.imencode('.png', np.zeros((9, 16, 3), np.uint8))[1].tobytes()
+
+
+def sweep(number: int) -> ShownSweep:
+    return ShownSweep(
+        number=number,
+        stamp_ns=STAMP_NS + number * 10**9,
+        views={'CAM_FRONT': JPEG, 'CAM_BACK': PNG},
+        kept_tokens=JPEG,
+        answers=[('What next?', f'brake {number}')],
+        tokens_kept={'CAM_FRONT': 28},
+        times_ms={'total_ms': 12.5},
+    )
+
+
+def test_a_recording_has_both_timelines_and_every_entity(tmp_path):
+    pytest.importorskip('rerun', reason='pip install -r requirements/watch.txt')
+    from rerun.chunk import RrdReader
+
+    path = tmp_path / 'deep' / 'drive.rrd'
+    viewer = RerunViewer(str(path))
+    for number in range(3):
+        viewer.show(sweep(number))
+    viewer.close()
+    chunks = list(RrdReader(path).stream())
+    entities = {str(chunk.entity_path).lstrip('/') for chunk in chunks}
+    names = ('views/CAM_FRONT', 'views/CAM_BACK', 'kept_tokens', 'answers', 'tokens/CAM_FRONT')
+    assert {*names, 'times/total_ms'} <= entities
+    lines = {name for chunk in chunks for name in chunk.timeline_names}
+    assert {'capture', 'sweep'} <= lines
+
+
+def test_a_file_of_rerun_that_cannot_be_written_is_named(tmp_path):
+    pytest.importorskip('rerun', reason='pip install -r requirements/watch.txt')
+    (tmp_path / 'file').touch()
+    with pytest.raises(ConfigError, match=r'^rerun: .*x\.rrd'):
+        RerunViewer(str(tmp_path / 'file' / 'x.rrd'))
+
+
+def test_foxglove_gets_pictures_answers_and_times_with_capture_stamps():
+    pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    client = pytest.importorskip('websockets', reason='the test speaks the protocol itself')
+    viewer = FoxgloveViewer('/p2d', 0)
+
+    async def receive() -> dict[str, tuple[int, bytes]]:
+        address = f'ws://127.0.0.1:{viewer.port}'
+        async with client.connect(address, subprotocols=['foxglove.sdk.v1']) as connection:
+            viewer.show(sweep(0))
+            found: dict[str, tuple[int, bytes]] = {}
+            topics: dict[int, str] = {}
+            while len(found) < 5:
+                message = await asyncio.wait_for(connection.recv(), 10.0)
+                if isinstance(message, bytes):
+                    number = int.from_bytes(message[1:5], 'little')
+                    stamp_ns = int.from_bytes(message[5:13], 'little')
+                    found[topics[number]] = (stamp_ns, message[13:])
+                    continue
+                new = json.loads(message).get('channels', [])
+                topics |= {channel['id']: channel['topic'] for channel in new}
+                wanted = [{'id': c['id'], 'channelId': c['id']} for c in new]
+                if wanted:
+                    request = {'op': 'subscribe', 'subscriptions': wanted}
+                    await connection.send(json.dumps(request))
+                if len(topics) == 5:
+                    await asyncio.sleep(0.2)
+                    viewer.show(sweep(1))
+        return found
+
+    try:
+        found = asyncio.run(receive())
+    finally:
+        viewer.close()
+    assert set(found) == {
+        '/CAM_FRONT/image_rect/compressed',
+        '/CAM_BACK/image_rect/compressed',
+        '/p2d/kept_tokens',
+        '/p2d/timing',
+        '/p2d/answer',
+    }
+    assert {stamp for stamp, _ in found.values()} == {STAMP_NS + 10**9}
+    assert JPEG in found['/CAM_FRONT/image_rect/compressed'][1]
+    assert json.loads(found['/p2d/timing'][1]) == {'total_ms': 12.5}
+    assert json.loads(found['/p2d/answer'][1])['answer'] == 'brake 1'
+
+
+@pytest.mark.attack(
+    'Another machine of the network connects to the server of `p2d watch --foxglove`',
+    'it cannot: only this machine is served, unless `--foxglove-host` says otherwise',
+)
+def test_foxglove_serves_this_machine_only_by_default():
+    pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    viewer = FoxgloveViewer('/p2d', 0)
+    try:
+        with pytest.raises(ConfigError, match=rf'^foxglove_port: got {viewer.port} on 127'):
+            FoxgloveViewer('/p2d', viewer.port)
+        # The port is free on another address of this machine: nobody listens there.
+        with socket.create_server(('127.0.0.2', viewer.port)):
+            pass
+    finally:
+        viewer.close()
+
+
+@pytest.mark.parametrize(
+    'viewer', [lambda: RerunViewer('x.rrd'), lambda: FoxgloveViewer('/p2d', 0)]
+)
+def test_a_library_that_is_missing_is_named_with_the_command(monkeypatch, viewer):
+    monkeypatch.setattr(shown_sweep, 'find_spec', lambda _: None)
+    with pytest.raises(BackendUnavailableError, match=r'pip install -r requirements/watch\.txt'):
+        viewer()
+
+
+@pytest.mark.parametrize('verb', ['watch', 'demo'])
+def test_a_recording_of_another_kind_is_refused(verb, capsys):
+    assert main([verb, '--rerun', 'drive.mp4']) == 2
+    assert "--rerun: got 'drive.mp4', allowed: a file *.rrd" in capsys.readouterr().err
+
+
+def test_a_topic_belongs_to_the_camera_whose_name_it_has():
+    cameras = ['CAM_FRONT', 'CAM_BACK']
+    assert camera_of('/CAM_BACK/image_rect/compressed', cameras) == 'CAM_BACK'
+    assert camera_of('/nuscenes/cam_front/image_raw', cameras) == 'CAM_FRONT'
+    assert camera_of('/camera_3/image', cameras) == 'camera_3/image'
