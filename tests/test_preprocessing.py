@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 import json
+import shutil
 
 from memory import peak_growth_bytes
 import numpy as np
@@ -116,3 +117,12 @@ def test_a_frame_of_another_size_than_the_engines_raises_an_error_with_the_camer
     with ThreadPoolExecutor(1) as pool, pytest.raises(ImageDecodeError, match='80x160') as caught:
         stack.fill(frames, pool)
     assert list(caught.value.broken) == ['CAM_BACK']
+
+
+@pytest.mark.parametrize('value', [99, -1, 'bicubic', None])
+def test_a_filter_that_does_not_exist_is_refused(tiny_checkpoint, tmp_path, value):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / 'tiny')
+    path = folder / 'preprocessor_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'resample': value}))
+    with pytest.raises(ConfigError, match=r'resample: got .*, allowed: \[0, 1, 2'):
+        ImageProcessing.from_folder(folder)

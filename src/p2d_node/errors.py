@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MAX_QUOTE_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 4000
 
 
 def quote(value: object) -> str:
@@ -40,8 +41,8 @@ class P2dError(Exception):
     """Base class of the errors that p2d_node raises; its text is one line."""
 
     def __str__(self) -> str:
-        """Return the message without the control characters that an input brought in."""
-        return one_line(super().__str__())
+        """Return the message, cut, without the control characters that an input brought in."""
+        return one_line(super().__str__()[:MAX_MESSAGE_CHARACTERS])
 
 
 class ConfigError(P2dError):

@@ -94,7 +94,7 @@ class ImageProcessing:
             height_px=height,
             width_px=width,
             fit=_read_fit(settings, folder),
-            resample=int(settings.get('resample', Image.Resampling.BICUBIC)),
+            resample=_read_resample(settings, folder),
             rescale_factor=_read_positive(settings, 'rescale_factor', folder, 1 / 255),
             mean=_read_colour(settings, 'image_mean', folder, -math.inf),
             std=_read_colour(settings, 'image_std', folder, 0.0),
@@ -172,6 +172,14 @@ def _pixel_range(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
             'min_pixels and max_pixels, each a number of pixels'
         )
     return smallest, largest
+
+
+def _read_resample(settings: dict[str, Any], folder: Path) -> int:
+    value = settings.get('resample', Image.Resampling.BICUBIC)
+    numbers = sorted(int(number) for number in Image.Resampling)
+    if value not in numbers:
+        raise ConfigError(f'{folder}: resample: got {quote(value)}, allowed: {numbers}')
+    return int(value)
 
 
 def _read_positive(settings: dict[str, Any], name: str, folder: Path, default: float) -> float:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+import secrets
 import shutil
 
+from p2d_node.durable_files import write_faults
 from p2d_node.engine_build.engine_folders import (
     engine_lock,
     remove_unfinished,
@@ -75,8 +77,9 @@ def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
 
 def _remove(folder: Path) -> None:
     remove_record(read_manifest(folder))
-    # Renamed first: if the process is killed now, nothing loads half an engine.
-    (folder / MARKER_FILE).touch()
-    unfinished = folder.with_name(f'{UNFINISHED_PREFIX}{folder.name}')
-    folder.rename(unfinished)
-    shutil.rmtree(unfinished)
+    with write_faults(f'engine_dir: {folder}', 'check who owns it'):
+        # Renamed first: if the process is killed now, nothing loads half an engine.
+        (folder / MARKER_FILE).touch()
+        unfinished = folder.with_name(f'{UNFINISHED_PREFIX}{secrets.token_hex(8)}')
+        folder.rename(unfinished)
+        shutil.rmtree(unfinished)

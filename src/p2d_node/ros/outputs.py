@@ -84,7 +84,8 @@ class Outputs:
         header = to_header(frame_set, self._reference_camera)
         with ended_by_shutdown(self._node.context):
             times_ms = to_times_ms(answer, now_ns=self._now_ns())
-            self._window.add(times_ms)
+            if times_ms['end_to_end_ms'] >= 0.0:  # else time jumped back between its two ends
+                self._window.add(times_ms)
             self._timing.publish(to_timing(header, times_ms, self._window))
             if self._kept_tokens.get_subscription_count():
                 self._publish_kept_tokens(frame_set, answer, header)

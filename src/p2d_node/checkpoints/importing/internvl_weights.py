@@ -144,6 +144,13 @@ def _sort_names(source: Source) -> tuple[dict[str, str], dict[str, _Adapter], li
         elif not COMPUTED.search(name):
             weights[name] = stored
     unexpected += [stored for pair in pairs.values() if len(pair) == 1 for stored in pair.values()]
+    for pair in pairs.values():
+        for stored in pair.values():
+            if len(source.shape(stored)) != 2:
+                raise ConfigError(
+                    f'{stored}: got the shape {list(source.shape(stored))}, allowed: a matrix; '
+                    'copy the adapter again'
+                )
     adapters = {
         layer: _Adapter(pair['A'], pair['B'], source.shape(pair['A'])[0])
         for layer, pair in pairs.items()

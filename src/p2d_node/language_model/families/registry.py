@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +68,17 @@ def load_family(
         BackendUnavailableError: Quantisation needs a library or device that is not available.
     """
     check_quantization(weights, dtype, device)
-    transformers_logging.disable_progress_bar()
-    tokenizer = _load_tokenizer(checkpoint.folder)
-    family: Family = find_family(checkpoint).load(
-        checkpoint.folder,
-        tokenizer,
-        ChatTemplate(tokenizer),
-        view_size=view_size,
-        dtype=dtype,
-        device=device,
-        weights=weights,
-    )
+    with _errors_only():
+        tokenizer = _load_tokenizer(checkpoint.folder)
+        family: Family = find_family(checkpoint).load(
+            checkpoint.folder,
+            tokenizer,
+            ChatTemplate(tokenizer),
+            view_size=view_size,
+            dtype=dtype,
+            device=device,
+            weights=weights,
+        )
     return family
 
 
@@ -131,15 +133,23 @@ def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         ConfigError: Weights are missing or do not match the config.
     """
-    transformers_logging.disable_progress_bar()
     family = find_family(checkpoint)
+    with _errors_only(), checkpoint_faults(checkpoint.folder):
+        module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
+    return module.eval()
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Silence transformers' warnings.
+
+    They repeat texts of the checkpoint as they are, and list all weights of a part left out.
+    """
+    transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
-    # A warning would list all weights of the language model as unexpected.
     transformers_logging.set_verbosity_error()
     try:
-        with checkpoint_faults(checkpoint.folder):
-            module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
-        return module.eval()
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
 
