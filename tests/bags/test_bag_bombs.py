@@ -2,6 +2,7 @@
 
 from contextlib import closing
 import json
+import os
 from pathlib import Path
 import sqlite3
 import time
@@ -253,3 +254,28 @@ def test_an_image_file_has_a_largest_size(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(ConfigError, match='cannot be read: got 1099511627776 bytes, allowed: at'):
         read_image(path, camera='CAM_FRONT', stamp_ns=0)
+
+
+def test_a_file_name_that_stands_for_another_is_refused(tmp_path):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    odd = file.rename(file.with_name('a%62.db3'))
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    metadata.write_text(metadata.read_text().replace(file.name, odd.name))
+    refuse(tmp_path / 'bag', 'allowed: without %')
+
+
+@pytest.mark.parametrize('suffix', ['.mcap', '.db3'])
+def test_a_pipe_in_place_of_a_bag_is_refused_without_a_wait(tmp_path, suffix):
+    storage = {'.mcap': 'MCAP', '.db3': 'SQLITE3'}[suffix]
+    file = bombs.write_bag(tmp_path / 'bag', storage)
+    file.unlink()
+    os.mkfifo(file)
+    refuse(tmp_path / 'bag', 'is no plain file')
+    with pytest.raises(ConfigError, match='which is no plain file'):
+        read_all(file)
+
+
+def test_the_qos_profiles_of_a_topic_have_a_limit(tmp_path):
+    profiles = '- {history: 1, depth: 1}\n' * 2000
+    mcap = bombs.write_mcap(tmp_path / 'a.mcap', bombs.schema_and_channel(qos=profiles))
+    refuse(mcap, 'the QoS profiles of a topic of 50000 bytes, allowed: at most 16384')

@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
 import sys
 import threading
+import time
 
 from p2d_node.cli.main import main
 from p2d_node.errors import BackendUnavailableError
+from p2d_node.evaluation import judge_connection
 from p2d_node.evaluation.chat_judge import ChatJudge
 from p2d_node.evaluation.judge import SCORE
 import pytest
@@ -211,3 +213,35 @@ def test_only_the_end_of_what_a_command_said_is_shown(judge_command, make_judge)
     with pytest.raises(BackendUnavailableError, match="it said: 'xxx") as caught:
         make_judge(judge_command(code)).judge(SCORE, ANSWERS)
     assert len(str(caught.value)) < 500
+
+
+def test_a_reply_that_drips_is_not_waited_for(start, monkeypatch):
+    monkeypatch.setattr(judge_connection, 'MAX_REPLY_S', 0.2)
+
+    def drip(service):
+        service.send_response(200)
+        service.send_header('Content-Type', 'application/json')
+        service.end_headers()
+        for _ in range(100):
+            service.wfile.write(b' ')
+            service.wfile.flush()
+            time.sleep(0.05)
+
+    server = start(drip)
+    begin = time.monotonic()
+    with pytest.raises(BackendUnavailableError, match='sends its reply for more than'):
+        judge(server)
+    assert time.monotonic() - begin < 4.0
+
+
+def test_a_password_that_a_judge_repeats_is_masked(start):
+    said = 'denied alice:S3cretPw, Basic YWxpY2U6UzNjcmV0UHc='
+    server = start(
+        lambda service: service.send(401, json.dumps({'error': {'message': said}}).encode())
+    )
+    url = server.url.replace('//', '//alice:S3cretPw@')
+    with pytest.raises(BackendUnavailableError) as caught:
+        judge(server, key='', url=url)
+    assert 'denied' in str(caught.value)
+    assert 'S3cretPw' not in str(caught.value)
+    assert 'YWxpY2U6UzNjcmV0UHc' not in str(caught.value)

@@ -16,7 +16,7 @@ from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import EngineMismatchError
 from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
-from p2d_node.vision_encoder.manifest import MANIFEST_FILE, ONNX_DATA_FILE, read_manifest
+from p2d_node.vision_encoder.manifest import Artefact, MANIFEST_FILE, ONNX_DATA_FILE, read_manifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 from p2d_node.vision_encoder.verifications import record_path
 import pytest
@@ -286,3 +286,26 @@ def test_weights_in_another_file_are_not_loaded(
         (parent / 'other.data').write_bytes(noise.tobytes())
     with pytest.raises(EngineMismatchError, match='onnxruntime: '):
         load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+
+
+@pytest.mark.parametrize('name', ['a\0b', '../model.onnx', '.hidden', 'sub/model.onnx', ''])
+def test_a_file_name_that_no_build_writes_is_refused(engine_dir, tiny_checkpoint, name):
+    folder = engine_folder(engine_dir)
+    manifest = read_manifest(folder)
+    files = {**manifest.artefacts, name: Artefact('0' * 64, 1)}
+    content = replace(manifest, artefacts=files).to_json()
+    (folder / MANIFEST_FILE).write_text(json.dumps(content))
+    with pytest.raises(EngineMismatchError, match='its manifest names the file'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+def test_a_deep_manifest_is_refused_in_one_line(engine_dir, tiny_checkpoint):
+    folder = engine_folder(engine_dir)
+    deep = '{"a":' * 900 + '1' + '}' * 900
+    text = (folder / MANIFEST_FILE).read_text()
+    content = json.loads(text)
+    content['processing'] = 'DEEP'
+    (folder / MANIFEST_FILE).write_text(json.dumps(content).replace('"DEEP"', deep))
+    with pytest.raises(EngineMismatchError) as caught:
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+    assert '\n' not in str(caught.value)

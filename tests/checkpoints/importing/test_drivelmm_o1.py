@@ -439,3 +439,9 @@ def test_a_broken_tokenizer_is_refused(weights, tmp_path):
     assert 'the tokenizer does not load' in refusal(published)
     (published / 'tokenizer.model').unlink()
     assert 'no tokenizer.model and no tokenizer.json' in refusal(published)
+
+
+def test_an_adapter_that_is_no_matrix_is_refused(weights, tmp_path):
+    name = next(n for n in weights if n.endswith('lora_A.default.weight') or 'lora_A' in n)
+    changed = {**weights, name: torch.tensor(1.0)}
+    assert 'allowed: a matrix' in refusal(write_drivelmm_o1(tmp_path / 'in', changed))
