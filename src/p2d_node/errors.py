@@ -11,6 +11,7 @@ from pathlib import Path
 
 MAX_QUOTE_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 4000
+NO_REASON = 'no reason given'
 
 
 def quote(value: object) -> str:
@@ -89,8 +90,14 @@ def _is_panic(err: BaseException) -> bool:
     return type(err).__name__ == 'PanicException'
 
 
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or ['no reason given'])[0]
+def first_line(err: BaseException, otherwise: str = '') -> str:
+    """Return the first line of an error of a library.
+
+    Args:
+        err: The error.
+        otherwise: What to return if it has no text; empty: the name of its class.
+    """
+    return (str(err).strip() or otherwise or type(err).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -109,7 +116,7 @@ def panics(part: str, error: type[P2dError]) -> Iterator[None]:
     except BaseException as err:
         if not _is_panic(err):
             raise
-        raise error(f'{part} failed: {_first_line(err)}; copy its files again') from err
+        raise error(f'{part} failed: {first_line(err, NO_REASON)}; copy its files again') from err
 
 
 @contextmanager
@@ -137,8 +144,8 @@ def checkpoint_faults(
             raise
         prefix = f'{parameter}: ' if parameter else ''
         raise ConfigError(
-            f'{prefix}{folder}: {part} does not load: {type(err).__name__}: {_first_line(err)}; '
-            'copy its files again'
+            f'{prefix}{folder}: {part} does not load: {type(err).__name__}: '
+            f'{first_line(err, NO_REASON)}; copy its files again'
         ) from err
 
 

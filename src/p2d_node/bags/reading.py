@@ -151,7 +151,7 @@ def _open(bag: Path) -> _Source:
 
 
 def _is_of_ros(path: Path) -> bool:
-    """Return whether an MCAP file is one of ROS 2; a file that is none at all counts as one."""
+    """Return whether an MCAP file is one of ROS 2, or cannot be read as an MCAP file."""
     with path.open('rb') as file:
         start = file.read(MCAP_START_BYTES + len(ROS_PROFILE))
     return not start.startswith(MCAP_MAGIC) or start.endswith(ROS_PROFILE)

@@ -34,7 +34,7 @@ from distributed import (
 from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 from p2d_node.config import SHIPPED_MODEL, UNTRAINED_MODEL
-from p2d_node.errors import BackendUnavailableError, InferenceError, P2dError
+from p2d_node.errors import BackendUnavailableError, first_line, InferenceError, P2dError
 from p2d_node.evaluation.answering import answer_keyframe, AnswerJob, Keyframe
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
@@ -210,10 +210,9 @@ def _connect_to(address: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, ValueError, TypeError, RuntimeError) as err:
-        reason = str(err).strip().splitlines() or [type(err).__name__]
         raise BackendUnavailableError(
-            f'scheduler: {address} cannot be reached: {reason[0]}; start one with dask scheduler, '
-            'and give the address that it prints'
+            f'scheduler: {address} cannot be reached: {first_line(err)}; start one with '
+            'dask scheduler, and give the address that it prints'
         ) from err
     with client:
         try:

@@ -119,11 +119,6 @@ class CameraSubscription:
         return '' if before == self.topic else before
 
     @property
-    def num_publishers(self) -> int:
-        """Number of publishers that DDS has discovered on the topic."""
-        return len(self._publishers())
-
-    @property
     def publisher_names(self) -> list[str]:
         """Names of the nodes that publish on the topic, one per publisher."""
         return sorted(

@@ -65,16 +65,6 @@ class ReplayOptions:
             raise ConfigError(f'--wait: got {self.wait_s:g}, allowed: 0 or more seconds')
 
 
-def check_duration(duration_s: float | None) -> None:
-    """Check the time, in seconds, after which publishing stops; None: never.
-
-    Raises:
-        ConfigError: The time is not above 0.
-    """
-    if duration_s is not None and not duration_s > 0.0:  # also refuses nan
-        raise ConfigError(f'--duration: got {duration_s:g}, allowed: above 0 seconds')
-
-
 class Replayer:
     """Publishes the messages of one bag. `wait_for_subscribers` and `play` block their caller."""
 

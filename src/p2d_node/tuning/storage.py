@@ -15,7 +15,7 @@ import warnings
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from p2d_node.errors import BackendUnavailableError, MAX_QUOTE_CHARACTERS
+from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARACTERS
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
 from p2d_node.sqlite_files import check_rows_are_stored
 from p2d_node.tuning.journal import open_journal, SUFFIX
@@ -176,7 +176,7 @@ def _open_errors(storage: str) -> Iterator[None]:
     except ImportError as err:
         raise BackendUnavailableError(
             f'storage: {mask_secrets(storage)}: its database driver is not installed: '
-            f'{_first_line(err.__cause__ or err)}; for PostgreSQL: pip install "psycopg[binary]"'
+            f'{first_line(err.__cause__ or err)}; for PostgreSQL: pip install "psycopg[binary]"'
         ) from err
     except RuntimeError as err:
         # Optuna compares the version of the tables with its own.
@@ -189,7 +189,7 @@ def _open_errors(storage: str) -> Iterator[None]:
 
 def _unusable(storage: str, err: BaseException) -> BackendUnavailableError:
     cause = err.__cause__ or err
-    reason = _first_line(getattr(cause, 'orig', None) or cause)
+    reason = first_line(getattr(cause, 'orig', None) or cause)
     next_step = 'its content is kept, and the same command continues with it'
     if isinstance(cause, (ArgumentError, NoSuchModuleError)):
         next_step = 'allowed: a path, or a URL that SQLAlchemy knows, such as postgresql://...'
@@ -210,7 +210,3 @@ def _without_secrets(reason: str, storage: str) -> str:
         for secret in filter(None, ('@'.join(parts[n:]) for n in range(len(parts)))):
             reason = re.sub(rf'(?<!\w){re.escape(secret)}(?!\w)', '***', reason)
     return mask_secrets(reason)
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]

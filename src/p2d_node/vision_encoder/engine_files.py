@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import hashlib
+from io import FileIO
 import os
 from pathlib import Path
 import re
@@ -73,10 +74,8 @@ def check_artefacts(folder: Path, manifest: EngineManifest, besides: tuple[str, 
             continue
         path = folder / name
         with os.fdopen(_open(path, artefact), 'rb', buffering=0) as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-        _require_hash(path, artefact, digest.hexdigest())
+            sha256 = _hash(file)
+        _require_hash(path, artefact, sha256)
     known = {*manifest.artefacts, MANIFEST_FILE, MARKER_FILE}
     extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
     if extra:
@@ -85,10 +84,14 @@ def check_artefacts(folder: Path, manifest: EngineManifest, besides: tuple[str, 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file."""
+    with path.open('rb', buffering=0) as file:
+        return _hash(file)
+
+
+def _hash(file: FileIO) -> str:
     digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
 
 
