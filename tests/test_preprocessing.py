@@ -82,6 +82,13 @@ def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
     ('change', 'reason'),
     [
         ({'size': {'shortest_edge': 384}}, 'image size'),
+        (
+            {
+                'image_processor_type': 'Qwen2VLImageProcessor',
+                'size': {'shortest_edge': 10**12, 'longest_edge': 10**13},
+            },
+            'got 1000000000000 to 10000000000000 pixels, allowed: a range whose smallest is 1 to',
+        ),
         ({'do_normalize': False}, 'do_normalize: got False'),
         ({'image_processor_type': 'CLIPImageProcessor'}, 'image_processor_type: got .CLIP'),
         ({'image_mean': None}, None),

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 from pathlib import Path
 import re
 import resource
@@ -66,6 +67,14 @@ def test_a_model_of_absurd_size_is_refused(folder, part, name, value, reason):
 
     edit_json(folder / 'config.json', edit)
     assert re.search(reason, refusal(folder))
+
+
+def test_warnings_of_transformers_about_a_checkpoint_are_not_shown(folder, caplog, monkeypatch):
+    """Some repeat texts of the checkpoint as they are."""
+    write_json(folder / 'generation_config.json', {'temperature': 0.5, 'do_sample': False})
+    monkeypatch.setattr(logging.getLogger('transformers'), 'handlers', [caplog.handler])
+    DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu')).close()
+    assert caplog.messages == []
 
 
 def write_weights(folder: Path, header: bytes, size: int) -> None:

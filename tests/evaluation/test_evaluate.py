@@ -4,6 +4,7 @@ import json
 import shutil
 
 from disk_limits import files_up_to
+from memory import peak_growth_bytes
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import RECORD_FIELDS
@@ -320,6 +321,19 @@ def test_a_broken_picture_is_named_with_its_file(drivelm_folder, words, capsys):
     path.write_bytes(path.read_bytes()[:-100])
     assert main(words) == EXIT_BAD_INPUT
     assert f'samples/CAM_BACK/{path.name}: CAM_BACK: got ' in capsys.readouterr().err
+
+
+@pytest.mark.attack(
+    'An image of 8 GB that takes no room on the disk (a sparse file), in a data set',
+    'refused by the size of the file; nothing of it is read',
+)
+def test_a_sparse_image_is_refused_by_its_size(drivelm_folder, words, capsys):
+    path = next((drivelm_folder / 'samples' / 'CAM_FRONT').glob('*.jpg'))
+    with path.open('r+b') as file:
+        file.truncate(8 << 30)
+    assert peak_growth_bytes(lambda: main(words)) < 1 << 30
+    error = capsys.readouterr().err
+    assert f'{path}: cannot be read: got 8589934592 bytes, allowed: at most' in error
 
 
 @pytest.mark.parametrize('key', ['sk-SECRET\x00', 'sk\nSECRET', 'sk-SECRET\u00e4', 'SECRET\u200b'])

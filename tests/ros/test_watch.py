@@ -1,4 +1,5 @@
 from camera_rig import CameraRig, wait_until
+from p2d_msgs.msg import DrivingAnswer
 from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import SweepFeed
 from p2d_node.records import NUSCENES_CAMERAS
@@ -48,6 +49,26 @@ def test_viewers_get_views_kept_tokens_answers_and_times_of_each_sweep_once(
         assert sweep.times_ms['total_ms'] == watcher.timings[-1].total_ms
     feed.update()
     assert len(viewer.sweeps) == 2
+
+
+@pytest.mark.attack(
+    'A peer publishes answers of megabytes, with a million cameras, for `p2d watch`',
+    'kept and shown up to 20,000 characters per text and 64 cameras',
+)
+def test_answers_without_end_of_a_peer_are_cut(node, watcher):
+    publisher = node.create_publisher(DrivingAnswer, '/p2d/answer', 10)
+    wait_until(publisher.get_subscription_count)
+    publisher.publish(
+        DrivingAnswer(
+            **dict.fromkeys(('question', 'answer', 'model', 'encoder', 'cut'), 'x' * 2_000_000),
+            cameras=['c'] * 100_000,
+        )
+    )
+    wait_until(lambda: watcher.answers)
+    (answer,) = watcher.answers
+    texts = (answer.question, answer.answer, answer.model, answer.encoder, answer.cut)
+    assert {len(text) for text in texts} == {20_003}
+    assert len(answer.cameras) == 64
 
 
 def count_of(publisher) -> int:

@@ -10,7 +10,7 @@ from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.checkpoints.importing.internlm2_tokenizer import load_tokenizer
 from p2d_node.checkpoints.importing.internvl_weights import merge_lora
 from p2d_node.cli.main import main
-from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError, P2dError
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import NUSCENES_CAMERAS
@@ -266,6 +266,7 @@ def test_a_damaged_model_gives_one_clear_error_or_a_tokenizer(tmp_path):
         (lambda model: model.trainer_spec.Clear(), 'is of kind 1, allowed: 2, BPE'),
         (lambda model: setattr(model.pieces[0], 'type', 1), 'has no unknown token'),
         (lambda model: setattr(model.pieces[5], 'piece', ''), 'has a piece without text'),
+        (lambda model: setattr(model.pieces[5], 'piece', 'a' * 5000), 'has a piece of 5000 char'),
         (
             lambda model: setattr(model.normalizer_spec, 'precompiled_charsmap', b'\xff' * 9),
             'the tokenizer does not load: ',
@@ -279,6 +280,20 @@ def test_a_model_that_is_not_one_of_internlm2_is_refused(tmp_path, change, reaso
     (tmp_path / 'tokenizer.model').write_bytes(model.SerializeToString())
     write_json(tmp_path / 'tokenizer_config.json', {})
     with pytest.raises(ConfigError, match=reason):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.attack(
+    'A tokenizer.model of 8 GB that takes no room on the disk (a sparse file)',
+    'refused by the size of the file',
+)
+def test_a_sparse_tokenizer_model_is_refused_by_its_size(tmp_path):
+    path = tmp_path / 'tokenizer.model'
+    path.write_bytes((DATA / 'plain.model').read_bytes())
+    with path.open('r+b') as file:
+        file.truncate(8 << 30)
+    write_json(tmp_path / 'tokenizer_config.json', {})
+    with pytest.raises(P2dError, match='8589934592 bytes, allowed: at most 67108864'):
         load_tokenizer(tmp_path)
 
 
