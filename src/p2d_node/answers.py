@@ -78,6 +78,7 @@ def to_driving_answers(
             keep_indices=kept,
             mean_log_probability=text.mean_log_probability,
             num_generated_tokens=text.num_tokens,
+            passes=text.passes,
             cut=text.cut,
             broken_frames=frame_set.broken,
             times=times,

@@ -308,6 +308,22 @@ class DriveConfig:
         max_characters=MAX_STOP_CHARACTERS,
         runtime=True,
     )
+    drafts: str = option(
+        'last_sweep',
+        'Where drafts of answers come from; one decoder pass verifies several drafted tokens, and '
+        'the answers stay the same. last_sweep: the last answer to the same question; '
+        'prompt_lookup: the question and the other answers of the sweep; none.',
+        choices=('last_sweep', 'prompt_lookup', 'none'),
+        runtime=True,
+    )
+    max_draft_tokens: int = option(
+        8,
+        'Largest number of drafted tokens per decoder pass; fewer are drafted when they were '
+        'wrong lately. 0: none.',
+        minimum=0,
+        maximum=64,
+        runtime=True,
+    )
     stream_partial_answers: bool = option(
         False,
         'Whether unfinished answers are published on ~/answer_partial after every token.',

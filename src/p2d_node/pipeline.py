@@ -21,6 +21,7 @@ from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.inference_faults import guarded, guarded_groups
 from p2d_node.language_model.conversation import (
+    DraftSettings,
     Limits,
     OnPartial,
     SharedPrefix,
@@ -87,6 +88,8 @@ class DrivingPipeline:
         self._language_model = stages.language_model
         self._model = stages.model
         self._clock: StageClock | None = None
+        self._last_questions: tuple[str, ...] = ()
+        self._last_stamp_ns = 0
         self.views = stages.views
         self.device = stages.device
         self.model_name = stages.model.name
@@ -223,13 +226,16 @@ class DrivingPipeline:
         limits = Limits(
             max_new_tokens=config.max_new_tokens, stop=config.stop, must_stop=sweep.must_stop
         )
+        drafting = DraftSettings(source=config.drafts, max_tokens=config.max_draft_tokens)
         texts: list[TextAnswer] = []
         for batch in prefix.batches(first, first + num_questions, config.question_batch):
             # The very first batch is begun in any case: a sweep has at least a cut answer.
             if (first or texts) and sweep.must_stop():
                 return texts + [UNANSWERED] * (num_questions - len(texts))
             with clock.stage('prefill'):
-                asked = language_model.ask(prefix, batch, max_new_tokens=config.max_new_tokens)
+                asked = language_model.ask(
+                    prefix, batch, max_new_tokens=config.max_new_tokens, drafting=drafting
+                )
             clock.mark('ttft')
             with clock.stage('generate'):
                 texts += language_model.generate(asked, limits, on_partial)
@@ -382,6 +388,9 @@ class DrivingPipeline:
         """Start the clock of a sweep; its configuration no longer changes."""
         config, clock = self._config, StageClock(self.device)
         self._clock = clock
+        if frame_set.stamp_ns < self._last_stamp_ns or config.questions != self._last_questions:
+            self._language_model.forget_drafts()
+        self._last_stamp_ns, self._last_questions = frame_set.stamp_ns, config.questions
         must_stop = clock.noting(must_stop)
         if config.deadline_ms > 0.0:
             must_stop = stop_at(clock.started_ns + int(config.deadline_ms * NS_PER_MS), must_stop)

@@ -202,6 +202,21 @@ class Cut(str, Enum):
     STOP = 'stop'
 
 
+@dataclass(frozen=True, slots=True)
+class PassCounts:
+    """What decoding an answer cost, and how far drafts shortened it.
+
+    Attributes:
+        num_passes: Decoder passes after the prefill; without drafts one per token after the first.
+        num_drafted: Drafted tokens that were verified.
+        num_accepted: Those that became part of the answer.
+    """
+
+    num_passes: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTimes:
     """Stage durations of one sweep, milliseconds on the steady clock; 0.0 if a stage did not run.
@@ -249,6 +264,7 @@ class DrivingAnswer:
             are none.
         num_generated_tokens: Number of generated tokens, the end token included.
         cut: Why the answer ended.
+        passes: What decoding cost.
         broken_frames: Camera that was left out to what is wrong with its frame.
         times: Stage times of the sweep; the same in all its answers.
     """
@@ -264,6 +280,7 @@ class DrivingAnswer:
     mean_log_probability: float
     num_generated_tokens: int
     cut: Cut
+    passes: PassCounts = field(default_factory=PassCounts)
     broken_frames: Mapping[str, str] = field(default_factory=dict)
     times: StageTimes = field(default_factory=StageTimes)
 

@@ -121,12 +121,12 @@ def test_static_steps_have_the_logits_of_a_growing_cache(family, prune_layer):
         assert asked.is_real is not None
         steps = decoder.begin_decode_loop(asked, family.embed)
         for step in range(NUM_TOKENS):
-            tokens = torch.arange(len(QUESTIONS)) + step
+            tokens = torch.arange(len(QUESTIONS))[:, None] + step
             if static_shapes:
-                best = steps.advance(tokens)[0]
+                best = steps.advance([step] * len(QUESTIONS), tokens.tolist())[0]
                 assert best.tolist() == head.logits[-1].argmax(dim=-1).tolist()
             else:
-                asked, _ = decoder.step(asked, family.embed(tokens[:, None]))
+                asked, _ = decoder.step(asked, family.embed(tokens))
         results.append(torch.stack(head.logits))
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
@@ -192,10 +192,11 @@ def test_steps_of_two_batches_may_alternate(llava):
     ]
     runs = [decoder.begin_decode_loop(asked, llava.embed) for asked, _ in batches]
     chosen = [[most_likely(logits)] for _, logits in batches]
-    for _ in range(NUM_TOKENS - 1):
+    for step in range(NUM_TOKENS - 1):
         for run, choices in zip(runs, chosen, strict=True):
-            choices.append(run.advance(choices[-1][0]).clone())
-    tokens = [torch.stack(choices)[:, 0].T.long().tolist() for choices in chosen]
+            num_cached, last = [step] * len(QUESTIONS), choices[-1][0].long().tolist()
+            choices.append(run.advance(num_cached, last).clone())
+    tokens = [torch.cat(list(choices), dim=2)[0].long().tolist() for choices in chosen]
     expected = [list(a.token_ids) for a in answer_sweep(llava, new_decoder(llava))]
     assert tokens == [expected, expected[::-1]]
 
@@ -205,8 +206,8 @@ def test_release_frees_all_buffers_and_the_next_sweep_works(llava, static_shapes
     decoder = new_decoder(llava, static_shapes=static_shapes)
     expected = answer_sweep(llava, decoder)
     held = [weakref.ref(buffer) for buffer in decoder._cache_pool._buffers.values()]
-    held += [weakref.ref(step.choice) for step in decoder._steps._steps.values()]
-    assert len(held) == decoder.num_layers + static_shapes
+    held += [weakref.ref(state) for state in decoder._states._states.values()]
+    assert len(held) == decoder.num_layers + 1
     decoder.release()
     gc.collect()
     assert all(ref() is None for ref in held)
@@ -247,7 +248,7 @@ def test_without_reserved_capacity_the_cache_grows(llava):
 
 def test_cached_shapes_are_limited_and_dropped_with_their_buffers(llava):
     decoder = new_decoder(llava, static_shapes=True)
-    shapes = decoder._steps._steps
+    shapes = decoder._states._states
     answer_sweep(llava, decoder, questions=['why?'] * (MAX_SHAPES + 2))
     (largest,) = shapes.values()
     for count in range(1, MAX_SHAPES + 2):
@@ -264,14 +265,14 @@ def test_cached_shapes_are_limited_and_dropped_with_their_buffers(llava):
 def test_decoding_continues_without_capture_and_logs_it_once(llava, monkeypatch, caplog):
     expected = answer_sweep(llava, new_decoder(llava))
     decoder = new_decoder(llava, static_shapes=True)
-    run = decoder._steps.run
+    run = decoder._states.run
 
     def run_and_capture(step, compute):
         run(step, compute)
-        if decoder._steps._can_capture:
-            step.graph = decoder._steps._capture(compute, CPU)
+        if decoder._states._can_capture:
+            step.graph = decoder._states._capture(compute, CPU)
 
-    monkeypatch.setattr(decoder._steps, 'run', run_and_capture)
+    monkeypatch.setattr(decoder._states, 'run', run_and_capture)
     for _ in range(2):
         assert_equal_answers(answer_sweep(llava, decoder), expected)
     (record,) = caplog.records

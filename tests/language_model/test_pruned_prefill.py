@@ -90,7 +90,7 @@ def run_and_step(family, decoder, prefix, position, questions, num_steps):
     """Logits after the questions and after each greedy token, and the ids of these tokens."""
     texts = [family.embed_text(question, position) for question in questions]
     prompts, logits = decoder.extend(prefix, texts, max_new_tokens=num_steps)
-    all_logits, all_tokens = [logits], []
+    all_logits, all_tokens = [logits[:, 0]], []
     for _ in range(num_steps):
         tokens = all_logits[-1].argmax(dim=-1)
         all_tokens.append(tokens)

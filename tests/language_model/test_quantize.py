@@ -52,7 +52,7 @@ def compute_logits(family):
     inputs = family.embed_prefix(prompt, tokens)
     prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     text = family.embed_text(prompt.suffix, inputs.end_position)
-    return family.decoder.extend(prefix, [text])[1]
+    return family.decoder.extend(prefix, [text])[1][:, 0]
 
 
 def num_bytes(module):

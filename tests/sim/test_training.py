@@ -70,7 +70,8 @@ def read_question(family, question: str, visual: torch.Tensor, keep=None):
     inputs = family.embed_prefix(prompt, visual)
     prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs), keep)
     text = family.embed_text(prompt.suffix, inputs.end_position)
-    return family.decoder.extend(prefix, [text])
+    asked, logits = family.decoder.extend(prefix, [text])
+    return asked, logits[:, 0]
 
 
 @torch.inference_mode()

@@ -90,7 +90,7 @@ def prefill(
         max_new_tokens: Number of tokens to reserve capacity for; 0: the cache grows with each.
 
     Returns:
-        The prefilled prompt and the logits [1, vocabulary] after it.
+        The prefilled prompt and the logits [1, 1, vocabulary] after it.
     """
     inputs = family.embed_prefix(prompt, visual_tokens)
     prefix = prefill_views(family, inputs, select, prune_layer)

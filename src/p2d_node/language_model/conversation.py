@@ -8,17 +8,18 @@ it; `generate` decodes their answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import math
 import threading
 
 from p2d_node.errors import ConfigError
+from p2d_node.language_model.drafts import Drafter, Drafts
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.generate import cut_at, generate_greedy, Generation, score_answers
 from p2d_node.language_model.prefix import PausedPrefill, Prefix
 from p2d_node.language_model.prompt import Prompt, split_opening
 from p2d_node.latency import MustStop, never
-from p2d_node.records import Cut
+from p2d_node.records import Cut, PassCounts
 import torch
 from torch import Tensor
 
@@ -47,6 +48,19 @@ class Limits:
     must_stop: MustStop = never
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftSettings:
+    """Where drafts of answers come from; see `Drafter.begin`.
+
+    Attributes:
+        source: last_sweep, prompt_lookup or none.
+        max_tokens: Largest number of drafted tokens per pass.
+    """
+
+    source: str = 'none'
+    max_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class TextAnswer:
     """One answer as text.
@@ -56,13 +70,17 @@ class TextAnswer:
         num_tokens: Number of generated tokens, the end token included.
         mean_log_probability: Mean natural-log probability of the tokens; NaN if there are none.
         cut: Why the answer ended.
+        passes: What decoding cost.
     """
 
     text: str
     num_tokens: int
     mean_log_probability: float
     cut: Cut
+    passes: PassCounts = field(default_factory=PassCounts)
 
+
+NO_DRAFTS = DraftSettings()
 
 UNANSWERED = TextAnswer('', 0, math.nan, Cut.DEADLINE)
 """Stands for the answer to a question that was not asked before the deadline."""
@@ -130,12 +148,14 @@ class AskedBatch:
     Attributes:
         questions: Their texts.
         prompts: One row per question.
-        logits: [rows, vocabulary] after each question.
+        logits: [rows, 1 + drafted, vocabulary] after each question and each drafted token.
+        drafts: What the answers will probably say.
     """
 
     questions: tuple[str, ...]
     prompts: Prefix
     logits: Tensor
+    drafts: Drafts
 
 
 class Conversation:
@@ -156,6 +176,7 @@ class Conversation:
         self._model_name = model_name
         self._cameras = tuple(cameras)
         self._num_visual_tokens = num_visual_tokens
+        self._drafter = Drafter(family.decoder.pass_costs)
         self._tokenizer_lock = threading.Lock()  # tokenizers are not thread-safe
 
     def check_questions(self, questions: Sequence[str]) -> None:
@@ -219,6 +240,7 @@ class Conversation:
             visual_tokens: [pictures, tokens, features], as the vision encoder returns them.
             prune_layer: The layer before which tokens are dropped.
         """
+        self._drafter.begin_sweep()
         prompts = [self._build_prompt(question, cameras) for question in questions]
         opening, endings = split_opening([prompt.suffix for prompt in prompts])
         inputs = self._family.embed_prefix(prompts[0], visual_tokens)
@@ -247,20 +269,40 @@ class Conversation:
 
     @torch.inference_mode()
     def ask(
-        self, shared: SharedPrefix, batch: QuestionBatch, *, max_new_tokens: int = 0
+        self,
+        shared: SharedPrefix,
+        batch: QuestionBatch,
+        *,
+        max_new_tokens: int = 0,
+        drafting: DraftSettings = NO_DRAFTS,
     ) -> AskedBatch:
-        """Append questions to copies of the shared prefix.
+        """Append questions, and how their answers probably begin, to copies of the shared prefix.
 
         Args:
             shared: From `resume`; it stays unchanged.
             batch: One of its batches.
             max_new_tokens: Number of tokens to reserve capacity for.
+            drafting: Where drafts come from.
         """
+        source, max_drafted = drafting.source, min(drafting.max_tokens, max_new_tokens)
+        drafts = self._drafter.begin(source, batch.questions, batch.endings, max_drafted)
         texts = [self._family.embed_text(ids, shared.end_position) for ids in batch.endings]
+        num_rows, longest = len(texts), max(map(len, batch.endings))
+        drafts.propose(num_rows * longest, [max_new_tokens - 1] * num_rows)
         prompts, logits = self._family.decoder.extend(
-            shared.prefix, texts, max_new_tokens=max_new_tokens
+            shared.prefix,
+            texts,
+            max_new_tokens=max_new_tokens and max_new_tokens + max_drafted,
+            drafts=self._embed_drafts(drafts, shared.prefix.end_positions.device),
         )
-        return AskedBatch(batch.questions, prompts, logits)
+        return AskedBatch(batch.questions, prompts, logits, drafts)
+
+    def _embed_drafts(self, drafts: Drafts, device: torch.device) -> Tensor | None:
+        """Return the embeddings of the proposed tokens, padded; None if there are none."""
+        if drafts.width == 1:
+            return None
+        rows = [[*ids, *[0] * (drafts.width - 1 - len(ids))] for ids in drafts.proposed]
+        return self._family.embed(torch.tensor(rows, device=device))
 
     def generate(
         self, asked: AskedBatch, limits: Limits, on_partial: OnPartial | None = None
@@ -294,8 +336,15 @@ class Conversation:
             must_stop=limits.must_stop,
             ends_answer=ends_answer if limits.stop else None,
             on_token=on_token if on_partial is not None else None,
+            drafts=asked.drafts,
         )
+        for question, generation in zip(asked.questions, generations, strict=True):
+            self._drafter.end(question, generation.token_ids)
         return [self._to_text(generation, limits.stop) for generation in generations]
+
+    def forget_drafts(self) -> None:
+        """Forget what was answered: the next sweep is another scene, or asks other questions."""
+        self._drafter.forget()
 
     def _to_text(self, generation: Generation, stop: Sequence[str]) -> TextAnswer:
         return TextAnswer(
@@ -303,6 +352,7 @@ class Conversation:
             num_tokens=len(generation.token_ids),
             mean_log_probability=generation.mean_log_probability,
             cut=generation.cut,
+            passes=generation.passes,
         )
 
     def tokenize_choices(self, choices: Sequence[str]) -> list[tuple[int, ...]]:

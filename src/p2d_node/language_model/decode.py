@@ -6,7 +6,8 @@ phases. A kept token's rotary phase is that of its position in the full sequence
 continues from the length of the full sequence.
 
 The shared prefix has a cache of its own. Questions continue in a second cache with capacity for
-their answers, whose buffers are reused from sweep to sweep (`kv_cache`).
+their answers, whose buffers are reused from sweep to sweep (`kv_cache`). Drafted tokens are cached
+too; those that were wrong are overwritten (`decode_loop`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,20 @@ from functools import partial
 from typing import Any
 
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.decode_loop import CapturedStep, DecodeLoop, StepCache, StepShape
-from p2d_node.language_model.input_sequence import drop_tokens, InputSequence, pad_to_batch
+from p2d_node.language_model.decode_loop import (
+    BatchShape,
+    BatchState,
+    DecodeLoop,
+    Pass,
+    StateCache,
+)
+from p2d_node.language_model.drafts import PassCosts
+from p2d_node.language_model.input_sequence import (
+    drop_tokens,
+    InputSequence,
+    pad_to_batch,
+    PaddedBatch,
+)
 from p2d_node.language_model.kv_cache import CachePool, StaticCache
 from p2d_node.language_model.prefix import PausedPrefill, Prefix
 import torch
@@ -26,19 +39,32 @@ from torch import nn, Tensor
 from transformers import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 
+COST_PER_TOKEN_CPU = {torch.float32: 0.09, torch.bfloat16: 0.03}
+"""Time of one more token in a pass, in times of an empty one, which reads all weights."""
+
+COST_PER_TOKEN_GPU = 0.005
+"""A GPU computes hundreds of tokens in the time that it needs to read the weights."""
+
 
 def most_likely(logits: Tensor) -> Tensor:
-    """Return the ids of the largest logits and their log probabilities, float64 [2, rows].
+    """Return the ids of the largest logits and their log probabilities, float64 [2, ...].
 
     float64 represents ids exactly, so that both reach the host in one copy.
 
     Args:
-        logits: [rows, vocabulary].
+        logits: [..., vocabulary].
     """
     scores = logits.float()
     best = scores.max(dim=-1)
     log_probabilities = best.values - scores.logsumexp(dim=-1)
     return torch.stack([best.indices.double(), log_probabilities.double()])
+
+
+def _extend_real(is_real: Tensor | None, count: int) -> Tensor | None:
+    """Return `is_real` of a batch to which `count` tokens per row are appended."""
+    if is_real is None:
+        return None
+    return torch.cat([is_real, is_real.new_ones(len(is_real), count)], dim=1)
 
 
 class Decoder:
@@ -48,8 +74,8 @@ class Decoder:
 
     Attributes:
         num_layers: Number of decoder layers.
-        static_shapes: Whether answers are decoded with static shapes, which a GPU replays as a
-            CUDA graph. On a CPU that would only mean attention over empty columns.
+        static_shapes: Whether answers are decoded with static shapes, which a GPU replays as
+            CUDA graphs. On a CPU that would only mean attention over empty columns.
     """
 
     def __init__(
@@ -82,9 +108,19 @@ class Decoder:
         self._make_cache = make_cache or DynamicCache
         self._reuses_buffers = make_cache is None
         self._cache_pool = CachePool()
-        self._steps = StepCache()
+        self._states = StateCache()
         self.num_layers = len(model.layers)
         self.static_shapes = next(model.parameters()).is_cuda
+
+    @property
+    def pass_costs(self) -> PassCosts:
+        """How much longer a pass takes with more tokens; see `p2d bench drafts`."""
+        weight = next(self._model.parameters())
+        if weight.is_cuda:
+            per_token = COST_PER_TOKEN_GPU
+        else:
+            per_token = COST_PER_TOKEN_CPU.get(weight.dtype, COST_PER_TOKEN_CPU[torch.float32])
+        return PassCosts(per_token=per_token, any_length=not self.static_shapes)
 
     @torch.inference_mode()
     def begin_prefill(self, inputs: InputSequence, prune_layer: int = 0) -> PausedPrefill:
@@ -121,7 +157,12 @@ class Decoder:
 
     @torch.inference_mode()
     def extend(
-        self, prefix: Prefix, texts: Sequence[InputSequence], *, max_new_tokens: int = 0
+        self,
+        prefix: Prefix,
+        texts: Sequence[InputSequence],
+        *,
+        max_new_tokens: int = 0,
+        drafts: Tensor | None = None,
     ) -> tuple[Prefix, Tensor]:
         """Append texts to copies of `prefix`, one row per text; `prefix` itself stays unchanged.
 
@@ -129,15 +170,34 @@ class Decoder:
             prefix: One row without padding.
             texts: Each begins at the prefix's end position.
             max_new_tokens: Number of tokens to reserve capacity for; 0: the cache grows with each.
+            drafts: Embeddings [rows, drafted, hidden] of tokens that may follow each text; they
+                need reserved capacity, do not become part of the prefix, and the next tokens
+                overwrite them.
 
         Returns:
-            The longer prefix on a cache of its own, and the logits [rows, vocabulary] after it.
+            The longer prefix on a cache of its own, and the logits [rows, 1 + drafted,
+            vocabulary] after each text and after each of its drafted tokens.
         """
         batch = pad_to_batch(texts)
         capacity = batch.embeddings.shape[1] + max_new_tokens if max_new_tokens else 0
         cache = self._copy_cache(prefix.cache, len(texts), capacity)
         longer = Prefix(cache, prefix.prune_layer, batch.end_positions, batch.is_real)
-        return longer, self._append(longer, batch.embeddings, batch.positions)
+        if drafts is None:
+            return longer, self._append(longer, batch.embeddings, batch.positions, 1)
+        return longer, self._append_with_drafts(longer, batch, drafts)
+
+    def _append_with_drafts(self, longer: Prefix, batch: PaddedBatch, drafts: Tensor) -> Tensor:
+        num_drafted = drafts.shape[1]
+        embeddings = torch.cat([batch.embeddings, drafts.to(batch.embeddings.dtype)], dim=1)
+        steps = torch.arange(num_drafted, device=embeddings.device)
+        after = longer.end_positions[:, None] + steps
+        with_drafts = replace(longer, is_real=_extend_real(longer.is_real, num_drafted))
+        positions = torch.cat([batch.positions, after], dim=1)
+        logits = self._append(with_drafts, embeddings, positions, 1 + num_drafted)
+        cache: Any = longer.cache
+        for layer in cache.layers:
+            layer.length -= num_drafted
+        return logits
 
     @torch.inference_mode()
     def fork(self, prefix: Prefix, num_rows: int, *, max_new_tokens: int = 0) -> Prefix:
@@ -162,65 +222,68 @@ class Decoder:
         Returns:
             The longer prefix and the logits [rows, vocabulary] after it.
         """
-        is_real = prefix.is_real
-        if is_real is not None:
-            is_real = torch.cat([is_real, is_real.new_ones(len(is_real), 1)], dim=1)
+        is_real = _extend_real(prefix.is_real, 1)
         longer = replace(prefix, end_positions=prefix.end_positions + 1, is_real=is_real)
-        return longer, self._append(longer, embeddings, prefix.end_positions[:, None])
+        return longer, self._append(longer, embeddings, prefix.end_positions[:, None], 1)[:, 0]
 
     @torch.inference_mode()
     def begin_decode_loop(
         self, prefix: Prefix, embed: Callable[[Tensor], Tensor]
     ) -> DecodeLoop | None:
-        """Prepare to append tokens to `prefix` with static shapes; takes over its cache.
+        """Prepare to append tokens to `prefix` in place; takes over its cache.
 
         Args:
             prefix: The sequence so far.
-            embed: Maps int64 [rows, 1] token ids to their embeddings. It must be the model's own:
-                captured graphs contain it.
+            embed: Maps int64 [rows, tokens] token ids to their embeddings. It must be the model's
+                own: captured graphs contain it.
 
         Returns:
-            None if static shapes are off, or the cache of `prefix` is not a `StaticCache`.
+            None if the cache of `prefix` has no fixed capacity.
         """
         cache: Any = prefix.cache
-        if not self.static_shapes or not isinstance(cache, StaticCache):
+        if not isinstance(cache, StaticCache):
             return None
         groups = self._layer_groups(prefix.prune_layer)
-        first_layers = [cache.layers[group.start] for group in groups]
-        shape = StepShape(
+        firsts = [cache.layers[group.start] for group in groups]
+        shape = BatchShape(
             num_rows=len(prefix.end_positions),
-            capacities=tuple(layer.capacity for layer in first_layers),
+            capacities=tuple(layer.capacity for layer in firsts),
             first_layers=tuple(group.start for group in groups),
         )
-        dtype, device = first_layers[0].dtype, first_layers[0].device
-        step = self._steps.find(shape, cache.version, dtype=dtype, device=device)
-        step.load(prefix.end_positions, [layer.length for layer in first_layers], prefix.is_real)
-        num_free_columns = min(layer.capacity - layer.length for layer in first_layers)
-        for group, slot in zip(groups, step.slots, strict=True):
-            for index in group:
-                cache.layers[index].use_static_shape(slot)
-        compute = partial(self._compute_step, step, cache, groups, embed)
-        return DecodeLoop(self._steps, step, compute, num_free_columns)
+        dtype, device = firsts[0].dtype, firsts[0].device
+        state = self._states.find(shape, cache.version, dtype=dtype, device=device)
+        state.load(prefix.end_positions, [layer.length for layer in firsts], prefix.is_real)
+        return DecodeLoop(
+            state,
+            partial(self._run_pass, state=state, cache=cache, groups=groups, embed=embed),
+            min(layer.capacity - layer.length for layer in firsts),
+            run=self._states.run if self.static_shapes else None,
+        )
 
-    def _compute_step(
+    def _run_pass(
         self,
-        step: CapturedStep,
-        cache: Cache,
+        step: Pass,
+        num_filled: int | None,
+        *,
+        state: BatchState,
+        cache: StaticCache,
         groups: Sequence[range],
         embed: Callable[[Tensor], Tensor],
     ) -> None:
-        """Append the step's tokens; no shape depends on the number of cached tokens."""
-        step.unmask_token()
+        """Append the tokens of a pass, and choose the most likely next ones."""
         hidden = embed(step.tokens)
-        rotary = self._model.rotary_emb(hidden, step.positions)
-        for layers, mask in zip(groups, step.masks, strict=True):
+        rotary = self._model.rotary_emb(hidden, state.positions(step))
+        for number, layers in enumerate(groups):
+            at = state.write_at(number, step, num_filled)
+            mask = state.mask(number, at)
             for index in layers:
+                cache.write_layer(index, at)
                 hidden = self._run_layer(index, hidden, mask, rotary, cache)
-        step.advance(most_likely(self._lm_head(self._model.norm(hidden[:, -1]))))
+        step.choice.copy_(most_likely(self._lm_head(self._model.norm(hidden))))
 
     def release(self) -> None:
         """Free the reused buffers and graphs; the next sweep allocates them again."""
-        self._steps.release()
+        self._states.release()
         self._cache_pool.release()
 
     def _layer_groups(self, prune_layer: int) -> list[range]:
@@ -228,15 +291,15 @@ class Decoder:
         groups = (range(prune_layer), range(prune_layer, self.num_layers))
         return [group for group in groups if group]
 
-    def _append(self, prefix: Prefix, hidden: Tensor, positions: Tensor) -> Tensor:
+    def _append(self, prefix: Prefix, hidden: Tensor, positions: Tensor, num_last: int) -> Tensor:
         """Append tokens to the cache of `prefix`, whose other fields already include them.
 
         Returns:
-            Logits [rows, vocabulary] after the last token.
+            Logits [rows, num_last, vocabulary] after the last tokens.
         """
         for layers in self._layer_groups(prefix.prune_layer):
             hidden = self._run(hidden, positions, layers, prefix.cache, is_real=prefix.is_real)
-        logits: Tensor = self._lm_head(self._model.norm(hidden[:, -1]))
+        logits: Tensor = self._lm_head(self._model.norm(hidden[:, -num_last:]))
         return logits
 
     def _run_sequence(self, inputs: InputSequence, layers: range, cache: Cache) -> InputSequence:

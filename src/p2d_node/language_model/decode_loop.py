@@ -1,7 +1,10 @@
-"""Greedy decoding with static shapes: one decode step, captured as a CUDA graph on a GPU.
+"""Greedy decode passes over a cache of fixed capacity, captured as CUDA graphs on a GPU.
 
-The step reads and writes tensors at fixed addresses: token, position, cache column and attention
-mask. It advances them itself. One captured graph therefore serves every token of this sweep and of
+A pass appends the same number of tokens to every row, at a place of the row's own: rows accept
+different numbers of drafted tokens, and what a row did not accept is overwritten by its next pass.
+
+On a GPU a pass reads and writes tensors at fixed addresses, and no shape depends on the number of
+cached tokens. One captured graph therefore serves every pass of its width, of this sweep and of
 later sweeps with the same number of rows and the same cache capacity.
 """
 
@@ -12,18 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import logging
 
+from p2d_node.language_model.kv_cache import WriteAt
 import torch
 from torch import Tensor
 
 LOGGER = logging.getLogger(__name__)
 
 MAX_SHAPES = 8
-"""Number of step shapes whose tensors and graphs are kept; the least recently used one goes."""
+"""Number of batch shapes whose tensors and graphs are kept; the least recently used one goes."""
 
 
 @dataclass(frozen=True, slots=True)
-class StepShape:
-    """The shape of a decode step.
+class BatchShape:
+    """The shape of a batch of answers.
 
     Attributes:
         num_rows: Number of answers that are decoded together.
@@ -36,80 +40,137 @@ class StepShape:
     first_layers: tuple[int, ...]
 
 
-class CapturedStep:
-    """The tensors of one decode step, and its CUDA graph after capture.
+class Pass:
+    """The tensors of decoder passes of one width, and their CUDA graph after capture.
 
     Attributes:
-        tokens: int64 [rows, 1], the token ids to append.
-        positions: int64 [rows, 1], their positions.
-        slots: Per group of layers int64 [1], the cache column of their keys and values.
-        masks: Per group of layers float [rows, 1, 1, capacity], added to the attention scores:
-            0 where attention looks, -inf elsewhere.
-        choice: float64 [2, rows], the most likely next ids and their log probabilities.
+        inputs: int64 [rows, 1 + width]: how many tokens of its answer a row has cached, and the
+            ids of the tokens to append.
+        choice: float64 [2, rows, width], the most likely next ids after each token and their log
+            probabilities.
         graph: None until captured.
     """
 
-    def __init__(self, shape: StepShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, num_rows: int, width: int, device: torch.device) -> None:
+        shape = (num_rows, 1 + width)
+        self._host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == 'cuda')
+        self.inputs = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.choice = torch.zeros(2, num_rows, width, dtype=torch.float64, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._columns = torch.arange(width, device=device)
+
+    def load(self, num_cached: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """Set the inputs, without waiting for the device; the pass before has been read."""
+        rows = [[cached, *ids] for cached, ids in zip(num_cached, tokens, strict=True)]
+        self._host.copy_(torch.tensor(rows))
+        self.inputs.copy_(self._host, non_blocking=True)
+
+    @property
+    def tokens(self) -> Tensor:
+        """The ids to append, int64 [rows, width]."""
+        return self.inputs[:, 1:]
+
+    @property
+    def offsets(self) -> Tensor:
+        """Their places in the answers, int64 [rows, width]."""
+        return self.inputs[:, :1] + self._columns
+
+
+class BatchState:
+    """What the passes of a batch share: where its answers begin, and what they may attend to.
+
+    Attributes:
+        shape: Of the batch.
+        passes: Width to pass.
+    """
+
+    def __init__(self, shape: BatchShape, dtype: torch.dtype, device: torch.device) -> None:
         rows = shape.num_rows
-        self.tokens = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-        self.positions = torch.zeros_like(self.tokens)
-        self.slots = [torch.zeros_like(self.tokens[0]) for _ in shape.capacities]
-        self.masks = [
-            torch.zeros(rows, 1, 1, capacity, dtype=dtype, device=device)
+        self.shape = shape
+        self.passes: dict[int, Pass] = {}
+        self._dtype, self._device = dtype, device
+        self._rows = torch.arange(rows, device=device)[:, None]
+        self._first_positions = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._lengths: tuple[int, ...] = ()
+        self._first_columns = [torch.zeros_like(self._rows[:1]) for _ in shape.capacities]
+        self._columns = [torch.arange(capacity, device=device) for capacity in shape.capacities]
+        self._is_prompt = [
+            torch.zeros(rows, 1, capacity, dtype=torch.bool, device=device)
             for capacity in shape.capacities
         ]
-        self.choice = torch.zeros(2, rows, dtype=torch.float64, device=device)
-        self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, positions: Tensor, lengths: Sequence[int], is_real: Tensor | None) -> None:
-        """Set positions, cache columns and masks to the present state of the cache.
+        """Begin the answers after the present state of the cache.
 
         Args:
-            positions: int64 [rows], of the next token.
+            positions: int64 [rows], of each answer's first token.
             lengths: Filled columns of the cache, per group of layers.
             is_real: Bool [rows, columns] over the last filled columns, False in padding columns;
                 None if there is no padding.
         """
-        self.positions.copy_(positions[:, None])
-        for mask, slot, length in zip(self.masks, self.slots, lengths, strict=True):
-            slot.fill_(length)
-            mask.fill_(-torch.inf)
-            mask[..., :length] = 0.0
+        self._lengths = tuple(lengths)
+        self._first_positions.copy_(positions[:, None])
+        for first, is_prompt, length in zip(
+            self._first_columns, self._is_prompt, lengths, strict=True
+        ):
+            first.fill_(length)
+            is_prompt.fill_(False)
+            is_prompt[..., :length] = True
             if is_real is not None:
-                padded = mask[:, 0, 0, length - is_real.shape[1] : length]
-                padded.masked_fill_(~is_real, -torch.inf)
+                is_prompt[:, 0, length - is_real.shape[1] : length] = is_real
 
-    def unmask_token(self) -> None:
-        """Let attention see the columns of the token that is appended."""
-        for mask, slot in zip(self.masks, self.slots, strict=True):
-            mask.index_fill_(3, slot, 0.0)
+    def pass_of(self, width: int) -> Pass:
+        """Return the pass that appends `width` tokens to every row."""
+        if width not in self.passes:
+            self.passes[width] = Pass(self.shape.num_rows, width, self._device)
+        return self.passes[width]
 
-    def advance(self, choice: Tensor) -> None:
-        """Store the choice, and move positions and cache columns on by one token."""
-        self.choice.copy_(choice)
-        self.positions.add_(1)
-        for slot in self.slots:
-            slot.add_(1)
+    def positions(self, step: Pass) -> Tensor:
+        """Return the positions of the tokens of a pass, int64 [rows, width]."""
+        return self._first_positions + step.offsets
+
+    def write_at(self, group: int, step: Pass, num_filled: int | None) -> WriteAt:
+        """Return where the layers of a group write the tokens of a pass.
+
+        Args:
+            group: Number of the group.
+            step: The pass.
+            num_filled: Columns of answers that attention reads; None: all columns.
+        """
+        columns = self._first_columns[group] + step.offsets
+        end = None if num_filled is None else self._lengths[group] + num_filled
+        return WriteAt(self._rows, columns, end)
+
+    def mask(self, group: int, at: WriteAt) -> Tensor:
+        """Return what attention adds to its scores, float [rows, 1, width, columns].
+
+        A token sees the prompt, its answer so far and itself.
+        """
+        columns = self._columns[group][: at.end]
+        is_answer = (columns >= self._first_columns[group]) & (columns <= at.columns[..., None])
+        sees = is_answer | self._is_prompt[group][..., : at.end]
+        mask = torch.zeros(sees.shape, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(~sees, -torch.inf)[:, None]
 
 
-class StepCache:
-    """The most recently used steps and their graphs. Use it from one thread at a time.
+class StateCache:
+    """The most recently used batch states and their graphs. Use it from one thread at a time.
 
-    Without a GPU, or after a failed capture, steps run without a graph.
+    Without a GPU, or after a failed capture, passes run without a graph.
     """
 
     def __init__(self) -> None:
-        self._steps: OrderedDict[StepShape, CapturedStep] = OrderedDict()
+        self._states: OrderedDict[BatchShape, BatchState] = OrderedDict()
         self._version = -1
         self._can_capture = True
 
     def find(
-        self, shape: StepShape, version: int, *, dtype: torch.dtype, device: torch.device
-    ) -> CapturedStep:
-        """Return the step for `shape`; creates it if there is none.
+        self, shape: BatchShape, version: int, *, dtype: torch.dtype, device: torch.device
+    ) -> BatchState:
+        """Return the state for `shape`; creates it if there is none.
 
         Args:
-            shape: The shape of the step.
+            shape: The shape of the batch.
             version: Of the KV cache: a graph holds the addresses of the buffers that it was
                 captured with.
             dtype: Of the hidden states.
@@ -118,33 +179,33 @@ class StepCache:
         if version != self._version:
             self.release()
             self._version = version
-        step = self._steps.pop(shape, None)
-        if step is None:
-            while len(self._steps) >= MAX_SHAPES:
-                self._steps.popitem(last=False)
-            step = CapturedStep(shape, dtype, device)
-        self._steps[shape] = step
-        return step
+        state = self._states.pop(shape, None)
+        if state is None:
+            while len(self._states) >= MAX_SHAPES:
+                self._states.popitem(last=False)
+            state = BatchState(shape, dtype, device)
+        self._states[shape] = state
+        return state
 
     def release(self) -> None:
-        """Drop all steps and the memory of their graphs."""
-        self._steps.clear()
+        """Drop all states and the memory of their graphs."""
+        self._states.clear()
 
-    def run(self, step: CapturedStep, compute: Callable[[], None]) -> None:
-        """Run one step: replay its graph, or call `compute` and then capture it."""
+    def run(self, step: Pass, compute: Callable[[], None]) -> None:
+        """Run one pass: replay its graph, or call `compute` and then capture it."""
         if step.graph is not None:
             step.graph.replay()
             return
         compute()  # also warms up what must not be set up during a capture
-        if step.tokens.is_cuda and self._can_capture:
-            step.graph = self._capture(compute, step.tokens.device)
+        if step.inputs.is_cuda and self._can_capture:
+            step.graph = self._capture(compute, step.inputs.device)
 
     def _capture(
         self, compute: Callable[[], None], device: torch.device
     ) -> torch.cuda.CUDAGraph | None:
         # Graphs can share one memory pool: they run one at a time, and their results lie outside.
-        captured = (step.graph for step in self._steps.values())
-        pool = next((graph.pool() for graph in captured if graph is not None), None)
+        steps = (step for state in self._states.values() for step in state.passes.values())
+        pool = next((step.graph.pool() for step in steps if step.graph is not None), None)
         try:
             graph = torch.cuda.CUDAGraph()
             # A failed capture leaves its own stream current; the outer context restores it.
@@ -163,46 +224,59 @@ class StepCache:
 
 
 class DecodeLoop:
-    """Appends tokens to one batch of prompts, with a step of static shape."""
+    """Appends tokens to one batch of prompts."""
+
+    takes_drafts = True
 
     def __init__(
         self,
-        steps: StepCache,
-        step: CapturedStep,
-        compute: Callable[[], None],
+        state: BatchState,
+        compute: Callable[[Pass, int | None], None],
         num_free_columns: int,
+        *,
+        run: Callable[[Pass, Callable[[], None]], None] | None,
     ) -> None:
-        """Wrap a loaded step.
+        """Wrap a loaded state.
 
         Args:
-            steps: Runs and captures the step.
-            step: Loaded with the present state of the cache.
-            compute: Computes the step without a graph.
+            state: Loaded with the present state of the cache.
+            compute: Computes a pass; gets how many columns of answers attention reads, or None
+                for all columns.
             num_free_columns: Number of tokens that the cache has capacity for.
+            run: Runs passes whose shapes do not depend on the number of cached tokens, such as
+                `StateCache.run`; None: attention reads only what the longest answer has filled.
         """
-        self._steps = steps
-        self._step = step
+        self._state = state
         self._compute = compute
         self._num_free_columns = num_free_columns
+        self._run = run
 
     @torch.inference_mode()
-    def advance(self, tokens: Tensor) -> Tensor:
-        """Append one token to every row, without waiting for the device.
+    def advance(self, num_cached: Sequence[int], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Append tokens to every row, without waiting for the device.
 
         Args:
-            tokens: Token ids [rows], in any dtype.
+            num_cached: Per row how many tokens of its answer were appended before and stay.
+            tokens: Per row the token ids; equally many for all rows.
 
         Returns:
-            The result of `most_likely` after them, in a tensor that the next call overwrites.
+            The result of `most_likely` after each of them, float64 [2, rows, width], in a tensor
+            that later passes overwrite.
 
         Raises:
             ValueError: The cache is full.
         """
-        if self._num_free_columns == 0:
+        width = len(tokens[0])
+        filled = max(num_cached) + width
+        if filled > self._num_free_columns:
             raise ValueError(
-                'KV cache: got one token more than its capacity; acquire a larger cache'
+                f'KV cache: got {filled} tokens after the prompt, allowed: '
+                f'{self._num_free_columns}; acquire a larger cache'
             )
-        self._num_free_columns -= 1
-        self._step.tokens.copy_(tokens[:, None])
-        self._steps.run(self._step, self._compute)
-        return self._step.choice
+        step = self._state.pass_of(width)
+        step.load(num_cached, tokens)
+        if self._run is None:
+            self._compute(step, filled)
+        else:
+            self._run(step, lambda: self._compute(step, None))
+        return step.choice

@@ -6,6 +6,7 @@ them and has capacity for the tokens that follow.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 import weakref
 
@@ -22,6 +23,22 @@ CAPACITY_STEP = 256
 """Capacities are multiples of this, so that sweeps of about equal size share a CUDA graph."""
 
 
+@dataclass(frozen=True, slots=True)
+class WriteAt:
+    """Where the next pass writes its keys and values, and what attention reads.
+
+    Attributes:
+        rows: int64 [rows, 1], 0 to rows - 1.
+        columns: int64 [rows, tokens], the columns of each row's tokens.
+        end: Number of columns that attention gets, None for all; its mask must hide those that
+            are not the row's own.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    end: int | None
+
+
 class StaticLayer(DynamicLayer):
     """Keys and values of one decoder layer in buffers of fixed capacity.
 
@@ -29,9 +46,8 @@ class StaticLayer(DynamicLayer):
         keys: Float [rows, heads, capacity, head_dim].
         values: Of the same shape.
         length: Number of filled columns.
-        slot: int64 [1] on the buffers' device, the column of the next token; None until
-            `use_static_shape`. When it is set, `length` is not updated, and attention gets all
-            columns: its mask must hide the empty ones. No shape then depends on the token.
+        write_at: Where the next tokens are written; None: behind the filled columns. When it is
+            set, `length` is not updated.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -40,7 +56,7 @@ class StaticLayer(DynamicLayer):
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         self.length = 0
-        self.slot: Tensor | None = None
+        self.write_at: WriteAt | None = None
 
     @property
     def capacity(self) -> int:
@@ -58,30 +74,39 @@ class StaticLayer(DynamicLayer):
         Raises:
             ValueError: The capacity is exceeded.
         """
-        if self.slot is not None:
-            self.keys.index_copy_(2, self.slot, key_states)
-            self.values.index_copy_(2, self.slot, value_states)
-            return self.keys, self.values
+        if self.write_at is not None:
+            return self._write(key_states, value_states, self.write_at)
         start, end = self.length, self.length + key_states.shape[2]
-        if end > self.capacity:
-            raise ValueError(
-                f'KV cache: got {end} tokens, allowed: {self.capacity}; acquire a larger cache'
-            )
+        self.check_capacity(end)
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def check_capacity(self, num_columns: int) -> None:
+        """Raise `ValueError` if there are fewer columns."""
+        if num_columns > self.capacity:
+            raise ValueError(
+                f'KV cache: got {num_columns} tokens, allowed: {self.capacity}; acquire a larger '
+                'cache'
+            )
+
+    def _write(
+        self, key_states: Tensor, value_states: Tensor, at: WriteAt
+    ) -> tuple[Tensor, Tensor]:
+        places = (at.rows, at.columns)
+        self.keys.transpose(1, 2).index_put_(places, key_states.transpose(1, 2))
+        self.values.transpose(1, 2).index_put_(places, value_states.transpose(1, 2))
+        return self.keys[:, :, : at.end], self.values[:, :, : at.end]
+
     def get_seq_length(self) -> int:
         """Return the number of filled columns."""
         return self.length
 
-    def use_static_shape(self, slot: Tensor) -> None:
-        """Hand all columns to attention from now on, and write the next token at `slot`."""
-        # Old contents may be NaN, which an attention weight of zero does not hide.
+    def clear_rest(self) -> None:
+        """Set the empty columns to zero: old contents may be NaN, which no mask hides."""
         self.keys[:, :, self.length :].zero_()
         self.values[:, :, self.length :].zero_()
-        self.slot = slot
 
 
 class StaticCache(Cache):
@@ -95,6 +120,11 @@ class StaticCache(Cache):
     def __init__(self, layers: list[StaticLayer], version: int) -> None:
         super().__init__(layers=layers)
         self.version = version
+
+    def write_layer(self, index: int, at: WriteAt) -> None:
+        """Let a layer write its next tokens at `at`."""
+        layer: Any = self.layers[index]
+        layer.write_at = at
 
 
 class CachePool:
@@ -130,6 +160,7 @@ class CachePool:
             keys, values = layer.keys[:, :, :length], layer.values[:, :, :length]
             copy = self._make_layer(index, keys, num_rows, length + num_new_tokens)
             copy.update(keys.expand(num_rows, -1, -1, -1), values.expand(num_rows, -1, -1, -1))
+            copy.clear_rest()
             layers.append(copy)
         used = sum(2 * layer.keys.numel() for layer in layers)
         self._num_small = self._num_small + 1 if 2 * used < held else 0

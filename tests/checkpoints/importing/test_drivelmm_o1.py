@@ -74,7 +74,7 @@ def our_logits(family, prompt, visual_tokens):
     inputs = family.embed_prefix(prompt, visual_tokens)
     prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     text = family.embed_text(prompt.suffix, inputs.end_position)
-    return family.decoder.extend(prefix, [text])[1][0]
+    return family.decoder.extend(prefix, [text])[1][0, 0]
 
 
 def logits_of_the_definition(prompt, views, weights):

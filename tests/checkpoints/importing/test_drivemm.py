@@ -62,7 +62,7 @@ def our_logits(family, prompt, visual_tokens):
     inputs = family.embed_prefix(prompt, visual_tokens)
     prefix = family.decoder.resume_prefill(family.decoder.begin_prefill(inputs))
     text = family.embed_text(prompt.suffix, inputs.end_position)
-    return family.decoder.extend(prefix, [text])[1][0]
+    return family.decoder.extend(prefix, [text])[1][0, 0]
 
 
 def test_visual_tokens_are_those_of_the_published_weights(family, weights, pixel_values):
