@@ -143,7 +143,7 @@ def test_no_questions_cost_nothing(pipeline):
 
 
 def test_a_deadline_cuts_answers_and_marks_them(pipeline, config):
-    pipeline.reconfigure(replace(config, deadline_ms=0.001, max_new_tokens=500))
+    pipeline.reconfigure(replace(config, deadline_ms=0.001, max_new_tokens=500, drafts='none'))
     answers = pipeline.answer(make_frame_set(), QUESTIONS)
     assert {(a.cut, a.num_generated_tokens) for a in answers} == {(Cut.DEADLINE, 1)}
     pipeline.reconfigure(config)
@@ -152,7 +152,7 @@ def test_a_deadline_cuts_answers_and_marks_them(pipeline, config):
 
 
 def test_after_the_deadline_no_further_batch_is_begun(pipeline, config):
-    pipeline.reconfigure(replace(config, deadline_ms=0.001, question_batch=1))
+    pipeline.reconfigure(replace(config, deadline_ms=0.001, question_batch=1, drafts='none'))
     first, second = pipeline.answer(make_frame_set(), QUESTIONS)
     assert (first.num_generated_tokens, second.num_generated_tokens) == (1, 0)
     assert (second.answer, second.cut) == ('', Cut.DEADLINE)

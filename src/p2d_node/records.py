@@ -204,10 +204,11 @@ class Cut(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class PassCounts:
-    """What decoding an answer cost, and how far drafts shortened it.
+    """What decoding answers cost, and how far drafts shortened it.
 
     Attributes:
-        num_passes: Decoder passes after the prefill; without drafts one per token after the first.
+        num_passes: Passes of the decoder, the prefill of the question included; without drafts
+            one per generated token.
         num_drafted: Drafted tokens that were verified.
         num_accepted: Those that became part of the answer.
     """
@@ -215,6 +216,14 @@ class PassCounts:
     num_passes: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+
+    def __add__(self, other: PassCounts) -> PassCounts:
+        """Return the counts of both."""
+        return PassCounts(
+            self.num_passes + other.num_passes,
+            self.num_drafted + other.num_drafted,
+            self.num_accepted + other.num_accepted,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,8 +85,8 @@ def to_dict(message: Any) -> Any:
     if hasattr(message, 'get_fields_and_field_types'):
         names = [*message.get_fields_and_field_types()]
         if getattr(message, 'window_sweeps', 1) == 0:
-            # The times of an answer, which have no percentiles.
-            names = names[: names.index('window_sweeps')]
+            # The times of an answer: what follows is of the whole sweep.
+            names = names[: names.index('num_generated_tokens')]
         return {name: to_dict(getattr(message, name)) for name in names}
     if isinstance(message, (str, int, float, bool)):
         return message

@@ -42,7 +42,7 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
     cut: Cut | None = None
-    num_passes: int = 0
+    num_passes: int = 1
     num_drafted: int = 0
     num_accepted: int = 0
 

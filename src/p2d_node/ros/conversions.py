@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from builtin_interfaces.msg import Time
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.msg import StageTiming
 from p2d_node.latency import LatencyWindow
-from p2d_node.records import DrivingAnswer, FrameSet, StageTimes
+from p2d_node.records import DrivingAnswer, FrameSet, PassCounts, StageTimes
 from p2d_node.units import NS_PER_MS, NS_PER_S
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -54,13 +54,37 @@ def to_times_ms(answer: DrivingAnswer, *, now_ns: int) -> dict[str, float]:
     }
 
 
+def to_pass_counts(passes: PassCounts) -> dict[str, int]:
+    """Return the counts by their field of DrivingAnswer and StageTiming."""
+    return {
+        'num_decoder_passes': passes.num_passes,
+        'num_drafted_tokens': passes.num_drafted,
+        'num_accepted_tokens': passes.num_accepted,
+    }
+
+
 def to_timing(
-    header: Header, times_ms: Mapping[str, float], window: LatencyWindow | None = None
+    header: Header,
+    times_ms: Mapping[str, float],
+    answers: Sequence[DrivingAnswer],
+    window: LatencyWindow,
 ) -> StageTiming:
-    """Return the times of a sweep as a message, with percentiles if there is a window."""
-    if window is None:
-        return StageTiming(header=header, **times_ms)
-    return StageTiming(header=header, **times_ms, window_sweeps=len(window), **window.percentiles)
+    """Return the times of a sweep as a message.
+
+    Args:
+        header: The header of the sweep.
+        times_ms: From `to_times_ms`.
+        answers: All answers about the sweep.
+        window: Gives the percentiles.
+    """
+    return StageTiming(
+        header=header,
+        **times_ms,
+        num_generated_tokens=sum(answer.num_generated_tokens for answer in answers),
+        **to_pass_counts(sum((answer.passes for answer in answers), PassCounts())),
+        window_sweeps=len(window),
+        **window.percentiles,
+    )
 
 
 def to_answer(
@@ -86,9 +110,10 @@ def to_answer(
         tokens_kept=list(answer.tokens_kept.values()),
         mean_log_probability=answer.mean_log_probability,
         num_generated_tokens=answer.num_generated_tokens,
+        **to_pass_counts(answer.passes),
         cut=answer.cut.value,
         late=late,
-        timing=to_timing(header, to_times_ms(answer, now_ns=now_ns)),
+        timing=StageTiming(header=header, **to_times_ms(answer, now_ns=now_ns)),
     )
 
 

@@ -10,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.config import DriveConfig
 from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import PassCounts
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
@@ -340,6 +341,18 @@ def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str,
     if totals_ms:
         values['latency median (ms)'] = f'{statistics.median(totals_ms):.1f}'
         values['latency p95 (ms)'] = f'{totals_ms[int(0.95 * (len(totals_ms) - 1))]:.1f}'
+    return values | _decoding_values(list(state.decoding))
+
+
+def _decoding_values(decoding: Sequence[tuple[int, PassCounts]]) -> dict[str, object]:
+    """Return how far drafts shorten the decoding of recent sweeps."""
+    num_tokens = sum(tokens for tokens, _ in decoding)
+    passes = sum((counts for _, counts in decoding), PassCounts())
+    values: dict[str, object] = {}
+    if passes.num_passes:
+        values['tokens per decoder pass'] = f'{num_tokens / passes.num_passes:.2f}'
+    if passes.num_drafted:
+        values['drafted tokens accepted'] = f'{passes.num_accepted / passes.num_drafted:.0%}'
     return values
 
 

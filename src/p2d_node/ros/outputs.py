@@ -74,19 +74,20 @@ class Outputs:
                 line = self._as_line(answer.question, answer.answer)
                 self._answer_text.publish(String(data=f'{LATE_PREFIX if late else ""}{line}'))
 
-    def publish_sweep(self, frame_set: FrameSet, answer: DrivingAnswer) -> None:
+    def publish_sweep(self, frame_set: FrameSet, answers: Sequence[DrivingAnswer]) -> None:
         """Publish the times of one sweep, and the picture if it has subscribers.
 
         Args:
             frame_set: The sweep.
-            answer: The first answer about it.
+            answers: All answers about it, one or more.
         """
+        answer = answers[0]
         header = to_header(frame_set, self._reference_camera)
         with ended_by_shutdown(self._node.context):
             times_ms = to_times_ms(answer, now_ns=self._now_ns())
             if times_ms['end_to_end_ms'] >= 0.0:  # else time jumped back between its two ends
                 self._window.add(times_ms)
-            self._timing.publish(to_timing(header, times_ms, self._window))
+            self._timing.publish(to_timing(header, times_ms, answers, self._window))
             if self._kept_tokens.get_subscription_count():
                 self._publish_kept_tokens(frame_set, answer, header)
 

@@ -18,7 +18,7 @@ from p2d_node.config import DriveConfig
 from p2d_node.errors import DeviceLostError, ImageDecodeError, P2dError
 from p2d_node.language_model.conversation import OnPartial
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.records import DrivingAnswer, FrameSet
+from p2d_node.records import DrivingAnswer, FrameSet, PassCounts
 from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.unexpected_error import unexpected_error
 from p2d_node.units import NS_PER_S
@@ -78,6 +78,7 @@ class WorkerState:
         begun_ns: Time at which work on the current sweep began, steady clock; None between
             sweeps.
         totals_ms: Time from first frame to last answer, of recent sweeps.
+        decoding: Generated tokens, and what they cost, of recent sweeps.
     """
 
     answered: int = 0
@@ -96,6 +97,9 @@ class WorkerState:
     last_answer_ns: int | None = None
     begun_ns: int | None = None
     totals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
+    decoding: deque[tuple[int, PassCounts]] = field(
+        default_factory=lambda: deque(maxlen=LATENCY_WINDOW)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class SweepWorker:
         thread: Executor,
         age: SweepAge,
         on_answers: OnAnswers,
-        on_sweep: Callable[[FrameSet, DrivingAnswer], None],
+        on_sweep: Callable[[FrameSet, Sequence[DrivingAnswer]], None],
         on_failure: Callable[[P2dError], None],
         on_broken: Callable[[ImageDecodeError], None],
         on_partial: OnPartial,
@@ -135,7 +139,7 @@ class SweepWorker:
             age: Tells the age of a sweep.
             on_answers: Called with a sweep and the answers to the configured questions, and then
                 with those to the questions that were asked.
-            on_sweep: Called with a sweep and an answer about it once all are published.
+            on_sweep: Called with a sweep and the answers about it once all are published.
             on_failure: Called with the error that made a sweep fail.
             on_broken: Called with the frames that a sweep was answered without.
             on_partial: Called with question and answer while an answer grows, if
@@ -385,11 +389,12 @@ class SweepWorker:
                 self._count_answered(answers[0], late)
             begun = answers if pending is None else _within_deadline(answers)
             self._on_answers(frame_set, begun, late)
-            published = published or begun
+            published += begun
             if pending is not None:
                 self._resolve(pending, frame_set, answers, late)
         if published:
-            self._on_sweep(frame_set, published[0])
+            self._count_passes(published)
+            self._on_sweep(frame_set, published)
 
     def _is_outdated(self, config: DriveConfig) -> bool:
         """Tell whether the limits of the work have changed since a sweep began with `config`.
@@ -421,6 +426,11 @@ class SweepWorker:
         self.state.last_error = ''
         self.state.last_answer_ns = time.monotonic_ns()
         self.state.totals_ms.append(answer.times.total_ms)
+
+    def _count_passes(self, answers: Sequence[DrivingAnswer]) -> None:
+        num_tokens = sum(answer.num_generated_tokens for answer in answers)
+        passes = sum((answer.passes for answer in answers), PassCounts())
+        self.state.decoding.append((num_tokens, passes))
 
     def _resolve(
         self,
