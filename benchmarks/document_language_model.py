@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from measured_tables import MACHINE, read_report, write_tables
+from measured_tables import MACHINE, markdown_table, read_report, write_tables
 
 
 def machine_of(report: dict[str, Any]) -> str:
@@ -62,9 +62,54 @@ def questions_table(report: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def drafts_tables(report: dict[str, Any]) -> str:
+    """Return the rows of `p2d bench drafts` as two Markdown tables."""
+    header = ['drafts', 'tokens', 'passes', 'fewer', 'accepted', 'ms', 'faster', 'answers']
+    model, drives = report['random_model'], report['drives']
+    cases = [
+        [f'{row["answer_tokens"]}, {row["agreement"]:.0%}', *draft_cells(row)]
+        for row in model['rows']
+    ]
+    rates = [[f'{row["rate_hz"]:g}', *draft_cells(row)] for row in drives['rows']]
+    return (
+        f'Per answer, from the prefilled views to its end. Passes include the prefill of the '
+        f'question. Random model `{model["shape"]}`, by length of the answer and share of equal '
+        f'tokens in the answer before. {machine_of(report)}\n\n'
+        + markdown_table(['tokens, agree', *header], 'll' + 'r' * 7, cases)
+        + f'\n`{drives["model"]}`, {report["scenarios"]} drives of {report["sweeps_per_drive"]} '
+        f'sweeps that p2d_sim draws, {report["questions"]} questions; '
+        f'{other_answers(drives["rows"])}\n\n'
+        + markdown_table(['Hz', *header], 'rl' + 'r' * 7, rates)
+    )
+
+
+def draft_cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells of one row of `p2d bench drafts`."""
+    accepted = row['accepted_share']
+    return [
+        f'`{row["drafts"]}`',
+        f'{row["tokens_per_answer"]:.1f}',
+        f'{row["passes_per_answer"]:.2f}',
+        f'{row["fewer_passes"]:.2f}x',
+        '' if accepted is None else f'{accepted:.0%}',
+        f'{row["answer_ms"]:.1f}',
+        f'{row["speedup"]:.2f}x',
+        f'{row["num_answers"]}',
+    ]
+
+
+def other_answers(rows: list[dict[str, Any]]) -> str:
+    """Say how many answers with drafts are not those without."""
+    number = sum(row['other_answers'] for row in rows)
+    drafted = sum(row['num_answers'] for row in rows if row['drafts'] != 'none')
+    return f'{number} of {drafted:,} answers with drafts differ from those without.'
+
+
 def make_table(name: str) -> str:
     """Return the table of the report in the JSON file `name`."""
     report = read_report(name)
+    if 'drives' in report:
+        return drafts_tables(report)
     return prefill_table(report) if 'rows' in report else questions_table(report)
 
 

@@ -389,7 +389,7 @@ class DrivingPipeline:
         config, clock = self._config, StageClock(self.device)
         self._clock = clock
         if frame_set.stamp_ns < self._last_stamp_ns or config.questions != self._last_questions:
-            self._language_model.forget_drafts()
+            self._language_model.drafter.forget()
         self._last_stamp_ns, self._last_questions = frame_set.stamp_ns, config.questions
         must_stop = clock.noting(must_stop)
         if config.deadline_ms > 0.0:

@@ -52,7 +52,12 @@ def message(text: str) -> Message:
     stamp = Message(stamp=Message(sec=1_533_280_000, nanosec=0))
     times = {field: 5.0 for _, field in STAGES}
     timing = Message(header=stamp, **times, **percentiles_of([times], times))
-    tokens = {'tokens_kept': [1], 'tokens_total': [2]}
+    tokens = {
+        'tokens_kept': [1],
+        'tokens_total': [2],
+        'num_generated_tokens': 3,
+        'num_decoder_passes': 2,
+    }
     fields = dict.fromkeys(('model', 'question', 'answer'), text)
     return Message(header=stamp, late=False, timing=timing, **fields, **tokens)
 

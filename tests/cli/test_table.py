@@ -24,6 +24,8 @@ def answer(second: int):
         question='What should the ego vehicle do next, and why? ' * 2,
         late=second % 2 == 1,
         answer=f'answer {second} ' + 'because the road is clear ' * 3,
+        num_generated_tokens=64,
+        num_decoder_passes=12,
         tokens_kept=[729] * 6,
         tokens_total=[729] * 6,
     )
@@ -53,4 +55,4 @@ def test_the_newest_rows_fit_and_no_number_is_cut(num_problems, num_sweeps):
             assert [name, *numbers] in [line.split() for line in lines]
         row = next(line for line in lines if f'answer {num_sweeps - 1}' in line)
         assert row.split()[0] == f'{num_sweeps - 1}.0'
-        assert row.split()[-1] == '4374/4374'
+        assert row.split()[-2:] == ['4374/4374', '64/12']

@@ -6,6 +6,7 @@ import warnings
 
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.language_model.decode import Decoder, most_likely
+from p2d_node.language_model.drafts import Drafter, PassCosts
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.generate import generate_greedy
 import pytest
@@ -82,7 +83,8 @@ def ids(answers):
 
 
 def num_graphs(decoder):
-    return sum(step.graph is not None for step in decoder._steps._steps.values())
+    states = decoder._states._states.values()
+    return sum(step.graph is not None for state in states for step in state.passes.values())
 
 
 @pytest.mark.parametrize('prune_layer', [0, 1])
@@ -117,12 +119,12 @@ def test_a_step_does_not_synchronize_and_an_answer_synchronizes_once_per_token(l
     answer_sweep(llava, decoder)
     asked, logits = ask(llava, decoder)
     steps = decoder.begin_decode_loop(asked, llava.embed)
-    choice = most_likely(logits)
+    tokens = most_likely(logits)[0].long().tolist()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
     try:
-        for _ in range(NUM_TOKENS - 1):
-            choice = steps.advance(choice[0])
+        for number in range(NUM_TOKENS - 1):
+            steps.advance([number] * len(tokens), tokens)
     finally:
         torch.cuda.set_sync_debug_mode('default')
     del asked, steps
@@ -143,10 +145,10 @@ def test_a_replayed_step_allocates_nothing(llava):
     answer_sweep(llava, decoder)
     asked, logits = ask(llava, decoder)
     steps = decoder.begin_decode_loop(asked, llava.embed)
-    tokens = most_likely(logits)[0]
+    tokens = most_likely(logits)[0].long().tolist()
     count = torch.cuda.memory_stats()['allocation.all.allocated']
-    for _ in range(NUM_TOKENS - 1):
-        steps.advance(tokens)
+    for number in range(NUM_TOKENS - 1):
+        steps.advance([number] * len(tokens), tokens)
     torch.cuda.synchronize()
     assert torch.cuda.memory_stats()['allocation.all.allocated'] == count
 
@@ -198,3 +200,29 @@ def test_a_model_that_cannot_be_captured_is_decoded_without_graphs_and_logged_on
     assert [r.getMessage().partition(',')[0] for r in caplog.records] == [
         'decoding without CUDA graphs'
     ]
+
+
+@pytest.mark.parametrize('prune_layer', [0, 1])
+def test_drafts_run_in_a_graph_of_their_own_and_change_no_answer(folder, prune_layer):
+    family = load(folder)
+    decoder = new_decoder(family, graphs=True)
+    plain = answer_sweep(family, decoder, prune_layer=prune_layer)
+    drafter = Drafter(PassCosts(per_token=0.0, any_length=False))
+    for change in (lambda token: token, lambda token: token ^ 1):
+        for question, generation in zip(QUESTIONS, plain, strict=True):
+            drafter.end(question, [change(token) for token in generation.token_ids])
+        drafts = drafter.begin('last_sweep', QUESTIONS, [(1,)] * len(QUESTIONS), 5)
+        capacity = NUM_TOKENS + 5
+        asked, logits = ask(family, decoder, max_new_tokens=capacity, prune_layer=prune_layer)
+        ours = generate_greedy(
+            decoder,
+            asked,
+            logits,
+            embed=family.embed,
+            max_new_tokens=NUM_TOKENS,
+            end_token_ids=(),
+            drafts=drafts,
+        )
+        assert ids(ours) == ids(plain)
+        assert all(generation.passes.num_drafted for generation in ours)
+    assert num_graphs(decoder) == 2  # of one token, and of six

@@ -52,7 +52,7 @@ class Sweep:
     def __init__(self, family, *, prune_layer=0, static_shapes=False, costs=FREE):
         family.decoder.static_shapes = static_shapes
         self.talk = Conversation(family, model_name='tiny', cameras=CAMERAS, num_visual_tokens=300)
-        self.talk._drafter = self.drafter = Drafter(costs)
+        self.talk.drafter = self.drafter = Drafter(costs)
         self.answers = {}
         self._family = family
         self._prune_layer = prune_layer
@@ -124,7 +124,7 @@ def test_answers_equal_plain_decoding_whatever_the_drafts_say(family, prune_laye
         if name == 'right':
             assert passes == [3] * len(QUESTIONS)  # of 6 tokens, 6 and 2
         if name in {'one wrong', 'one missing', 'one more'}:
-            assert max(passes) < 9
+            assert sum(passes) < 2 * NUM_TOKENS  # plain: 3 * NUM_TOKENS
         if name == 'wrong':
             assert all(answer.passes.num_drafted for answer in ours)
     assert [answer.passes.num_passes for answer in plain] == [NUM_TOKENS] * len(QUESTIONS)
@@ -157,12 +157,12 @@ def test_the_length_limit_holds_inside_a_draft(llava, num_tokens):
 def test_stop_texts_and_end_tokens_end_an_answer_inside_its_draft(llava):
     sweep = Sweep(llava)
     full = sweep.answer(source='last_sweep')
+    ids = sweep.drafter._memories[QUESTIONS[2]].answer
     marks = tuple(answer.text.split()[3] for answer in full[:2])
     drafted = sweep.answer(source='last_sweep', stop=marks)
     assert [answer.cut for answer in drafted[:2]] == [Cut.STOP, Cut.STOP]
     assert drafted[0].passes.num_passes < drafted[0].num_tokens
     assert_same(drafted, Sweep(llava).answer(stop=marks))
-    ids = sweep.drafter._memories[QUESTIONS[2]].answer
     llava.end_token_ids = (ids[4],)
     try:
         plain = Sweep(llava).answer()
@@ -232,7 +232,8 @@ def test_the_length_of_drafts_follows_their_worth():
     assert best_length((1.0, 3)) == 3
     assert 1 <= best_length((0.5, 8)) <= 3
     assert best_length((0.05, 8)) == 0
-    assert best_length((1.0, 8), (0.0, 8)) < 8
+    # Other rows pay for a draft that only one answer has.
+    assert best_length((0.5, 8), *[(0.0, 8)] * 3) < best_length((0.5, 8))
     fixed = PassCosts(per_token=0.001, any_length=False)
     assert {best_length((p, 8), costs=fixed) for p in (0.0, 0.2, 1.0)} == {0, 8}
     assert best_length((1.0, 1), limit=8, costs=fixed) == 8

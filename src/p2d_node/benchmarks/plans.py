@@ -134,3 +134,37 @@ class QuestionBenchmark(ModelBenchmark):
             warm_up=self.warm_up,
             repeats=self.repeats,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftBenchmark:
+    """Decoding with drafts: a model with random weights, and drives that p2d_sim draws."""
+
+    shape: ModelShape = SCALED
+    answer_lengths: Sequence[int] = option(
+        (16, 64, 256),
+        'Tokens per answer of the model with random weights.',
+        minimum=2,
+        maximum=4096,
+    )
+    agreements: Sequence[float] = option(
+        (0.0, 0.5, 0.9, 1.0),
+        'Shares of equal tokens in an answer and the one before.',
+        minimum=0.0,
+        maximum=1.0,
+    )
+    rates_hz: Sequence[float] = option(
+        (12.0, 3.0, 1.0), 'Sweeps per second of the drives.', above=0.0, maximum=100.0
+    )
+    num_sweeps: int = option(12, 'Sweeps of each drive.', minimum=2, maximum=1000)
+    max_draft_tokens: int = option(
+        8, 'Largest number of drafted tokens per pass.', minimum=1, maximum=64
+    )
+    device: str = option('cpu', 'torch device.')
+    dtype: str = option('float32', 'Number format of the weights.', choices=DTYPE_NAMES)
+    warm_up: int = option(2, WARM_UP_HELP, minimum=0, maximum=MAX_ROUNDS)
+    repeats: int = option(5, REPEATS_HELP, minimum=1, maximum=MAX_ROUNDS)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self)

@@ -152,10 +152,12 @@ def _answers(answers: Sequence[Any], first_ns: int) -> Table:
     table.add_column('question', no_wrap=True, overflow='ellipsis', ratio=1)
     table.add_column('answer', no_wrap=True, overflow='ellipsis', ratio=1)
     table.add_column('kept', justify='right', no_wrap=True)
+    table.add_column('tok/pass', justify='right', no_wrap=True)
     for message in answers:
         kept = f'{sum(message.tokens_kept)}/{sum(message.tokens_total)}'
         texts = (_cell(message.question), _cell(_marked(message)))
-        table.add_row(_seconds(message, first_ns), *texts, kept)
+        cost = f'{message.num_generated_tokens}/{message.num_decoder_passes}'
+        table.add_row(_seconds(message, first_ns), *texts, kept, cost)
     return table
 
 

@@ -159,7 +159,11 @@ class AskedBatch:
 
 
 class Conversation:
-    """Asks a loaded model. Use it from one thread; any thread may call `check_questions`."""
+    """Asks a loaded model. Use it from one thread; any thread may call `check_questions`.
+
+    Attributes:
+        drafter: Where drafts of answers come from.
+    """
 
     def __init__(
         self, family: Family, *, model_name: str, cameras: Sequence[str], num_visual_tokens: int
@@ -176,7 +180,7 @@ class Conversation:
         self._model_name = model_name
         self._cameras = tuple(cameras)
         self._num_visual_tokens = num_visual_tokens
-        self._drafter = Drafter(family.decoder.pass_costs)
+        self.drafter = Drafter(family.decoder.pass_costs)
         self._tokenizer_lock = threading.Lock()  # tokenizers are not thread-safe
 
     def check_questions(self, questions: Sequence[str]) -> None:
@@ -240,7 +244,7 @@ class Conversation:
             visual_tokens: [pictures, tokens, features], as the vision encoder returns them.
             prune_layer: The layer before which tokens are dropped.
         """
-        self._drafter.begin_sweep()
+        self.drafter.begin_sweep()
         prompts = [self._build_prompt(question, cameras) for question in questions]
         opening, endings = split_opening([prompt.suffix for prompt in prompts])
         inputs = self._family.embed_prefix(prompts[0], visual_tokens)
@@ -285,7 +289,7 @@ class Conversation:
             drafting: Where drafts come from.
         """
         source, max_drafted = drafting.source, min(drafting.max_tokens, max_new_tokens)
-        drafts = self._drafter.begin(source, batch.questions, batch.endings, max_drafted)
+        drafts = self.drafter.begin(source, batch.questions, batch.endings, max_drafted)
         texts = [self._family.embed_text(ids, shared.end_position) for ids in batch.endings]
         num_rows, longest = len(texts), max(map(len, batch.endings))
         drafts.propose(num_rows * longest, [max_new_tokens - 1] * num_rows)
@@ -339,12 +343,8 @@ class Conversation:
             drafts=asked.drafts,
         )
         for question, generation in zip(asked.questions, generations, strict=True):
-            self._drafter.end(question, generation.token_ids)
+            self.drafter.end(question, generation.token_ids)
         return [self._to_text(generation, limits.stop) for generation in generations]
-
-    def forget_drafts(self) -> None:
-        """Forget what was answered: the next sweep is another scene, or asks other questions."""
-        self._drafter.forget()
 
     def _to_text(self, generation: Generation, stop: Sequence[str]) -> TextAnswer:
         return TextAnswer(

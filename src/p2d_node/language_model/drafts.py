@@ -232,6 +232,10 @@ class Drafter:
         self._memory(question).answer = answer
         self._answers.append(answer)
 
+    def last_answer(self, question: str) -> TokenIds:
+        """Return the token ids of the last answer to a question; empty if there is none."""
+        return self._memory(question).answer
+
     def forget(self) -> None:
         """Forget all answers, and how often drafts were right."""
         self._memories.clear()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2d_node.benchmarks.plans import (
+    DraftBenchmark,
     ModelBenchmark,
     PrefillBenchmark,
     QuestionBenchmark,
@@ -27,6 +28,10 @@ PREFILL_EXAMPLES = """example:
 """
 QUESTIONS_EXAMPLES = """example:
   p2d bench questions --questions 20 --threads 1 --json
+"""
+DRAFTS_EXAMPLES = """example:
+  p2d bench drafts --threads 1
+  p2d bench drafts --answer-tokens 64 --agreement 0 0.9 --json > drafts.json
 """
 NODE_EXAMPLES = """example:
   p2d bench node --model models/drivemm --hz 2 --sweeps 40 --retention-ratio 0.1
@@ -132,6 +137,39 @@ QUESTIONS = Verb(
 
 
 @dataclass(frozen=True, kw_only=True)
+class DraftsOptions(Options):
+    """Measure decoder passes and time per answer, with each source of drafts and without.
+
+    A model with random weights shows them by length and agreement of the answers; drawn drives
+    show them for a real model.
+    """
+
+    model: str = same_as(DriveConfig, 'model')
+    answer_lengths: tuple[int, ...] = same_as(
+        DraftBenchmark, 'answer_lengths', flag='--answer-tokens'
+    )
+    agreements: tuple[float, ...] = same_as(DraftBenchmark, 'agreements', flag='--agreement')
+    rates_hz: tuple[float, ...] = same_as(DraftBenchmark, 'rates_hz', flag='--hz')
+    num_sweeps: int = same_as(DraftBenchmark, 'num_sweeps', flag='--sweeps')
+    max_draft_tokens: int = same_as(DraftBenchmark, 'max_draft_tokens')
+    device: str = device()
+    dtype: str = same_as(DraftBenchmark, 'dtype')
+    warm_up: int = same_as(DraftBenchmark, 'warm_up')
+    repeats: int = same_as(DraftBenchmark, 'repeats')
+    num_threads: int | None = threads()
+    json: bool = json_output()
+
+
+DRAFTS = Verb(
+    name='drafts',
+    help='decoder passes and time per answer, with drafts and without',
+    examples=DRAFTS_EXAMPLES,
+    options=DraftsOptions,
+    run='p2d_node.cli.bench_drafts:run',
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NodeOptions(Options):
     """Play sweeps to a drive node over DDS, and report the latency of each stage."""
 
@@ -181,5 +219,5 @@ BENCH = VerbGroup(
     help='measure single stages, or the whole node',
     description='Measure single stages, or the whole node, each beside a named baseline.',
     examples=SELECT_EXAMPLES,
-    verbs=(SELECT, PREFILL, QUESTIONS, NODE),
+    verbs=(SELECT, PREFILL, QUESTIONS, DRAFTS, NODE),
 )
