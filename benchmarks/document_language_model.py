@@ -64,7 +64,8 @@ def questions_table(report: dict[str, Any]) -> str:
 
 def drafts_tables(report: dict[str, Any]) -> str:
     """Return the rows of `p2d bench drafts` as two Markdown tables."""
-    header = ['drafts', 'tokens', 'passes', 'fewer', 'accepted', 'ms', 'faster', 'answers']
+    header = ['drafts', 'tokens', 'passes', 'fewer', 'later passes', 'fewer', 'accepted', 'ms']
+    header += ['faster', 'answers']
     model, drives = report['random_model'], report['drives']
     cases = [
         [f'{row["answer_tokens"]}, {row["agreement"]:.0%}', *draft_cells(row)]
@@ -73,24 +74,26 @@ def drafts_tables(report: dict[str, Any]) -> str:
     rates = [[f'{row["rate_hz"]:g}', *draft_cells(row)] for row in drives['rows']]
     return (
         f'Per answer, from the prefilled views to its end. Passes include the prefill of the '
-        f'question. Random model `{model["shape"]}`, by length of the answer and share of equal '
+        f'question, later passes do not. Random model `{model["shape"]}`, by length of the answer and share of equal '
         f'tokens in the answer before. {machine_of(report)}\n\n'
-        + markdown_table(['tokens, agree', *header], 'll' + 'r' * 7, cases)
+        + markdown_table(['tokens, agree', *header], 'll' + 'r' * 9, cases)
         + f'\n`{drives["model"]}`, {report["scenarios"]} drives of {report["sweeps_per_drive"]} '
         f'sweeps that p2d_sim draws, {report["questions"]} questions; '
         f'{other_answers(drives["rows"])}\n\n'
-        + markdown_table(['Hz', *header], 'rl' + 'r' * 7, rates)
+        + markdown_table(['Hz', *header], 'rl' + 'r' * 9, rates)
     )
 
 
 def draft_cells(row: dict[str, Any]) -> list[str]:
     """Return the cells of one row of `p2d bench drafts`."""
-    accepted = row['accepted_share']
+    accepted, fewer = row['accepted_share'], row['fewer_later_passes']
     return [
         f'`{row["drafts"]}`',
         f'{row["tokens_per_answer"]:.1f}',
         f'{row["passes_per_answer"]:.2f}',
         f'{row["fewer_passes"]:.2f}x',
+        f'{row["later_passes_per_answer"]:.2f}',
+        '' if fewer is None else f'{fewer:.2f}x',
         '' if accepted is None else f'{accepted:.0%}',
         f'{row["answer_ms"]:.1f}',
         f'{row["speedup"]:.2f}x',

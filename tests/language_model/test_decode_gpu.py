@@ -207,7 +207,7 @@ def test_drafts_run_in_a_graph_of_their_own_and_change_no_answer(folder, prune_l
     family = load(folder)
     decoder = new_decoder(family, graphs=True)
     plain = answer_sweep(family, decoder, prune_layer=prune_layer)
-    drafter = Drafter(PassCosts(per_token=0.0, any_length=False))
+    drafter = Drafter(PassCosts(any_length=False))
     for change in (lambda token: token, lambda token: token ^ 1):
         for question, generation in zip(QUESTIONS, plain, strict=True):
             drafter.end(question, [change(token) for token in generation.token_ids])

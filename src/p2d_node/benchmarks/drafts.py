@@ -22,6 +22,7 @@ from p2d_node.language_model.conversation import (
     SharedPrefix,
     TextAnswer,
 )
+from p2d_node.language_model.decode_loop import DecodeLoop
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet, NUSCENES_CAMERAS, PassCounts
 from p2d_node.token_selection import num_keep_from_retention
@@ -66,6 +67,7 @@ class _Samples:
             'num_answers': self.num_answers,
             'tokens_per_answer': self.num_tokens / self.num_answers,
             'passes_per_answer': passes.num_passes / self.num_answers,
+            'later_passes_per_answer': passes.num_passes / self.num_answers - 1.0,
             'tokens_per_pass': self.num_tokens / passes.num_passes,
             'accepted_share': passes.num_accepted / passes.num_drafted
             if passes.num_drafted
@@ -85,6 +87,7 @@ class RandomModelDrafts:
         shape = plan.shape
         family = build_model(shape, device=self._device, dtype=DTYPES[plan.dtype])
         family.end_token_ids = ()
+        self._family = family
         num_tokens = shape.num_tokens
         self._talk = Conversation(
             family,
@@ -104,6 +107,15 @@ class RandomModelDrafts:
         keep = [torch.arange(count, device=self._device)] * len(NUSCENES_CAMERAS)
         paused = self._talk.begin((QUESTION,), NUSCENES_CAMERAS, self._tokens, 0)
         return self._talk.resume(paused, keep)
+
+    def begin_decode_loop(self, num_tokens: int) -> DecodeLoop:
+        """Return a loop with capacity for `num_tokens`, after the views and the question."""
+        shared = self._prefill()
+        (batch,) = shared.batches(0, 1, 1)
+        asked = self._talk.ask(shared, batch, max_new_tokens=num_tokens)
+        loop = self._family.decoder.begin_decode_loop(asked.prompts, self._family.embed)
+        assert loop is not None
+        return loop
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Yield a row per length of the answer, agreement and source."""
@@ -194,5 +206,13 @@ def _rows(samples: Mapping[str, _Samples], case: Mapping[str, Any]) -> Iterator[
             'drafts': source,
             **row,
             'fewer_passes': plain['passes_per_answer'] / row['passes_per_answer'],
+            'fewer_later_passes': _ratio(
+                plain['later_passes_per_answer'], row['later_passes_per_answer']
+            ),
             'speedup': plain['answer_ms'] / row['answer_ms'],
         }
+
+
+def _ratio(plain: float, drafted: float) -> float | None:
+    """Return how many times fewer; None where none is left."""
+    return plain / drafted if drafted else None

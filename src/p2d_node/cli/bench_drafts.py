@@ -26,8 +26,9 @@ SCENARIOS = ('cruise', 'lead-brakes', 'pedestrian-crosses', 'light-turns-red', '
 SEED = 7
 
 CAPTION = (
-    'passes: of the decoder per answer, with the prefill of the question; time: from the '
-    'prefilled views to the end of the answer; differ: answers that plain decoding does not give'
+    'passes: of the decoder per answer, with the prefill of the question; later: without it; '
+    'ms: from the prefilled views to the end of the answer; differ: answers that plain decoding '
+    'does not give'
 )
 
 
@@ -120,7 +121,18 @@ def _print(report: Mapping[str, Any]) -> None:
     )
 
 
-HEADINGS = ('tokens', 'passes', 'fewer', 'accepted', 'time, ms', 'faster', 'answers', 'differ')
+HEADINGS = (
+    'tokens',
+    'passes',
+    'fewer',
+    'later\npasses',
+    'fewer',
+    'accepted',
+    'ms',
+    'faster',
+    'answers',
+    'differ',
+)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -129,9 +141,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f'{row["tokens_per_answer"]:.1f}',
         f'{row["passes_per_answer"]:.2f}',
         f'{row["fewer_passes"]:.2f}x',
+        f'{row["later_passes_per_answer"]:.2f}',
+        _times(row['fewer_later_passes']),
         '-' if accepted is None else f'{accepted:.0%}',
         f'{row["answer_ms"]:.1f}',
         f'{row["speedup"]:.2f}x',
         str(row['num_answers']),
         str(row['other_answers']),
     )
+
+
+def _times(ratio: float | None) -> str:
+    return '-' if ratio is None else f'{ratio:.2f}x'

@@ -39,10 +39,10 @@ from torch import nn, Tensor
 from transformers import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 
-COST_PER_TOKEN_CPU = {torch.float32: 0.09, torch.bfloat16: 0.03}
-"""Time of one more token in a pass, in times of an empty one, which reads all weights."""
+PASS_COSTS = {torch.float32: (1.45, 0.055), torch.bfloat16: (1.08, 0.03)}
+"""`PassCosts.several` and `per_token` on a CPU; other formats count as float32."""
 
-COST_PER_TOKEN_GPU = 0.005
+PASS_COSTS_GPU = (1.0, 0.005)
 """A GPU computes hundreds of tokens in the time that it needs to read the weights."""
 
 
@@ -114,13 +114,11 @@ class Decoder:
 
     @property
     def pass_costs(self) -> PassCosts:
-        """How much longer a pass takes with more tokens; see `p2d bench drafts`."""
+        """How much longer a pass takes with more tokens: see `benchmarks/pass_costs.py`."""
         weight = next(self._model.parameters())
-        if weight.is_cuda:
-            per_token = COST_PER_TOKEN_GPU
-        else:
-            per_token = COST_PER_TOKEN_CPU.get(weight.dtype, COST_PER_TOKEN_CPU[torch.float32])
-        return PassCosts(per_token=per_token, any_length=not self.static_shapes)
+        on_cpu = PASS_COSTS.get(weight.dtype, PASS_COSTS[torch.float32])
+        several, per_token = PASS_COSTS_GPU if weight.is_cuda else on_cpu
+        return PassCosts(several=several, per_token=per_token, any_length=not self.static_shapes)
 
     @torch.inference_mode()
     def begin_prefill(self, inputs: InputSequence, prune_layer: int = 0) -> PausedPrefill:

@@ -12,8 +12,11 @@ import itertools
 
 TokenIds = Sequence[int]
 
-FIRST_PROBABILITY = 0.5
+FIRST_PROBABILITY = 0.8
 """That a drafted token is right, before anything is known of a question."""
+
+WORTH_A_DRAFT = 1.05
+"""What a draft must promise, in times of plain decoding: the promise is an estimate."""
 
 LEARNING_RATE = 0.2
 """Share of one token in the estimate: it follows the last ten tokens or so."""
@@ -94,13 +97,19 @@ class PassCosts:
     """How the time of a decoder pass grows, and which lengths of drafts it may have.
 
     Attributes:
-        per_token: Time of one more token in a pass, in times of an empty pass, which only reads
-            the weights.
+        several: Time of a pass over several tokens, without `per_token`, in times of a pass over
+            one token. A CPU multiplies a matrix with one vector by another kernel.
+        per_token: Time that each token adds to such a pass.
         any_length: Whether drafts may have any length; otherwise only none or the longest.
     """
 
-    per_token: float
-    any_length: bool
+    several: float = 1.0
+    per_token: float = 0.0
+    any_length: bool = True
+
+    def time_of(self, num_tokens: int) -> float:
+        """Return the time of a pass, in times of a pass over one token."""
+        return 1.0 if num_tokens == 1 else self.several + self.per_token * num_tokens
 
     def best_length(
         self,
@@ -118,12 +127,12 @@ class PassCosts:
             tokens_per_length: Tokens that one more drafted column adds to the pass.
             limit: Largest length.
         """
-        best, best_rate = 0, len(rows) / (1.0 + self.per_token * num_tokens)
+        best, best_rate = 0, WORTH_A_DRAFT * len(rows) / self.time_of(num_tokens)
         expected = float(len(rows))
         for length in range(1, limit + 1):
             expected += sum(p**length for p, available in rows if available >= length)
             num_tokens += tokens_per_length
-            rate = expected / (1.0 + self.per_token * num_tokens)
+            rate = expected / self.time_of(num_tokens)
             if rate > best_rate and (self.any_length or length == limit):
                 best, best_rate = length, rate
         return best
@@ -182,8 +191,7 @@ class Drafts:
 
 def no_drafts(num_rows: int) -> Drafts:
     """Return drafts without tokens: plain decoding."""
-    costs = PassCosts(per_token=0.0, any_length=True)
-    return Drafts([_Row(None, _Memory()) for _ in range(num_rows)], costs, 0)
+    return Drafts([_Row(None, _Memory()) for _ in range(num_rows)], PassCosts(), 0)
 
 
 @dataclass(slots=True)
