@@ -73,9 +73,9 @@ def drafts_tables(report: dict[str, Any]) -> str:
     ]
     rates = [[f'{row["rate_hz"]:g}', *draft_cells(row)] for row in drives['rows']]
     return (
-        f'Per answer, from the prefilled views to its end. Passes include the prefill of the '
-        f'question, later passes do not. Random model `{model["shape"]}`, by length of the answer and share of equal '
-        f'tokens in the answer before. {machine_of(report)}\n\n'
+        'Per answer, from the prefilled views to its end. Passes include the prefill of the '
+        f'question, later passes do not. Random model `{model["shape"]}`, by length of the answer '
+        f'and share of equal tokens in the answer before. {machine_of(report)}\n\n'
         + markdown_table(['tokens, agree', *header], 'll' + 'r' * 9, cases)
         + f'\n`{drives["model"]}`, {report["scenarios"]} drives of {report["sweeps_per_drive"]} '
         f'sweeps that p2d_sim draws, {report["questions"]} questions; '

@@ -1,6 +1,6 @@
 """Runs the nodes of two vehicles side by side: ros2 launch examples/two_vehicles.launch.py.
 
-Each node has its own namespace: /car1/p2d hears /car1/CAM_FRONT/image_rect_compressed and so on,
+Each node has its own namespace: /car1/p2d hears /car1/CAM_FRONT/image_rect/compressed and so on,
 and publishes /car1/p2d/answer. Both report on /diagnostics, by their full names.
 """
 

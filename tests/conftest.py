@@ -21,7 +21,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not (Path(__file__).resolve().parents[1] / 'ros2_ws').is_dir():
     # An exported package: tests of the whole repository have nothing to test.
-    collect_ignore = ['test_packages.py', 'test_containers.py', 'benchmarks/test_documents.py']
+    collect_ignore = [
+        'test_packages.py',
+        'test_containers.py',
+        'benchmarks/test_documents.py',
+        'benchmarks/test_commands_run.py',
+        'ros/test_commands_over_ros.py',
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,6 +53,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_untrained_checkpoint(
         tmp_path_factory.mktemp('models') / 'tiny', image_size=126, patch_size=14
     )
+
+
+@pytest.fixture(scope='session')
+def documented_samples(tmp_path_factory, tiny_checkpoint) -> Path:
+    """A folder of small data with the names that the commands in the documents use."""
+    from documented_samples import write_samples
+
+    shipped = Path(__file__).resolve().parents[1] / 'models' / 'p2d-mini'
+    return write_samples(tmp_path_factory.mktemp('samples'), tiny_checkpoint, shipped)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class Health:
 
     def value(self, component, key) -> str | None:
         status = self.statuses.get(f'/p2d: {component}')
-        return values_of(status)[key] if status and status.values else None
+        return values_of(status).get(key) if status else None
 
 
 def values_of(status) -> dict[str, str]:

@@ -211,16 +211,32 @@ def test_discovery_is_set_with_the_variable_of_the_distribution(
     assert dds_profile.discovery_environment(discovery) == variables
 
 
-@pytest.mark.parametrize('node', ['/p2d', '/car1/p2d'])
-def test_the_aggregator_sorts_every_status_of_a_drive_node_into_one_group(node):
-    given = yaml.safe_load((CONFIG / 'diagnostics_aggregator.yaml').read_text())
-    analyzers = given['/**']['ros__parameters']['vehicle']['analyzers'].values()
+def groups_in(path: Path, status: str) -> list[str]:
+    """Return where the analyzers of diagnostic_aggregator show a status."""
+    given = yaml.safe_load(path.read_text())['/**']['ros__parameters']
+    groups = [group for group in given.values() if isinstance(group, dict)]
+    assert all(group['type'] == 'diagnostic_aggregator/AnalyzerGroup' for group in groups)
+    return [
+        f'{group["path"]}/{analyzer["path"]}'
+        for group in groups
+        for analyzer in group['analyzers'].values()
+        if any(re.fullmatch(pattern, status) for pattern in analyzer['regex'])
+    ]
 
-    def groups_of(status):
-        return [a['path'] for a in analyzers if any(re.fullmatch(r, status) for r in a['regex'])]
 
+@pytest.mark.parametrize(
+    ('file', 'node', 'group'),
+    [
+        ('config/diagnostics_aggregator.yaml', '/p2d', 'Vehicle'),
+        ('config/diagnostics_aggregator.yaml', '/car1/p2d', 'Vehicle'),
+        ('examples/two_vehicles_diagnostics.yaml', '/car1/p2d', 'Car 1'),
+        ('examples/two_vehicles_diagnostics.yaml', '/car2/p2d', 'Car 2'),
+    ],
+)
+def test_the_aggregator_sorts_every_status_of_a_drive_node_into_one_group(file, node, group):
+    path = ROOT / file
     for component in ('pipeline', 'synchroniser'):
-        assert groups_of(f'{node}: {component}') == ['Answers']
+        assert groups_in(path, f'{node}: {component}') == [f'{group}/Answers']
     for camera in (*NUSCENES_CAMERAS, 'pipeline_cam'):
-        assert groups_of(f'{node}: {camera}') == ['Cameras']
-    assert groups_of('/lidar: pipeline') == []
+        assert groups_in(path, f'{node}: {camera}') == [f'{group}/Cameras']
+    assert groups_in(path, '/lidar: pipeline') == []

@@ -89,7 +89,9 @@ def check_ros2(words: list[str], capsys) -> None:
             assert set(options) <= {'--once'}
         case ['service', 'call', '/p2d/ask', 'p2d_msgs/srv/Ask', _]:
             pass
-        case ['security' | 'bag', *_] | ['run', 'rqt_plot', *_]:
+        case ['run', 'diagnostic_aggregator', 'aggregator_node', *_, file]:
+            assert (ROOT / file).is_file()
+        case ['security' | 'bag', *_] | ['run', 'rqt_plot' | 'rqt_robot_monitor', *_]:
             pass  # tools of others, with our topics in config/sros2 and docs/watching.md
         case _:
             pytest.fail(f'ros2 {" ".join(words)}: no check of this command; add one')

@@ -9,20 +9,14 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+from documented_commands import CODE_BLOCK, DOCUMENTS, ROOT
 from p2d_node.cli.main import main
 from p2d_node.config_parameters import CAMERA_NAMES, list_parameters
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted(
-    path
-    for pattern in ('*.md', '*/*.md', 'models/*/*.md', 'ros2_ws/src/p2d_sim/*.md')
-    for path in ROOT.glob(pattern)
-)
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
-CODE_BLOCK = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
 PATH = re.compile(r'`((?:src|tests|config|docs|engines|benchmarks|examples|tools)/[^`<>* ]*)`')
 MAX_README_WORDS = 1200
 

@@ -20,7 +20,7 @@ BUILD_EXAMPLES = """examples:
   p2d build-engine --model models/drivemm --backend onnxruntime --input pixel_values
 """
 VERIFY_EXAMPLES = """examples:
-  p2d verify-engine --model models/drivemm     every engine of it that this user did not verify
+  p2d verify-engine --model models/drivemm  # every engine of it that this user did not verify
   p2d verify-engine --model models/drivemm engines/drivemm/tensorrt-fp16-frames-900x1600-20260801
 """
 INSPECT_EXAMPLES = """examples:
