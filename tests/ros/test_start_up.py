@@ -209,3 +209,15 @@ def test_the_process_ends_with_code_two_and_one_line(ros_domain, tmp_path):
         assert word in lines.pop(0)
         assert lines.pop(0) == 'status 2'
     assert not lines
+
+
+def test_a_signal_before_the_executor_is_there_leaves_no_message(ros_domain):
+    """rclpy's destructor reads an attribute that its constructor may not have set."""
+    code = (
+        'import rclpy; from p2d_node.ros.drive import _create; rclpy.init(); '
+        'print(_create(rclpy.shutdown))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ('None\n', '')

@@ -64,8 +64,11 @@ def _create(node_class: type[DriveNode]) -> tuple[DriveNode, SingleThreadedExecu
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
 
+    class Executor(SingleThreadedExecutor):
+        _sigint_gc = None  # __del__ reads it, also if __init__ raised before it set it
+
     try:
-        return node_class(), SingleThreadedExecutor()
+        return node_class(), Executor()
     except Exception:
         if rclpy.ok():
             raise
