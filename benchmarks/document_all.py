@@ -7,6 +7,7 @@ import sys
 import document_expected
 import document_figures
 import document_language_model
+import document_performance
 import document_reference
 import document_reliability
 import document_security
@@ -19,6 +20,7 @@ DOCUMENTS: dict[str, MakeTable] = {
     document_expected.DOCUMENT: document_expected.make_table,
     'docs/measured.md': document_figures.make_table,
     'docs/language_model.md': document_language_model.make_table,
+    document_performance.DOCUMENT: document_performance.make_table,
     document_reliability.DOCUMENT: document_reliability.make_table,
     document_security.DOCUMENT: document_security.make_table,
     'docs/token_selection.md': document_selection.make_table,

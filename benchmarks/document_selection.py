@@ -12,6 +12,7 @@ METHODS = {
     'tfps': 'T-FPS',
     'tfps adaptive': 'T-FPS, one budget for all cameras',
     'divprune': 'DivPrune',
+    'dart': 'DART',
     'random': 'random',
     'grid': 'uniform grid',
 }

@@ -65,7 +65,7 @@ def test_the_retention_ratio_of_each_camera_is_followed(pipeline, config):
     assert list(answer.tokens_kept.values()) == [81, 40, 20, 8, 4, 1]
 
 
-@pytest.mark.parametrize('selector', ['random', 'grid', 'divprune'])
+@pytest.mark.parametrize('selector', ['random', 'grid', 'divprune', 'dart'])
 def test_the_baselines_answer_with_the_same_number_of_tokens(pipeline, config, selector):
     pipeline.reconfigure(replace(config, selector=selector))
     (answer,) = pipeline.answer(make_frame_set(), QUESTIONS[:1])

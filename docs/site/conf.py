@@ -28,6 +28,7 @@ CONTENTS = {
         'docs/token_selection',
         'docs/language_model',
         'docs/measured',
+        'docs/performance',
         'models/p2d-mini/README',
         'ros2_ws/src/p2d_sim/README',
     ],

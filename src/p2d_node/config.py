@@ -254,7 +254,7 @@ class DriveConfig:
     selector: str = option(
         'tfps',
         'Method that selects the visual tokens to keep. tfps is that of the Prune2Drive paper.',
-        choices=('tfps', 'random', 'grid', 'divprune'),
+        choices=('tfps', 'random', 'grid', 'divprune', 'dart'),
         runtime=True,
     )
     allocation: str = option(

@@ -1,5 +1,6 @@
 """`p2d` as a user types it; what needs DDS is in tests/ros."""
 
+from dataclasses import asdict, replace
 import json
 from pathlib import Path
 import re
@@ -15,6 +16,7 @@ from p2d_node.cli.main import EXIT_BAD_INPUT, main, make_parser, parse, VERBS
 from p2d_node.cli.verb import VerbGroup
 from p2d_node.cli.verbs import HELP_GROUPS
 from p2d_node.cli.verbs.bench import NodeOptions
+from p2d_node.config import DriveConfig
 from p2d_node.records import NUSCENES_CAMERAS, StageTimes
 import pytest
 from sweeps import picture
@@ -252,15 +254,32 @@ def test_a_missing_verb_shows_the_verbs(capsys):
     assert 'VERB' in capsys.readouterr().err
 
 
+def stamped(seconds: float) -> SimpleNamespace:
+    sec, rest = divmod(seconds, 1.0)
+    return SimpleNamespace(stamp=SimpleNamespace(sec=int(sec), nanosec=int(rest * 1e9)))
+
+
 @pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=NEEDS_GPU)])
 def test_the_figures_of_the_node_carry_the_device_and_the_threads_that_it_was_given(device):
     args = NodeOptions(device=device)
-    config = bench_node._config(args)
+    config = bench_node._config(args, DriveConfig().cameras)
     given = bench_node._parameters(config)
     assert given['device'] == device
     assert given['num_threads'] == max(1, torch.get_num_threads() - 1)
     answer = SimpleNamespace(model='m', encoder='torch', tokens_kept=[1], tokens_total=[9])
-    report = bench_node._to_report(args, config, [StageTimes()], [answer])
+    times = asdict(StageTimes(total_ms=500.0))
+    timings = [
+        SimpleNamespace(**times, header=header, age_at_publish_ms=600.0)
+        for header in (stamped(10.0), stamped(11.0), stamped(12.0), stamped(14.0))
+    ]
+    watcher = SimpleNamespace(timings=timings, answers=[answer])
+    report = bench_node._to_report(replace(args, warm_up=1), config, watcher, 5)
+    assert (report['sweeps_complete'], report['sweeps_answered']) == (5, 3)
+    assert report['sweeps_per_s'] == pytest.approx(3 / 4.0)
+    assert report['answers_per_s'] == pytest.approx(3 / 4.0)
+    cold = bench_node._to_report(replace(args, warm_up=0, questions=2), config, watcher, 5)
+    assert cold['sweeps_per_s'] == pytest.approx(4 / 4.5)
+    assert cold['answers_per_s'] == pytest.approx(8 / 4.5)
     name = processor_name() if device == 'cpu' else torch.cuda.get_device_name(device)
     assert report['device'] == name
     assert report['torch_threads'] == given['num_threads']

@@ -12,8 +12,10 @@ import sys
 import time
 
 from camera_rig import CameraRig, wait_until
+from converter_bags import capture, WRITERS
 import cv2
 from p2d_node.bags.writing import write_bag
+from p2d_node.cli.node_process import START
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.missing_package import BUILD_COMMAND
@@ -23,6 +25,8 @@ import yaml
 
 P2D = [sys.executable, '-m', 'p2d_node.cli.main']
 DRIVE = [sys.executable, '-m', 'p2d_node.ros.drive']
+NODE = START
+"""In the command line of a node that a verb starts."""
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def test_the_demo_leaves_answers_picture_and_plot_and_no_process(ros_domain, tmp
     assert picture.std() > 10
     assert cv2.imread(str(out / 'story.png')).shape[1] == 4 * 360
     assert (out / 'latency.png').stat().st_size > 5000
-    assert processes_of('p2d_node.ros.drive ') == []
+    assert processes_of(NODE) == []
 
 
 @pytest.mark.slow
@@ -216,7 +220,7 @@ def test_a_demo_that_is_broken_off_leaves_no_process(ros_domain, tmp_path, after
         time.sleep(after_s)
         process.send_signal(sign)
         process.wait(15)
-        wait_until(lambda: processes_of('p2d_node.ros.drive ') == [], 5.0)
+        wait_until(lambda: processes_of(NODE) == [], 5.0)
     assert process.returncode != 0
 
 
@@ -232,3 +236,39 @@ def test_the_latency_of_the_whole_node_is_measured_through_ros(ros_domain, tiny_
     assert (report['device'], report['torch_threads']) == (report['cpu'], 3)
     stages = report['stages']
     assert 0 < stages['prefill_ms']['p50'] < stages['total_ms']['p50'] <= stages['total_ms']['p95']
+    assert report['sweeps_complete'] == 4
+    assert report['answers_per_s'] == pytest.approx(3 * report['sweeps_per_s'])
+    assert 1.0 < report['sweeps_per_s'] < 3.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'converter', ['nuscenes2bag', 'nuscenes_to_ros2bag_chris7462', 'foxglove']
+)
+def test_the_node_is_measured_on_the_topics_that_the_bag_has(
+    ros_domain, tiny_checkpoint, tmp_path, converter
+):
+    bag = WRITERS[converter](tmp_path, capture(4, period_ms=1100.0))
+    command = [*P2D, 'bench', 'node', '--model', str(tiny_checkpoint), '--json', '--bag', str(bag)]
+    command += ['--warm-up', '1', '--max-new-tokens', '2', '--device', 'cpu', '--threads', '1']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert result.returncode == 0, result.stderr[-500:]
+    report = json.loads(result.stdout)
+    assert (report['sweeps_complete'], report['sweeps_answered']) == (4, 3)
+    assert report['sweeps_per_s'] == pytest.approx(1 / 1.1, rel=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sign', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_benchmark_that_is_broken_off_leaves_no_process(
+    ros_domain, tiny_checkpoint, tmp_path, sign
+):
+    command = [*P2D, 'bench', 'node', '--model', str(tiny_checkpoint), '--device', 'cpu']
+    with running(*command, log=tmp_path / 'log') as process:
+        wait_until(lambda: processes_of(NODE) != [], 60.0)
+        time.sleep(1.0)
+        process.send_signal(sign)
+        process.wait(15)
+        wait_until(lambda: processes_of(NODE) == [], 5.0)
+    assert process.returncode == (-sign if sign == signal.SIGKILL else 130)
+    assert 'Traceback' not in (tmp_path / 'log').read_text()

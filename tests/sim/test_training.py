@@ -200,7 +200,7 @@ def test_a_resumed_smoke_run_judges_only_the_stages_that_it_has_trained(
     assert line.startswith('joint: loss')
 
 
-@pytest.mark.parametrize('method', ['tfps', 'divprune', 'random', 'grid'])
+@pytest.mark.parametrize('method', ['tfps', 'divprune', 'dart', 'random', 'grid'])
 def test_few_tokens_in_a_packed_row_equal_few_tokens_in_the_pipelines_prefix(
     parts: Parts, exported: Path, method: str
 ) -> None:

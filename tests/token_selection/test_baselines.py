@@ -24,7 +24,7 @@ def tokens_of(num_views: int, num_tokens: int, hidden: int = 8, seed: int = 0) -
     return random_tokens(np.random.default_rng(seed), (num_views, num_tokens, hidden))
 
 
-@pytest.mark.parametrize('method', ['tfps', 'random', 'grid'])
+@pytest.mark.parametrize('method', ['tfps', 'random', 'grid', 'dart'])
 def test_every_method_keeps_the_requested_number_per_view(method: str):
     kept = select_tokens(tokens_of(3, 81), [8, 81, 1], method)
     assert [len(indices) for indices in kept] == [8, 81, 1]
@@ -83,7 +83,9 @@ def test_a_grid_may_have_another_shape_than_a_square():
 
 
 def test_an_unknown_method_is_refused_with_the_allowed_ones():
-    with pytest.raises(ConfigError, match="got 'best', allowed: tfps, random, grid, divprune"):
+    with pytest.raises(
+        ConfigError, match="got 'best', allowed: tfps, random, grid, divprune, dart"
+    ):
         make_selector('best')
 
 

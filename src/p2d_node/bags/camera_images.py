@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from p2d_node.bags.reading import BagReader
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.errors import ConfigError, quote
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.sweep_timing import OffsetLearner
+from p2d_node.units import NS_PER_MS
 
-IMAGE_TYPES = (ros_messages.COMPRESSED_IMAGE, ros_messages.RAW_IMAGE)
+TYPE_OF_TRANSPORT = {'raw': ros_messages.RAW_IMAGE, 'compressed': ros_messages.COMPRESSED_IMAGE}
+IMAGE_TYPES = tuple(TYPE_OF_TRANSPORT.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,74 @@ def camera_of(topic: str) -> str | None:
     """
     parts = topic.upper().split('/')
     return next((camera for camera in NUSCENES_CAMERAS if camera in parts), None)
+
+
+@dataclass(frozen=True, slots=True)
+class CameraTopic:
+    """Where a bag has the images of a camera.
+
+    Attributes:
+        name: Name of the topic, as in the bag.
+        transport: `raw` or `compressed`, as in `CameraConfig`.
+    """
+
+    name: str
+    transport: str
+
+
+def find_camera_topics(bag: BagReader) -> dict[str, CameraTopic]:
+    """Return each of the six cameras and its topic; of two kinds the compressed one.
+
+    Raises:
+        ConfigError: A camera has no images, or two topics of one kind.
+    """
+    found: dict[str, CameraTopic] = {}
+    for transport, type_name in TYPE_OF_TRANSPORT.items():
+        for name, camera in _topics_of_cameras(bag, (type_name,)).items():
+            found[camera] = CameraTopic(name, transport)
+    missing = [camera for camera in NUSCENES_CAMERAS if camera not in found]
+    if missing:
+        raise ConfigError(
+            f'{bag.source}: got no images of {", ".join(missing)}, allowed: a bag with a topic of '
+            'images for each of the six cameras, whose name has that of the camera between '
+            'slashes, such as /CAM_FRONT/image or cam_front/raw'
+        )
+    return {camera: found[camera] for camera in NUSCENES_CAMERAS}
+
+
+def learn_exposure_offsets(
+    bag: BagReader,
+    topics: Mapping[str, CameraTopic],
+    known_ms: Mapping[str, float],
+    tolerance_ms: float,
+) -> dict[str, float]:
+    """Return the exposure of each camera within a sweep, ms.
+
+    The known ones hold unless the stamps at the begin of the bag show others. A shorter bag than
+    `OFFSET_SAMPLES` frames per camera shows none.
+
+    Args:
+        bag: The bag.
+        topics: Camera to its topic; the first camera is the reference.
+        known_ms: Camera to its usual exposure, ms.
+        tolerance_ms: Largest error of an exposure that is right.
+
+    Raises:
+        ConfigError: The bag is damaged.
+    """
+    cameras = {topic.name: camera for camera, topic in topics.items()}
+    learner = OffsetLearner(tuple(topics), next(iter(topics)))
+    for recorded in bag.messages():
+        if (camera := cameras.get(recorded.topic)) is None:
+            continue
+        with bag.faults():
+            message = ros_messages.deserialize(recorded.data, bag.topics[recorded.topic])
+            learner.add(camera, ros_messages.stamp_ns_of(message), recorded.log_time_ns)
+        if learner.ready(recorded.log_time_ns):
+            break
+    known_ns = {camera: round(ms * NS_PER_MS) for camera, ms in known_ms.items()}
+    changed_ns = learner.changed_offsets_ns(known_ns, round(tolerance_ms * NS_PER_MS))
+    return {**known_ms, **{camera: ns / NS_PER_MS for camera, ns in changed_ns.items()}}
 
 
 def read_camera_messages(bag: BagReader, types: tuple[str, ...]) -> Iterator[CameraMessage]:

@@ -1,1 +1,1 @@
-"""Benchmarks that users run on their own machine: token selection and the language model."""
+"""Benchmarks that users run on their own machine, and computed times for other machines."""

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import itertools
 
-from p2d_node.benchmarks.model_shape import ModelShape, SCALED
+from p2d_node.benchmarks.machines import BANDWIDTH_EFFICIENCY, COMPUTE_EFFICIENCY
+from p2d_node.benchmarks.model_shape import ModelShape, SCALED, TEXT_TOKENS
 from p2d_node.config_option import check_fields, option
 from p2d_node.errors import ConfigError
+from p2d_node.records import NUSCENES_CAMERAS
 
 DTYPE_NAMES = ('float32', 'bfloat16', 'float16')
 
@@ -19,6 +21,12 @@ RATIOS_HELP = "Shares of each view's visual tokens that are kept: kept/total."
 WARM_UP_HELP = 'Rounds that run before the measured ones.'
 REPEATS_HELP = 'Measured rounds.'
 MAX_ROUNDS = 10_000
+
+QUESTION_TOKENS = 15
+"""Of `TEXT_TOKENS`: a question of ten tokens and the chat marks after it."""
+
+STORED_BITS = {32: 32.0, 16: 16.0, 8: 8.0, 4: 4.25}
+"""Bits per weight to stored bits: with 4 bits, 128 weights share a scale and a zero of 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,3 +176,63 @@ class DraftBenchmark:
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """One sweep: what is kept, asked and answered, and how."""
+
+    retention_ratio: float = option(0.1, 'Kept/total.', above=0.0, maximum=1.0)
+    prune_layer: int = option(0, 'Decoder layer before which tokens are dropped.', minimum=0)
+    num_views: int = option(len(NUSCENES_CAMERAS), 'Cameras.', minimum=1, maximum=64)
+    num_questions: int = option(1, 'Questions per sweep.', minimum=1, maximum=1024)
+    answer_tokens: int = option(60, 'Tokens per answer.', minimum=1, maximum=16384)
+    text_tokens: int = option(
+        TEXT_TOKENS - QUESTION_TOKENS,
+        'Text tokens that all questions share.',
+        minimum=1,
+        maximum=16384,
+    )
+    question_tokens: int = option(
+        QUESTION_TOKENS, 'Text tokens of each question.', minimum=1, maximum=16384
+    )
+    tokens_per_pass: float = option(
+        1.0,
+        'Tokens of an answer that each decoder pass accepts, on average; 1: no drafts.',
+        minimum=1.0,
+        maximum=64.0,
+    )
+    draft_tokens: int = option(7, 'Tokens of a draft, which a pass checks.', minimum=1, maximum=64)
+    weights_bits: int = option(16, 'Bits per weight of the decoder layers.')
+    value_bytes: int = option(
+        2, 'Bytes of all other values: activations, cache, output layer, encoder.', minimum=1
+    )
+    compute_efficiency: float = option(
+        COMPUTE_EFFICIENCY,
+        "Assumed share of the machine's throughput that is reached.",
+        above=0.0,
+        maximum=1.0,
+    )
+    bandwidth_efficiency: float = option(
+        BANDWIDTH_EFFICIENCY,
+        "Assumed share of the machine's bandwidth that is reached.",
+        above=0.0,
+        maximum=1.0,
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(self)
+        if self.weights_bits not in STORED_BITS:
+            allowed = ', '.join(map(str, STORED_BITS))
+            raise ConfigError(f'weights_bits: got {self.weights_bits}, allowed: {allowed}')
+        if self.tokens_per_pass > self.draft_tokens + 1:
+            raise ConfigError(
+                f'tokens_per_pass: got {self.tokens_per_pass:g}, allowed: up to '
+                f'{self.draft_tokens + 1}, the tokens of a draft and the one after it'
+            )
+
+    @property
+    def pass_width(self) -> int:
+        """Tokens of each answer in a decoder pass."""
+        return 1 if self.tokens_per_pass == 1.0 else self.draft_tokens + 1

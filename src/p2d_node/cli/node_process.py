@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ MAX_SWEEP_NS = 100_000_000
 DOMAINS = range(1, 101)
 """ROS domains whose ports do not overlap with the ephemeral ports of Linux."""
 
-START = 'import sys; sys.path.pop(0); from p2d_node.ros import drive; sys.exit(drive.main())'
+START = 'import sys; sys.path.pop(0); from p2d_node.cli.child_node import main; sys.exit(main())'
 """Starts the node without the working folder in Python's path: it may be a data set, with files
 that are named like modules."""
 
@@ -53,6 +53,9 @@ def drive_node(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run the drive node in a process of its own, and stop it at the end of the block.
 
+    It also ends if this process is killed. Call this from the main thread: Linux ends the node
+    with the thread that starts it.
+
     Args:
         parameters: ROS parameters of the node.
         folder: Folder that the parameter file is written to.
@@ -70,7 +73,7 @@ def drive_node(
     }
     file = folder / 'node.yaml'
     file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}), encoding='utf-8')
-    command = [sys.executable, '-c', START, '--ros-args']
+    command = [sys.executable, '-c', START, str(os.getpid()), '--ros-args']
     with log_file.open('wb') as log:
         process = subprocess.Popen(
             [*command, '--params-file', str(file)],
@@ -96,7 +99,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def play_and_watch(
-    bag: Path, node_process: subprocess.Popen[bytes], rate: float, *, pictures: bool
+    bag: Path,
+    node_process: subprocess.Popen[bytes],
+    rate: float,
+    *,
+    pictures: bool,
+    topics: Collection[str] | None = None,
+    linger_s: float = 0.0,
 ) -> tuple[AnswerWatcher, bool]:
     """Play a bag to the node and show its answers.
 
@@ -105,6 +114,9 @@ def play_and_watch(
         node_process: The drive node; its end ends the playback.
         rate: Speed, as a multiple of real time.
         pictures: True to receive the images of kept tokens too, which the node then draws.
+        topics: Image topics that must have a subscriber before the start; None: all of the bag.
+        linger_s: How long to listen after the last answer, seconds: diagnostics come once a
+            second.
 
     Returns:
         The watcher with all answers, and whether the last sweep was answered.
@@ -120,7 +132,7 @@ def play_and_watch(
             return stop.is_set() or node_process.poll() is not None
 
         def play() -> None:
-            if replayer.wait_for_subscribers(must_stop):
+            if replayer.wait_for_subscribers(must_stop, topics):
                 replayer.play(must_stop)
 
         player = threading.Thread(target=play, name='replay', daemon=True)
@@ -128,6 +140,7 @@ def play_and_watch(
         try:
             with LiveTable(watcher) as table:
                 answered = _wait_for_answers(watcher, player, node_process, last_ns, table)
+            time.sleep(linger_s)
         finally:
             stop.set()
             player.join(timeout=STOP_TIMEOUT_S)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import json
 from pathlib import Path
 import random
-import signal
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.node_process import drive_node, isolate
 from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.synthetic import draw_images
+from p2d_node.cli.termination import end_as_by_ctrl_c
 from p2d_node.cli.verbs.soak import SoakOptions
 from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.durable_files import write_faults, write_json
@@ -45,8 +45,7 @@ LOG_FILE, PICTURE_FILE, REPORT_FILE = 'node.log', 'soak.png', 'soak.json'
 
 def run(options: SoakOptions) -> int:
     """Run; returns 0 if all criteria hold, else 1."""
-    # SIGTERM must stop the node as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    end_as_by_ctrl_c()
     with model_folder(options.model) as folder:
         open_checkpoint(folder)
     sweeps = _draw(options)

@@ -93,6 +93,13 @@ class AnswerWatcher:
             ]
         return [f'{s.name}: {s.message}' for s in sorted(bad, key=_level, reverse=True)]
 
+    def status_value(self, part: str, key: str) -> str | None:
+        """Return a value of the last diagnostics of `part`; None before they came."""
+        with self._lock:
+            status = self._health.get(f'{self._prefix}{part}')
+        found = (item.value for item in status.values if item.key == key) if status else ()
+        return next(iter(found), None)
+
     def _on_answer(self, message: DrivingAnswer) -> None:
         for name in ('question', 'answer', 'model', 'encoder', 'cut'):
             text = getattr(message, name)

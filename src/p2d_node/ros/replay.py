@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 import importlib
 import importlib.util
@@ -112,24 +112,32 @@ class Replayer:
         text = f'{topic}: {reason}; this topic is skipped'
         self._node.get_logger().warning(one_line(text))
 
-    def wait_for_subscribers(self, must_stop: Callable[[], bool]) -> bool:
+    def wait_for_subscribers(
+        self, must_stop: Callable[[], bool], topics: Collection[str] | None = None
+    ) -> bool:
         """Wait until every image topic has a subscriber.
+
+        Args:
+            must_stop: Tells whether to end the wait.
+            topics: The topics of the bag that are waited for; None: all with images.
 
         Returns:
             False if `wait_s`, `must_stop` or a shutdown ended the wait.
         """
         all_subscribed = False
         with ended_by_shutdown(self._node.context):
-            all_subscribed = self._poll_subscribers(must_stop)
+            all_subscribed = self._poll_subscribers(must_stop, topics)
             if all_subscribed:
                 self._wait_for_discovery(must_stop)
         return all_subscribed
 
-    def _poll_subscribers(self, must_stop: Callable[[], bool]) -> bool:
+    def _poll_subscribers(
+        self, must_stop: Callable[[], bool], topics: Collection[str] | None
+    ) -> bool:
         images = [
             publisher
             for topic, publisher in self._publishers.items()
-            if self._bag.topics[topic] in IMAGE_TYPES
+            if self._bag.topics[topic] in IMAGE_TYPES and (topics is None or topic in topics)
         ]
         end_s = time.monotonic() + self._options.wait_s
         while not all(publisher.get_subscription_count() for publisher in images):

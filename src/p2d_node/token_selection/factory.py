@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from p2d_node.errors import ConfigError
 from p2d_node.token_selection.base import TokenSelector
+from p2d_node.token_selection.dart import DartSelector
 from p2d_node.token_selection.divprune import DivPruneSelector
 from p2d_node.token_selection.grid import GridSelector
 from p2d_node.token_selection.random_ import RandomSelector
@@ -20,6 +21,7 @@ SELECTORS: dict[str, MakeSelector] = {
     'random': lambda grid_size: RandomSelector(),
     'grid': GridSelector,
     'divprune': lambda grid_size: DivPruneSelector(),
+    'dart': lambda grid_size: DartSelector(),
 }
 """Name of a method to the function that creates its selector. A program may add its own."""
 

@@ -7,6 +7,7 @@ import textwrap
 from p2d_node.cli.verb import HELP_WIDTH, Verb, VerbGroup
 from p2d_node.cli.verbs.bags import MAKE_BAG, REPLAY
 from p2d_node.cli.verbs.bench import BENCH
+from p2d_node.cli.verbs.budget import BUDGET
 from p2d_node.cli.verbs.engines import (
     BUILD_ENGINE,
     CLEAN_ENGINES,
@@ -36,7 +37,7 @@ HELP_GROUPS: tuple[tuple[str, str, tuple[Verb | VerbGroup, ...]], ...] = (
     (
         'measure',
         'p2d bench select --tokens 196 --hidden 192 --retention-ratio 0.1',
-        (EVALUATE, TUNE_RATIOS, BENCH, SOAK),
+        (EVALUATE, TUNE_RATIOS, BENCH, BUDGET, SOAK),
     ),
 )
 """Heading of a group of verbs, a command that works without further files, and the verbs."""

@@ -171,11 +171,13 @@ DRAFTS = Verb(
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions(Options):
-    """Play sweeps to a drive node over DDS, and report the latency of each stage."""
+    """Play sweeps to a drive node over DDS; report latency per stage, and answers per second."""
 
     model: str = same_as(DriveConfig, 'model')
     bag: Path | None = argument(
-        None, 'rosbag2 of six cameras to play.', default_text='a drive that p2d_sim draws'
+        None,
+        'Bag of six cameras to play, raw or compressed; the node subscribes to its topics.',
+        default_text='a drive that p2d_sim draws',
     )
     sweeps: int = argument(
         30, 'Without --bag: number of sweeps of the drawn drive.', minimum=1, unless='bag'
@@ -208,7 +210,7 @@ class NodeOptions(Options):
 
 NODE = Verb(
     name='node',
-    help='latency of the whole node, from the first frame of a sweep to its answers',
+    help='latency and answers per second of the whole node',
     examples=NODE_EXAMPLES,
     options=NodeOptions,
     run='p2d_node.cli.bench_node:run',

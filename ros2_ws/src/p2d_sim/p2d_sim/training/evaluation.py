@@ -20,7 +20,7 @@ from p2d_sim.training.packed_forward import Pruning
 from p2d_sim.training.scoring import Score
 
 RETENTIONS = (1.0, 0.5, 0.25, 0.1, 0.05)
-METHODS = ('tfps', ADAPTIVE, 'divprune', 'random', 'grid')
+METHODS = ('tfps', ADAPTIVE, 'divprune', 'dart', 'random', 'grid')
 PRUNE_LAYERS = (0, 1)
 
 

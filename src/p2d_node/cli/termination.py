@@ -1,0 +1,15 @@
+"""Makes the signals that end a program act as Ctrl-C, so that it cleans up."""
+
+from __future__ import annotations
+
+import signal
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM, and SIGHUP of a closed terminal, raise KeyboardInterrupt as SIGINT does.
+
+    A shell that starts a program in the background lets it ignore SIGINT; that is undone.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
