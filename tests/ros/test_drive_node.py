@@ -47,6 +47,42 @@ def test_a_sweep_of_six_cameras_is_answered_with_stamps_counts_and_times(
     assert len(set(image.data)) > 50
 
 
+def test_the_same_scene_again_needs_fewer_decoder_passes_and_that_is_seen(
+    drive, node, rig, watcher
+):
+    health = Health(node)
+    drive(max_new_tokens=12)
+    wait_until(lambda: rig.heard)
+    pictures = {}
+
+    def same_picture(name, message):
+        message.data = pictures.setdefault(name, message.data)
+        return message
+
+    first, second = (next_answer(watcher, rig, change=same_picture) for _ in range(2))
+    assert first.answer == second.answer
+    assert (first.num_generated_tokens, first.num_decoder_passes) == (12, 12)
+    assert first.num_drafted_tokens == 0
+    assert second.num_generated_tokens == 12
+    assert second.num_decoder_passes < 6
+    assert 0 < second.num_accepted_tokens <= second.num_drafted_tokens
+    timing = wait_until(lambda: watcher.timings if len(watcher.timings) == 2 else None)[1]
+    assert timing.num_generated_tokens == 12
+    for name in ('num_decoder_passes', 'num_drafted_tokens', 'num_accepted_tokens'):
+        assert getattr(timing, name) == getattr(second, name)
+        assert getattr(second.timing, name) == 0
+    passes = first.num_decoder_passes + second.num_decoder_passes
+    wait_until(
+        lambda: health.value('pipeline', 'tokens per decoder pass') == f'{24 / passes:.2f}'
+    )
+    assert health.value('pipeline', 'drafted tokens accepted') is not None
+
+    assert set_parameter(node, 'drafts', 'none').successful
+    third = next_answer(watcher, rig, change=same_picture)
+    assert (third.answer, third.num_decoder_passes) == (second.answer, 12)
+    assert not set_parameter(node, 'drafts', 'medusa').successful
+
+
 def test_the_times_of_a_sweep_come_with_percentiles_over_the_latest_sweeps(
     drive, node, rig, watcher
 ):
