@@ -53,7 +53,8 @@ def _allowed(parameter: Parameter) -> str:
     if option.choices:
         return ', '.join(f'`{choice}`' for choice in option.choices)
     if option.minimum is not None or option.maximum is not None:
-        return f'{option.minimum:.12g} to {option.maximum:.12g}'
+        smallest = '' if option.smallest is None else f', or {option.smallest:.12g}'
+        return f'{option.minimum:.12g}{smallest} to {option.maximum:.12g}'
     if option.max_texts is not None:
         return option.allowed
     kinds = {tuple: 'list of texts', bool: 'true, false', str: 'text'}

@@ -71,16 +71,17 @@ class CameraRig:
         for index, name in enumerate(self.cameras):
             if name in without:
                 continue
-            offset_ns = self._offset_ns(name)
+            offset_ns = self.offset_ns(name)
             header = Header(stamp=to_time(start_ns + offset_ns), frame_id=f'{name}_optical')
             pixels = picture(self.num_sweeps * 10 + index)
             message = change(
                 name, _raw(header, pixels) if self.raw[name] else _jpeg(header, pixels)
             )
             self.publishers[name].publish(message)
-        return start_ns + self._offset_ns(self.cameras[0])
+        return start_ns + self.offset_ns(self.cameras[0])
 
-    def _offset_ns(self, name: str) -> int:
+    def offset_ns(self, name: str) -> int:
+        """Return the exposure of a camera after the start of a sweep."""
         return round(NUSCENES_EXPOSURE_OFFSETS_MS.get(name, 0.0) * NS_PER_MS)
 
 

@@ -143,7 +143,7 @@ def test_no_questions_cost_nothing(pipeline):
 
 
 def test_a_deadline_cuts_answers_and_marks_them(pipeline, config):
-    pipeline.reconfigure(replace(config, deadline_ms=0.001, max_new_tokens=500, drafts='none'))
+    pipeline.reconfigure(replace(config, deadline_ms=1.0, max_new_tokens=500, drafts='none'))
     answers = pipeline.answer(make_frame_set(), QUESTIONS)
     assert {(a.cut, a.num_generated_tokens) for a in answers} == {(Cut.DEADLINE, 1)}
     pipeline.reconfigure(config)
@@ -152,7 +152,7 @@ def test_a_deadline_cuts_answers_and_marks_them(pipeline, config):
 
 
 def test_after_the_deadline_no_further_batch_is_begun(pipeline, config):
-    pipeline.reconfigure(replace(config, deadline_ms=0.001, question_batch=1, drafts='none'))
+    pipeline.reconfigure(replace(config, deadline_ms=1.0, question_batch=1, drafts='none'))
     first, second = pipeline.answer(make_frame_set(), QUESTIONS)
     assert (first.num_generated_tokens, second.num_generated_tokens) == (1, 0)
     assert (second.answer, second.cut) == ('', Cut.DEADLINE)
@@ -272,6 +272,9 @@ def test_the_built_in_untrained_model_has_the_papers_geometry():
         ({'retention_ratio': {'CAM_TOP': 0.5}}, r"camera 'CAM_TOP', allowed: CAM_FRONT"),
         ({'max_new_tokens': 0}, r'max_new_tokens: got 0, allowed: 1 to 4096'),
         ({'deadline_ms': -1.0}, r'deadline_ms: got -1\.0'),
+        ({'deadline_ms': 1e-320}, r'deadline_ms: got 1e-320, allowed: 0, or 1 to 600000'),
+        ({'max_answer_age_ms': 0.9}, r'max_answer_age_ms: got 0\.9, allowed: 0, or 1 to 600000'),
+        ({'max_sweep_s': 0.4}, r'max_sweep_s: got 0\.4, allowed: 0, or 0\.5 to 3600'),
         ({'questions': ('What?', ' ')}, r'questions: got an empty question'),
         ({'selector': 'best'}, r"selector: got 'best', allowed: tfps"),
         ({'missing_camera_policy': 'wait'}, r'allowed: skip, drop_view'),

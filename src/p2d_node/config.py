@@ -334,6 +334,7 @@ class DriveConfig:
         'Time, in ms, after the start of work on a sweep at which generation stops; answers that '
         'were cut say so. 0: no limit.',
         minimum=0.0,
+        smallest=1.0,
         maximum=600000.0,
         runtime=True,
     )
@@ -342,6 +343,7 @@ class DriveConfig:
         'Largest age, in ms, of a sweep since its capture. An older one is dropped before work on '
         'it begins; answers that become older are published with late set. 0: no limit.',
         minimum=0.0,
+        smallest=1.0,
         maximum=600000.0,
         runtime=True,
     )
@@ -357,6 +359,7 @@ class DriveConfig:
         'Longest time, in s, that work on a sweep may stand still, without a stage that ends or a '
         'token. Then the node reports the stage, goes to its error state and ends. 0: no limit.',
         minimum=0.0,
+        smallest=0.5,
         maximum=3600.0,
         runtime=True,
     )

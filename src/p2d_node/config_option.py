@@ -21,6 +21,7 @@ class Option:
         minimum: Smallest allowed number, inclusive; None: no limit.
         maximum: Largest allowed number, inclusive; None: no limit.
         above: Exclusive lower limit, in place of `minimum`; None: no limit.
+        smallest: Smallest allowed number but 0, which turns the feature off; None: no limit.
         choices: Allowed values; empty: any.
         runtime: Whether the value may change while the node runs. Others may change while it is
             unconfigured.
@@ -38,6 +39,7 @@ class Option:
     above: float | None = None
     max_texts: int | None = None
     max_characters: int | None = None
+    smallest: float | None = None
 
     @property
     def allowed(self) -> str:
@@ -48,6 +50,7 @@ class Option:
             return f'up to {self.max_texts} texts of {self.max_characters} characters together'
         low = '' if self.minimum is None else _number(self.minimum)
         low = low if self.above is None else f'above {_number(self.above)}'
+        low = low if self.smallest is None else f'{low}, or {_number(self.smallest)}'
         if self.maximum is None:
             return f'{low} or more' if self.minimum is not None else low
         return f'{low} to {_number(self.maximum)}' if low else f'at most {_number(self.maximum)}'
@@ -60,6 +63,8 @@ class Option:
             return True
         low = -math.inf if self.minimum is None else self.minimum
         high = math.inf if self.maximum is None else self.maximum
+        if self.smallest is not None and 0 < value < self.smallest:
+            return False
         # nan is refused, as every comparison with it is false.
         return low <= value <= high and (self.above is None or value > self.above)
 

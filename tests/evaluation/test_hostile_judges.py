@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, ExitStack
+from contextlib import contextmanager, ExitStack, suppress
 import gzip
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
@@ -245,3 +245,36 @@ def test_a_password_that_a_judge_repeats_is_masked(start):
     assert 'denied' in str(caught.value)
     assert 'S3cretPw' not in str(caught.value)
     assert 'YWxpY2U6UzNjcmV0UHc' not in str(caught.value)
+
+
+def drip_headers(service):
+    service.wfile.write(b'HTTP/1.1 200 OK\r\nX: ')
+    while not service.server.over:
+        service.wfile.write(b'a')
+        time.sleep(0.02)
+
+
+def send_early_hints(service):
+    while not service.server.over:
+        service.wfile.write(b'HTTP/1.1 103 Early Hints\r\n\r\n' * 100)
+
+
+@pytest.mark.parametrize('reply', [drip_headers, send_early_hints])
+@pytest.mark.attack(
+    'a judge never ends its headers, or sends interim replies without end',
+    'the connection ends after 180 s, and the run with a line',
+)
+def test_a_judge_that_never_ends_its_headers_is_not_waited_for(start, monkeypatch, reply):
+    monkeypatch.setattr(judge_connection, 'MAX_REPLY_S', 0.5)
+
+    def reply_until_over(service):
+        with suppress(OSError):
+            reply(service)
+
+    server = start(reply_until_over)
+    server.over = False
+    threading.Timer(8.0, setattr, (server, 'over', True)).start()
+    with pytest.raises(BackendUnavailableError, match=r'sends its reply for more than 0\.5 s'):
+        judge(server)
+    assert not server.over
+    assert len(server.seen) == 1

@@ -72,9 +72,7 @@ def test_the_same_scene_again_needs_fewer_decoder_passes_and_that_is_seen(
         assert getattr(timing, name) == getattr(second, name)
         assert getattr(second.timing, name) == 0
     passes = first.num_decoder_passes + second.num_decoder_passes
-    wait_until(
-        lambda: health.value('pipeline', 'tokens per decoder pass') == f'{24 / passes:.2f}'
-    )
+    wait_until(lambda: health.value('pipeline', 'tokens per decoder pass') == f'{24 / passes:.2f}')
     assert health.value('pipeline', 'drafted tokens accepted') is not None
 
     assert set_parameter(node, 'drafts', 'none').successful

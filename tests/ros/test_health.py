@@ -304,3 +304,12 @@ def test_a_watcher_of_one_node_does_not_show_the_problems_of_another(node):
     wait_until(report)
     for name, watcher in watchers.items():
         assert watcher.problems == [f'{name}: pipeline: broken']
+
+
+def test_what_goes_wrong_with_one_camera_costs_no_other_status(drive, node, monkeypatch):
+    health = Health(node)
+    (camera,) = (c for c in drive().session.cameras if c.name == 'CAM_BACK')
+    monkeypatch.setattr(camera, 'follow_publishers', lambda: 1 / 0)
+    health.wait_for('CAM_BACK', DiagnosticStatus.ERROR, 'ZeroDivisionError')
+    health.statuses.clear()
+    health.wait_for('CAM_FRONT', DiagnosticStatus.ERROR, 'nobody publishes')

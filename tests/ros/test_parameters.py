@@ -129,7 +129,6 @@ def test_an_empty_list_in_a_parameter_file_stands_for_no_texts(make_context, tmp
         ('questions: [1, 2]', r'questions: got \[1, 2\], allowed: a list of texts'),
         ('camera_names: []', r'camera_names: got \[\], allowed: a list of one or more'),
         ('camera_names: [a.b]', r"camera_names: got \['a\.b'\], allowed"),
-        ('start_type_description_service: 3', 'the node cannot be created: .*expecting type'),
     ],
 )
 def test_a_value_of_a_wrong_type_in_a_parameter_file_is_named(

@@ -1,11 +1,21 @@
+import time
+
+from builtin_interfaces.msg import Time
 from camera_rig import CameraRig, wait_until
-from p2d_msgs.msg import DrivingAnswer
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from p2d_msgs.msg import DrivingAnswer, StageTiming
 from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import SweepFeed
+from p2d_node.cli.table import answer_line, LiveTable
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.camera_frames import CameraFrames
+from p2d_node.ros.conversions import to_time
+from p2d_node.ros.kept_messages import KeptMessages
+from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.viewers.shown_sweep import image_format
 import pytest
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
 
 
 @pytest.mark.parametrize('name', ['/p2d/', 'bad name!', 'ü', '//', 'p2d'])
@@ -31,7 +41,7 @@ def test_viewers_get_views_kept_tokens_answers_and_times_of_each_sweep_once(
     rig = CameraRig(node, raw=raw)
     frames, viewer = CameraFrames(node, '/p2d'), Collector()
     drive(**{f'cameras__{name}__transport': 'raw' for name in NUSCENES_CAMERAS if raw})
-    feed = SweepFeed(watcher, frames, [viewer])
+    feed = SweepFeed(watcher, frames, [viewer], ThrottledLog(node.get_logger()))
     # Two subscribers per camera: the drive node and the frames.
     wait_until(lambda: feed.update() or min(map(count_of, rig.publishers.values())) == 2)
     wait_until(lambda: rig.heard)
@@ -51,24 +61,163 @@ def test_viewers_get_views_kept_tokens_answers_and_times_of_each_sweep_once(
     assert len(viewer.sweeps) == 2
 
 
-@pytest.mark.attack(
-    'A peer publishes answers of megabytes, with a million cameras, for `p2d watch`',
-    'kept and shown up to 20,000 characters per text and 64 cameras',
-)
-def test_answers_without_end_of_a_peer_are_cut(node, watcher):
-    publisher = node.create_publisher(DrivingAnswer, '/p2d/answer', 10)
-    wait_until(publisher.get_subscription_count)
-    publisher.publish(
-        DrivingAnswer(
-            **dict.fromkeys(('question', 'answer', 'model', 'encoder', 'cut'), 'x' * 2_000_000),
-            cameras=['c'] * 100_000,
-        )
+def answer_of(num_cameras=1, **fields) -> DrivingAnswer:
+    return DrivingAnswer(
+        **{
+            'cameras': [f'camera {number}' for number in range(num_cameras)],
+            'camera_stamps': [Time()] * num_cameras,
+            'tokens_total': [9] * num_cameras,
+            'tokens_kept': [1] * num_cameras,
+            **fields,
+        }
     )
-    wait_until(lambda: watcher.answers)
-    (answer,) = watcher.answers
-    texts = (answer.question, answer.answer, answer.model, answer.encoder, answer.cut)
-    assert {len(text) for text in texts} == {20_003}
-    assert len(answer.cameras) == 64
+
+
+def picture_of(height=8, **fields) -> Image:
+    return Image(**{'height': height, 'width': 8, 'step': 24, 'encoding': 'bgr8', **fields})
+
+
+@pytest.mark.attack(
+    'A peer publishes answers and times with texts of megabytes for `p2d watch`',
+    'kept up to 20,000 characters per text and 256 per name, and 64 MiB in all',
+)
+def test_texts_without_end_of_a_peer_are_cut(node, watcher):
+    publisher = node.create_publisher(DrivingAnswer, '/p2d/answer', 10)
+    timings = node.create_publisher(StageTiming, '/p2d/timing', 10)
+    wait_until(lambda: count_of(publisher) and count_of(timings))
+    names = ('question', 'answer', 'model', 'encoder', 'cut')
+    message = answer_of(64, **dict.fromkeys(names, 'x' * 2_000_000), cameras=['c' * 9999] * 64)
+    message.header.frame_id = message.timing.header.frame_id = 'x' * 2_000_000
+    publisher.publish(message)
+    timings.publish(message.timing)
+    wait_until(lambda: watcher.answers and watcher.timings)
+    (answer,), (timing,) = watcher.answers, watcher.timings
+    assert {len(getattr(answer, name)) for name in names} == {20_003}
+    assert {len(name) for name in answer.cameras} == {259}
+    headers = (answer.header, answer.timing.header, timing.header)
+    assert {len(header.frame_id) for header in headers} == {259}
+    assert len(answer_line(answer)) < 2200
+    for _ in range(200):
+        publisher.publish(message)
+        time.sleep(0.002)
+    wait_until(lambda: watcher.answers_after(0)[1] > 180)
+    assert 140 < len(watcher.answers) < 180
+
+
+@pytest.mark.attack(
+    'A peer publishes malformed answers, times and pictures for `p2d watch`, or a million cameras',
+    'left out; what is well-formed is shown',
+)
+def test_malformed_messages_of_a_peer_are_left_out(watcher):
+    negative, no_time = Time(sec=-1), Time(nanosec=2**32 - 1)
+    for bad in (
+        answer_of(65),
+        answer_of(cameras=['A', 'B']),
+        answer_of(2, tokens_kept=[1]),
+        answer_of(2, tokens_total=[1]),
+        answer_of(camera_stamps=[negative]),
+        answer_of(header=Header(stamp=no_time)),
+    ):
+        watcher._on_answer(bad)
+    watcher._on_timing(StageTiming(header=Header(stamp=negative)))
+    pixels = bytes(192)
+    for bad in (
+        picture_of(9, data=pixels),
+        picture_of(0),
+        picture_of(data=pixels, encoding='mono8'),
+        picture_of(data=pixels, step=8),
+        picture_of(data=pixels, header=Header(stamp=negative)),
+        picture_of(height=3_000_000, data=bytes(72_000_000)),
+    ):
+        watcher._on_picture(bad)
+    assert (watcher.answers, watcher.timings, watcher.pictures) == ([], [], [])
+    watcher._on_answer(answer_of(64))
+    watcher._on_timing(StageTiming())
+    watcher._on_picture(picture_of(data=pixels))
+    assert (len(watcher.answers), len(watcher.timings), len(watcher.pictures)) == (1, 1, 1)
+
+
+@pytest.mark.attack(
+    'A peer publishes pictures of megabytes, or diagnostics without end, for `p2d watch`',
+    'pictures are kept up to 64 MiB in all; statuses up to 66, each of 1,000 characters',
+)
+def test_pictures_and_statuses_of_a_peer_are_bounded(watcher):
+    large = picture_of(height=1_000_000, data=bytes(24_000_000))
+    for _ in range(5):
+        watcher._on_picture(large)
+    assert len(watcher.pictures) == 2
+    statuses = [
+        DiagnosticStatus(name=f'/p2d: {n}{"x" * 300}', level=b'\x02', message='y' * 100_000)
+        for n in range(5000)
+    ]
+    watcher._on_diagnostics(DiagnosticArray(status=statuses))
+    assert len(watcher.problems) == 66
+    assert max(map(len, watcher.problems)) < 1300
+
+
+def test_kept_messages_are_handed_out_once():
+    kept = KeptMessages(3, 100)
+    for number in range(5):
+        kept.add(number, 1)
+    assert kept.latest() == [2, 3, 4]
+    assert kept.after(4) == ([4], 5)
+    assert kept.after(5) == ([], 5)
+    kept.add('large', 99)
+    assert kept.latest() == [4, 'large']
+    kept.add('larger than all', 101)
+    assert kept.after(0) == ([4, 'large'], 6)
+
+
+def test_a_line_per_answer_goes_on_when_old_answers_are_dropped(watcher, capsys):
+    watcher._answers = KeptMessages(2, 1 << 20)
+    with LiveTable(watcher) as table:
+        for number in range(5):
+            watcher._on_answer(answer_of(question=f'question {number}?'))
+            table.update()
+    lines = capsys.readouterr().out.splitlines()
+    assert [f'question {n}?' in line for n, line in enumerate(lines)] == [True] * 5
+
+
+@pytest.mark.attack(
+    'A peer publishes times of a sweep that has a broken camera frame, for `p2d watch --foxglove`',
+    'the other views are shown; a line every 5 s says what is not',
+)
+def test_a_view_or_sweep_that_cannot_be_shown_ends_no_viewer(drive, node, watcher, capfd):
+    rig = CameraRig(node, raw=True)
+    frames, viewer = CameraFrames(node, '/p2d'), Collector()
+    drive(**{f'cameras__{name}__transport': 'raw' for name in NUSCENES_CAMERAS})
+    feed = SweepFeed(watcher, frames, [viewer], ThrottledLog(node.get_logger()))
+    wait_until(lambda: feed.update() or min(map(count_of, rig.publishers.values())) == 2)
+    wait_until(lambda: rig.heard)
+
+    def spoil(camera, message):
+        message.step = 1 if camera == 'CAM_BACK' else message.step
+        return message
+
+    stamp_ns = rig.publish_sweep(change=spoil)
+    header, names = Header(stamp=to_time(stamp_ns)), list(NUSCENES_CAMERAS)
+    stamps = [stamp_ns + rig.offset_ns(n) - rig.offset_ns(names[0]) for n in names]
+    answer = answer_of(6, header=header, cameras=names, camera_stamps=list(map(to_time, stamps)))
+    watcher._on_answer(answer)
+    wait_until(lambda: len(frames.frames_at(stamps)) == 6)
+    watcher._on_timing(StageTiming(header=header))
+    wait_until(lambda: feed.update() or viewer.sweeps)
+    assert set(viewer.sweeps[0].views) == set(NUSCENES_CAMERAS) - {'CAM_BACK'}
+    assert 'a view is not shown: : got a row step of 1 bytes' in capfd.readouterr().err
+    viewer.show = raise_overflow
+    watcher._on_timing(StageTiming(header=Header(stamp=Time(sec=7))))
+    wait_until(lambda: feed.update() or 'a sweep is not shown: too large' in read(capfd))
+    del viewer.show
+    watcher._on_timing(StageTiming(header=Header(stamp=Time(sec=8))))
+    wait_until(lambda: feed.update() or len(viewer.sweeps) == 2)
+
+
+def raise_overflow(sweep) -> None:
+    raise OverflowError('too large')
+
+
+def read(capfd) -> str:
+    return capfd.readouterr().err
 
 
 def count_of(publisher) -> int:

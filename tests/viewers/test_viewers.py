@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 import json
 import socket
 
@@ -49,6 +50,28 @@ def test_a_recording_has_both_timelines_and_every_entity(tmp_path):
     assert {*names, 'times/total_ms'} <= entities
     lines = {name for chunk in chunks for name in chunk.timeline_names}
     assert {'capture', 'sweep'} <= lines
+
+
+@pytest.mark.attack(
+    'An answer holds a link or image in Markdown for the viewer of rerun, or terminal escapes',
+    'it is logged as plain text in one line',
+)
+def test_answers_are_no_markdown_in_rerun(tmp_path):
+    pytest.importorskip('rerun', reason='pip install -r requirements/watch.txt')
+    from rerun.chunk import RrdReader
+
+    viewer = RerunViewer(str(tmp_path / 'drive.rrd'))
+    viewer.show(replace(sweep(0), answers=[('What?', '![](http://evil/x)\x1b[2J\nnext')]))
+    viewer.close()
+    chunks = RrdReader(tmp_path / 'drive.rrd').stream()
+    (batch,) = [c.to_record_batch() for c in chunks if str(c.entity_path) == '/answers']
+    values = {
+        name.rpartition(':')[2]: batch[name].to_pylist()[0]
+        for name in batch.schema.names
+        if name.startswith('TextDocument:')
+    }
+    assert values['media_type'] == ['text/plain']
+    assert values['text'] == ['What?\n\n![](http://evil/x) [2J next']
 
 
 def test_a_file_of_rerun_that_cannot_be_written_is_named(tmp_path):

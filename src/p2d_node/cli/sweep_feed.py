@@ -10,6 +10,7 @@ import numpy as np
 from p2d_node.cli.report_parts import to_jpeg
 from p2d_node.cli.shown_sweeps import to_shown_sweep
 from p2d_node.cli.table import stamp_ns
+from p2d_node.errors import first_line, ImageDecodeError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import CameraFrame
 from p2d_node.units import NS_PER_S
@@ -18,6 +19,7 @@ from p2d_node.viewers.shown_sweep import Viewer
 if TYPE_CHECKING:
     from p2d_node.ros.answer_watcher import AnswerWatcher
     from p2d_node.ros.camera_frames import CameraFrames
+    from p2d_node.ros.throttled_log import ThrottledLog
 
 PICTURE_WAIT_S = 1.0
 """The node draws the picture of a sweep after its times."""
@@ -27,12 +29,17 @@ class SweepFeed:
     """Joins times, answers, pictures and camera frames of a sweep; use it from one thread."""
 
     def __init__(
-        self, watcher: AnswerWatcher, frames: CameraFrames, viewers: Sequence[Viewer]
+        self,
+        watcher: AnswerWatcher,
+        frames: CameraFrames,
+        viewers: Sequence[Viewer],
+        log: ThrottledLog,
     ) -> None:
-        """Hand what `watcher` and `frames` receive to `viewers`."""
+        """Hand what `watcher` and `frames` receive to `viewers`; `log` says what is left out."""
         self._watcher = watcher
         self._frames = frames
         self._viewers = viewers
+        self._log = log
         self._last: Any = None
         self._waits_since_s: float | None = None
         self._num_shown = 0
@@ -43,7 +50,12 @@ class SweepFeed:
         for timing in self._new_timings():
             if not self._is_complete(timing):
                 return
-            self._show(timing)
+            self._last = timing
+            self._waits_since_s = None
+            try:
+                self._show(timing)
+            except Exception as err:  # viewers pass on what their libraries raise
+                self._log.warn(f'a sweep is not shown: {first_line(err)}')
 
     def _new_timings(self) -> list[Any]:
         timings = self._watcher.timings
@@ -65,14 +77,18 @@ class SweepFeed:
         sweep = to_shown_sweep(self._num_shown, timing, answers, views, pictures)
         for viewer in self._viewers:
             viewer.show(sweep)
-        self._last = timing
-        self._waits_since_s = None
         self._num_shown += 1
 
     def _views(self, answer: Any) -> dict[str, bytes]:
         stamps = {s.sec * NS_PER_S + s.nanosec for s in answer.camera_stamps}
         found: Mapping[str, Any] = self._frames.frames_at(stamps)
-        return {camera_of(t, answer.cameras): to_file(m) for t, m in found.items()}
+        views = {}
+        for topic, message in found.items():
+            try:
+                views[camera_of(topic, answer.cameras)] = to_file(message)
+            except ImageDecodeError as err:
+                self._log.warn(f'{topic}: a view is not shown: {err}')
+        return views
 
 
 def camera_of(topic: str, cameras: Sequence[str]) -> str:

@@ -70,14 +70,14 @@ class LiveTable:
 
     def update(self) -> None:
         """Show what is new."""
-        answers = self._watcher.answers
         if self._live is not None:
             watcher, height = self._watcher, self._live.console.height
-            self._live.update(render(answers, watcher.timings, watcher.problems, height))
+            shown = render(watcher.answers, watcher.timings, watcher.problems, height)
+            self._live.update(shown)
             return
-        for message in answers[self._num_printed :]:
+        answers, self._num_printed = self._watcher.answers_after(self._num_printed)
+        for message in answers:
             say(json.dumps(to_dict(message)) if self._json_lines else answer_line(message))
-        self._num_printed = len(answers)
 
 
 def to_dict(message: Any) -> Any:
@@ -116,7 +116,8 @@ def answer_line(message: Any) -> str:
     kept, total = sum(message.tokens_kept), sum(message.tokens_total)
     return (
         f'{stamp_text(message.header.stamp)}  {kept}/{total} tokens  '
-        f'{message.timing.total_ms:6.0f} ms  {message.question}  ->  {_marked(message)}'
+        f'{message.timing.total_ms:6.0f} ms  {_cell(message.question)}  ->  '
+        f'{_cell(_marked(message))}'
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, ExitStack
 import os
 import time
@@ -15,10 +15,12 @@ from p2d_node.errors import ConfigError
 from p2d_node.ros.answer_watcher import AnswerWatcher
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.spinning import spinning_node
+from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.viewers.foxglove_viewer import FoxgloveViewer
 from p2d_node.viewers.rerun_viewer import RerunViewer
 from p2d_node.viewers.shown_sweep import Viewer
 from rclpy.exceptions import NameValidationException
+from rclpy.node import Node
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 
@@ -28,7 +30,7 @@ def run(options: WatchOptions) -> int:
     end_s = None if options.duration_s is None else time.monotonic() + options.duration_s
     with _viewers(options) as viewers, spinning_node('p2d_watch') as node:
         watcher = AnswerWatcher(node, options.node, pictures=bool(viewers))
-        feed = SweepFeed(watcher, CameraFrames(node, options.node), viewers) if viewers else None
+        feed = _feed(node, options.node, watcher, viewers) if viewers else None
         with LiveTable(watcher, json_lines=options.json) as table:
             while end_s is None or time.monotonic() < end_s:
                 table.update()
@@ -43,6 +45,11 @@ def run(options: WatchOptions) -> int:
                 error=True,
             )
     return 0
+
+
+def _feed(node: Node, target: str, watcher: AnswerWatcher, viewers: Sequence[Viewer]) -> SweepFeed:
+    log = ThrottledLog(node.get_logger())
+    return SweepFeed(watcher, CameraFrames(node, target), viewers, log)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import suppress
+import socket
+import threading
 from typing import Any
 
 import httpx2
@@ -12,8 +14,9 @@ from p2d_node.errors import BackendUnavailableError, quote
 MAX_REPLY_BYTES = 1 << 20
 """A judgement is a number or twelve ratings; the words around it take some kilobytes."""
 
-MAX_REPLY_S = 120.0
-"""From the first byte of a reply to its last."""
+MAX_REPLY_S = 180.0
+"""From the begin of a request to the last byte of its reply. Longer than the timeout of a single
+read, after which the client asks again: a service that is only busy gets its retries."""
 
 
 class JudgeConnection(openai.DefaultHttpxClient):
@@ -25,23 +28,39 @@ class JudgeConnection(openai.DefaultHttpxClient):
         Args:
             login: Name and password for the service; None: the key of the OpenAI client is sent.
         """
-        # Without compression the limit holds for what is received and for what is unpacked.
         super().__init__(
-            auth=login, follow_redirects=False, headers={'Accept-Encoding': 'identity'}
+            auth=login,
+            follow_redirects=False,
+            # Without compression the limit holds for what is received and for what is unpacked.
+            headers={'Accept-Encoding': 'identity'},
+            # `_Deadline` ends a request by its connection, which so must be of its own.
+            limits=httpx2.Limits(max_keepalive_connections=0),
         )
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request and return its whole reply.
 
         Raises:
-            BackendUnavailableError: The reply is a redirect, compressed, or too long.
+            BackendUnavailableError: The reply is a redirect, compressed, too long or too slow.
         """
-        reply = super().send(request, **{**options, 'stream': True})
+        deadline = _Deadline(MAX_REPLY_S)
+        request.extensions = {**request.extensions, 'trace': deadline.follow}
         try:
-            self._check(reply)
-            content = _read(reply)
-        finally:
-            reply.close()
+            with deadline:
+                reply = super().send(request, **{**options, 'stream': True})
+                try:
+                    self._check(reply)
+                    content = _read(reply)
+                finally:
+                    reply.close()
+        except httpx2.HTTPError:
+            if not deadline.has_passed:
+                raise
+        if deadline.has_passed:
+            raise BackendUnavailableError(
+                f'judge_url: {request.url.host} sends its reply for more than {MAX_REPLY_S:g} s; '
+                'ask another service'
+            )
         return httpx2.Response(
             reply.status_code, headers=reply.headers, content=content, request=request
         )
@@ -61,16 +80,46 @@ class JudgeConnection(openai.DefaultHttpxClient):
             )
 
 
+class _Deadline:
+    """Ends the connection of a request that takes too long.
+
+    The timeouts of the client are per read: a service that sends a byte now and then, or interim
+    replies without end, never exceeds them.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.has_passed = False
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+        self._socket: Any = None
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def follow(self, event: str, info: dict[str, Any]) -> None:
+        """Note the socket of a connection, plain or encrypted, once it is made."""
+        if event.endswith(('.connect_tcp.complete', '.start_tls.complete')):
+            self._socket = info['return_value'].get_extra_info('socket')
+            if self.has_passed:
+                self._end()
+
+    def _pass(self) -> None:
+        self.has_passed = True
+        self._end()
+
+    def _end(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it has ended already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
 def _read(reply: httpx2.Response) -> bytes:
     content = bytearray()
-    end_s = time.monotonic() + MAX_REPLY_S
     for part in reply.iter_raw():
         content += part
-        if time.monotonic() > end_s:
-            raise BackendUnavailableError(
-                f'judge_url: {reply.url.host} sends its reply for more than {MAX_REPLY_S:g} s; '
-                'ask another service'
-            )
         if len(content) > MAX_REPLY_BYTES:
             raise BackendUnavailableError(
                 f'judge_url: {reply.url.host} sent more than {MAX_REPLY_BYTES} bytes in one '

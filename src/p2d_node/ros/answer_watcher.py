@@ -1,13 +1,17 @@
-"""Subscribes to a drive node and keeps its latest answers, times and diagnostics."""
+"""Subscribes to a drive node and keeps its latest answers, times and diagnostics.
+
+Any peer may publish on these topics: malformed messages are left out, and what is kept is bounded.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from dataclasses import dataclass
 import threading
-from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer, StageTiming
+from p2d_node.ros.conversions import is_time
+from p2d_node.ros.kept_messages import KeptMessages
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -21,9 +25,35 @@ MAX_KEPT = 10_000
 PICTURES_KEPT = 16
 """Pictures of kept tokens, of megabytes each."""
 
+MAX_TEXT_BYTES = 64 << 20
+"""Of the texts of the answers that are kept."""
+
+MAX_PICTURE_BYTES = 64 << 20
+"""Of the pictures that are kept: four with the tallest views, or all with views of usual shape."""
 
 MAX_CHARACTERS, MAX_CAMERAS = 20_000, 64
 """Of a text, and of the cameras, of an answer."""
+
+MAX_NAME_CHARACTERS = 256
+"""Of the name of a camera, frame or status."""
+
+MAX_STATUSES, MAX_STATUS_CHARACTERS = MAX_CAMERAS + 2, 1000
+"""A drive node has one per camera, one of its pipeline and one of its synchroniser."""
+
+MAX_STATUS_VALUES = 64
+"""A status of a drive node has about twenty."""
+
+BYTES_PER_CHARACTER = 4
+"""The most that Python needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    """The diagnostics of one part of a node."""
+
+    level: int
+    message: str
+    values: dict[str, str]
 
 
 class AnswerWatcher:
@@ -43,10 +73,10 @@ class AnswerWatcher:
         """
         self._prefix = f'{target}: '
         self._lock = threading.Lock()
-        self._answers: deque[DrivingAnswer] = deque(maxlen=MAX_KEPT)
-        self._timings: deque[StageTiming] = deque(maxlen=MAX_KEPT)
-        self._health: dict[str, DiagnosticStatus] = {}
-        self._pictures: deque[Image] = deque(maxlen=PICTURES_KEPT)
+        self._answers: KeptMessages[DrivingAnswer] = KeptMessages(MAX_KEPT, MAX_TEXT_BYTES)
+        self._timings: KeptMessages[StageTiming] = KeptMessages(MAX_KEPT, MAX_TEXT_BYTES)
+        self._pictures: KeptMessages[Image] = KeptMessages(PICTURES_KEPT, MAX_PICTURE_BYTES)
+        self._health: dict[str, _Status] = {}
         reliable = QoSProfile(depth=50)
         subscribe = node.create_subscription
         self._subscriptions = [
@@ -61,15 +91,17 @@ class AnswerWatcher:
 
     @property
     def answers(self) -> list[DrivingAnswer]:
-        """The answers so far, at most the last `MAX_KEPT`."""
-        with self._lock:
-            return list(self._answers)
+        """The latest answers, at most `MAX_KEPT`."""
+        return self._answers.latest()
+
+    def answers_after(self, number: int) -> tuple[list[DrivingAnswer], int]:
+        """Return what is kept of the answers after the first `number`, and their number so far."""
+        return self._answers.after(number)
 
     @property
     def timings(self) -> list[StageTiming]:
-        """The timings so far, at most the last `MAX_KEPT`."""
-        with self._lock:
-            return list(self._timings)
+        """The latest timings, at most `MAX_KEPT`."""
+        return self._timings.latest()
 
     @property
     def picture(self) -> Image | None:
@@ -78,52 +110,78 @@ class AnswerWatcher:
 
     @property
     def pictures(self) -> list[Image]:
-        """The last `PICTURES_KEPT` pictures of kept tokens."""
-        with self._lock:
-            return list(self._pictures)
+        """The last pictures of kept tokens, at most `PICTURES_KEPT`."""
+        return self._pictures.latest()
 
     @property
     def problems(self) -> list[str]:
         """Warnings and errors of the last diagnostics, the most severe first; or `NOT_ACTIVE`."""
         with self._lock:
-            bad = [
-                status
-                for status in self._health.values()
-                if status.level != b'\x00' or status.message == NOT_ACTIVE
-            ]
-        return [f'{s.name}: {s.message}' for s in sorted(bad, key=_level, reverse=True)]
+            health = self._health
+        bad = [(n, s) for n, s in health.items() if s.level or s.message == NOT_ACTIVE]
+        by_level = sorted(bad, key=lambda item: item[1].level, reverse=True)
+        return [f'{name}: {status.message}' for name, status in by_level]
 
     def status_value(self, part: str, key: str) -> str | None:
         """Return a value of the last diagnostics of `part`; None before they came."""
         with self._lock:
             status = self._health.get(f'{self._prefix}{part}')
-        found = (item.value for item in status.values if item.key == key) if status else ()
-        return next(iter(found), None)
+        return status.values.get(key) if status else None
 
     def _on_answer(self, message: DrivingAnswer) -> None:
+        if not _is_answer(message):
+            return
         for name in ('question', 'answer', 'model', 'encoder', 'cut'):
-            text = getattr(message, name)
-            if len(text) > MAX_CHARACTERS:  # any peer may publish on the topic
-                setattr(message, name, f'{text[:MAX_CHARACTERS]}...')
-        message.cameras = message.cameras[:MAX_CAMERAS]
-        with self._lock:
-            self._answers.append(message)
+            setattr(message, name, _cut(getattr(message, name), MAX_CHARACTERS))
+        message.cameras = [_cut(name, MAX_NAME_CHARACTERS) for name in message.cameras]
+        for header in (message.header, message.timing.header):
+            header.frame_id = _cut(header.frame_id, MAX_NAME_CHARACTERS)
+        texts = (message.question, message.answer, message.model, message.encoder, message.cut)
+        num_characters = sum(map(len, (*texts, *message.cameras)))
+        self._answers.add(message, BYTES_PER_CHARACTER * num_characters)
 
     def _on_timing(self, message: StageTiming) -> None:
-        with self._lock:
-            self._timings.append(message)
+        if is_time(message.header.stamp):
+            frame_id = message.header.frame_id = _cut(message.header.frame_id, MAX_NAME_CHARACTERS)
+            self._timings.add(message, BYTES_PER_CHARACTER * len(frame_id))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        ours: dict[str, Any] = {
-            s.name: s for s in message.status if s.name.startswith(self._prefix)
-        }
+        ours = [s for s in message.status if s.name.startswith(self._prefix)][:MAX_STATUSES]
+        health = {_cut(s.name, MAX_NAME_CHARACTERS): _to_status(s) for s in ours}
         with self._lock:
-            self._health = ours or self._health
+            self._health = health or self._health
 
     def _on_picture(self, message: Image) -> None:
-        with self._lock:
-            self._pictures.append(message)
+        if _is_picture(message):
+            message.header.frame_id = _cut(message.header.frame_id, MAX_NAME_CHARACTERS)
+            self._pictures.add(message, len(message.data))
 
 
-def _level(status: DiagnosticStatus) -> int:
-    return int.from_bytes(status.level, 'little')
+def _is_answer(message: DrivingAnswer) -> bool:
+    """Tell whether the lists have a value per camera, and the stamps are times."""
+    lists = (message.camera_stamps, message.tokens_total, message.tokens_kept)
+    num_cameras = len(message.cameras)
+    if num_cameras > MAX_CAMERAS or any(len(values) != num_cameras for values in lists):
+        return False
+    return all(map(is_time, (message.header.stamp, *message.camera_stamps)))
+
+
+def _is_picture(message: Image) -> bool:
+    height, width, row_bytes = message.height, message.width, 3 * message.width
+    is_bgr8 = message.encoding == 'bgr8' and message.step == row_bytes
+    has_pixels = height > 0 < width and len(message.data) == height * row_bytes
+    return is_bgr8 and has_pixels and is_time(message.header.stamp)
+
+
+def _cut(text: str, max_characters: int) -> str:
+    return text if len(text) <= max_characters else f'{text[:max_characters]}...'
+
+
+def _to_status(message: DiagnosticStatus) -> _Status:
+    """Return what is kept of a status."""
+    values = {
+        _cut(item.key, MAX_NAME_CHARACTERS): _cut(item.value, MAX_STATUS_CHARACTERS)
+        for item in message.values[:MAX_STATUS_VALUES]
+    }
+    text = _cut(message.message, MAX_STATUS_CHARACTERS)
+    return _Status(int.from_bytes(message.level, 'little'), text, values)

@@ -13,7 +13,9 @@ from typing import Any
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.frame_limits import why_refused
 from p2d_node.ros.rcl_errors import rcl_reason
+from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.units import NS_PER_S
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -40,6 +42,14 @@ MAX_LAG_NS = 10 * NS_PER_S
 
 HAS_MESSAGE_INFO = hasattr(Subscription, 'CallbackType')
 """Whether rclpy tells a callback when DDS received the message; that of Humble does not."""
+
+LARGE_BYTES = 16 << 20
+"""Buffers for messages up to this size are kept."""
+
+LARGE_OVER_NS = 10 * NS_PER_S
+"""Large messages are over if none of a quarter of the largest size has come for this time."""
+
+UNREADABLE_PUBLISHER = 'a publisher has a node name that is not UTF-8; stop it'
 
 NO_MESSAGE_INFO = {'received_timestamp': 0}
 
@@ -84,6 +94,10 @@ class CameraSubscription:
         name: The camera's name.
         config: Its transport, exposure offset and frame rate.
         topic: Full name of the topic, after remapping.
+        num_refused: Number of frames that were refused as they arrived.
+        refusal: Why the last of them was refused; emptied by who reports it.
+        has_unreadable_publisher: Whether rclpy cannot list the publishers, because the node name
+            of one is not UTF-8. What was known of the others stays.
     """
 
     def __init__(self, node: Node, name: str, config: DriveConfig, on_frame: OnFrame) -> None:
@@ -103,6 +117,13 @@ class CameraSubscription:
         self.topic = resolve_topic(node, name, config)
         self.num_received = 0
         self.last_arrival_ns: int | None = None
+        self.num_refused = 0
+        self.refusal = ''
+        self.has_unreadable_publisher = False
+        self._largest_bytes = self._large_ns = 0
+        self._max_pixels = config.max_image_pixels
+        self._known_publishers: list[Any] = []
+        self._log = ThrottledLog(node.get_logger())
         self._node = node
         # rclpy remaps it in every call; the remapped name would be remapped twice.
         self._topic = config.topic_of(name)
@@ -134,16 +155,29 @@ class CameraSubscription:
         return stamp_ns - arrival_ns
 
     def follow_publishers(self) -> None:
-        """Subscribe again if the reliability of the publishers has changed."""
+        """Subscribe again if the publishers have another reliability, or to free memory."""
         reliable = self._publishers_are_reliable()
+        has_changed = reliable != self.reliable
         with self._lock:
-            if reliable == self.reliable or self._subscription is None:
+            if self._subscription is None or not (has_changed or self._holds_unused_memory()):
                 return
             self.reliable = reliable
+            self._largest_bytes = 0
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._subscribe()
+        if not has_changed:
+            return
         kind = 'reliable' if reliable else 'best-effort'
-        self._node.get_logger().info(f'{self.name}: subscription is now {kind}, as the publishers')
+        self._log.info(f'{self.name}: subscription is now {kind}, as the publishers')
+
+    def _holds_unused_memory(self) -> bool:
+        """Tell whether there were large messages that come no more.
+
+        Fast DDS keeps as many buffers of the largest size as it needed at once, until the
+        subscription ends.
+        """
+        is_over = time.monotonic_ns() - self._large_ns > LARGE_OVER_NS
+        return is_over and self._largest_bytes > LARGE_BYTES
 
     def destroy(self) -> None:
         """Unsubscribe."""
@@ -170,19 +204,42 @@ class CameraSubscription:
 
     def _receive(self, message: Any, info: Any) -> None:
         arrival_ns = time.monotonic_ns() - _lag_ns(info)
-        stamp_ns = to_nanoseconds(message.header.stamp)
         self.num_received += 1
         self.last_arrival_ns = arrival_ns
+        self._note_size(len(message.data), arrival_ns)
+        if reason := why_refused(message, self._max_pixels):
+            self.refusal = reason
+            self.num_refused += 1
+            self._log.warn(f'{self.name}: a frame is refused: {reason}')
+            return
+        stamp_ns = to_nanoseconds(message.header.stamp)
         self._stamps.append((arrival_ns, stamp_ns))
         self._on_frame(self.name, stamp_ns, arrival_ns, message)
 
+    def _note_size(self, num_bytes: int, arrival_ns: int) -> None:
+        self._largest_bytes = max(self._largest_bytes, num_bytes)
+        if 4 * num_bytes >= self._largest_bytes:
+            self._large_ns = arrival_ns
+
     def _publishers(self) -> list[Any]:
-        return list(self._node.get_publishers_info_by_topic(self._topic))
+        """Return what rclpy tells of the publishers, or what it told before one was unreadable."""
+        try:
+            publishers = self._node.get_publishers_info_by_topic(self._topic)
+        except UnicodeDecodeError:
+            self.has_unreadable_publisher = True
+            self._log.warn(f'{self.topic}: {UNREADABLE_PUBLISHER}')
+        else:
+            self.has_unreadable_publisher = False
+            self._known_publishers = list(publishers)
+        return self._known_publishers
 
     def _publishers_are_reliable(self) -> bool:
+        publishers = self._publishers()
+        if self.has_unreadable_publisher and not publishers:
+            return False  # best-effort receives from all of them
         return all(
             publisher.qos_profile.reliability == ReliabilityPolicy.RELIABLE
-            for publisher in self._publishers()
+            for publisher in publishers
         )
 
     def _subscribe(self) -> Any:

@@ -28,6 +28,11 @@ def to_nanoseconds(stamp: Time) -> int:
     return int(stamp.sec) * NS_PER_S + int(stamp.nanosec)
 
 
+def is_time(stamp: Time) -> bool:
+    """Tell whether a message is a time of ROS; a peer can send others in its type."""
+    return bool(stamp.sec >= 0 and stamp.nanosec < NS_PER_S)
+
+
 def to_header(frame_set: FrameSet, reference_camera: str) -> Header:
     """Return the header of what is published about a sweep.
 

@@ -11,7 +11,7 @@ from p2d_node.camera_sync import SweepSynchronizer, SyncCounters
 from p2d_node.config import DriveConfig
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import PassCounts
-from p2d_node.ros.camera_subscription import CameraSubscription
+from p2d_node.ros.camera_subscription import CameraSubscription, UNREADABLE_PUBLISHER
 from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
 from p2d_node.units import NS_PER_MS, NS_PER_S
@@ -96,7 +96,7 @@ def camera_status(
         camera: The subscription.
         expected_hz: Its expected frame rate; 0.0 if unknown.
         clock_rate: Seconds of the cameras' clock per second of the steady clock.
-        num_broken: Number of its frames that could not be decoded.
+        num_broken: Number of its frames that were refused or could not be decoded.
         damage: What was wrong with such a frame since the previous report; empty if there was
             none.
     """
@@ -124,6 +124,8 @@ def camera_status(
 def _publisher_problem(camera: CameraSubscription, publishers: Sequence[str]) -> Problem:
     """Return level and message if there is not one publisher of the subscribed type."""
     topic = camera.topic
+    if camera.has_unreadable_publisher:
+        return DiagnosticStatus.WARN, f'{topic}: {UNREADABLE_PUBLISHER}'
     if not publishers:
         message = f'nobody publishes {topic}; check cameras.{camera.name}.topic'
         return DiagnosticStatus.ERROR, message

@@ -24,6 +24,7 @@ from p2d_node.ros.health import HealthReporter
 from p2d_node.ros.live_config import LiveConfig
 from p2d_node.ros.outputs import Outputs
 from p2d_node.ros.parameters import declare_autostart
+from p2d_node.ros.quiet_node import QuietNode
 from p2d_node.ros.rcl_errors import node_creation_errors
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.requests import Requests
@@ -41,7 +42,7 @@ SLOW_SWEEP_S = 60.0
 """Longest wait for the end of a sweep when max_sweep_s sets no limit."""
 
 
-class DriveNode(LifecycleNode):
+class DriveNode(QuietNode, LifecycleNode):
     """Lifecycle node that answers driving questions about synchronised camera sweeps.
 
     `configure` checks the topics, loads the model and creates the outputs. While the node is

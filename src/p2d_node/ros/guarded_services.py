@@ -29,6 +29,9 @@ MAX_ENTRIES = 256
 """Parameters or names in one request: more than a node with 40 cameras has, so that a whole file
 can be loaded. Setting so many takes about 0.2 s."""
 
+MAX_NAME_CHARACTERS = 256
+"""Of a parameter, or of a prefix; the longest names of the node have about 40."""
+
 ENTRIES = {
     SetParameters: 'parameters',
     SetParametersAtomically: 'parameters',
@@ -105,16 +108,29 @@ def _why_not(node: LifecycleNode, kind: Any, request: Any) -> str:
     """Return why a request is not passed on to rclpy; empty if it is."""
     if kind is ChangeState:
         return _why_no_transition(node, request.transition)
-    num_entries = len(getattr(request, ENTRIES[kind]))
-    if num_entries > MAX_ENTRIES:
+    entries = getattr(request, ENTRIES[kind])
+    if len(entries) > MAX_ENTRIES:
         return (
-            f'got {num_entries} {ENTRIES[kind]} in one request, allowed: up to {MAX_ENTRIES}; '
+            f'got {len(entries)} {ENTRIES[kind]} in one request, allowed: up to {MAX_ENTRIES}; '
             'send several requests'
         )
-    if ENTRIES[kind] == 'parameters':
-        names = [parameter.name for parameter in request.parameters]
-        if twice := next((name for name in names if names.count(name) > 1), ''):
-            return f'got {quote(twice)} twice in one request, allowed: once; send one value'
+    sets = ENTRIES[kind] == 'parameters'
+    return _why_no_names([entry.name for entry in entries] if sets else entries, sets=sets)
+
+
+def _why_no_names(names: Sequence[str], *, sets: bool) -> str:
+    """Return which name cannot be in a request; empty if all can."""
+    longest = max(map(len, names), default=0)
+    if longest > MAX_NAME_CHARACTERS:
+        return (
+            f'got a name of {longest} characters, allowed: up to {MAX_NAME_CHARACTERS}; use the '
+            'names of `ros2 param list`'
+        )
+    if sets and '' in names:
+        return 'got an empty name, allowed: the names of `ros2 param list`'
+    if sets and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        return f'got {quote(twice)} twice in one request, allowed: once; send one value'
     return ''
 
 

@@ -11,9 +11,11 @@ from p2d_node.camera_sync import SyncCounters
 from p2d_node.ros import diagnostics
 from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.answer_watcher import NOT_ACTIVE
+from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.malloc_settings import return_freed_memory
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import ended_by_shutdown
+from p2d_node.ros.sweep_worker import WorkerState
 from p2d_node.ros.systemd import LIVES, notify_systemd
 from p2d_node.ros.unexpected_error import unexpected_error
 from rclpy.node import Node
@@ -117,8 +119,6 @@ class HealthReporter:
 
     def _statuses(self, session: ActiveSession) -> list[DiagnosticStatus]:
         """Return the status of the pipeline, the synchroniser and each camera."""
-        for camera in session.cameras:
-            camera.follow_publishers()
         expected_hz = diagnostics.expected_rates(session.cameras)
         clock_rate = session.clock_rate.rate
         silence = diagnostics.common_silence(session.cameras, clock_rate)
@@ -136,15 +136,29 @@ class HealthReporter:
             ),
         }
         for camera in session.cameras:
-            num_broken = state.broken_frames[camera.name]
-            is_broken = num_broken > self._reported_broken[camera.name]
-            parts[camera.name] = diagnostics.camera_status(
-                camera,
-                expected_hz[camera.name],
-                clock_rate,
-                num_broken=num_broken,
-                damage=state.broken_reasons[camera.name] if is_broken else '',
+            parts[camera.name] = self._camera_part(
+                camera, state, expected_hz[camera.name], clock_rate
             )
         self._reported = synchronizer.counters.copy()
-        self._reported_broken = state.broken_frames.copy()
         return [self._status(component, *part) for component, part in parts.items()]
+
+    def _camera_part(
+        self, camera: CameraSubscription, state: WorkerState, expected_hz: float, clock_rate: float
+    ) -> diagnostics.Status:
+        """Return the status of a camera; what goes wrong here costs no other status."""
+        try:
+            camera.follow_publishers()
+            num_broken = state.broken_frames[camera.name] + camera.num_refused
+            is_broken = num_broken > self._reported_broken[camera.name]
+            self._reported_broken[camera.name] = num_broken
+            refusal, camera.refusal = camera.refusal, ''
+            reason = refusal or state.broken_reasons.get(camera.name, '')
+            return diagnostics.camera_status(
+                camera,
+                expected_hz,
+                clock_rate,
+                num_broken=num_broken,
+                damage=reason if is_broken else '',
+            )
+        except Exception as err:
+            return DiagnosticStatus.ERROR, str(unexpected_error(err)), {}

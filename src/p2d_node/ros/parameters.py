@@ -60,6 +60,8 @@ def _add_range(descriptor: ParameterDescriptor, default: Any, option: Option) ->
             from_value=int(option.minimum or 0), to_value=int(option.maximum or 0)
         )
         descriptor.integer_range = [limits]
+    if option.smallest is not None:
+        descriptor.additional_constraints = option.allowed
 
 
 def declare_parameters(node: Node) -> DriveConfig:

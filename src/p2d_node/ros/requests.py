@@ -12,12 +12,12 @@ from p2d_msgs.srv import Ask
 from p2d_node.errors import ConfigError, P2dError, quote
 from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.conversions import to_answer, to_header
+from p2d_node.ros.quiet_node import QuietNode
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import spin_until_shutdown
 from p2d_node.ros.sweep_worker import AskedAnswer, MAX_PENDING_QUESTIONS, WorkerStoppedError
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
-import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidHandle
@@ -63,7 +63,7 @@ class Requests:
         self._reply_lock = threading.Lock()
         self._replied_s = 0.0
         self._service_name = node.resolve_service_name('~/ask')
-        self._helper = rclpy.create_node(
+        self._helper = QuietNode(
             f'{node.get_name()}_requests',
             context=node.context,
             namespace=node.get_namespace(),

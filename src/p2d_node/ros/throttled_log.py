@@ -48,6 +48,11 @@ class ThrottledLog:
         if self._may_write(message):
             self._logger.warning(_line(message))
 
+    def info(self, message: str) -> None:
+        """Write a piece of information, as `warn` does a warning."""
+        if self._may_write(message):
+            self._logger.info(_line(message))
+
     def error(self, message: str) -> None:
         """Write an error, as `warn` does a warning."""
         if self._may_write(message):

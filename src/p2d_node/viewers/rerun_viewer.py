@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from p2d_node.durable_files import write_faults
+from p2d_node.errors import one_line
 from p2d_node.viewers.shown_sweep import image_format, require_library, ShownSweep, VIEWER
 
 APPLICATION = 'p2d_node'
@@ -51,8 +52,8 @@ class RerunViewer:
         for path, image in pictures.items():
             media_type = f'image/{image_format(image)}'
             log(path, rerun.EncodedImage(contents=image, media_type=media_type))
-        text = '\n\n'.join(f'**{question}**\n\n{answer}' for question, answer in sweep.answers)
-        log('answers', rerun.TextDocument(text, media_type='text/markdown'))
+        lines = [one_line(text) for pair in sweep.answers for text in pair]
+        log('answers', rerun.TextDocument('\n\n'.join(lines), media_type='text/plain'))
         for camera, count in sweep.tokens_kept.items():
             log(f'tokens/{camera}', rerun.Scalars(count))
         for name, value in sweep.times_ms.items():

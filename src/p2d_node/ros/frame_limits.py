@@ -1,0 +1,57 @@
+"""Which camera messages are refused as they arrive, so that none of them is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from p2d_node.ros.conversions import is_time
+from sensor_msgs.msg import Image
+
+RAW_BYTES_PER_PIXEL = 8
+"""The widest encoding that is decoded has 6; rows may be padded."""
+
+COMPRESSED_BYTES_PER_PIXEL = 4
+"""A JPEG or an 8-bit PNG of noise has 3. A 16-bit PNG of 3840x2160 pixels without compression has
+50 MB, which the default of max_image_pixels allows."""
+
+METADATA_BYTES = 1 << 20
+"""Tables, colour profile and camera data of a file."""
+
+MAX_TEXT_CHARACTERS = 256
+"""Of `frame_id`, `format` and `encoding`."""
+
+
+def why_refused(message: Any, max_pixels: int) -> str:
+    """Return why a message cannot be used; empty if its size, texts and stamp are allowed.
+
+    Args:
+        message: A sensor_msgs Image or CompressedImage.
+        max_pixels: Largest height x width.
+    """
+    is_raw = isinstance(message, Image)
+    max_bytes = max_message_bytes(max_pixels, raw=is_raw)
+    if len(message.data) > max_bytes:
+        return (
+            f'got {len(message.data)} bytes, allowed: {max_bytes}; for larger images set '
+            'max_image_pixels'
+        )
+    texts = (message.header.frame_id, message.encoding if is_raw else message.format)
+    if (longest := max(map(len, texts))) > MAX_TEXT_CHARACTERS:
+        return (
+            f'got a frame_id or format of {longest} characters, allowed: {MAX_TEXT_CHARACTERS}; '
+            'correct the publisher'
+        )
+    stamp = message.header.stamp
+    if not is_time(stamp):
+        return (
+            f'got a stamp of {stamp.sec} s and {stamp.nanosec} ns, allowed: 0 or more s and less '
+            'than 1e9 ns; correct the publisher'
+        )
+    return ''
+
+
+def max_message_bytes(max_pixels: int, *, raw: bool) -> int:
+    """Return the largest size of the data of a message."""
+    if raw:
+        return RAW_BYTES_PER_PIXEL * max_pixels
+    return COMPRESSED_BYTES_PER_PIXEL * max_pixels + METADATA_BYTES
