@@ -88,13 +88,13 @@ def test_answers_are_told_while_they_grow(pipeline):
 
 def answer_log_likelihood(pipeline, monkeypatch, text):
     """Log likelihood of one answer: its tokens are put in the place of the likeliest ones."""
-    from p2d_node.language_model import generate
+    from p2d_node.language_model import decode, generate
 
     ids = [*pipeline._language_model._family.tokenize(text), None]
     scores = []
 
     def forced(logits):
-        log_probabilities = logits.double().log_softmax(dim=-1)[0]
+        log_probabilities = logits.double().log_softmax(dim=-1)[0, 0]
         ends = list(pipeline._language_model._family.end_token_ids)
         token = ids[len(scores)]
         if token is None:
@@ -102,10 +102,12 @@ def answer_log_likelihood(pipeline, monkeypatch, text):
             token = ends[0]
         else:
             scores.append(log_probabilities[token].item())
-        return torch.tensor([[token], [0.0]], dtype=torch.float64)
+        return torch.tensor([[[token]], [[0.0]]], dtype=torch.float64)
 
     with monkeypatch.context() as patch:
         patch.setattr(generate, 'most_likely', forced)
+        patch.setattr(decode, 'most_likely', forced)
+        pipeline.reconfigure(replace(pipeline.config, drafts='none'))
         pipeline.answer(make_frame_set(), [QUESTION])
     return sum(scores)
 
@@ -139,21 +141,22 @@ def test_choices_that_cannot_be_scored_are_refused(pipeline, choices):
 
 
 def test_when_memory_runs_out_nothing_is_kept_and_the_next_sweep_is_answered(
-    pipeline, monkeypatch
+    pipeline, config, monkeypatch
 ):
+    pipeline.reconfigure(replace(config, drafts='none'))
     expected = pipeline.answer(make_frame_set(), [QUESTION])[0].answer
     held = []
     decoder = pipeline._language_model._family.decoder
-    step = decoder.step
+    run_pass = decoder._run_pass
 
-    def run_out(prefix, embeddings):
-        held.extend(weakref.ref(layer.keys) for layer in prefix.cache.layers)
+    def run_out(*args, cache, **options):
+        held.extend(weakref.ref(layer.keys) for layer in cache.layers)
         held.extend(weakref.ref(buffer) for buffer in decoder._cache_pool._buffers.values())
         torch.empty(1 << 60)  # the allocator's own refusal
-        return step(prefix, embeddings)
+        return run_pass(*args, cache=cache, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder, 'step', run_out)
+        patch.setattr(decoder, '_run_pass', run_out)
         with pytest.raises(InferenceError, match=r'allocate memory.*; lower retention') as caught:
             pipeline.answer(make_frame_set(), [QUESTION])
     gc.collect()
