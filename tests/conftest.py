@@ -8,6 +8,7 @@ import shutil
 import signal
 
 from engine_helpers import CPU, ignore_progress, plan_of
+from p2d_node.checkpoints import devices
 from p2d_node.checkpoints.untrained import write_untrained_checkpoint
 from p2d_node.engine_build.build import build_engine
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
@@ -45,6 +46,14 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_STATE_HOME', str(folder))
         yield folder
+
+
+@pytest.fixture(scope='session', autouse=True)
+def float32_on_every_cpu() -> Iterator[None]:
+    """`dtype: auto` means the same on every processor that runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, 'multiplies_bfloat16', lambda: False)
+        yield
 
 
 @pytest.fixture(scope='session')

@@ -1,3 +1,4 @@
+from concurrent.futures import Future
 from dataclasses import replace
 import math
 
@@ -5,7 +6,10 @@ import numpy as np
 from p2d_node.config import DriveConfig, EncoderConfig, SyncConfig
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError
 from p2d_node.pipeline import DrivingPipeline
+from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import CameraFrame, CompressedImage, Cut, FrameSet, NUSCENES_CAMERAS
+from p2d_node.views import SeparateViews
+from p2d_node.vision_frontend import VisionFrontend
 from PIL import Image
 import pytest
 from sweeps import jpeg, make_frame_set, picture, STAMP_NS
@@ -46,6 +50,62 @@ def test_one_answer_per_question_carries_the_sweep_it_rests_on(pipeline):
         assert answer.encoder == 'torch float32 cpu'
         assert 1 <= answer.num_generated_tokens <= 12
         assert answer.mean_log_probability < 0
+
+
+def prepared_by(pipeline, frame_set):
+    future = Future()
+    future.set_result(pipeline.prepare(frame_set))
+    return future
+
+
+def test_a_sweep_that_was_prepared_ahead_has_the_same_answers(pipeline):
+    sweep, other = make_frame_set(), make_frame_set(seed=3)
+    (expected,) = pipeline.answer_groups(sweep, [QUESTIONS])
+    prepared = prepared_by(pipeline, sweep)
+    pipeline.answer(other, QUESTIONS)  # meanwhile: it overwrites nothing of the prepared sweep
+    (actual,) = pipeline.answer_groups(sweep, [QUESTIONS], prepared=prepared)
+    assert [a.answer for a in actual] == [a.answer for a in expected]
+    assert [a.mean_log_probability for a in actual] == [a.mean_log_probability for a in expected]
+
+
+def test_broken_frames_of_a_prepared_sweep_are_treated_as_the_policy_then_says(pipeline, config):
+    sweep = make_frame_set()
+    frames = dict(sweep.frames)
+    frames['CAM_BACK'] = replace(
+        frames['CAM_BACK'], payload=CompressedImage(format='jpeg', data=b'\xff\xd8\xff')
+    )
+    sweep = replace(sweep, frames=frames)
+    prepared = prepared_by(pipeline, sweep)
+    with pytest.raises(ImageDecodeError, match='CAM_BACK'):
+        list(pipeline.answer_groups(sweep, [QUESTIONS], prepared=prepared))
+    pipeline.reconfigure(replace(config, missing_camera_policy='drop_view'))
+    (answers,) = pipeline.answer_groups(sweep, [QUESTIONS], prepared=prepared)
+    assert list(answers[0].broken_frames) == ['CAM_BACK']
+    assert len(answers[0].camera_stamps_ns) == 5
+
+
+def test_frames_are_not_prepared_into_a_buffer_that_may_be_in_use():
+    frontend = VisionFrontend(
+        SeparateViews((9, 9), padded=False),
+        ImageProcessing(
+            height_px=126,
+            width_px=126,
+            fit='squash',
+            resample=3,
+            rescale_factor=1 / 255,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        num_cameras=6,
+        frame_size=(90, 160),
+        max_pixels=1 << 20,
+        device=torch.device('cpu'),
+    )
+    in_use = frontend.preprocess(frontend.decode(make_frame_set()).frames)
+    before = in_use.clone()
+    assert frontend.prepare(make_frame_set(seed=3)).pixels is None
+    assert torch.equal(in_use, before)
+    frontend.close()
 
 
 def test_all_stages_are_timed(pipeline):

@@ -195,7 +195,8 @@ class DriveConfig:
     )
     dtype: str = option(
         'auto',
-        'Number format of the weights. auto: bfloat16 on a GPU, float32 on a CPU.',
+        'Number format of the weights. auto: bfloat16 on a GPU and on a CPU with AVX512-BF16 or '
+        'AMX, float32 on other CPUs.',
         choices=('auto', 'float32', 'bfloat16', 'float16', 'float64'),
     )
     weights: str = option(

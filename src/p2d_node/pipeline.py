@@ -12,6 +12,7 @@ kept tokens. Latency is measured here, not in the stages.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from p2d_node.language_model.conversation import (
 from p2d_node.latency import MustStop, never, StageClock, stop_at
 from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
 from p2d_node.units import NS_PER_MS
+from p2d_node.vision_frontend import PreparedFrames
 import torch
 from torch import Tensor
 
@@ -66,7 +68,8 @@ class _Sweep:
 class DrivingPipeline:
     """Answers questions about sweeps.
 
-    Use it from one thread at a time; any thread may call `reconfigure` and `check_questions`.
+    Use it from one thread at a time; any thread may call `reconfigure`, `check_questions` and
+    `prepare`.
     Models, buffers and threads are allocated once; `close` frees them.
 
     Attributes:
@@ -152,6 +155,7 @@ class DrivingPipeline:
         *,
         must_stop: MustStop = never,
         on_partial: OnPartial | None = None,
+        prepared: Future[PreparedFrames] | None = None,
     ) -> Iterator[list[DrivingAnswer]]:
         """Answer groups of questions about one sweep, one group after the other.
 
@@ -160,6 +164,7 @@ class DrivingPipeline:
             groups: Questions; no batch holds questions of two groups.
             must_stop: As for `answer`.
             on_partial: As for `answer`.
+            prepared: What `prepare` returns for this sweep; None: it is done here.
 
         Yields:
             The answers of each group, before work on the next one begins; empty for an empty one.
@@ -172,13 +177,26 @@ class DrivingPipeline:
             return
         sweep = self._start(frame_set, must_stop)
         with sweep.clock.stage('decode'):
-            frames, broken = self._frontend.decode(frame_set)
-            sweep = sweep.without(broken)
+            ready = prepared.result() if prepared else self._frontend.decode(frame_set)
+            sweep = sweep.without(ready.broken)
         with sweep.clock.stage('preprocess'):
-            pixels = self._frontend.preprocess(frames)
+            pixels = self._to_pixels(ready)
         with sweep.clock.stage('encode'):
             tokens = self._encoder.encode(pixels)
         yield from self._answer_tokens(sweep, tokens, groups, on_partial=on_partial)
+
+    def prepare(self, frame_set: FrameSet) -> PreparedFrames:
+        """Decode and preprocess a sweep ahead of `answer_groups`.
+
+        Any thread may call it while another sweep is in work.
+
+        Raises:
+            ImageDecodeError: Frames of a size that the encoder does not take.
+        """
+        return self._frontend.prepare(frame_set)
+
+    def _to_pixels(self, ready: PreparedFrames) -> Tensor:
+        return self._frontend.preprocess(ready.frames) if ready.pixels is None else ready.pixels
 
     def _answer_tokens(
         self,
@@ -251,10 +269,10 @@ class DrivingPipeline:
             ImageDecodeError: A frame that cannot be used.
             InferenceError: The vision encoder failed.
         """
-        frames, broken = self._frontend.decode(frame_set)
-        if broken:
-            raise ImageDecodeError(broken)
-        return self._encoder.encode(self._frontend.preprocess(frames)).clone()
+        decoded = self._frontend.decode(frame_set)
+        if decoded.broken:
+            raise ImageDecodeError(decoded.broken)
+        return self._encoder.encode(self._to_pixels(decoded)).clone()
 
     @guarded
     def answer_tokens(
@@ -310,10 +328,10 @@ class DrivingPipeline:
         """
         language_model = self._language_model
         answers = language_model.tokenize_choices(choices)
-        frames, broken = self._frontend.decode(frame_set)
-        sweep = self._start(frame_set, never).without(broken)
+        decoded = self._frontend.decode(frame_set)
+        sweep = self._start(frame_set, never).without(decoded.broken)
         cameras, config = sweep.cameras, sweep.config
-        tokens = self._encoder.encode(self._frontend.preprocess(frames))
+        tokens = self._encoder.encode(self._to_pixels(decoded))
         paused = language_model.begin((question,), cameras, tokens, config.prune_layer)
         keep = self._selector.select(
             paused.visual_states, cameras, config, missing=sweep.frame_set.missing

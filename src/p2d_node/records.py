@@ -233,8 +233,8 @@ class StageTimes:
     Attributes:
         sync_wait_ms: From the first frame's arrival to the closing of the set.
         queue_ms: From the closing of the set to the start of work.
-        decode_ms: Bytes to pixels, all views.
-        preprocess_ms: Pixels to the encoder's input, all views.
+        decode_ms: Bytes to pixels, all views; what was done while the sweep waited is in queue_ms.
+        preprocess_ms: Pixels to the encoder's input, all views; as decode_ms.
         encode_ms: Encoder's input to visual tokens, all views.
         select_ms: Visual tokens to kept indices, all views.
         prefill_ms: Language model over prompts and visual tokens, sum of all questions.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import decode_frame
@@ -14,10 +15,26 @@ import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedFrames:
+    """What is done of a sweep before the vision encoder.
+
+    Attributes:
+        frames: The frames that can be used.
+        broken: Camera to what is wrong with its frame.
+        pixels: The encoder's input of `frames`, if it was computed; see `preprocess`.
+    """
+
+    frames: Sequence[DecodedFrame]
+    broken: Mapping[str, str]
+    pixels: Tensor | None = None
+
+
 class VisionFrontend:
     """Decodes and preprocesses the frames of a sweep, one thread per view.
 
-    Use it from one thread at a time. Threads and buffers are allocated once; `close` frees them.
+    Use it from one thread at a time, except `prepare`. Threads and buffers are allocated once;
+    `close` frees them.
 
     Attributes:
         frame_size: Height and width, pixels, of frames that it takes.
@@ -55,18 +72,28 @@ class VisionFrontend:
             num_pictures = views.count_pictures(num_cameras)
             self._stack = FrameStack(num_pictures, *frame_size, pinned=device.type == 'cuda')
 
-    def decode(self, frame_set: FrameSet) -> tuple[list[DecodedFrame], dict[str, str]]:
-        """Decode the frames of a sweep, in its order of cameras.
+    def prepare(self, frame_set: FrameSet) -> PreparedFrames:
+        """Decode and preprocess a sweep; another thread may be at work on another sweep.
 
-        Returns:
-            The frames that can be used; for the others, camera to what is wrong with its frame.
+        Frames are only decoded if some are broken, or if `preprocess` would overwrite a buffer.
+
+        Raises:
+            ImageDecodeError: As `preprocess`.
         """
+        decoded = self.decode(frame_set)
+        if decoded.broken or self._stack is not None:
+            return decoded
+        return PreparedFrames(decoded.frames, {}, self.preprocess(decoded.frames))
+
+    def decode(self, frame_set: FrameSet) -> PreparedFrames:
+        """Decode the frames of a sweep, in its order of cameras."""
         decoded = list(self._pool.map(self._decode_frame, frame_set.frames.values()))
         broken: dict[str, str] = {}
         for result in decoded:
             if isinstance(result, ImageDecodeError):
                 broken |= result.broken
-        return [result for result in decoded if isinstance(result, DecodedFrame)], broken
+        frames = [result for result in decoded if isinstance(result, DecodedFrame)]
+        return PreparedFrames(frames, broken)
 
     def _decode_frame(self, frame: CameraFrame) -> DecodedFrame | ImageDecodeError:
         try:

@@ -4,8 +4,9 @@ import json
 import shutil
 import weakref
 
+from p2d_node.checkpoints import devices
 from p2d_node.checkpoints.checkpoint import open_checkpoint
-from p2d_node.checkpoints.devices import choose_device, choose_dtype
+from p2d_node.checkpoints.devices import choose_device, choose_dtype, multiplies_bfloat16
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
 from p2d_node.language_model.families.registry import find_family, load_family
@@ -273,7 +274,6 @@ def test_a_missing_tokenizer_is_refused(broken):
 
 def test_devices_and_dtypes_are_checked():
     assert choose_device('cpu') == CPU
-    assert choose_dtype('auto', CPU) is torch.float32
     assert choose_dtype('auto', torch.device('cuda')) is torch.bfloat16
     assert choose_dtype('float64', CPU) is torch.float64
     for name in ('gpu', 'meta', 'cuda:x'):
@@ -283,6 +283,22 @@ def test_devices_and_dtypes_are_checked():
         choose_device('cuda:1')
     with pytest.raises(ConfigError, match=r"device: got 'cpu:3', allowed: .*; set device to cpu"):
         choose_device('cpu:3')
+
+
+@pytest.mark.parametrize(
+    ('capabilities', 'is_fast'),
+    [
+        ({'avx512_bf16': True, 'amx_bf16': False}, True),
+        ({'avx512_bf16': False, 'amx_bf16': True}, True),
+        ({'avx512_bf16': False, 'avx512_f': True}, False),
+        ({'sve': True}, False),
+    ],
+)
+def test_the_dtype_on_a_cpu_is_bfloat16_where_it_multiplies_it(monkeypatch, capabilities, is_fast):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities)
+    assert multiplies_bfloat16() is is_fast
+    monkeypatch.setattr(devices, 'multiplies_bfloat16', multiplies_bfloat16)
+    assert choose_dtype('auto', CPU) is (torch.bfloat16 if is_fast else torch.float32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')

@@ -12,6 +12,7 @@ from p2d_node.language_model.generate import generate_greedy
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame
+from pillow_levels import assert_close_to_pillow
 import pytest
 from safetensors.torch import load_file, save_file
 from sweeps import make_frame_set, picture
@@ -57,7 +58,7 @@ def pixel_values(folder):
 
 @pytest.mark.parametrize('order', ['rgb', 'bgr'])
 @pytest.mark.parametrize(('height', 'width'), [(900, 1600), (160, 90), (56, 56)])
-def test_pixel_values_equal_those_of_the_checkpoints_own_processor(folder, order, height, width):
+def test_pixel_values_are_close_to_those_of_pillow(folder, order, height, width):
     rgb = picture(height=height, width=width)
     reference = GotOcr2ImageProcessorPil.from_pretrained(folder, crop_to_patches=False)
     expected = reference(rgb, return_tensors='pt')['pixel_values']
@@ -65,7 +66,7 @@ def test_pixel_values_equal_those_of_the_checkpoints_own_processor(folder, order
     processing = ImageProcessing.from_folder(folder)
     frame = DecodedFrame('CAM_FRONT', 0, pixels, order)
     actual = normalize([resize_frame(frame, processing)], processing, CPU)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    assert_close_to_pillow(actual, expected, processing.std, tall=height > width)
 
 
 def test_visual_tokens_are_the_models_image_features(family, model, pixel_values):

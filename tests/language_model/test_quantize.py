@@ -6,6 +6,7 @@ import sys
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model.families import chat
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.quantize import check_int4_widths, check_quantization
 from p2d_node.pipeline import DrivingPipeline
@@ -28,6 +29,12 @@ needs_torchao = pytest.mark.skipif(
 @pytest.fixture(params=WRITERS)
 def folder(request, tmp_path):
     return WRITERS[request.param](tmp_path)
+
+
+@pytest.fixture
+def unpacked(monkeypatch):
+    """Leaves linear layers readable, which are packed on a CPU."""
+    monkeypatch.setattr(chat, 'pack_linear_layers', lambda model: None)
 
 
 def load(folder, weights, dtype=torch.float32):
@@ -74,7 +81,7 @@ def linear_layers(family):
 
 
 @needs_torchao
-def test_int8_weights_are_rounded_to_255_steps_per_row_and_take_a_byte_each(folder):
+def test_int8_weights_are_rounded_to_255_steps_per_row_and_take_a_byte_each(folder, unpacked):
     plain, small = load(folder, 'as_is'), load(folder, 'int8')
     for exact, quantised in zip(linear_layers(plain), linear_layers(small), strict=True):
         step = exact.weight.abs().amax(dim=1, keepdim=True) / 127
@@ -95,7 +102,7 @@ def test_int8_logits_are_close_to_the_original_ones(folder):
 
 
 @needs_torchao
-def test_only_the_decoder_layers_are_quantised(folder):
+def test_only_the_decoder_layers_are_quantised(folder, unpacked):
     plain, small = load(folder, 'as_is'), load(folder, 'int8')
     changed = {
         name.rpartition('.')[0]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from p2d_node.errors import BackendUnavailableError, ConfigError
 import torch
 
 DEVICES = 'auto, cpu, cuda'
+
+BFLOAT16_INSTRUCTIONS = ('avx512_bf16', 'amx_bf16')
+"""As `torch.cpu.get_capabilities` names them."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -42,17 +47,27 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Convert the parameter `dtype` to a torch dtype.
 
-    `auto` is bfloat16 on a GPU and float32 on the CPU.
+    `auto` is bfloat16 on a GPU and on a CPU that multiplies bfloat16, float32 on others.
 
     Raises:
         ConfigError: `name` is not a torch dtype.
     """
     if name == 'auto':
-        return torch.bfloat16 if device.type == 'cuda' else torch.float32
+        is_fast = device.type == 'cuda' or multiplies_bfloat16()
+        return torch.bfloat16 if is_fast else torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ConfigError(f'dtype: got {name!r}, allowed: auto or a torch dtype')
     return dtype
+
+
+def multiplies_bfloat16() -> bool:
+    """Tell whether this CPU has instructions that multiply bfloat16: AVX512-BF16 or AMX.
+
+    On others torch converts it to float32 and back, which is slower than float32.
+    """
+    capabilities: Mapping[str, object] = getattr(torch.cpu, 'get_capabilities', dict)()
+    return any(capabilities.get(name) is True for name in BFLOAT16_INSTRUCTIONS)
 
 
 def default_num_threads() -> int:

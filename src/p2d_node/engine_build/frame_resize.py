@@ -1,9 +1,9 @@
 """The model's image processor as a torch module: camera frames in, pixel_values out.
 
-Pillow resizes with two banded matrices, one per axis, and rounds to bytes after each. The same two
-products with the same weights run on any GPU and can be exported to ONNX; TensorRT's parser
-refuses `Resize` with antialiasing. The result equals Pillow's, except that float32 sums round
-about one byte in a hundred thousand to its neighbour.
+torch resizes bytes with two banded matrices, rows first, and rounds to bytes after each. The same
+two products with the same weights run on any GPU and can be exported to ONNX; TensorRT's parser
+refuses `Resize` with antialiasing. The result equals that of `preprocessing`, except that float32
+sums round about one byte in a hundred thousand to its neighbour.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from p2d_node.preprocessing import ImageProcessing
-from PIL import Image
+from p2d_node.preprocessing import ImageProcessing, TORCH_MODES
 import torch
 from torch import nn, Tensor
+from torch.nn import functional
 
-PILLOW_PRECISION = 1 << 22
-"""Pillow keeps filter weights as multiples of 2^-22 (Resample.c, PRECISION_BITS)."""
+WEIGHT_BITS, MAX_PRECISION = 15, 22
+"""torch keeps the filter weights of bytes as multiples of a power of 2: the largest one with which
+the largest weight fits into 16 bits with a sign, of at most 22 bits (UpSampleKernel.cpp)."""
 
 NUM_BANDS = 8
 """Matrix products per axis. Most weights are zero, so one large product would mostly multiply by
@@ -26,26 +27,20 @@ zero; more bands compute fewer zeros but need more kernel launches."""
 
 
 def resize_weights(num_in: int, num_out: int, resample: int) -> npt.NDArray[np.float64]:
-    """Return Pillow's filter weights [num_out, num_in] for one axis."""
-    identity = Image.fromarray(np.eye(num_in, dtype=np.float32), mode='F')
-    weights = np.asarray(identity.resize((num_out, num_in), resample), np.float64).T
-    rounded: npt.NDArray[np.float64] = np.round(weights * PILLOW_PRECISION) / PILLOW_PRECISION
-    return rounded
+    """Return torch's filter weights for bytes, [num_out, num_in], for one axis."""
+    identity = torch.eye(num_in, dtype=torch.float64)[None, None]
+    weights = functional.interpolate(
+        identity, (num_out, num_in), mode=TORCH_MODES[resample], antialias=True
+    )[0, 0].numpy()
+    # torch rounds halves away from zero.
+    scale = 1 << _precision(float(weights.max()))
+    rounded: npt.NDArray[np.float64] = np.trunc(weights * scale + np.copysign(0.5, weights))
+    return rounded / scale
 
 
-def filters_rows_first(
-    height: int, width: int, out_height: int, out_width: int, resample: int
-) -> bool:
-    """Return whether Pillow resizes along rows before columns.
-
-    The order changes the rounding. It depends on the shape and on Pillow's version, so it is found
-    by trying.
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
-    image = Image.fromarray(noise)
-    out = (out_width, out_height)
-    by_rows = image.resize((out_width, height), resample).resize(out, resample)
-    return by_rows.tobytes() == image.resize(out, resample).tobytes()
+def _precision(largest: float) -> int:
+    bits = (b for b in range(MAX_PRECISION) if int(0.5 + largest * (2 << b)) >= 1 << WEIGHT_BITS)
+    return next(bits, MAX_PRECISION)
 
 
 class AxisResize(nn.Module):
@@ -69,7 +64,7 @@ class AxisResize(nn.Module):
             self._bands.append((low, high))
             band = torch.from_numpy(rows[:, low:high].T.astype(np.float32).copy())
             self.register_buffer(f'band_{index}', band)
-        # floor(x + 0.5) rounds to the nearest level, halves up, as Pillow does.
+        # floor(x + 0.5) rounds to the nearest level, halves up, as torch does.
         self.register_buffer('bias', torch.from_numpy((bias + 0.5).astype(np.float32)))
 
     def forward(self, levels: Tensor) -> Tensor:
@@ -91,7 +86,6 @@ class FrameResize(nn.Module):
         square = max(height, width)
         pads = processing.fit == 'pad'
         padded = (square, square) if pads else (height, width)
-        self._rows_first = filters_rows_first(*padded, out_height, out_width, processing.resample)
         colour = np.array(processing.padding_colour[::-1], np.float64)
         self.columns = _axis(height, padded[0], out_height, processing.resample, colour)
         self.rows = _axis(width, padded[1], out_width, processing.resample, colour)
@@ -103,11 +97,8 @@ class FrameResize(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Map BGR frames, uint8 [views, height, width, 3], to float32 pixel_values."""
         levels: Tensor = frames.float().permute(0, 3, 1, 2)
-        if self._rows_first:
-            levels = self.rows(levels)
+        levels = self.rows(levels)
         levels = self.columns(levels.transpose(-1, -2)).transpose(-1, -2)
-        if not self._rows_first:
-            levels = self.rows(levels)
         rgb = levels.index_select(1, self.get_buffer('to_rgb'))
         pixel_values: Tensor = rgb * self.get_buffer('scale') - self.get_buffer('shift')
         return pixel_values
@@ -120,7 +111,7 @@ def _axis(
     weights = resize_weights(num_in, num_out, resample)
     start = (num_in - num_pixels) // 2
     inside = slice(start, start + num_pixels)
-    from_bars = 1.0 - weights[:, inside].sum(axis=1) if num_in > num_pixels else np.zeros(num_out)
+    from_bars = np.delete(weights, inside, axis=1).sum(axis=1)
     return AxisResize(weights[:, inside], colour[:, None, None] * from_bars)
 
 

@@ -49,6 +49,7 @@ class ActiveSession:
         outputs: Outputs,
         *,
         thread: Executor,
+        look_ahead_thread: Executor,
         on_fault: Callable[[str], None],
     ) -> None:
         """Subscribe to the cameras and start the worker.
@@ -59,6 +60,7 @@ class ActiveSession:
             pipeline: Answers questions about sweeps.
             outputs: Publishes the answers.
             thread: Runs the worker.
+            look_ahead_thread: Prepares the next sweep meanwhile.
             on_fault: Called with the reason, on the thread that spins the node, when the worker
                 hangs or cannot go on.
 
@@ -81,6 +83,7 @@ class ActiveSession:
         self.worker = SweepWorker(
             pipeline,
             thread=thread,
+            look_ahead_thread=look_ahead_thread,
             age=SweepAge(now_ns, lambda: self.clock_rate.rate),
             on_answers=outputs.publish_answers,
             on_sweep=outputs.publish_sweep,

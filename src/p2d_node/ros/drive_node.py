@@ -79,6 +79,9 @@ class DriveNode(QuietNode, LifecycleNode):
         self._transition_error: P2dError | None = None
         self._lost_worker: SweepWorker | None = None
         self._worker_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='sweep-worker')
+        self._look_ahead_thread = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix='look-ahead'
+        )
         self.fault = ''
         self.on_fault_reported: Callable[[], None] | None = None
         self._log = ThrottledLog(self.get_logger())
@@ -237,6 +240,7 @@ class DriveNode(QuietNode, LifecycleNode):
                 pipeline,
                 outputs,
                 thread=self._worker_thread,
+                look_ahead_thread=self._look_ahead_thread,
                 on_fault=self._on_fault,
             )
         )
@@ -330,6 +334,7 @@ class DriveNode(QuietNode, LifecycleNode):
             self._health.stop()
         self.stop_working()
         self._worker_thread.shutdown(wait=False)
+        self._look_ahead_thread.shutdown(wait=False, cancel_futures=True)
         if self._requests is not None:
             self._requests.destroy()
         super().destroy_node()

@@ -19,9 +19,11 @@ from p2d_node.errors import DeviceLostError, ImageDecodeError, P2dError
 from p2d_node.language_model.conversation import OnPartial
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet, PassCounts
+from p2d_node.ros.look_ahead import LookAhead
 from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.unexpected_error import unexpected_error
 from p2d_node.units import NS_PER_S
+from p2d_node.vision_frontend import PreparedFrames
 
 MAX_PENDING_QUESTIONS = 16
 """Questions that may wait for the next sweep; further ones are refused."""
@@ -122,6 +124,7 @@ class SweepWorker:
         pipeline: DrivingPipeline,
         *,
         thread: Executor,
+        look_ahead_thread: Executor,
         age: SweepAge,
         on_answers: OnAnswers,
         on_sweep: Callable[[FrameSet, Sequence[DrivingAnswer]], None],
@@ -136,6 +139,7 @@ class SweepWorker:
             pipeline: Answers questions about a sweep.
             thread: Runs one function at a time, in one thread for all activations: torch keeps
                 memory for each thread that it has run in.
+            look_ahead_thread: The same, for the sweep that waits while another is in work.
             age: Tells the age of a sweep.
             on_answers: Called with a sweep and the answers to the configured questions, and then
                 with those to the questions that were asked.
@@ -162,6 +166,7 @@ class SweepWorker:
         self._pending: deque[_PendingQuestion] = deque()
         self._stopping = threading.Event()
         self._thread = thread
+        self._look_ahead = LookAhead(self._prepare, look_ahead_thread)
         self._running: Future[None] | None = None
 
     def start(self) -> None:
@@ -237,6 +242,7 @@ class SweepWorker:
             if self._slot is not None:
                 self.state.superseded += 1
             self._slot = frame_set
+            self._look_ahead.offer(frame_set)
             self._condition.notify_all()
 
     def ask(self, question: str, timeout_s: float) -> Future[AskedAnswer]:
@@ -292,8 +298,7 @@ class SweepWorker:
         return removed
 
     def _run(self) -> None:
-        # On Linux niceness belongs to the thread; the threads it starts inherit it.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
+        _lower_priority()
         try:
             while not self._stopping.is_set():
                 self._take_and_process()
@@ -304,11 +309,19 @@ class SweepWorker:
         with self._condition:
             self._condition.wait_for(lambda: self._slot is not None or self._stopping.is_set())
             frame_set, self._slot = self._slot, None
+            if frame_set is None:
+                return
             asked = self._choose_asked()
-        if frame_set is not None:
-            self.state.begun_ns = time.monotonic_ns()
-            self._process(frame_set, asked)
-            self.state.begun_ns = None
+            prepared = self._look_ahead.begin_work(frame_set)
+        self.state.begun_ns = time.monotonic_ns()
+        self._process(frame_set, asked, prepared)
+        self.state.begun_ns = None
+        with self._condition:
+            self._look_ahead.end_work()
+
+    def _prepare(self, frame_set: FrameSet) -> PreparedFrames:
+        _lower_priority()
+        return self._pipeline.prepare(frame_set)
 
     def _choose_asked(self) -> list[_PendingQuestion]:
         """Return the oldest pending questions, at least one, within the budget of tokens."""
@@ -321,7 +334,12 @@ class SweepWorker:
             chosen.append(question)
         return chosen
 
-    def _process(self, frame_set: FrameSet, asked: list[_PendingQuestion]) -> None:
+    def _process(
+        self,
+        frame_set: FrameSet,
+        asked: list[_PendingQuestion],
+        prepared: Future[PreparedFrames] | None,
+    ) -> None:
         """Answer about one sweep. An error drops the sweep; the thread goes on."""
         limit_ms = self._pipeline.config.max_answer_age_ms
         if self._is_older(frame_set, limit_ms):
@@ -329,7 +347,7 @@ class SweepWorker:
             self.state.late_in_a_row += 1
             return
         try:
-            self._answer(frame_set, asked, limit_ms)
+            self._answer(frame_set, asked, prepared, limit_ms)
         except ImageDecodeError as err:
             self._count_broken(err)
             self._count_failure(err)
@@ -362,10 +380,18 @@ class SweepWorker:
         self.state.last_error = str(err)
         self._on_failure(err)
 
-    def _answer(self, frame_set: FrameSet, asked: list[_PendingQuestion], limit_ms: float) -> None:
+    def _answer(
+        self,
+        frame_set: FrameSet,
+        asked: list[_PendingQuestion],
+        prepared: Future[PreparedFrames] | None,
+        limit_ms: float,
+    ) -> None:
         config = self._pipeline.config
 
         def must_stop() -> bool:
+            with self._condition:
+                self._look_ahead.offer(self._slot)
             return self._stopping.is_set() or self._is_outdated(config)
 
         groups = self._pipeline.answer_groups(
@@ -373,6 +399,7 @@ class SweepWorker:
             (config.questions, tuple(question.text for question in asked)),
             must_stop=must_stop,
             on_partial=self._on_partial if config.stream_partial_answers else None,
+            prepared=prepared,
         )
         published: list[DrivingAnswer] = []
         for pending, answers in zip((None, asked), groups, strict=True):
@@ -444,6 +471,11 @@ class SweepWorker:
         answered = [q for q in asked if _within_deadline([answer_of[id(q)]])]
         for question in self._remove(answered):
             question.answer.set_result(AskedAnswer(frame_set, answer_of[id(question)], late))
+
+
+def _lower_priority() -> None:
+    # On Linux niceness belongs to the thread; the threads it starts inherit it.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
 
 
 def _within_deadline(answers: Sequence[DrivingAnswer]) -> list[DrivingAnswer]:

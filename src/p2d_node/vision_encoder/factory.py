@@ -16,7 +16,12 @@ from p2d_node.vision_encoder.engine_store import (
     rebuild_command,
     resolve_engine_dir,
 )
-from p2d_node.vision_encoder.machine import BACKENDS, runtime_version, this_machine
+from p2d_node.vision_encoder.machine import (
+    BACKENDS,
+    require_installed,
+    runtime_version,
+    this_machine,
+)
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 from p2d_node.vision_encoder.tensorrt_encoder import TensorrtVisionEncoder
 from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
@@ -95,15 +100,16 @@ def load_engine(
         EngineMismatchError: There is no engine, or no engine passes; the message is about the
             newest.
     """
-    version = runtime_version(backend)
     engine_dir = resolve_engine_dir(config.engine_dir)
     folders = list_engines(engine_dir, request.model_name, backend)
     if not folders:
+        # Without importing it: without an engine a start need not wait for a runtime.
+        require_installed(backend)
         raise EngineMismatchError(
             f'no {backend} engine of {request.model_name} in {engine_dir}; build one: '
             + rebuild_command(engine_dir, backend, request.model_folder, request.num_views, None)
         )
-    machine = this_machine(device)
+    version, machine = runtime_version(backend), this_machine(device)
     refusals: list[EngineMismatchError] = []
     for folder in folders:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import hashlib
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 import platform
 import re
@@ -65,6 +66,14 @@ def _driver_version() -> str:
             number = re.search(r'\d+\.\d+(\.\d+)?', first)
             return number.group() if number else first
     return f'CUDA {torch.version.cuda}'
+
+
+def require_installed(backend: str) -> None:
+    """Raise `BackendUnavailableError` if the Python module of `backend` is not installed."""
+    if find_spec(backend) is None:
+        raise BackendUnavailableError(
+            f'encoder.backend: {backend} is not installed; {INSTALL_HINTS[backend]}'
+        )
 
 
 def import_runtime(backend: str) -> ModuleType:

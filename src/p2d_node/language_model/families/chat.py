@@ -15,6 +15,7 @@ from p2d_node.language_model.input_sequence import (
     interleave_pictures,
     text_positions,
 )
+from p2d_node.language_model.packed_linear import pack_linear_layers
 from p2d_node.language_model.prompt import (
     describe_missing_views,
     describe_views,
@@ -105,9 +106,14 @@ def _check_generation_config(folder: Path) -> None:
 
 
 def quantize_and_move(model: Any, weights: str, device: torch.device) -> Any:
-    """Quantise the decoder layers of a model as `weights` says; move the model to `device`."""
+    """Quantise the decoder layers of a model as `weights` says; move the model to `device`.
+
+    On a CPU the weights of linear layers are packed.
+    """
     quantize_layers(model.model.language_model.layers, weights, device)
-    return model.to(device)
+    model = model.to(device)
+    pack_linear_layers(model)
+    return model
 
 
 def load_vision_weights(
