@@ -165,8 +165,29 @@ def test_parameters_that_do_not_fit_are_named(values, reason):
 
 @pytest.mark.parametrize('names', [[], [0, 1], ['a', 'a'], [''], ['a.b'], 'CAM_FRONT', None])
 def test_camera_names_that_are_not_different_names_are_refused(names):
-    with pytest.raises(ConfigError, match=r'camera_names: got .*, allowed: a list of one or more'):
+    with pytest.raises(ConfigError, match=r'camera_names: got .*, allowed: a list of 1 to 64 '):
         config_from_parameters(names, {})
+
+
+@pytest.mark.attack(
+    'A parameter file with 15,000 cameras, each of which is compared with every parameter',
+    'refused above 64 cameras',
+)
+@pytest.mark.timeout(20)
+def test_cameras_have_a_limit():
+    with pytest.raises(ConfigError, match=r'camera_names: got .*, allowed: a list of 1 to 64 d'):
+        config_from_parameters([f'c{number}' for number in range(15_000)], {})
+    config = config_from_parameters([f'c{number}' for number in range(64)], {})
+    assert len(config.cameras) == 64
+
+
+@pytest.mark.parametrize('name', ['encoder.engine_dir', 'model', 'stop', 'cameras.CAM_BACK.topic'])
+def test_a_text_with_the_character_0_is_refused(name):
+    value = ['a', '\0'] if name == 'stop' else '\0'
+    with pytest.raises(ConfigError, match=r"got '\\x00', allowed: a text without the character 0"):
+        config_from_parameters(NUSCENES_CAMERAS, {name: value})
+    with pytest.raises(ConfigError, match='different names without dots'):
+        config_from_parameters(['a\0'], {})
 
 
 @pytest.mark.attack(

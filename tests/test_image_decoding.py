@@ -344,6 +344,20 @@ def test_a_jpeg_of_thousands_of_scans_takes_no_time(kind):
         decode(CompressedImage(format='jpeg', data=data))
 
 
+@pytest.mark.attack(
+    'a JPEG followed by zeros up to 127 MiB, which a bag would hold',
+    'refused above 4 bytes per pixel and 1 MiB',
+)
+def test_a_jpeg_has_a_size_that_fits_its_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 100]
+    settings += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    data = cv2.imencode('.jpg', noise, settings)[1].tobytes()
+    assert decode(CompressedImage(format='jpeg', data=data)).pixels.shape == (600, 800, 3)
+    with pytest.raises(ImageDecodeError, match=r'got a JPEG of .* allowed: up to 2968576 bytes'):
+        decode(CompressedImage(format='jpeg', data=data.ljust(3 << 20, b'\0')))
+
+
 @pytest.mark.parametrize('damage', ['cut', 'zeroed', 'random'])
 @pytest.mark.parametrize('progressive', [0, 1])
 def test_a_jpeg_that_libjpeg_only_warns_about_is_refused(damage, progressive, capfd):

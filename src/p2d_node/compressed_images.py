@@ -35,6 +35,9 @@ BASELINE_FRAMES = (0xC0, 0xC1)
 TABLES_AND_COMMENTS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
 """Kinds of the segments of a JPEG before its scan."""
 
+MAX_BYTES_PER_PIXEL, MAX_METADATA_BYTES = 4, 1 << 20
+"""Of a JPEG. Noise at the best quality takes three bytes; a larger file holds something else."""
+
 MAX_SCANS = 100
 """Of a JPEG; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
 
@@ -87,6 +90,7 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: 
         if start.startswith(JPEG_START):
             height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
             check_size(camera, height, width, max_pixels)
+            _check_bytes(camera, data.size, height * width)
             _check_scans(data.data)
             return _decode_jpeg(data, keeps_grey=keeps_grey and colour == GREY)
         if start == PNG_START:
@@ -106,6 +110,16 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: 
         camera,
         f'got {size} that start with {start.hex() or "nothing"}, allowed: JPEG or PNG',
     )
+
+
+def _check_bytes(camera: str, num_bytes: int, num_pixels: int) -> None:
+    max_bytes = MAX_BYTES_PER_PIXEL * num_pixels + MAX_METADATA_BYTES
+    if num_bytes > max_bytes:
+        raise ImageDecodeError.of(
+            camera,
+            f'got a JPEG of {num_bytes} bytes and {num_pixels} pixels, allowed: up to {max_bytes} '
+            'bytes',
+        )
 
 
 def _check_scans(data: memoryview) -> None:

@@ -102,6 +102,8 @@ def check_value(
     if spec.max_texts is not None:
         _check_texts(name, value, spec)
     for item in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(item, str) and '\0' in item:
+            raise ConfigError(f'{name}: got {show(item)}, allowed: a text without the character 0')
         if not spec.allows(item):
             raise ConfigError(f'{name}: got {show(item)}, allowed: {spec.allowed}')
 

@@ -43,6 +43,9 @@ LARGEST_WHOLE = 1 << 1000
 
 TYPE_WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text'}
 
+MAX_CAMERAS = 64
+"""A vehicle has up to a dozen; each has parameters of its own."""
+
 CAMERA_NAMES = Parameter(
     'camera_names',
     NUSCENES_CAMERAS,
@@ -55,18 +58,20 @@ def check_camera_names(names: Any) -> tuple[str, ...]:
     """Return the value of `camera_names` as a tuple.
 
     Raises:
-        ConfigError: Not a list of different, non-empty texts, or a text with a dot, which
-            separates the parts of parameter names.
+        ConfigError: Not a list of different, non-empty texts, too many, or a text with a dot,
+            which separates the parts of parameter names.
     """
     if (
         not isinstance(names, (list, tuple))
-        or not names
-        or not all(isinstance(name, str) and name and '.' not in name for name in names)
+        or not 0 < len(names) <= MAX_CAMERAS
+        or not all(
+            isinstance(name, str) and name and not {'.', '\0'} & set(name) for name in names
+        )
         or len(set(names)) < len(names)
     ):
         raise ConfigError(
-            f'{CAMERA_NAMES.name}: got {quote(names)}, allowed: a list of one or more different '
-            'names without dots, such as [CAM_FRONT, CAM_BACK]'
+            f'{CAMERA_NAMES.name}: got {quote(names)}, allowed: a list of 1 to {MAX_CAMERAS} '
+            'different names without dots, such as [CAM_FRONT, CAM_BACK]'
         )
     return tuple(names)
 

@@ -73,6 +73,7 @@ def _read_all(reader: int, end: float, limit_s: float, result_bytes: int) -> byt
 def _run_in_child(function: Callable[[], Any], writer: int, memory_bytes: int) -> NoReturn:
     # Nothing of the parent may run here: no handlers of signals, no clean-up at exit.
     try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a library writes there before it panics
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         limit = _used_bytes() + memory_bytes

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.errors import ConfigError, ImageDecodeError, quote
 from p2d_node.records import DecodedFrame
 import torch
 from torch import Tensor
@@ -161,12 +161,14 @@ class Mosaic:
             return None
         is_table = isinstance(rows, list) and bool(rows) and all(isinstance(r, list) for r in rows)
         names = [name for row in rows for name in row] if is_table else []
-        if not names or len({len(row) for row in rows}) > 1 or len(set(names)) < len(names):
+        are_texts = all(isinstance(name, str) for name in names)
+        are_different = are_texts and len(set(names)) == len(names)
+        if not names or len({len(row) for row in rows}) > 1 or not are_different:
             raise ConfigError(
-                f'model: config.json: {MOSAIC_KEY}: got {rows!r}, allowed: rows of different '
+                f'model: config.json: {MOSAIC_KEY}: got {quote(rows)}, allowed: rows of different '
                 'camera names, all of the same length'
             )
-        return cls(tuple(tuple(str(name) for name in row) for row in rows))
+        return cls(tuple(map(tuple, rows)))
 
     @property
     def cameras(self) -> tuple[str, ...]:

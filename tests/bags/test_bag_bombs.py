@@ -209,6 +209,49 @@ def test_a_database_that_computes_is_refused(tmp_path, statements, reason):
     assert growth < 16 << 20
 
 
+@pytest.mark.attack(
+    'a bag of sqlite3 with 4,000 topics of one id, each of which is joined with every message',
+    'refused: each topic has its own id',
+)
+@pytest.mark.timeout(20)
+def test_topics_of_one_id_are_refused(tmp_path):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    change(file, 'DROP TABLE topics')
+    columns = 'name, type, serialization_format, offered_qos_profiles, type_description_hash'
+    change(file, f'CREATE TABLE topics(id INTEGER, {columns})')
+    numbers = 'WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < {})'
+    change(
+        file,
+        f'{numbers.format(4000)} INSERT INTO topics SELECT 1, "/t", "std_msgs/msg/String", "cdr", '
+        '"", "" FROM n',
+    )
+    change(file, f'{numbers.format(100_000)} INSERT INTO messages SELECT i + 9, 1, 1, "" FROM n')
+    refuse(file, 'got 4000 rows of topics with 1 ids, allowed: one each')
+
+
+@pytest.mark.attack(
+    'a bag of sqlite3 with a message, a type or a definition of hundreds of megabytes',
+    'refused by its size, before it is read: 256 MiB a message, 1 MiB a text',
+)
+@pytest.mark.parametrize(
+    ('statement', 'reason'),
+    [
+        ('UPDATE messages SET data = zeroblob(300000000)', 'messages of 300000000 bytes, allowed'),
+        ('UPDATE topics SET type = zeroblob(300000000)', 'in topics of 300000000 bytes, allowed'),
+        (
+            'UPDATE message_definitions SET encoded_message_definition = '
+            "printf('%.*c', 99999999, 'a')",
+            'message_definitions of (more than 1048576|99999999)',
+        ),
+    ],
+)
+def test_values_in_a_database_have_a_size(tmp_path, statement, reason):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    change(file, statement)
+    growth = peak_growth_bytes(lambda: refuse(file, reason))
+    assert growth < (16 << 20 if hasattr(sqlite3.Connection, 'setlimit') else 256 << 20)
+
+
 @pytest.mark.parametrize(
     ('old', 'new', 'reason'),
     [

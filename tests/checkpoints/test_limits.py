@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import os
 from pathlib import Path
 import re
 import resource
@@ -15,6 +16,7 @@ from p2d_node.checkpoints.weight_files import WEIGHTS_FILE
 from p2d_node.config import DriveConfig
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError, P2dError
+from p2d_node.held_stderr import held_stderr
 from p2d_node.limited_process import LimitError, run_limited
 from p2d_node.pipeline import DrivingPipeline
 import pytest
@@ -143,6 +145,7 @@ def test_a_chat_template_that_is_too_long_is_refused(folder):
         {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'x' * 1000},
         {'type': 'Replace', 'pattern': {'Regex': ''}, 'content': 'x' * 64},
         {'type': 'Prepend', 'prepend': 'x' * 1000},
+        {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': ' .' * 16}] * 3},
         {
             'type': 'Sequence',
             'normalizers': [
@@ -155,6 +158,28 @@ def test_a_chat_template_that_is_too_long_is_refused(folder):
 def test_a_normalizer_that_grows_is_refused(folder, normalizer):
     edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
     assert 'normalizer: makes' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer with thousands of steps, each of which makes every text a little longer',
+    'refused above 64 steps, or by what they add together',
+)
+def test_a_tokenizer_of_many_steps_is_refused(folder):
+    steps = [{'type': 'Prepend', 'prepend': ' .' * 32}] * 30_000
+    normalizer = {'type': 'Sequence', 'normalizers': steps}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
+    assert 'normalizer: got more than 64 steps' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer with a regular expression that takes seconds for a question',
+    'refused: it has 3 s and 256 MiB for a text of 4,000 characters, in a process of its own',
+)
+def test_a_slow_tokenizer_is_refused(folder):
+    slow = {'Regex': r'(?:[^\x02]?[^\x02]?){10}[\x00\x01]|\w+|[^\w\s]'}
+    step = {'type': 'Split', 'pattern': slow, 'behavior': 'Removed', 'invert': True}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(pre_tokenizer=step))
+    assert 'its tokenizer or chat template fails: it takes longer than 3 s' in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +244,7 @@ def answer_sweeps(config):
 
 @pytest.mark.attack(
     'A tokenizer whose library in Rust panics, on loading, on a question or on an answer',
-    'one line, as for every other error',
+    'one line, as for every other error; what the library writes before is not shown',
 )
 @pytest.mark.parametrize(
     ('part', 'value', 'reason'),
@@ -229,7 +254,11 @@ def answer_sweeps(config):
             {'type': 'Precompiled', 'precompiled_charsmap': '/wAAAGFi'},
             'the tokenizer does not load: PanicException',
         ),
-        ('pre_tokenizer', {'type': 'FixedLength', 'length': 0}, 'its tokenizer failed: chunk'),
+        (
+            'pre_tokenizer',
+            {'type': 'FixedLength', 'length': 0},
+            'its tokenizer or chat template fails: chunk size must be non-zero',
+        ),
         (
             'decoder',
             {'type': 'Strip', 'content': 'a', 'start': 0, 'stop': 99},
@@ -237,12 +266,64 @@ def answer_sweeps(config):
         ),
     ],
 )
-def test_a_panic_is_one_line(folder, part, value, reason):
+def test_a_panic_is_one_line(folder, part, value, reason, capfd):
     edit_json(folder / 'tokenizer.json', lambda content: content.update({part: value}))
     config = DriveConfig(model=str(folder), device='cpu')
     with pytest.raises(P2dError, match=reason) as caught:
         answer_sweeps(config)
     assert '\n' not in str(caught.value)
+    if part != 'decoder':
+        assert capfd.readouterr().err == ''
+
+
+def test_what_others_write_while_a_tokenizer_loads_is_shown_afterwards(capfd):
+    with held_stderr():
+        os.write(2, b'other')
+        assert capfd.readouterr().err == ''
+    assert capfd.readouterr().err == 'other'
+
+
+@pytest.mark.attack(
+    'Settings of a type that no code expects, or that change what a library returns',
+    'one line that names the setting or the file',
+)
+@pytest.mark.parametrize(
+    ('name', 'change', 'reason'),
+    [
+        ('config.json', {'p2d_mosaic': [['CAM_FRONT', {'a': 1}]]}, 'p2d_mosaic: got .* allowed'),
+        (
+            'config.json',
+            {'vision_config': {'return_dict': False}},
+            'return_dict: got False, allowed: true',
+        ),
+        ('tokenizer.json', {'added_tokens': 5}, 'tokenizer.json does not load: TypeError'),
+        (
+            'tokenizer.json',
+            {'normalizer': {'type': ['a']}},
+            'tokenizer.json does not load: TypeError',
+        ),
+        (
+            'config.json',
+            {'quantization_config': {'quant_method': 'torchao'}},
+            'quantization_config: got .*, allowed: none',
+        ),
+        (
+            'config.json',
+            {'attn_implementation': 'paged|flash_attention_2'},
+            "attn_implementation: got 'paged.flash_attention_2', which asks",
+        ),
+        ('config.json', {'vision_config': {'patch_size': 0}}, 'does not load: ZeroDivisionError'),
+    ],
+)
+def test_a_setting_that_no_code_expects_is_one_line(folder, name, change, reason, capfd, recwarn):
+    def edit(content):
+        for key, value in change.items():
+            content[key] = {**content[key], **value} if key == 'vision_config' else value
+
+    edit_json(folder / name, edit)
+    assert re.search(reason, refusal(folder))
+    assert capfd.readouterr().err == ''
+    assert not recwarn.list
 
 
 @pytest.mark.attack(

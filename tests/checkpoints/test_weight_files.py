@@ -6,6 +6,7 @@ from pathlib import Path
 import shutil
 
 from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.checkpoints.importing.streaming import Source
 from p2d_node.checkpoints.weight_files import INDEX_FILE, read_tensors, WEIGHTS_FILE
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError
@@ -126,6 +127,22 @@ def test_an_index_without_weights_is_refused(folder):
     assert 'has no weight_map' in refusal(folder)
     write_json(folder / INDEX_FILE, {'weight_map': {'a': SHARD}})
     assert f'{SHARD} is missing' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'Weights with a tensor of 400,000 sides of 2^62, whose product takes hours',
+    'refused: a tensor has up to 8 sides, each up to 2^40',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize('shape', [[1 << 62] * 400_000 + [0], [0, 1 << 62, 1 << 62], [0, 1 << 70]])
+def test_a_shape_that_no_tensor_has_is_refused(folder, shape):
+    entry = {'dtype': 'F32', 'shape': shape, 'data_offsets': [0, 0]}
+    header = json.dumps({'a': entry}).encode()
+    (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, 'little') + header)
+    with pytest.raises(ConfigError, match='a shape that no tensor has'):
+        Source([folder / WEIGHTS_FILE])
+    with pytest.raises(ConfigError, match='a shape that no tensor has'):
+        read_tensors(folder)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import math
 import shutil
 import time
 
+from memory import peak_growth_bytes
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation import language_metrics
 from p2d_node.evaluation.drivelm_questions import read_questions, Tag
 from p2d_node.evaluation.drivelm_scores import match_points, points_in, score_predictions
 from p2d_node.evaluation.language_metrics import score_language
@@ -54,6 +56,23 @@ PREDICTIONS = {
     's_f2_1': 'The light is green.',
     's_f2_2': 'A',
 }
+
+
+@pytest.mark.attack(
+    'a data set or answers with texts of 14,000 words, all of which ROUGE_L puts into one table',
+    'a reference above 4,096 words is refused; of an answer the first 4,096 words count',
+)
+def test_words_that_are_compared_have_a_limit(data, monkeypatch):
+    words = [f'a{number % 50}' for number in range(14_000)]
+    content = json.loads(data.read_text())
+    content['s']['key_frames']['f1']['QA']['planning'][0]['A'] = ' '.join(words)
+    data.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match='s_f1_2: its reference has 14000 words, allowed: up to'):
+        read_questions(data)
+    text = ' '.join(words[:3000])
+    monkeypatch.setattr(language_metrics, 'MAX_WORDS', 256)
+    growth = peak_growth_bytes(lambda: score_language([text], [text], tokenizer='treebank'))
+    assert growth < 32 << 20
 
 
 def test_questions_are_numbered_as_the_challenge_numbers_them(data):

@@ -336,6 +336,31 @@ def test_a_sparse_image_is_refused_by_its_size(drivelm_folder, words, capsys):
     assert f'{path}: cannot be read: got 8589934592 bytes, allowed: at most' in error
 
 
+@pytest.mark.attack(
+    'a data set with a question of 200,000 characters, or with special tokens of the model',
+    'refused before the first answer, with the id of the question',
+)
+@pytest.mark.parametrize(
+    ('question', 'reason', 'workers'),
+    [
+        ('a ' * 100_000, 'got a text of 199999 characters', '1'),
+        ('Is <image> red?', 'got a text with <image>', '1'),
+        ('a ' * 100_000, 'got a text of 199999 characters', '2'),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_named(
+    drivelm_folder, words, question, reason, workers, capsys
+):
+    path = drivelm_folder / 'data.json'
+    content = json.loads(path.read_text())
+    content['s']['key_frames']['f1']['QA']['perception'][2]['Q'] = question
+    path.write_text(json.dumps(content))
+    assert main([*words, '--workers', workers]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    assert f"data: question 's_f1_2': question: {reason}" in error
+    assert workers == '2' or not (drivelm_folder / 'out').exists()
+
+
 @pytest.mark.parametrize('key', ['sk-SECRET\x00', 'sk\nSECRET', 'sk-SECRET\u00e4', 'SECRET\u200b'])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(
     drivelm_folder, key, capsys, monkeypatch

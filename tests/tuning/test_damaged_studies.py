@@ -12,6 +12,7 @@ import sqlite3
 import optuna
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import BackendUnavailableError
+from p2d_node.sqlite_files import JOURNAL_MAGIC
 from p2d_node.tuning import journal
 from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.storage import open_storage
@@ -88,6 +89,110 @@ def test_a_database_that_computes_is_refused(database, statement, reason):
     for storage in (str(database), f'sqlite:///{database}'):
         with pytest.raises(BackendUnavailableError, match=reason):
             open_storage(storage)
+
+
+def set_schema(path: Path, name: str, old: str, new: str) -> None:
+    """Change the statement of a table or index without running it."""
+    change(
+        path,
+        'PRAGMA writable_schema=ON; UPDATE sqlite_master SET '
+        f"sql = replace(sql, '{old}', '{new}') WHERE name = '{name}'",
+    )
+
+
+SLOW = "printf(''%.*c'', 100000000, ''a'') NOT LIKE ''%'' || printf(''%.*c'', 40000, ''b'')"
+STATE = 'state VARCHAR(8) NOT NULL'
+
+
+@pytest.mark.attack(
+    'a study in an SQLite file with an expression that SQLite evaluates for hours on each row',
+    'refused before a row is read or written: a schema holds names, types and constants',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ('name', 'old', 'new'),
+    [
+        ('trials', STATE, f'{STATE} CHECK ({SLOW})'),
+        ('trials', STATE, f'{STATE} DEFAULT ({SLOW})'),
+        ('trials', STATE, f'{STATE} CHECK (state IN (zeroblob(9)))'),
+        ('trials', STATE, f'{STATE} CHECK (datetime_start LIKE state)'),
+        ('ix_trials_study_id', '(study_id)', f'(study_id) WHERE {SLOW}'),
+        ('ix_trials_study_id', '(study_id)', '(study_id) WHERE zeroblob(9)'),
+        ('ix_trials_study_id', '(study_id)', '(zeroblob(1000000000))'),
+        ('ix_trials_study_id', 'ON', '/**/ ON'),
+    ],
+)
+def test_a_schema_with_an_expression_is_refused(database, name, old, new):
+    set_schema(database, name, old, new)
+    with pytest.raises(BackendUnavailableError, match=f"got an expression in '{name}'"):
+        open_storage(str(database))
+
+
+def test_the_tables_of_older_versions_of_optuna_are_plain(database):
+    """SQLAlchemy 1.3 listed the values of an Enum; alembic adds columns with a default."""
+    check = "CONSTRAINT trialstate CHECK (state IN (''RUNNING'', ''COMPLETE''))"
+    set_schema(database, 'trials', STATE, f"{STATE} DEFAULT ''COMPLETE'' {check}")
+    assert len(read(database)) == 1
+
+
+def forge_journal(database: Path, victim: Path) -> None:
+    """Write a journal of a crash that names a super-journal; it restores the first page."""
+    content = database.read_bytes()
+    page_bytes = int.from_bytes(content[16:18], 'big')
+    page, name = content[:page_bytes], str(victim).encode()
+    checksum = sum(page[at] for at in range(page_bytes - 200, 0, -200))
+    words = (1, 0, len(content) // page_bytes, 512, page_bytes)  # pages, nonce, sizes
+
+    def number(value: int) -> bytes:
+        return value.to_bytes(4, 'big')
+
+    header = (JOURNAL_MAGIC + b''.join(map(number, words))).ljust(512, b'\0')
+    record = number(1) + page + number(checksum)
+    end = number((1 << 30) // page_bytes + 1) + name + number(len(name)) + number(sum(name))
+    Path(f'{database}-journal').write_bytes(header + record + end + JOURNAL_MAGIC)
+
+
+@pytest.mark.attack(
+    'a study beside whose SQLite file lies a journal that makes SQLite delete a file of the user',
+    'refused before the database is opened; a journal that a crash left is used',
+)
+def test_a_journal_that_names_another_file_is_refused(database, tmp_path):
+    victim = tmp_path / 'victim'
+    victim.write_text('precious')
+    forge_journal(database, victim)
+    for storage in (str(database), f'sqlite:///{database}'):
+        with pytest.raises(BackendUnavailableError, match='which names another file to delete'):
+            open_storage(storage)
+    assert victim.read_text() == 'precious'
+    with pytest.raises(BackendUnavailableError, match='got an address with file:'):
+        open_storage(f'sqlite:///file:{database}?uri=true')
+    change(database, 'SELECT * FROM trials')
+    assert not victim.exists()  # SQLite itself does it
+
+
+@pytest.mark.attack(
+    "links in place of SQLite's files beside a study, through which it writes to another file",
+    'refused before the database is opened',
+)
+@pytest.mark.parametrize('suffix', ['-journal', '-wal', '-shm'])
+def test_files_beside_a_database_are_plain(database, tmp_path, suffix):
+    Path(f'{database}{suffix}').symlink_to(tmp_path / 'victim')
+    with pytest.raises(BackendUnavailableError, match=f'study.db{suffix}.*no plain file'):
+        open_storage(str(database))
+    assert not (tmp_path / 'victim').exists()
+
+
+def test_the_journal_of_a_crash_is_rolled_back(whole, tmp_path):
+    running = shutil.copy(whole / 'study.db', tmp_path / 'running.db')
+    connection = sqlite3.connect(running)
+    connection.executescript('PRAGMA cache_size=1; BEGIN; DELETE FROM trials; CREATE TABLE x(y)')
+    connection.executemany('INSERT INTO x VALUES (?)', [(bytes(4000),)] * 100)
+    for suffix in ('', '-journal'):
+        shutil.copy(f'{running}{suffix}', tmp_path / f'study.db{suffix}')
+    connection.close()
+    assert (tmp_path / 'study.db').stat().st_size > 100 * 4000
+    assert len(read(tmp_path / 'study.db')) == 1
+    assert not (tmp_path / 'study.db-journal').exists()
 
 
 @pytest.mark.parametrize(

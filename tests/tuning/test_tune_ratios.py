@@ -208,6 +208,14 @@ def remove_answer(folder):
     path.write_text(json.dumps(data))
 
 
+def lengthen_question(folder):
+    path = folder / 'drivelm.json'
+    data = json.loads(path.read_text())
+    scene = next(iter(data.values()))
+    next(iter(scene['key_frames'].values()))['QA']['perception'][1]['Q'] = 'a' * 200_000
+    path.write_text(json.dumps(data))
+
+
 @pytest.mark.parametrize(
     ('break_', 'more', 'reason'),
     [
@@ -216,6 +224,7 @@ def remove_answer(folder):
         (damage_image, (), r'samples/CAM_BACK/.*jpg: CAM_BACK: .*allowed: JPEG or PNG'),
         (empty_data, (), 'drivelm.json is not valid JSON'),
         (remove_answer, (), 'questions have no answer, the first is'),
+        (lengthen_question, (), 'data: question .*: got a text of 200000 characters'),
         (break_nothing, ('--storage', 'sqlite:////no/such/folder/s.db'), 'unable to open'),
         (
             break_nothing,

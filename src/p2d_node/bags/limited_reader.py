@@ -10,7 +10,7 @@ import sqlite3
 from types import MappingProxyType
 from typing import Protocol
 
-from p2d_node.bags.limits import check_bytes, limit_rosbags
+from p2d_node.bags.limits import check_bytes, limit_rosbags, MAX_MESSAGE_BYTES
 from p2d_node.durable_files import read_file
 from p2d_node.errors import quote
 from p2d_node.sqlite_files import check_rows_are_stored
@@ -21,6 +21,19 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 MAX_TOPICS = 4096
 """rosbags compares every topic of the metadata with every topic of every file."""
+
+MAX_TEXT_BYTES = 1 << 20
+"""Of a name, a type or its definition in a database."""
+
+SQLITE_LIMIT_LENGTH = 0
+"""Number of the limit of a value's size (sqlite.org/c3ref/c_limit_attached.html)."""
+
+TABLES = {
+    'topics': MAX_TEXT_BYTES,
+    'message_definitions': MAX_TEXT_BYTES,
+    'messages': MAX_MESSAGE_BYTES,
+}
+"""Tables that rosbags reads, and the largest size of their values."""
 
 MAX_OVERLAP_BYTES = 512 << 20
 """Of the chunks of an MCAP file that share a moment: they are in memory together."""
@@ -120,7 +133,31 @@ def _end_of(chunk: _Chunk) -> int:
 def _check_database(path: Path) -> None:
     with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as database:
         check_rows_are_stored(database)
-        for table in ('topics', 'message_definitions'):
-            if database.execute(f'PRAGMA table_info({table})').fetchone() is not None:
-                ((count,),) = database.execute(f'SELECT count(*) FROM {table}')
-                check_topics(count)
+        for table, max_bytes in TABLES.items():
+            names = [name for _, name, *_ in database.execute(f'PRAGMA table_info({table})')]
+            _check_sizes(database, table, names, max_bytes)
+            if names and table != 'messages':
+                _check_ids(database, table)
+
+
+def _check_sizes(
+    database: sqlite3.Connection, table: str, names: Collection[str], max_bytes: int
+) -> None:
+    """Check the sizes of all values of a table, of which SQLite reads the texts only."""
+    if hasattr(database, 'setlimit'):  # from Python 3.11
+        database.setlimit(SQLITE_LIMIT_LENGTH, max_bytes)
+    for name in names:
+        column = name.replace('"', '""')
+        try:
+            ((longest,),) = database.execute(f'SELECT max(length("{column}")) FROM {table}')
+        except sqlite3.DataError as err:
+            raise ValueError(f'got a text in {table} of more than {max_bytes} bytes') from err
+        check_bytes(f'a value in {table}', longest or 0, max_bytes)
+
+
+def _check_ids(database: sqlite3.Connection, table: str) -> None:
+    """Check that a table has few rows, each with its own id: messages are joined by it."""
+    ((count, num_ids),) = database.execute(f'SELECT count(*), count(DISTINCT id) FROM {table}')
+    check_topics(count)
+    if num_ids < count:
+        raise ValueError(f'got {count} rows of {table} with {num_ids} ids, allowed: one each')

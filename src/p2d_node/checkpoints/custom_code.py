@@ -16,6 +16,9 @@ CODE_KEYS = ('auto_map', 'custom_pipelines')
 IMPLEMENTATION_KEY = re.compile(r'.*implementation(_internal)?')
 """Its value may be `owner/repository`, a kernel that is downloaded and run."""
 
+IMPLEMENTATION = re.compile(r'\w*')
+"""One of transformers itself. With a prefix, as in `paged|sdpa`, it may be a kernel, too."""
+
 HUB_CLASS = re.compile(r'[\w.-]+/[\w.-]+--[\w.]+')
 """`owner/repository--module.Class`, which is downloaded and run."""
 
@@ -41,7 +44,9 @@ def _asks_for_code(key: str, value: Any) -> bool:
         return bool(value)
     if not isinstance(value, str):
         return False
-    return bool((IMPLEMENTATION_KEY.fullmatch(key) and '/' in value) or HUB_CLASS.fullmatch(value))
+    if IMPLEMENTATION_KEY.fullmatch(key):
+        return IMPLEMENTATION.fullmatch(value) is None
+    return HUB_CLASS.fullmatch(value) is not None
 
 
 def _settings(content: Any) -> Iterator[tuple[str, Any]]:

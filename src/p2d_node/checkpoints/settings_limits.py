@@ -12,7 +12,7 @@ from typing import Any
 
 from p2d_node.checkpoints.tokenizer_limits import check_tokenizer, check_tokenizer_config
 from p2d_node.durable_files import read_json_object
-from p2d_node.errors import ConfigError, quote
+from p2d_node.errors import checkpoint_faults, ConfigError, quote
 
 CONFIG_FILE = 'config.json'
 TOKENIZER_FILE = 'tokenizer.json'
@@ -40,6 +40,13 @@ MAX_CONFIG_ENTRIES = 1024
 MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 1 << 16, 1 << 31
 LAYER_KEY = re.compile(r'(?!.*_size).*(layer|depth|block|expert|stage)')
 """Keys of config.json whose value is a number of modules to build, or a place among them."""
+
+REFUSED = {
+    'transformers_weights': 'weights are in model.safetensors or in the files of its index',
+    'quantization_config': 'copy the checkpoint without quantisation; the parameter weights '
+    'quantises it',
+}
+"""Settings that name other weights, or a library that makes other modules of them."""
 
 PART_TYPES = {
     'text_config': {'llama', 'mistral', 'qwen2', 'qwen3', 'qwen2_5_vl_text', 'qwen3_vl_text'},
@@ -73,7 +80,9 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
             check_tokenizer_config(what, content)
     path = folder / TOKENIZER_FILE
     if path.exists():
-        check_tokenizer(f'{parameter}: {path}', read_json_object(path, parameter=parameter))
+        content = read_json_object(path, parameter=parameter)
+        with checkpoint_faults(folder, part=TOKENIZER_FILE, parameter=parameter):
+            check_tokenizer(f'{parameter}: {path}', content)
 
 
 def read_settings(folder: Path, *, parameter: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -102,11 +111,6 @@ def _check_entries(what: str, content: Any, max_entries: int) -> None:
 
 
 def _check_config(what: str, content: Mapping[str, Any]) -> None:
-    if 'transformers_weights' in content:
-        raise ConfigError(
-            f'{what}: transformers_weights: got {quote(content["transformers_weights"])}, '
-            'allowed: none; weights are in model.safetensors or in the files of its index'
-        )
     for part, allowed in PART_TYPES.items():
         settings = content.get(part)
         model_type = settings.get('model_type') if isinstance(settings, dict) else None
@@ -115,13 +119,21 @@ def _check_config(what: str, content: Mapping[str, Any]) -> None:
                 f'{what}: {part}.model_type: got {quote(model_type)}, allowed: '
                 f'{", ".join(sorted(allowed))}; CONTRIBUTING.md says how to add a family'
             )
-    for key, value in _numbers(content):
-        limit = _limit_of(key)
-        if abs(value) > limit:
-            raise ConfigError(
-                f'{what}: {key}: got {quote(value)}, allowed: up to {limit}; copy the '
-                'checkpoint again'
-            )
+    for key, value in _values(content):
+        instead = _allowed(key, value)
+        if instead is not None:
+            raise ConfigError(f'{what}: {key}: got {quote(value)}, allowed: {instead}')
+
+
+def _allowed(key: str, value: Any) -> str | None:
+    """Return what is allowed in place of a value; None if the value is."""
+    if key in REFUSED and value is not None:
+        return f'none; {REFUSED[key]}'
+    if key == 'return_dict' and not value:  # the vision part would return a tuple
+        return 'true; copy the checkpoint again'
+    if type(value) is int and abs(value) > _limit_of(key):
+        return f'up to {_limit_of(key)}; copy the checkpoint again'
+    return None
 
 
 def _limit_of(key: str) -> int:
@@ -130,16 +142,16 @@ def _limit_of(key: str) -> int:
     return MAX_COUNT if key.startswith('num_') else MAX_NUMBER
 
 
-def _numbers(content: Any) -> Iterator[tuple[str, int]]:
+def _values(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value with its key, at any depth; those of a list with the list's key."""
     waiting: list[tuple[str, Any]] = [('', content)]
     while waiting:
         key, item = waiting.pop()
+        yield key, item
         if isinstance(item, dict):
             waiting += item.items()
         elif isinstance(item, list):
             waiting += ((key, value) for value in item)
-        elif type(item) is int:
-            yield key, item
 
 
 def _check_templates(folder: Path, parameter: str) -> None:

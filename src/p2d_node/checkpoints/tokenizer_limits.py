@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 import math
 from typing import Any
 
@@ -14,6 +15,9 @@ MAX_TOKEN_CHARACTERS = 4096
 MAX_ADDED_TOKENS = 20_000
 MAX_GROWTH = 64
 """Largest number of characters that a tokenizer may make of one; NFKC makes 18 at most."""
+
+MAX_STEPS = 64
+"""Of a normalizer, a pre-tokenizer or a decoder; published ones have up to five."""
 
 UNICODE_GROWTH = {'NFC': 3, 'NFD': 4, 'NFKC': 18, 'NFKD': 18}
 
@@ -50,7 +54,13 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
         ConfigError: It makes a long text of a short one, or has a vocabulary that no model has.
     """
     for part in ('normalizer', 'pre_tokenizer', 'decoder'):
-        growth = _growth(content.get(part))
+        steps = list(islice(_steps(content.get(part)), MAX_STEPS + 1))
+        if len(steps) > MAX_STEPS:
+            raise ConfigError(
+                f'{what}: {part}: got more than {MAX_STEPS} steps, allowed: up to {MAX_STEPS}; '
+                'copy the tokenizer again'
+            )
+        growth = _growth(steps)
         if growth > MAX_GROWTH:
             raise ConfigError(
                 f'{what}: {part}: makes {growth} characters of one, allowed: up to '
@@ -70,21 +80,23 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
         )
 
 
-def _growth(part: Any) -> int:
-    """Return how many characters a normalizer or decoder can make of one, at most."""
-    growth = 1
+def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the steps of a normalizer, pre-tokenizer or decoder; a sequence is one, too."""
     waiting = [part]
     while waiting:
         item = waiting.pop()
         if isinstance(item, list):
             waiting += item
-        if not isinstance(item, dict):
-            continue
-        waiting += (value for value in item.values() if isinstance(value, (dict, list)))
-        growth *= _growth_of_step(item)
-        if growth > MAX_GROWTH:
-            break
-    return growth
+        elif isinstance(item, dict):
+            waiting += (value for value in item.values() if isinstance(value, (dict, list)))
+            if 'type' in item:
+                yield item
+
+
+def _growth(steps: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many characters steps can make of one, or add to a text, at most."""
+    added = sum(len(str(step.get('prepend', ''))) for step in steps)
+    return max(added, math.prod(map(_growth_of_step, steps)))
 
 
 def _growth_of_step(step: Mapping[str, Any]) -> int:
@@ -95,8 +107,6 @@ def _growth_of_step(step: Mapping[str, Any]) -> int:
         return _longest_replacement(str(step.get('precompiled_charsmap', '')))
     if kind == 'Replace':
         return _growth_of_replace(step.get('pattern'), len(str(step.get('content', ''))))
-    if kind == 'Prepend' and len(str(step.get('prepend', ''))) > MAX_GROWTH:
-        return len(str(step['prepend']))
     return 1
 
 

@@ -24,6 +24,9 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 50_000
 """Names of one checkpoint; the largest published vision-language models have about 3,000."""
 
+MAX_DIMENSIONS, MAX_SIDE = 8, 1 << 40
+"""Of a tensor; the largest weights have two to five dimensions, and sides of a million."""
+
 BLOCK_BYTES = 512
 SPARSE = 4
 """A file system may compress weights, but not to a quarter."""
@@ -222,6 +225,11 @@ def _stored(path: Path, entry: dict[str, Any], start: int) -> StoredTensor:
     shape, dtype = tuple(entry['shape']), entry['dtype']
     if not all(type(size) is int and size >= 0 for size in (*shape, first, last)):
         raise ValueError(f'sizes that are no numbers: {quote(entry)}')
+    if len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_SIDE:
+        raise ValueError(
+            f'a shape that no tensor has: {quote(entry)}, allowed: up to {MAX_DIMENSIONS} sides, '
+            f'each up to {MAX_SIDE}'
+        )
     if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (last - first):
         raise ValueError(f'a shape that does not fit its bytes: {quote(entry)}')
     return StoredTensor(path, dtype, shape, start + first, start + last)

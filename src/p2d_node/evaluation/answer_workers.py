@@ -35,7 +35,7 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 from p2d_node.config import SHIPPED_MODEL, UNTRAINED_MODEL
 from p2d_node.errors import BackendUnavailableError, first_line, InferenceError, P2dError
-from p2d_node.evaluation.answering import answer_keyframe, AnswerJob, Keyframe
+from p2d_node.evaluation.answering import answer_keyframe, AnswerJob, check_prompts, Keyframe
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.pipeline import DrivingPipeline
 import torch
@@ -114,6 +114,7 @@ class AnswerPlugin(WorkerPlugin):
         with self._lock:
             try:
                 pipeline = self._pipeline or self._load()
+                check_prompts(pipeline, [keyframe], self._job.instruction)
                 return answer_keyframe(pipeline, keyframe, self._job)
             except P2dError as err:
                 return str(err)

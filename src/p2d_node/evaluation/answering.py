@@ -165,6 +165,25 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
     return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)
 
 
+def _prompt(question: SweepQuestion, instruction: str) -> str:
+    return f'{instruction}\n{question.question}'.strip()
+
+
+def check_prompts(
+    pipeline: DrivingPipeline, keyframes: Iterable[Keyframe], instruction: str = ''
+) -> None:
+    """Check that the model can be asked all questions.
+
+    Raises:
+        ConfigError: A question is too long, or holds special tokens of the model.
+    """
+    for question in (question for keyframe in keyframes for question in keyframe.questions):
+        try:
+            pipeline.check_questions([_prompt(question, instruction)])
+        except ConfigError as err:
+            raise ConfigError(f'data: question {quote(question.id)}: {err}') from err
+
+
 def answer_keyframe(
     pipeline: DrivingPipeline, keyframe: Keyframe, job: AnswerJob
 ) -> list[dict[str, Any]]:
@@ -175,7 +194,7 @@ def answer_keyframe(
         InferenceError: The bytes are not an image, or a model stage failed.
     """
     sweep = load_sweep(keyframe, job.image_root, job.cameras)
-    questions = [f'{job.instruction}\n{q.question}'.strip() for q in keyframe.questions]
+    questions = [_prompt(question, job.instruction) for question in keyframe.questions]
     try:
         answers = pipeline.answer(sweep, questions)
     except (ImageDecodeError, InferenceError) as err:
@@ -221,6 +240,7 @@ def answer_all(
     """Answer the keyframes in this process, in order; yield the number of answers of each."""
     pipeline = DrivingPipeline.from_config(job.config)
     try:
+        check_prompts(pipeline, keyframes, job.instruction)
         for keyframe in keyframes:
             answers.append(answer_keyframe(pipeline, keyframe, job))
             yield len(keyframe.questions)

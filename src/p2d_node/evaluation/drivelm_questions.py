@@ -12,6 +12,7 @@ from typing import Any
 from p2d_node.bags.image_files import image_names
 from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError, quote
+from p2d_node.evaluation.language_metrics import MAX_WORDS
 from p2d_node.evaluation.predictions import first_duplicate
 
 TASKS = ('perception', 'prediction', 'planning', 'behavior')
@@ -74,6 +75,13 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
         raise ConfigError(f'{path}: holds no question')
     if not any(question.reference is None or question.reference.strip() for question in questions):
         raise ConfigError(f'{path}: every reference answer is empty; copy the file again')
+    for question in questions:
+        num_words = len((question.reference or '').split())
+        if num_words > MAX_WORDS:
+            raise ConfigError(
+                f'{path}: question {question.id}: its reference has {num_words} words, allowed: '
+                f'up to {MAX_WORDS}; copy the file again'
+            )
     twice = first_duplicate(question.id for question in questions)
     if twice is not None:
         raise ConfigError(f'{path}: the id {twice} occurs twice')

@@ -22,7 +22,7 @@ from p2d_node.evaluation.drivelm_questions import camera_of
 from p2d_node.evaluation.predictions import first_duplicate
 
 TEXTS = ('idx', 'question', 'steps', 'final_answer')
-ID = re.compile(r'(.+)_(\d+)')
+ID = re.compile(r'(.+)_(\d{1,9})')
 
 CHOICE_NUMBERS = frozenset({2, 3, 4, 5, 8})
 """Numbers at the end of the ids of the questions that the authors score as multiple choice."""

@@ -17,6 +17,10 @@ from p2d_node.errors import BackendUnavailableError, ConfigError
 NUM_GRAMS = 4
 """BLEU-1 to BLEU-4."""
 
+MAX_WORDS = 4096
+"""Of a text that is scored: ROUGE_L makes a table of all words of the answer and the reference. No
+answer of a model has more tokens."""
+
 TOKENIZERS = ('auto', 'ptb', 'treebank')
 
 PUNCTUATION = frozenset(("''", "'", '``', '`', '.', '?', '!', ',', ':', '-', '--', '...', ';'))
@@ -90,7 +94,7 @@ def score_language(
 
 
 def compare_texts(answers: Sequence[str], references: Sequence[str]) -> ComparedTexts:
-    """Compare tokenised answers with one tokenised reference each.
+    """Compare tokenised answers with one tokenised reference each, up to `MAX_WORDS` of each.
 
     Raises:
         BackendUnavailableError: The metrics are not installed.
@@ -103,6 +107,7 @@ def compare_texts(answers: Sequence[str], references: Sequence[str]) -> Compared
         raise BackendUnavailableError(
             f'language metrics: {err}; pip install -r requirements/evaluation.txt'
         ) from err
+    answers, references = _cut(answers), _cut(references)
     bleu = BleuScorer(n=NUM_GRAMS)
     for answer, reference in zip(answers, references, strict=True):
         bleu += (answer, [reference])
@@ -111,6 +116,11 @@ def compare_texts(answers: Sequence[str], references: Sequence[str]) -> Compared
     _, rouge_l = Rouge().compute_score(expected, predicted)
     _, cider = Cider().compute_score(expected, predicted)
     return ComparedTexts(bleu, rouge_l, cider)
+
+
+def _cut(texts: Sequence[str]) -> list[str]:
+    """Return the first words of each text; words have spaces between them."""
+    return [' '.join(text.split()[:MAX_WORDS]) for text in texts]
 
 
 def choose_tokenizer(name: str) -> str:

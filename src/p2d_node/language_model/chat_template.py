@@ -20,6 +20,9 @@ PROBES = ('Is the road wet?', '7 questions,\nand a "quote".')
 Frame = tuple[str, str] | str
 """The text before and after the question, or why the template fails."""
 
+LONG_QUESTION = 'What is at <c1,CAM_FRONT,714.3,503.6>, and is it "too near"?\n' * 64
+"""As long as a question may be; a regular expression of a tokenizer may take hours for it."""
+
 USUAL_PICTURES = 12
 MAX_FRAME_CHARACTERS = 32_768
 """Around a question. Each character may be a token that every sweep pays for."""
@@ -34,10 +37,10 @@ class ChatTemplate:
     """Puts prompts together. Use it from one thread at a time."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Render the template for all usual numbers of pictures.
+        """Render the template for all usual numbers of pictures, and try out the tokenizer.
 
         Raises:
-            ConfigError: The template takes too long or too much memory.
+            ConfigError: The template or the tokenizer takes too long or too much memory.
         """
         self._tokenizer = tokenizer
         self._frames: dict[int, Frame] = {}
@@ -60,12 +63,18 @@ class ChatTemplate:
 
     def _render(self, counts: Sequence[int]) -> None:
         try:
-            frames = render_limited(
-                lambda: [_render_frame(self._tokenizer, count) for count in counts]
-            )
+            frames = render_limited(lambda: _render_frames(self._tokenizer, counts))
         except LimitError as err:
-            raise ConfigError(f'model: its chat template fails: {err}; {NEXT_STEP}') from err
+            raise ConfigError(
+                f'model: its tokenizer or chat template fails: {err}; copy their files from the '
+                'checkpoint'
+            ) from err
         self._frames.update(zip(counts, frames, strict=True))
+
+
+def _render_frames(tokenizer: Any, counts: Sequence[int]) -> list[Frame]:
+    tokenizer.backend_tokenizer.encode(LONG_QUESTION, add_special_tokens=False)
+    return [_render_frame(tokenizer, count) for count in counts]
 
 
 def _render_frame(tokenizer: Any, num_pictures: int) -> Frame:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2d_node.compressed_images import MAX_BYTES_PER_PIXEL, MAX_METADATA_BYTES
 from p2d_node.ros.conversions import is_time
 from sensor_msgs.msg import Image
 
 RAW_BYTES_PER_PIXEL = 8
 """The widest encoding that is decoded has 6; rows may be padded."""
-
-COMPRESSED_BYTES_PER_PIXEL = 4
-"""A JPEG or an 8-bit PNG of noise has 3. A 16-bit PNG of 3840x2160 pixels without compression has
-50 MB, which the default of max_image_pixels allows."""
-
-METADATA_BYTES = 1 << 20
-"""Tables, colour profile and camera data of a file."""
 
 MAX_TEXT_CHARACTERS = 256
 """Of `frame_id`, `format` and `encoding`."""
@@ -54,4 +48,4 @@ def max_message_bytes(max_pixels: int, *, raw: bool) -> int:
     """Return the largest size of the data of a message."""
     if raw:
         return RAW_BYTES_PER_PIXEL * max_pixels
-    return COMPRESSED_BYTES_PER_PIXEL * max_pixels + METADATA_BYTES
+    return MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES

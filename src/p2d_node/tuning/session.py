@@ -19,7 +19,7 @@ from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, quote
 from p2d_node.evaluation.answer_settings import answer_settings
-from p2d_node.evaluation.answering import group_keyframes, Keyframe
+from p2d_node.evaluation.answering import check_prompts, group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import DriveLmQuestion, read_questions
 from p2d_node.evaluation.fingerprints import digest_model
 from p2d_node.evaluation.url_secrets import mask_secrets
@@ -166,6 +166,7 @@ class TuningSession:
         # A deadline would make scores depend on the speed of the machine.
         config = replace(options.config, deadline_ms=0.0, stream_partial_answers=False)
         self.pipeline = DrivingPipeline.from_config(config)
+        check_prompts(self.pipeline, question_set.keyframes)
         self.space = SearchSpace(
             num_tokens=self.pipeline.num_tokens,
             min_retention=options.min_retention,

@@ -17,7 +17,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARACTERS
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
-from p2d_node.sqlite_files import check_rows_are_stored
+from p2d_node.sqlite_files import check_rows_are_stored, check_side_files
 from p2d_node.tuning.journal import open_journal, SUFFIX
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -117,8 +117,11 @@ def _open_database(url: str, grace_period_s: int) -> RDBStorage:
 class _PlainDatabase(sqlite3.Connection):
     """A connection to a database whose rows are in its file."""
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, path: str, *args: Any, **settings: Any) -> None:
+        if settings.get('uri'):
+            raise ValueError('got an address with file:, allowed: sqlite:///PATH')
+        check_side_files(Path(path))
+        super().__init__(path, *args, **settings)
         try:
             check_rows_are_stored(self)
         except BaseException:

@@ -3,6 +3,7 @@ import random
 import sys
 
 from definitions import drivelmm_o1_views, internlm2_logits
+from memory import peak_growth_bytes
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.importing import internvl_weights
 from p2d_node.checkpoints.importing.drivelmm_o1 import plan_import
@@ -297,6 +298,31 @@ def test_a_sparse_tokenizer_model_is_refused_by_its_size(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.attack(
+    'A tokenizer.model of a few megabytes whose pieces are runs of one letter, which form in '
+    'millions of ways',
+    'refused above 200,000 pieces, or 500,000 ways',
+)
+@pytest.mark.parametrize(
+    ('num_letters', 'longest', 'reason'),
+    [(40, 256, 'form in more than 500000 ways'), (200_001, 1, 'pieces, allowed: up to 200000')],
+)
+def test_pieces_that_form_in_many_ways_are_refused(tmp_path, num_letters, longest, reason):
+    model = ModelProto.FromString((DATA / 'plain.model').read_bytes())
+    for letter in range(num_letters):
+        for length in range(1, longest + 1):
+            model.pieces.add(piece=chr(0x20000 + letter) * length, score=-length)
+    (tmp_path / 'tokenizer.model').write_bytes(model.SerializeToString())
+    del model
+    write_json(tmp_path / 'tokenizer_config.json', {})
+
+    def refuse() -> None:
+        with pytest.raises(ConfigError, match=reason):
+            load_tokenizer(tmp_path)
+
+    assert peak_growth_bytes(refuse) < 512 << 20
+
+
 def test_a_missing_sentencepiece_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
     (tmp_path / 'tokenizer.model').write_bytes((DATA / 'plain.model').read_bytes())
     monkeypatch.setitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', None)
@@ -416,12 +442,17 @@ def test_a_tokenizer_of_another_kind_is_refused(weights, tmp_path):
         ('{}', 'in: the tokenizer does not load: '),
         ('[]', 'tokenizer.json is not a JSON object'),
         ('{"version": "1.0", "trunc', 'tokenizer.json is not valid JSON'),
+        (
+            '{"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}',
+            'in: the tokenizer does not load: PanicException',
+        ),
     ],
 )
-def test_a_broken_tokenizer_json_is_refused(weights, tmp_path, content, reason):
+def test_a_broken_tokenizer_json_is_refused(weights, tmp_path, content, reason, capfd):
     published = write_drivelmm_o1(tmp_path / 'in', weights)
     (published / 'tokenizer.json').write_text(content)
     assert reason in refusal(published)
+    assert capfd.readouterr().err == ''
 
 
 @pytest.mark.parametrize(

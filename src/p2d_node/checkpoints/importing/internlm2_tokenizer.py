@@ -11,6 +11,7 @@ from typing import Any
 
 from p2d_node.durable_files import MAX_JSON_BYTES, read_file, read_json_object
 from p2d_node.errors import BackendUnavailableError, checkpoint_faults, ConfigError
+from p2d_node.held_stderr import held_stderr
 from tokenizers import AddedToken, decoders, normalizers, Regex, Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
@@ -20,6 +21,8 @@ SPACE = '▁'
 
 COPY_FILES = 'copy the tokenizer files again'
 MAX_PIECE_CHARACTERS = 256
+MAX_PIECES, MAX_MERGES = 200_000, 500_000
+"""InternLM2 has 92,544 pieces; most form in one to three ways."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -29,7 +32,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         BackendUnavailableError: The package sentencepiece is needed and does not load.
         ConfigError: Files are missing or damaged, or of another kind of tokenizer.
     """
-    with checkpoint_faults(folder, part='the tokenizer', parameter=''):
+    with checkpoint_faults(folder, part='the tokenizer', parameter=''), held_stderr():
         if (folder / 'tokenizer.json').is_file():
             return PreTrainedTokenizerFast.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -57,6 +60,10 @@ def _read_model(path: Path) -> Any:
         raise ConfigError(f'{path} has no unknown token; {COPY_FILES}')
     if not all(piece.piece for piece in model.pieces):
         raise ConfigError(f'{path} has a piece without text; {COPY_FILES}')
+    if len(model.pieces) > MAX_PIECES:
+        raise ConfigError(
+            f'{path} has {len(model.pieces)} pieces, allowed: up to {MAX_PIECES}; {COPY_FILES}'
+        )
     longest = max(len(piece.piece) for piece in model.pieces)
     if longest > MAX_PIECE_CHARACTERS:
         raise ConfigError(
@@ -153,6 +160,11 @@ def _make_merges(model: Any, vocabulary: Mapping[str, int]) -> list[tuple[str, s
         pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
         known = [pair for pair in pairs if pair[0] in vocabulary and pair[1] in vocabulary]
         merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+        if len(merges) > MAX_MERGES:
+            raise ConfigError(
+                f'tokenizer.model: its pieces form in more than {MAX_MERGES} ways, allowed: up to '
+                f'{MAX_MERGES}; {COPY_FILES}'
+            )
     return merges
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+import warnings
 
 from p2d_node.checkpoints.checkpoint import Checkpoint
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError
+from p2d_node.held_stderr import held_stderr
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
@@ -83,7 +85,7 @@ def load_family(
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    with checkpoint_faults(folder, part='the tokenizer'):
+    with checkpoint_faults(folder, part='the tokenizer'), held_stderr():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -141,15 +143,18 @@ def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
 
 @contextmanager
 def _errors_only() -> Iterator[None]:
-    """Silence transformers' warnings.
+    """Silence the warnings of transformers and torch.
 
     They repeat texts of the checkpoint as they are, and list all weights of a part left out.
+    torch's are about settings that then raise an error.
     """
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
 
