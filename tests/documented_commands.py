@@ -135,6 +135,9 @@ SELECTOR_EXAMPLE = ByTest(
 SHORT_ANSWERS = Run('--limit 1 --max-new-tokens 4 --tokenizer treebank')
 ONE_SWEEP = Run('--sweeps 1')
 IN_OWN_FOLDER = Run('--engine-dir built')
+DRAFTS = ByTest(
+    'tests/benchmarks/test_bench_drafts.py::test_drafts_save_passes_and_change_no_answer'
+)
 ONE_ROUND = Run('--repeats 1 --warm-up 0 --layers 1 --answer-tokens 2')
 SELECT_ONCE = Run('--repeats 1 --warm-up 0 --tokens 64 --hidden 32')
 
@@ -210,6 +213,11 @@ HOW = {
     'p2d bench prefill --threads 1': ONE_ROUND,
     'p2d bench prefill --shape drivemm --device cuda --dtype bfloat16 --json': GPU,
     'p2d bench questions --questions 20 --threads 1 --json': Run(f'{ONE_ROUND.add} --questions 2'),
+    'p2d bench drafts --threads 1': DRAFTS,
+    'p2d bench drafts --answer-tokens 64 --agreement 0 0.9 --json': DRAFTS,
+    'p2d budget --gpu orin-64gb': Run(),
+    'p2d budget --model models/drivemm --gpu thor --weights-bits 4 --tokens-per-pass 3': Run(),
+    'p2d budget --bandwidth-gb-s 102 --tflops 10 --retention-ratio 0.1 --json': Run(),
     'p2d bench node --model models/drivemm --hz 2 --sweeps 40 --retention-ratio 0.1': ByTest(
         'tests/ros/test_processes.py::test_the_latency_of_the_whole_node_is_measured_through_ros'
     ),

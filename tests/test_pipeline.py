@@ -65,7 +65,9 @@ def test_a_sweep_that_was_prepared_ahead_has_the_same_answers(pipeline):
     pipeline.answer(other, QUESTIONS)  # meanwhile: it overwrites nothing of the prepared sweep
     (actual,) = pipeline.answer_groups(sweep, [QUESTIONS], prepared=prepared)
     assert [a.answer for a in actual] == [a.answer for a in expected]
-    assert [a.mean_log_probability for a in actual] == [a.mean_log_probability for a in expected]
+    for ours, other in zip(actual, expected, strict=True):
+        # Drafts that are verified together round differently.
+        assert ours.mean_log_probability == pytest.approx(other.mean_log_probability, rel=1e-5)
 
 
 def test_broken_frames_of_a_prepared_sweep_are_treated_as_the_policy_then_says(pipeline, config):

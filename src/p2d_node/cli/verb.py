@@ -101,9 +101,10 @@ def _without_ros() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as err:
-        if err.name not in ROS_PACKAGES:
+        package = (err.name or '').partition('.')[0]
+        if package not in ROS_PACKAGES:
             raise
-        raise BackendUnavailableError(explain_missing_package(err.name)) from err
+        raise BackendUnavailableError(explain_missing_package(package)) from err
 
 
 class Parser(argparse.ArgumentParser):
