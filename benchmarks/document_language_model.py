@@ -68,15 +68,20 @@ def drafts_tables(report: dict[str, Any]) -> str:
     header += ['faster', 'answers']
     model, drives = report['random_model'], report['drives']
     cases = [
-        [f'{row["answer_tokens"]}, {row["agreement"]:.0%}', *draft_cells(row)]
+        [
+            f'{row["answer_tokens"]}, {row["agreement"]:.0%}',
+            *draft_cells(row),
+            f'{row["speedup_over_baseline"]:.2f}x',
+        ]
         for row in model['rows']
     ]
     rates = [[f'{row["rate_hz"]:g}', *draft_cells(row)] for row in drives['rows']]
     return (
         'Per answer, from the prefilled views to its end. Passes include the prefill of the '
         f'question, later passes do not. Random model `{model["shape"]}`, by length of the answer '
-        f'and share of equal tokens in the answer before. {machine_of(report)}\n\n'
-        + markdown_table(['tokens, agree', *header], 'll' + 'r' * 9, cases)
+        'and share of equal tokens in the answer before. Baseline: plain decoding in float32, '
+        f'weights not packed. {machine_of(report)}\n\n'
+        + markdown_table(['tokens, agree', *header, 'than baseline'], 'll' + 'r' * 10, cases)
         + f'\n`{drives["model"]}`, {report["scenarios"]} drives of {report["sweeps_per_drive"]} '
         f'sweeps that p2d_sim draws, {report["questions"]} questions; '
         f'{other_answers(drives["rows"])}\n\n'

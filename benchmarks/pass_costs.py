@@ -11,8 +11,8 @@ import statistics
 import sys
 import time
 
-from p2d_node.benchmarks.drafts import RandomModelDrafts
-from p2d_node.benchmarks.measuring import describe_machine
+from p2d_node.benchmarks.drafts import RandomModel
+from p2d_node.benchmarks.measuring import describe_machine, DTYPES
 from p2d_node.benchmarks.plans import DraftBenchmark, DTYPE_NAMES
 from p2d_node.library_logs import silence_import_warnings
 import torch
@@ -28,8 +28,8 @@ def main() -> int:
     parser.add_argument('--threads', type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bench = RandomModelDrafts(DraftBenchmark(dtype=options.dtype))
-    loop = bench.begin_decode_loop(max(WIDTHS))
+    model = RandomModel(DraftBenchmark(), DTYPES[options.dtype], packed=True)
+    loop = model.begin_decode_loop(max(WIDTHS))
     times: dict[int, list[float]] = {width: [] for width in WIDTHS}
     for turn in range(options.rounds + 1):
         for width, values in times.items():

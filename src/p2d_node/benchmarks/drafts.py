@@ -19,7 +19,6 @@ from p2d_node.language_model.conversation import (
     Conversation,
     DraftSettings,
     Limits,
-    SharedPrefix,
     TextAnswer,
 )
 from p2d_node.language_model.decode_loop import DecodeLoop
@@ -32,6 +31,7 @@ from torch import Tensor
 QUESTION = 'What should the ego vehicle do next, and why?'
 SOURCES = ('none', 'last_sweep', 'prompt_lookup')
 RETENTION_RATIO = 0.1
+PLAIN = DraftSettings()
 
 DRIVE_QUESTIONS = (
     'What should the ego vehicle do next, and why?',
@@ -76,88 +76,98 @@ class _Samples:
         }
 
 
-class RandomModelDrafts:
-    """A model with random weights that answers one question again and again."""
+class RandomModel:
+    """A model with random weights that answers one question about one sweep again and again."""
 
-    def __init__(self, plan: DraftBenchmark) -> None:
-        """Build the model and prefill the views."""
+    def __init__(self, plan: DraftBenchmark, dtype: torch.dtype, *, packed: bool) -> None:
+        """Build the model and prefill the views.
+
+        Args:
+            plan: Sizes and device.
+            dtype: Of the weights.
+            packed: Whether linear layers are packed for the CPU, as those of a checkpoint are.
+        """
         check_device(plan.device)
-        self._plan = plan
         self._device = torch.device(plan.device)
-        shape = plan.shape
-        family = build_model(shape, device=self._device, dtype=DTYPES[plan.dtype])
-        family.end_token_ids = ()
-        self._family = family
-        num_tokens = shape.num_tokens
+        shape, num_cameras = plan.shape, len(NUSCENES_CAMERAS)
+        self._family = build_model(shape, device=self._device, dtype=dtype, packed=packed)
+        self._family.end_token_ids = ()
         self._talk = Conversation(
-            family,
+            self._family,
             model_name=shape.name,
             cameras=NUSCENES_CAMERAS,
-            num_visual_tokens=len(NUSCENES_CAMERAS) * num_tokens,
+            num_visual_tokens=num_cameras * shape.num_tokens,
         )
+        self.drafter = self._talk.drafter
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randn(
-            (len(NUSCENES_CAMERAS), num_tokens, shape.text['hidden_size']), generator=generator
-        )
-        self._tokens = tokens.to(self._device, DTYPES[plan.dtype])
-        self._vocabulary = int(shape.text['vocab_size'])
+        size = (num_cameras, shape.num_tokens, shape.text['hidden_size'])
+        tokens = torch.randn(size, generator=generator).to(self._device, dtype)
+        kept = num_keep_from_retention(shape.num_tokens, RETENTION_RATIO)
+        keep = [torch.arange(kept, device=self._device)] * num_cameras
+        paused = self._talk.begin((QUESTION,), NUSCENES_CAMERAS, tokens, 0)
+        self._views = self._talk.resume(paused, keep)
+        (self._batch,) = self._views.batches(0, 1, 1)
 
-    def _prefill(self) -> SharedPrefix:
-        count = num_keep_from_retention(self._tokens.shape[1], RETENTION_RATIO)
-        keep = [torch.arange(count, device=self._device)] * len(NUSCENES_CAMERAS)
-        paused = self._talk.begin((QUESTION,), NUSCENES_CAMERAS, self._tokens, 0)
-        return self._talk.resume(paused, keep)
-
-    def begin_decode_loop(self, num_tokens: int) -> DecodeLoop:
-        """Return a loop with capacity for `num_tokens`, after the views and the question."""
-        shared = self._prefill()
-        (batch,) = shared.batches(0, 1, 1)
-        asked = self._talk.ask(shared, batch, max_new_tokens=num_tokens)
-        loop = self._family.decoder.begin_decode_loop(asked.prompts, self._family.embed)
-        assert loop is not None
-        return loop
-
-    def run(self) -> Iterator[dict[str, Any]]:
-        """Yield a row per length of the answer, agreement and source."""
-        plan, shared = self._plan, self._prefill()
-        for length in plan.answer_lengths:
-            plain, _ = self._answer(shared, length, 'none')
-            last = self._talk.drafter.last_answer(QUESTION)
-            for agreement in plan.agreements:
-                samples = {source: _Samples() for source in SOURCES[:2]}
-                self._talk.drafter.forget()
-                for turn in range(plan.warm_up + plan.repeats):
-                    draft = self._disagree(last, agreement, seed=turn)
-                    for source, sample in samples.items():
-                        self._talk.drafter.end(QUESTION, draft)
-                        answer, answer_ms = self._answer(shared, length, source)
-                        if turn >= plan.warm_up:
-                            sample.add(answer, answer.num_tokens, plain.text)
-                            sample.answer_ms.append(answer_ms)
-                yield from _rows(samples, {'answer_tokens': length, 'agreement': agreement})
-
-    def _answer(self, shared: SharedPrefix, length: int, source: str) -> tuple[TextAnswer, float]:
+    def answer(self, length: int, drafting: DraftSettings) -> tuple[TextAnswer, float]:
         """Return the answer, and the time from the prefilled views to its end, ms."""
-        settings = DraftSettings(source=source, max_tokens=self._plan.max_draft_tokens)
-        (batch,) = shared.batches(0, 1, 1)
         synchronize(self._device)
         # On a CPU processor time: other programs hardly change it.
         clock = time.perf_counter_ns if self._device.type == 'cuda' else time.process_time_ns
         started_ns = clock()
-        asked = self._talk.ask(shared, batch, max_new_tokens=length, drafting=settings)
+        asked = self._talk.ask(self._views, self._batch, max_new_tokens=length, drafting=drafting)
         (answer,) = self._talk.generate(asked, Limits(max_new_tokens=length))
         synchronize(self._device)
         return answer, (clock() - started_ns) / 1e6
 
-    def _disagree(self, tokens: Sequence[int], agreement: float, seed: int) -> tuple[int, ...]:
-        """Return the tokens, of which a share is replaced by others."""
-        numbers = random.Random(seed)
-        return tuple(
-            token
-            if numbers.random() < agreement
-            else (token + 1 + numbers.randrange(self._vocabulary - 1)) % self._vocabulary
-            for token in tokens
-        )
+    def begin_decode_loop(self, num_tokens: int) -> DecodeLoop:
+        """Return a loop with capacity for `num_tokens`, after the views and the question."""
+        asked = self._talk.ask(self._views, self._batch, max_new_tokens=num_tokens)
+        loop = self._family.decoder.begin_decode_loop(asked.prompts, self._family.embed)
+        assert loop is not None
+        return loop
+
+
+def run_random_model(plan: DraftBenchmark) -> Iterator[dict[str, Any]]:
+    """Yield a row per length of the answer, agreement and source.
+
+    The baseline is plain decoding in float32 whose weights are not packed.
+    """
+    baseline = RandomModel(plan, torch.float32, packed=False)
+    model = RandomModel(plan, DTYPES[plan.dtype], packed=True)
+    for length in plan.answer_lengths:
+        plain, _ = model.answer(length, PLAIN)
+        last = model.drafter.last_answer(QUESTION)
+        for agreement in plan.agreements:
+            samples = {source: _Samples() for source in SOURCES[:2]}
+            baseline_ms = []
+            model.drafter.forget()
+            for turn in range(plan.warm_up + plan.repeats):
+                draft = _disagree(last, agreement, plan, seed=turn)
+                for source, sample in samples.items():
+                    model.drafter.end(QUESTION, draft)
+                    drafting = DraftSettings(source=source, max_tokens=plan.max_draft_tokens)
+                    answer, answer_ms = model.answer(length, drafting)
+                    if turn >= plan.warm_up:
+                        sample.add(answer, answer.num_tokens, plain.text)
+                        sample.answer_ms.append(answer_ms)
+                baseline_ms.append(baseline.answer(length, PLAIN)[1])
+            case = {'answer_tokens': length, 'agreement': agreement}
+            for row in _rows(samples, case):
+                over_baseline = statistics.median(baseline_ms[plan.warm_up :]) / row['answer_ms']
+                yield row | {'speedup_over_baseline': over_baseline}
+
+
+def _disagree(
+    tokens: Sequence[int], agreement: float, plan: DraftBenchmark, seed: int
+) -> tuple[int, ...]:
+    """Return the tokens, of which a share is replaced by others."""
+    numbers, num_others = random.Random(seed), int(plan.shape.text['vocab_size']) - 1
+    return tuple(
+        token
+        if numbers.random() < agreement
+        else (token + 1 + numbers.randrange(num_others)) % (num_others + 1)
+        for token in tokens
+    )
 
 
 def run_drives(

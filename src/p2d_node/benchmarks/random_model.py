@@ -11,6 +11,7 @@ from p2d_node.errors import ConfigError
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.input_sequence import InputSequence
+from p2d_node.language_model.packed_linear import pack_linear_layers
 from p2d_node.language_model.prefix import Prefix
 from p2d_node.language_model.prompt import Prompt
 from p2d_node.records import NUSCENES_CAMERAS
@@ -29,9 +30,22 @@ SelectTokens = Callable[[Tensor], Sequence[Tensor]]
 
 
 def build_model(
-    shape: ModelShape, *, device: torch.device, dtype: torch.dtype, seed: int = 0
+    shape: ModelShape,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    packed: bool = True,
 ) -> LlavaOnevision:
-    """Build a model of `shape` with random weights."""
+    """Build a model of `shape` with random weights.
+
+    Args:
+        shape: The sizes.
+        device: Where it runs.
+        dtype: Of its weights.
+        seed: Of its weights.
+        packed: Whether linear layers are packed on a CPU, as those of a checkpoint are.
+    """
     tokenizer = make_tokenizer()
     config = LlavaOnevisionConfig(
         text_config=LlamaConfig(
@@ -51,6 +65,8 @@ def build_model(
             model: Any = LlavaOnevisionForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
+    if packed:
+        pack_linear_layers(model)
     return LlavaOnevision(model.eval(), tokenizer, ChatTemplate(tokenizer))
 
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from p2d_node.bags.records import BagImage
-from p2d_node.benchmarks.drafts import DRIVE_QUESTIONS, RandomModelDrafts, run_drives
+from p2d_node.benchmarks.drafts import DRIVE_QUESTIONS, run_drives, run_random_model
 from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.benchmarks.plans import DraftBenchmark
 from p2d_node.checkpoints.devices import choose_device
@@ -61,7 +61,7 @@ def run(options: DraftsOptions) -> int:
             'sweeps_per_drive': plan.num_sweeps,
             'random_model': {
                 'shape': plan.shape.name,
-                'rows': list(RandomModelDrafts(plan).run()),
+                'rows': list(run_random_model(plan)),
             },
             'drives': {'model': options.model, 'rows': list(_drives(plan, options.model))},
         }
@@ -104,13 +104,19 @@ def _to_frame_set(images: Sequence[BagImage]) -> FrameSet:
 def _print(report: Mapping[str, Any]) -> None:
     model = report['random_model']
     print_figures(
-        ('answer\ntokens', 'agree', 'drafts', *HEADINGS),
+        ('answer\ntokens', 'agree', 'drafts', *HEADINGS, 'than\nbaseline'),
         [
-            (str(row['answer_tokens']), f'{row["agreement"]:.0%}', row['drafts'], *_cells(row))
+            (
+                str(row['answer_tokens']),
+                f'{row["agreement"]:.0%}',
+                row['drafts'],
+                *_cells(row),
+                _times(row['speedup_over_baseline']),
+            )
             for row in model['rows']
         ],
         title=f'Drafts, model {model["shape"]}, {report["dtype"]}, on {report["device"]}',
-        caption=CAPTION,
+        caption=f'{CAPTION}; baseline: plain decoding in float32 without packed weights',
     )
     drives = report['drives']
     print_figures(

@@ -39,11 +39,9 @@ from torch import nn, Tensor
 from transformers import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 
-PASS_COSTS = {torch.float32: (1.45, 0.055), torch.bfloat16: (1.08, 0.03)}
-"""`PassCosts.several` and `per_token` on a CPU; other formats count as float32."""
-
-PASS_COSTS_GPU = (1.0, 0.005)
-"""A GPU computes hundreds of tokens in the time that it needs to read the weights."""
+PASS_COSTS_CPU, PASS_COSTS_GPU = (1.05, 0.05), (1.0, 0.005)
+"""`PassCosts.several` and `per_token`. A GPU computes hundreds of tokens in the time that it needs
+to read the weights."""
 
 
 def most_likely(logits: Tensor) -> Tensor:
@@ -115,9 +113,8 @@ class Decoder:
     @property
     def pass_costs(self) -> PassCosts:
         """How much longer a pass takes with more tokens: see `benchmarks/pass_costs.py`."""
-        weight = next(self._model.parameters())
-        on_cpu = PASS_COSTS.get(weight.dtype, PASS_COSTS[torch.float32])
-        several, per_token = PASS_COSTS_GPU if weight.is_cuda else on_cpu
+        on_gpu = next(self._model.parameters()).is_cuda
+        several, per_token = PASS_COSTS_GPU if on_gpu else PASS_COSTS_CPU
         return PassCosts(several=several, per_token=per_token, any_length=not self.static_shapes)
 
     @torch.inference_mode()

@@ -98,7 +98,7 @@ class PassCosts:
 
     Attributes:
         several: Time of a pass over several tokens, without `per_token`, in times of a pass over
-            one token. A CPU multiplies a matrix with one vector by another kernel.
+            one token.
         per_token: Time that each token adds to such a pass.
         any_length: Whether drafts may have any length; otherwise only none or the longest.
     """
