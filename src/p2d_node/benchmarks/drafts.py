@@ -53,12 +53,12 @@ class _Samples:
     num_other: int = 0
     passes: PassCounts = field(default_factory=PassCounts)
 
-    def add(self, answer: TextAnswer | DrivingAnswer, num_tokens: int, plain: str) -> None:
-        text = answer.text if isinstance(answer, TextAnswer) else answer.answer
+    def add(self, num_tokens: int, passes: PassCounts, is_same: bool) -> None:
+        """Add an answer; `is_same` tells whether it is that of plain decoding."""
         self.num_answers += 1
         self.num_tokens += num_tokens
-        self.num_other += text != plain
-        self.passes += answer.passes
+        self.num_other += not is_same
+        self.passes += passes
 
     def to_row(self) -> dict[str, Any]:
         passes = self.passes
@@ -90,7 +90,9 @@ class RandomModel:
         check_device(plan.device)
         self._device = torch.device(plan.device)
         shape, num_cameras = plan.shape, len(NUSCENES_CAMERAS)
-        self._family = build_model(shape, device=self._device, dtype=dtype, packed=packed)
+        self._family = build_model(
+            shape, device=self._device, dtype=dtype, packed=packed, decisive=True
+        )
         self._family.end_token_ids = ()
         self._talk = Conversation(
             self._family,
@@ -135,20 +137,21 @@ def run_random_model(plan: DraftBenchmark) -> Iterator[dict[str, Any]]:
     baseline = RandomModel(plan, torch.float32, packed=False)
     model = RandomModel(plan, DTYPES[plan.dtype], packed=True)
     for length in plan.answer_lengths:
-        plain, _ = model.answer(length, PLAIN)
-        last = model.drafter.last_answer(QUESTION)
+        model.answer(length, PLAIN)
+        plain = model.drafter.last_answer(QUESTION)
         for agreement in plan.agreements:
             samples = {source: _Samples() for source in SOURCES[:2]}
             baseline_ms = []
             model.drafter.forget()
             for turn in range(plan.warm_up + plan.repeats):
-                draft = _disagree(last, agreement, plan, seed=turn)
+                draft = _disagree(plain, agreement, plan, seed=turn)
                 for source, sample in samples.items():
                     model.drafter.end(QUESTION, draft)
                     drafting = DraftSettings(source=source, max_tokens=plan.max_draft_tokens)
                     answer, answer_ms = model.answer(length, drafting)
                     if turn >= plan.warm_up:
-                        sample.add(answer, answer.num_tokens, plain.text)
+                        same = model.drafter.last_answer(QUESTION) == plain
+                        sample.add(answer.num_tokens, answer.passes, same)
                         sample.answer_ms.append(answer_ms)
                 baseline_ms.append(baseline.answer(length, PLAIN)[1])
             case = {'answer_tokens': length, 'agreement': agreement}
@@ -196,7 +199,8 @@ def run_drives(
                 times = answers[0].times
                 sample.answer_ms.append((times.prefill_ms + times.generate_ms) / len(answers))
                 for answer, other in zip(answers, plain[number], strict=True):
-                    sample.add(answer, answer.num_generated_tokens, other.answer)
+                    same = answer.answer == other.answer
+                    sample.add(answer.num_generated_tokens, answer.passes, same)
     yield from _rows(samples, {})
 
 

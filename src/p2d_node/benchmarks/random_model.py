@@ -25,6 +25,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+DECISIVE_SCALE = 100.0
+"""Of the embeddings, so that what the layers add does not change the most likely token."""
+
 SelectTokens = Callable[[Tensor], Sequence[Tensor]]
 """Maps hidden states [views, tokens, hidden] to the kept indices of each view, ascending."""
 
@@ -36,6 +39,7 @@ def build_model(
     dtype: torch.dtype,
     seed: int = 0,
     packed: bool = True,
+    decisive: bool = False,
 ) -> LlavaOnevision:
     """Build a model of `shape` with random weights.
 
@@ -45,6 +49,8 @@ def build_model(
         dtype: Of its weights.
         seed: Of its weights.
         packed: Whether linear layers are packed on a CPU, as those of a checkpoint are.
+        decisive: Whether one next token is far more likely than the others, as in a trained model.
+            Without that, rounding decides.
     """
     tokenizer = make_tokenizer()
     config = LlavaOnevisionConfig(
@@ -65,9 +71,19 @@ def build_model(
             model: Any = LlavaOnevisionForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
+    if decisive:
+        _make_decisive(model)
     if packed:
         pack_linear_layers(model)
     return LlavaOnevision(model.eval(), tokenizer, ChatTemplate(tokenizer))
+
+
+@torch.no_grad()
+def _make_decisive(model: Any) -> None:
+    """Let every token be followed by the one before it in the vocabulary."""
+    embeddings = model.get_input_embeddings().weight
+    embeddings.mul_(DECISIVE_SCALE)
+    model.lm_head.weight.copy_(embeddings.roll(-1, 0))
 
 
 def make_prompt(family: LlavaOnevision, num_text_tokens: int, question: str = '') -> Prompt:
