@@ -4,7 +4,7 @@ from pathlib import Path
 import re
 from xml.etree import ElementTree
 
-from p2d_node import retention_presets
+from p2d_node import data_folders, retention_presets
 from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.config_parameters import config_from_parameters, list_parameters
@@ -44,7 +44,7 @@ def test_ratios_tuned_for_a_model_are_its_defaults(monkeypatch, tmp_path):
     folder.mkdir(parents=True)
     preset = folder / 'my-model.yaml'
     preset.write_text('/**: {ros__parameters: {retention_ratio: {CAM_FRONT: 0.2}}}')
-    monkeypatch.setattr(retention_presets, '__file__', str(tmp_path / 'src' / 'x.py'))
+    monkeypatch.setattr(data_folders, 'PACKAGE', tmp_path / 'src' / 'p2d_node')
     config = read_drive_config(None, model='/models/my-model')
     assert config.retention_ratio['CAM_FRONT'] == 0.2
     assert config.retention_ratio['CAM_BACK'] == 0.1
@@ -60,7 +60,7 @@ def test_ratios_tuned_for_a_model_are_its_defaults(monkeypatch, tmp_path):
 
 def test_a_model_is_known_by_its_folder_however_it_is_named(monkeypatch, tmp_path):
     presets = tmp_path / 'config' / 'retention'
-    monkeypatch.setattr(retention_presets, '__file__', str(tmp_path / 'src' / 'x.py'))
+    monkeypatch.setattr(data_folders, 'PACKAGE', tmp_path / 'src' / 'p2d_node')
     model = tmp_path / 'my-model'
     model.mkdir()
     monkeypatch.chdir(model)

@@ -3,7 +3,14 @@ import os
 from pathlib import Path
 
 from memory import peak_growth_bytes
-from p2d_node.durable_files import read_data, read_file, read_json, read_json_object, write_json
+from p2d_node.durable_files import (
+    MAX_DATA_BYTES,
+    read_data,
+    read_file,
+    read_json,
+    read_json_object,
+    write_json,
+)
 from p2d_node.errors import ConfigError, EngineMismatchError, format_faults, quote
 import pytest
 
@@ -114,3 +121,16 @@ def test_many_small_values_are_refused_before_they_are_made(tmp_path, piece):
     path.write_text(f'[{piece * 9_000_000}0]')
     with pytest.raises(ConfigError, match='allowed: up to'):
         read_json(path)
+
+
+@pytest.mark.attack(
+    'a JSON file of which every byte becomes 17 in memory: objects of one number, one wide letter',
+    'refused by the number of its values for its size; a text is not copied',
+)
+def test_a_json_file_does_not_take_many_times_its_size(tmp_path):
+    path = tmp_path / 'data.json'
+    path.write_text('[' + '{"a":1},' * 2_000_000 + '0]')
+    with pytest.raises(ConfigError, match='got 2000001 lists and objects, allowed: up to 1048576'):
+        read_json(path, max_bytes=MAX_DATA_BYTES)
+    path.write_text('"🚗' + 'x' * (32 << 20) + '"')
+    assert peak_growth_bytes(lambda: read_json(path)) < 10 * (32 << 20)

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 from pathlib import Path
+import re
 import secrets
 import stat
 import tempfile
@@ -24,8 +25,14 @@ MAX_DATA_BYTES = 512 << 20
 MAX_IMAGE_BYTES = 128 << 20
 """Of an image file: a PNG of 16 megapixels, 16 bits and alpha, even if it cannot be compressed."""
 
-BYTES_PER_CONTAINER, BYTES_PER_VALUE = 64, 8
-"""Of the largest size of a file; real files have several times as many."""
+BYTES_PER_CONTAINER, BYTES_PER_VALUE = 32, 8
+"""At least, in files of many; real files of data have several times as many."""
+
+MIN_CONTAINERS, MIN_VALUES = 1 << 20, 1 << 23
+"""That a file of any size may have: the merges of a tokenizer are short lists."""
+
+HALF_PAIR = re.compile(rb'\\u[dD][89a-fA-F]')
+"""What may be half of a surrogate pair, which is JSON, but no text."""
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
@@ -71,10 +78,13 @@ def read_json(
     name, advice = _words(path, parameter, next_step)
     try:
         data = read_file(path, max_bytes)
-        _check_values(data, max_bytes)
+        _check_values(data)
+        may_be_no_text = HALF_PAIR.search(data) is not None
         text = data.decode('utf-8-sig')
+        del data  # the text may take four times as much, and what it holds as much again
         content = json.loads(text)
-        if r'\ud' in text.lower():  # half of a surrogate pair is JSON, but no text
+        del text
+        if may_be_no_text:
             json.dumps(content, ensure_ascii=False).encode()
         return content
     except FileNotFoundError as err:
@@ -85,17 +95,19 @@ def read_json(
         raise error(f'{name} is not valid JSON: {err}{advice}') from err
 
 
-def _check_values(data: bytes, max_bytes: int) -> None:
-    """Raise `ValueError` for JSON of more values than files of such a size have.
+def _check_values(data: bytes) -> None:
+    """Raise `ValueError` for JSON of more values than files of its size have.
 
-    An empty list takes 2 bytes in a file and 60 in memory.
+    An empty list takes 2 bytes in a file and 60 in memory, an object of one number 7 and 240.
     """
-    for what, num, share in (
-        ('lists and objects', data.count(b'[') + data.count(b'{'), BYTES_PER_CONTAINER),
-        ('values', data.count(b','), BYTES_PER_VALUE),
+    num_containers = data.count(b'[') + data.count(b'{')
+    for what, num, least, num_bytes in (
+        ('lists and objects', num_containers, MIN_CONTAINERS, BYTES_PER_CONTAINER),
+        ('values', data.count(b','), MIN_VALUES, BYTES_PER_VALUE),
     ):
-        if num > max_bytes // share:
-            raise ValueError(f'got {num} {what}, allowed: up to {max_bytes // share}')
+        allowed = max(least, len(data) // num_bytes)
+        if num > allowed:
+            raise ValueError(f'got {num} {what}, allowed: up to {allowed}')
 
 
 def read_data(path: Path, *, parameter: str, next_step: str) -> Any:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 import os
 from pathlib import Path
 
+from p2d_node.data_folders import data_folder
 from p2d_node.durable_files import read_file
 from p2d_node.errors import ConfigError
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 
-FOLDERS = (Path('config/retention'), Path('share/p2d_node/config/retention'))
-"""Relative to a parent of this file: in the source tree, and in an installed workspace."""
+FOLDER = 'config/retention'
 
 
 def preset_name(model: str) -> str:
@@ -23,8 +23,8 @@ def preset_name(model: str) -> str:
 
 def find_preset(model: str) -> Path | None:
     """Return the file with the ratios of a model name or folder; None if there is no file."""
-    paths = (folder / f'{preset_name(model)}.yaml' for folder in _folders())
-    return next((path for path in paths if os.path.isfile(path)), None)
+    path = data_folder(FOLDER) / f'{preset_name(model)}.yaml'
+    return path if os.path.isfile(path) else None
 
 
 def writable_preset(model: str) -> Path | None:
@@ -33,16 +33,10 @@ def writable_preset(model: str) -> Path | None:
     Returns:
         A path that may not exist yet; None if its folder cannot be written.
     """
-    folder = next(_folders(), None)
-    if folder is None or not os.access(folder, os.W_OK):
+    folder = data_folder(FOLDER)
+    if not os.access(folder, os.W_OK):
         return None
     return folder / f'{preset_name(model)}.yaml'
-
-
-def _folders() -> Iterator[Path]:
-    """Yield the folders that exist, in the order in which they are searched."""
-    for parent in Path(__file__).resolve().parents:
-        yield from (parent / folder for folder in FOLDERS if (parent / folder).is_dir())
 
 
 def tuned_ratios(model: str) -> dict[str, float]:

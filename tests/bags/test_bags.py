@@ -1,9 +1,14 @@
 import json
 import math
 from pathlib import Path
+import shutil
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
+from p2d_node.bags import limits, writing
 from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.bags.reading import BagReader
@@ -269,7 +274,7 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
     (tmp_path / 'bad.json').write_text('[' * 100_000)
     with pytest.raises(ConfigError, match='not valid JSON: maximum recursion depth'):
         list(read_drivelm_images(tmp_path / 'bad.json', drivelm))
-    with pytest.raises(ConfigError, match=r"got 'scene-9', allowed: scene-0000, scene-0001"):
+    with pytest.raises(ConfigError, match=r"got 'scene-9', allowed: 'scene-0000', 'scene-0001'$"):
         list(read_nuscenes_images(nuscenes, NuscenesSelection(scene='scene-9')))
     with pytest.raises(ConfigError, match=r"nuscenes: got '.*samples', which has no tables"):
         list(read_nuscenes_images(tmp_path / 'samples', NuscenesSelection()))
@@ -280,6 +285,68 @@ def test_bad_sources_are_named(drivelm, nuscenes, tmp_path):
     other.write_bytes(other.read_bytes()[:-300])
     with pytest.raises(ConfigError, match=r'CAM_FRONT.*: not an image .*: Premature.*; copy it'):
         list(read_drivelm_images(drivelm / 'drivelm.json', drivelm))
+
+
+def test_scenes_are_named_up_to_a_number(nuscenes):
+    path = nuscenes / 'v1.0-mini' / 'scene.json'
+    scenes = [{'token': f's{i}', 'name': f'scene-{i:04}'} for i in range(850)]
+    path.write_text(json.dumps(scenes))
+    with pytest.raises(ConfigError, match=r"'scene-0019' and 830 more$"):
+        list(read_nuscenes_images(nuscenes, NuscenesSelection(scene='q' * 900)))
+
+
+@pytest.mark.attack(
+    'nuScenes tables that name one image a million times, so that make-bag fills the disk',
+    'refused: a file may be named once, however it is spelled',
+)
+def test_nuscenes_tables_name_a_file_once(nuscenes):
+    path = nuscenes / 'v1.0-mini' / 'sample_data.json'
+    rows = json.loads(path.read_text())
+    rows.append({**rows[0], 'filename': f'./{rows[0]["filename"]}', 'token': 'again'})
+    path.write_text(json.dumps(rows))
+    with pytest.raises(ConfigError, match=r"sample_data\.json: filename: got 'samples/.*' twice"):
+        list(read_nuscenes_images(nuscenes, NuscenesSelection()))
+
+
+@pytest.mark.attack(
+    'a source for make-bag whose images would fill the disk',
+    'refused above 1000 times the size of a bag (at least 1 GiB) and half of the free space',
+)
+@pytest.mark.parametrize('is_bag', [True, False])
+def test_a_bag_is_written_up_to_a_limit(tmp_path, monkeypatch, is_bag):
+    write_bag(generate_images(1, height=90, width=160), tmp_path / 'source')
+    before = sorted(tmp_path.rglob('*'))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 40 if is_bag else 9000)
+    monkeypatch.setattr(writing.shutil, 'disk_usage', lambda folder: usage)
+    monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 10)
+    monkeypatch.setattr(limits, 'MAX_FILE_RATIO', 1)
+    source = tmp_path / 'source' if is_bag else None
+    images = generate_images(9, height=90, width=160)
+    with pytest.raises(
+        ConfigError, match=r'got images of \d+ bytes, allowed: at most \d+, .*free'
+    ):
+        write_bag(images, tmp_path / 'bag', source=source)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.attack(
+    'make-bag is ended by SIGTERM, as by a service manager',
+    'it leaves no hidden folder of an unfinished bag',
+)
+def test_a_bag_that_is_ended_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, '-m', 'p2d_node.cli.main', 'make-bag', '--synthetic', 'cruise']
+    out = tmp_path / 'bags' / 'bag'
+    with subprocess.Popen([*command, '--sweeps', '100000', '--out', str(out)]) as process:
+        try:
+            end_s = time.monotonic() + 60.0
+            while not list(tmp_path.glob('bags/.bag-*')) and time.monotonic() < end_s:
+                time.sleep(0.05)
+            assert list(tmp_path.glob('bags/.bag-*'))
+            process.terminate()
+            process.wait(30)
+        finally:
+            process.kill()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_part_of_nuscenes_names_the_option_that_works_with_it(nuscenes):

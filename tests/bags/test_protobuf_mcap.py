@@ -14,11 +14,13 @@ from converter_bags import (
 from google.protobuf import descriptor_pb2
 from lz4 import frame as lz4
 from mcap.writer import CompressionType
+from mcap.writer import Writer as McapWriter
 from mcap_protobuf.schema import build_file_descriptor_set
 from mcap_protobuf.writer import Writer
 from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.bags import limited_reader, protobuf_mcap
+from p2d_node.bags.foxglove import converter_of, MAX_SCHEMA_BYTES
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import BackendUnavailableError, ConfigError
 import pytest
@@ -198,7 +200,69 @@ def test_a_field_that_foxglove_may_add_does_no_harm(tmp_path):
 
 def test_a_schema_has_a_largest_size(tmp_path):
     path = write(tmp_path / 'a.mcap', image(0), schema=bytes(2 << 20))
-    refuse(path, 'got a schema of 2097152 bytes, allowed: at most 1048576')
+    refuse(path, 'got a schema of 2097152 bytes, allowed: at most 65536')
+
+
+def with_types(message_class, num_types: int) -> bytes:
+    """Return the schema of a class, with many more types."""
+    schema = build_file_descriptor_set(message_class)
+    for number in range(num_types):
+        schema.file[-1].message_type.add(name=f'x{number}')
+    return schema.SerializeToString()
+
+
+def write_channels(path: Path, schemas: list[bytes], num_channels: int) -> Path:
+    """Write a file with channels of the schemas in turn, and one empty message."""
+    with path.open('wb') as file:
+        writer = McapWriter(file)
+        writer.start()
+        name = 'foxglove.CompressedImage'
+        ids = [writer.register_schema(name, 'protobuf', schema) for schema in schemas]
+        for number in range(num_channels):
+            topic = f'/cam_{number}/image_rect_compressed'
+            last = writer.register_channel(topic, 'protobuf', ids[number % len(ids)])
+        writer.add_message(last, 1, b'', 1)
+        writer.finish()
+    return path
+
+
+@pytest.mark.attack(
+    'a file of protobuf with many channels of one schema, each of which parses it again',
+    'a schema is parsed once, and has at most 64 kB; there are at most 16',
+)
+@pytest.mark.timeout(60)
+def test_a_schema_is_parsed_once(tmp_path, monkeypatch):
+    parsed = []
+
+    def count(schema):
+        parsed.append(schema.id)
+        return converter_of(schema)
+
+    monkeypatch.setattr(protobuf_mcap, 'converter_of', count)
+    data = with_types(foxglove_class('CompressedImage', IMAGE_FIELDS), 5000)
+    assert len(read_all(write_channels(tmp_path / 'a.mcap', [data], 300))) == 1
+    assert len(set(parsed)) == len(parsed) == 1
+    read_all(write_channels(tmp_path / 'c.mcap', [data] * 16, 300))
+    assert len(parsed) == 17
+    refuse(
+        write_channels(tmp_path / 'd.mcap', [data] * 17, 300),
+        'got 17 schemas of images, allowed: at most 16',
+    )
+    assert len(parsed) == 17
+
+
+def test_schemas_of_foxglove_are_far_below_the_limit():
+    fields = {'CompressedImage': IMAGE_FIELDS, 'CameraCalibration': CALIBRATION_FIELDS}
+    for name, own in fields.items():
+        schema = build_file_descriptor_set(foxglove_class(name, own)).SerializeToString()
+        assert 10 * len(schema) < MAX_SCHEMA_BYTES
+
+
+def test_the_schemas_of_the_library_of_foxglove_are_far_below_the_limit():
+    library = pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    for name in ('CompressedImage', 'RawImage', 'CameraCalibration'):
+        message_class = getattr(library.messages, name)
+        assert 4 * len(message_class.get_schema().data) < MAX_SCHEMA_BYTES
 
 
 @pytest.mark.parametrize('kind', range(1, 16))

@@ -176,7 +176,7 @@ def test_a_tokenizer_of_many_steps_is_refused(folder):
     'refused: it has 3 s and 256 MiB for a text of 4,000 characters, in a process of its own',
 )
 def test_a_slow_tokenizer_is_refused(folder):
-    slow = {'Regex': r'(?:[^\x02]?[^\x02]?){10}[\x00\x01]|\w+|[^\w\s]'}
+    slow = {'Regex': r'(?:[^\x02]?[^\x02]?){13}[\x00\x01]|\w+|[^\w\s]'}
     step = {'type': 'Split', 'pattern': slow, 'behavior': 'Removed', 'invert': True}
     edit_json(folder / 'tokenizer.json', lambda content: content.update(pre_tokenizer=step))
     assert 'its tokenizer or chat template fails: it takes longer than 3 s' in refusal(folder)

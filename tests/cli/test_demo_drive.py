@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace as Message
 
 import cv2
+import numpy as np
 from p2d_node.cli.demo_drive import drivelm_drive, MAX_QUESTION_LENGTH, NUM_QUESTIONS
-from p2d_node.cli.demo_report import write_latency_plot, write_story
+from p2d_node.cli.demo_report import write_answers, write_latency_plot, write_picture, write_story
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS, StageTimes
 from p2d_sim.nuscenes_folder import FolderOptions, write_nuscenes_folder
@@ -81,3 +83,41 @@ def test_the_latency_plot_is_drawn(tmp_path):
     times = dict.fromkeys(StageTimes.__dataclass_fields__, 5.0)
     write_latency_plot([stamped(n * 10**9, **times) for n in range(3)], 'p2d', tmp_path / 'x.png')
     assert (tmp_path / 'x.png').stat().st_size > 5000
+
+
+@pytest.fixture
+def link(tmp_path):
+    """A link named like a file of a demo, to a file of the user."""
+    (tmp_path / 'victim').write_text('precious')
+    link = tmp_path / 'output'
+    link.symlink_to('victim')
+    return link
+
+
+JPEG = cv2.imencode('.jpg', np.zeros((90, 160, 3), np.uint8))[1].tobytes()
+TIMES = dict.fromkeys(StageTimes.__dataclass_fields__, 1.0)
+
+
+def draw_story(path: Path) -> None:
+    write_story({0: JPEG}, [stamped(0, question='?', answer='!')], path, references={})
+
+
+@pytest.mark.attack(
+    'a link in the output folder of a demo, named like one of its files, to a file of the user',
+    'the link is replaced; its target stays as it was',
+)
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda path: write_answers([], {}, path),
+        lambda path: write_picture(Message(data=bytes(12), height=2, width=2), path),
+        draw_story,
+        lambda path: write_latency_plot([stamped(0, **TIMES)], 'p2d', path),
+    ],
+    ids=['answers', 'picture', 'story', 'plot'],
+)
+def test_a_link_in_place_of_a_file_of_a_demo_is_replaced(link, write):
+    write(link)
+    assert link.is_file()
+    assert not link.is_symlink()
+    assert link.with_name('victim').read_text() == 'precious'

@@ -1,6 +1,7 @@
 """Builds with the real runtimes: ONNX Runtime, and TensorRT-RTX ahead of time."""
 
 from dataclasses import replace
+import json
 import multiprocessing
 import shutil
 
@@ -209,6 +210,60 @@ def test_cleaning_counts_no_engine_whose_manifest_is_a_copy(engine_dir, tiny_che
     copy = genuine.with_name(genuine.name.replace('-20', '-99'))
     copy.mkdir()
     shutil.copyfile(genuine / MANIFEST_FILE, copy / MANIFEST_FILE)
+    assert clean_engines(engine_dir, 1) == []
+    load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+def write_manifest(folder, **changes):
+    """Change the manifest of an engine, so that it agrees with itself."""
+    manifest = replace(read_manifest(folder), **changes)
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
+
+
+@pytest.mark.attack(
+    'a folder beside a verified engine with a newer name and a manifest that agrees with itself',
+    'clean-engines keeps the verified engine: only what was verified here makes it old',
+)
+@pytest.mark.parametrize('is_whole', [True, False])
+def test_cleaning_keeps_a_verified_engine(engine_dir, tiny_checkpoint, is_whole):
+    genuine = engine_folder(engine_dir)
+    forged = genuine.with_name(genuine.name.replace('-20', '-99'))
+    shutil.copytree(genuine, forged)
+    write_manifest(forged, key=forged.name)
+    if not is_whole:
+        for path in forged.glob('model*'):
+            path.unlink()
+        write_manifest(forged, artefacts={})
+    assert clean_engines(engine_dir, 1) == []
+    load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+@pytest.mark.parametrize('lacks', ['artefacts', 'file', 'bytes'])
+def test_cleaning_counts_no_export_without_its_files(engine_dir, lacks):
+    genuine = sorted(engine_dir.glob('*/onnx-*'))[0]
+    newer = genuine.with_name(genuine.name.replace('-20', '-99'))
+    shutil.copytree(genuine, newer)
+    write_manifest(newer, key=newer.name)
+    if lacks == 'artefacts':
+        write_manifest(newer, artefacts={})
+    elif lacks == 'file':
+        (newer / 'model.onnx').unlink()
+    else:
+        (newer / 'model.onnx').write_bytes(b'')
+    assert clean_engines(engine_dir, 1) == []
+
+
+@pytest.mark.attack(
+    'the manifest of a verified engine, copied with its files under another model',
+    'clean-engines does not remove the verification of the original',
+)
+def test_cleaning_keeps_the_record_of_an_original(engine_dir, tiny_checkpoint):
+    genuine = engine_folder(engine_dir)
+    other = engine_dir / 'other'
+    newer = other / genuine.name.replace('-20', '-99')
+    shutil.copytree(genuine, other / genuine.name)
+    shutil.copytree(genuine, newer)
+    write_manifest(newer, key=newer.name, model_name='other')
     assert clean_engines(engine_dir, 1) == []
     load(engine_dir, tiny_checkpoint, 'onnxruntime')
 

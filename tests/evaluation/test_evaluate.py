@@ -1,11 +1,13 @@
 """`p2d evaluate` with a tiny model: complete, interrupted and resumed, and refused."""
 
 import json
+import os
 import shutil
 
 from disk_limits import files_up_to
 from memory import peak_growth_bytes
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.durable_files import MAX_DATA_BYTES
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import RECORD_FIELDS
 from p2d_node.evaluation.data_formats import FORMATS
@@ -456,3 +458,65 @@ def test_bad_input_is_one_clear_line(drivelm_folder, words, reason, capsys, monk
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert reason in error[0]
+
+
+LINK = 'got a symbolic link, allowed: a file'
+NO_FILE = 'got a device or a pipe, allowed: a file'
+TOO_LARGE = f'got {MAX_DATA_BYTES + 1} bytes, allowed: at most {MAX_DATA_BYTES}'
+
+
+def grow(path):
+    path.touch()
+    os.truncate(path, MAX_DATA_BYTES + 1)  # without a block on the disk
+
+
+@pytest.mark.attack(
+    'answers or judgements of an earlier run that are a link, a device, a pipe, or have 512 MiB',
+    'refused before they are read; nothing is written to the target of a link',
+)
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ('make', 'reason'),
+    [
+        (lambda path: path.symlink_to(path.with_name('victim')), LINK),
+        (lambda path: path.symlink_to('/dev/zero'), LINK),
+        (os.mkfifo, NO_FILE),
+        (grow, TOO_LARGE),
+    ],
+    ids=['link', 'device', 'pipe', 'large'],
+)
+def test_records_that_are_no_plain_file_are_refused(tmp_path, make, reason):
+    path = tmp_path / 'answers.jsonl'
+    make(path)
+    with pytest.raises(ConfigError) as caught:
+        RecordFile(path, {})
+    expected = f'{path}: cannot be written: {reason}; choose another output folder'
+    assert str(caught.value) == expected
+    assert not (tmp_path / 'victim').exists()
+
+
+def test_a_link_that_appears_while_records_are_opened_is_not_followed(tmp_path, monkeypatch):
+    path = tmp_path / 'answers.jsonl'
+    path.symlink_to(tmp_path / 'victim')
+    monkeypatch.setattr('pathlib.Path.is_symlink', lambda _: False)
+    with pytest.raises(ConfigError, match='symbolic links'):
+        RecordFile(path, {})
+    assert not (tmp_path / 'victim').exists()
+
+
+def test_records_that_grow_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / 'answers.jsonl'
+    monkeypatch.setattr('p2d_node.evaluation.record_file.MAX_DATA_BYTES', 5)
+    monkeypatch.setattr('os.fstat', lambda descriptor: os.stat(tmp_path / 'small'))
+    (tmp_path / 'small').touch()
+    path.write_text('123456')
+    with pytest.raises(ConfigError, match='got more than 5 bytes, allowed: at most 5'):
+        RecordFile(path, {})
+
+
+def test_judgements_that_are_a_pipe_are_one_line(drivelm_folder, words, capsys):
+    (drivelm_folder / 'out').mkdir()
+    os.mkfifo(drivelm_folder / 'out' / 'answers.jsonl')
+    assert main(words) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert NO_FILE in line

@@ -16,6 +16,7 @@ from p2d_node.errors import BackendUnavailableError
 from p2d_node.evaluation import judge_connection
 from p2d_node.evaluation.chat_judge import ChatJudge
 from p2d_node.evaluation.judge import SCORE
+from p2d_node.evaluation.judge_connection import MAX_REPLY_BYTES
 import pytest
 
 ANSWERS = [('What?', 'a car', 'a bus')]
@@ -34,7 +35,7 @@ class Service(BaseHTTPRequestHandler):
 
     def send(self, status=200, body=b'', **headers):
         self.send_response(status)
-        for name, value in {'Content-Type': 'application/json', **headers}.items():
+        for name, value in {'Content_Type': 'application/json', **headers}.items():
             self.send_header(name.replace('_', '-'), value)
         self.end_headers()
         self.wfile.write(body)
@@ -104,6 +105,22 @@ def test_a_reply_without_end_is_not_read_to_its_end(start, status):
     with pytest.raises(BackendUnavailableError, match='sent more than 1048576 bytes'):
         judge(server)
     assert server.seen[0]['Accept-Encoding'] == 'identity'
+
+
+@pytest.mark.parametrize('status', [200, 400])
+@pytest.mark.parametrize('charset', ['punycode', 'hex', 'rot13', 'zlib', 'undefined'])
+@pytest.mark.attack(
+    'a judge names a codec of Python as charset, which takes minutes or raises errors of its own',
+    'the content is read as UTF-8',
+)
+def test_a_judge_does_not_choose_the_codec(start, status, charset):
+    kind = f'text/plain; charset={charset}'
+    body = b'a-' * (MAX_REPLY_BYTES // 2 - 1)
+    server = start(lambda request: request.send(status, body, Content_Type=kind))
+    began_s = time.monotonic()
+    with suppress(BackendUnavailableError):
+        assert judge(server) == [(0, None)]
+    assert time.monotonic() - began_s < 20.0
 
 
 def test_a_compressed_reply_is_not_unpacked(start):

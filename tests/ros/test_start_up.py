@@ -221,3 +221,12 @@ def test_a_signal_before_the_executor_is_there_leaves_no_message(ros_domain):
         [sys.executable, '-c', code], capture_output=True, text=True, timeout=60, check=True
     )
     assert (done.stdout, done.stderr) == ('None\n', '')
+
+
+@pytest.mark.parametrize('words', [['--help'], ['-p', 'access:=locked'], ['access:=locked']])
+def test_words_that_are_no_ros_arguments_are_refused(words, capfd):
+    """Without `--ros-args` a parameter would be left out, and the node start without it."""
+    assert drive.main(['drive', *words]) == drive.EXIT_BAD_INPUT
+    error = capfd.readouterr().err
+    assert error.startswith(f'drive: got {" ".join(words)}, allowed: ROS arguments')
+    assert error.count('\n') == 1

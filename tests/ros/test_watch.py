@@ -8,6 +8,7 @@ from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import SweepFeed
 from p2d_node.cli.table import answer_line, LiveTable
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.ros.answer_watcher import MAX_MESSAGE_BYTES
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.conversions import to_time
 from p2d_node.ros.kept_messages import KeptMessages
@@ -86,8 +87,8 @@ def test_texts_without_end_of_a_peer_are_cut(node, watcher):
     timings = node.create_publisher(StageTiming, '/p2d/timing', 10)
     wait_until(lambda: count_of(publisher) and count_of(timings))
     names = ('question', 'answer', 'model', 'encoder', 'cut')
-    message = answer_of(64, **dict.fromkeys(names, 'x' * 2_000_000), cameras=['c' * 9999] * 64)
-    message.header.frame_id = message.timing.header.frame_id = 'x' * 2_000_000
+    message = answer_of(64, **dict.fromkeys(names, 'x' * 200_000), cameras=['c' * 9999] * 64)
+    message.header.frame_id = message.timing.header.frame_id = 'x' * 200_000
     publisher.publish(message)
     timings.publish(message.timing)
     wait_until(lambda: watcher.answers and watcher.timings)
@@ -102,6 +103,20 @@ def test_texts_without_end_of_a_peer_are_cut(node, watcher):
         time.sleep(0.002)
     wait_until(lambda: watcher.answers_after(0)[1] > 180)
     assert 140 < len(watcher.answers) < 180
+
+
+@pytest.mark.attack(
+    'A peer publishes messages of 100 MB for `p2d watch`, which Python would turn into gigabytes',
+    'left out by the size of their bytes, before they are read',
+)
+def test_messages_of_many_megabytes_are_not_read(node, watcher):
+    publisher = node.create_publisher(DrivingAnswer, '/p2d/answer', 10)
+    wait_until(lambda: count_of(publisher))
+    for size in (MAX_MESSAGE_BYTES, 10):
+        publisher.publish(answer_of(6, question='x' * size))
+    wait_until(lambda: watcher.answers)
+    time.sleep(0.3)
+    assert [answer.question for answer in watcher.answers] == ['x' * 10]
 
 
 @pytest.mark.attack(

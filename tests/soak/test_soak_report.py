@@ -7,6 +7,8 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed: make setup')
 pytest.importorskip('p2d_msgs', reason='ros2_ws is not built or not sourced: make test does both')
 
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.cli.node_process import open_log
 from p2d_node.soak.observer import SeenAnswer, SeenReport
 from p2d_node.soak.process_figures import ProcessFigures, read_figures
 from p2d_node.soak.report import SoakResult, write_timeline
@@ -101,3 +103,50 @@ def test_figures_of_this_process_are_read_and_those_of_no_process_are_none():
     assert figures.threads >= 1
     assert figures.files >= 3
     assert read_figures(2**22 + 1) is None
+
+
+@pytest.mark.attack(
+    'links in the output folder of a soak, named like its log and its picture',
+    'the links are replaced; their targets stay as they were',
+)
+@pytest.mark.parametrize(
+    'write',
+    [lambda path: open_log(path).close(), lambda path: write_timeline(GOOD, 0.0, path)],
+    ids=['log', 'picture'],
+)
+def test_a_link_in_place_of_a_file_of_a_soak_is_replaced(tmp_path, write):
+    victim, link = tmp_path / 'victim', tmp_path / 'link'
+    for content in (None, 'precious'):
+        if content is not None:
+            victim.write_text(content)
+            link.unlink()
+        link.symlink_to(victim)
+        write(link)
+        assert link.is_file()
+        assert not link.is_symlink()
+        assert (victim.read_text() if victim.exists() else None) == content
+
+
+@pytest.mark.attack(
+    'a link in the output folder of a soak, named like its log, to a file that is missing',
+    'nothing is created outside of the folder, even if the soak does not start',
+)
+def test_a_soak_creates_no_file_through_a_link(tmp_path, monkeypatch):
+    def stop():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('p2d_node.cli.soak.isolate', stop)
+    monkeypatch.setattr('p2d_node.cli.soak.end_as_by_ctrl_c', lambda: None)
+    monkeypatch.setattr('p2d_node.cli.soak._draw', lambda options: [])
+    (tmp_path / 'node.log').symlink_to(tmp_path / 'victim')
+    main(['soak', '--out', str(tmp_path)])
+    assert not (tmp_path / 'victim').exists()
+    assert (tmp_path / 'node.log').is_file()
+
+
+def test_a_log_that_cannot_be_created_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('p2d_node.cli.soak.end_as_by_ctrl_c', lambda: None)
+    monkeypatch.setattr('p2d_node.cli.soak._draw', lambda options: [])
+    (tmp_path / 'node.log').mkdir()
+    assert main(['soak', '--out', str(tmp_path)]) == EXIT_BAD_INPUT
+    assert f'out: {tmp_path} cannot be written: Is a directory' in capsys.readouterr().err

@@ -10,10 +10,12 @@ import shutil
 import sqlite3
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import BackendUnavailableError
 from p2d_node.sqlite_files import JOURNAL_MAGIC
 from p2d_node.tuning import journal
+from p2d_node.tuning.picture import plot_study
 from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.storage import open_storage
 from p2d_node.tuning.trials import MethodStudy
@@ -351,3 +353,67 @@ def test_a_lock_that_is_a_symbolic_link_is_refused(records):
     with pytest.raises(BackendUnavailableError, match=r'lock .* is a symbolic link.*; remove it'):
         worker.run_trial(evaluate)
     assert lock.is_symlink()
+
+
+@pytest.mark.attack(
+    'a journal of small lists and objects, which take 30 times as much in memory as in the file',
+    'refused from 1 MiB per record, a million lists and objects, or 4 million values',
+)
+def test_a_journal_of_too_many_values_is_refused(records, monkeypatch):
+    size = records.stat().st_size
+    limit = journal.MAX_LINE_BYTES
+    add_record(records, {**TRIAL, 'user_attrs': {'x': [[]] * (limit // 4)}})
+    refuse(records, f'a line of more than {limit} bytes, allowed: at most {limit}')
+    os.truncate(records, size)
+    for name, what in (('MAX_CONTAINERS', 'lists and objects'), ('MAX_VALUES', 'values')):
+        read(records)
+        monkeypatch.setattr(journal, name, 20)
+        refuse(records, rf'the journal has \d+ {what}, allowed: at most 20; name a database')
+        monkeypatch.undo()
+
+
+def test_values_are_counted_over_all_records_and_all_reads(records, monkeypatch):
+    backend = journal.TolerantJournal(str(records))
+    number = len(list(backend.read_logs(0)))
+    content = records.read_bytes()
+    monkeypatch.setattr(journal, 'MAX_CONTAINERS', content.count(b'[') + content.count(b'{') + 1)
+    add_record(records, {})
+    assert list(backend.read_logs(number)) == [{}]
+    add_record(records, {})
+    with pytest.raises(StorageInternalError, match='lists and objects'):
+        list(backend.read_logs(number + 1))
+
+
+@pytest.mark.attack(
+    'a link in the output folder of a search, named like its study, to a place outside',
+    'refused; no database is created there',
+)
+def test_a_study_in_the_output_folder_that_is_a_link_is_refused(searched_folder, tmp_path, capsys):
+    (tmp_path / 'out').mkdir()
+    study = tmp_path / 'out' / 'study.db'
+    study.symlink_to(tmp_path / 'victim')
+    data = ('--data', str(searched_folder / 'drivelm.json'), '--images', str(searched_folder))
+    assert main(['tune-ratios', *data, '--out', str(tmp_path / 'out')]) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f'storage: {study}: got a symbolic link, allowed: a file; remove the link' in line
+    assert not (tmp_path / 'victim').exists()
+
+
+def test_a_link_that_the_user_names_is_followed(database, tmp_path):
+    link = tmp_path / 'mine.db'
+    link.symlink_to(database)
+    assert len(read(link)) == 1
+
+
+@pytest.mark.attack(
+    'a link in the output folder of a search, named like its picture, to a file of the user',
+    'the link is replaced; its target stays as it was',
+)
+def test_a_link_in_place_of_the_picture_is_replaced(records, tmp_path):
+    (tmp_path / 'victim').write_text('precious')
+    picture = tmp_path / 'study.png'
+    picture.symlink_to('victim')
+    plot_study(picture, read(records), 'a study')
+    assert picture.is_file()
+    assert not picture.is_symlink()
+    assert (tmp_path / 'victim').read_text() == 'precious'

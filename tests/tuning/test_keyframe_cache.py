@@ -18,6 +18,8 @@ from p2d_node.tuning.objective import Objective
 from p2d_node.tuning.search_space import SearchSpace
 from p2d_node.tuning.trial_evaluation import TrialEvaluator
 import pytest
+from safetensors.torch import load_file, save_file
+import torch
 
 RATIOS = dict(zip(NUSCENES_CAMERAS, (0.3, 0.05, 0.12, 0.01, 1.0, 0.2), strict=True))
 
@@ -149,3 +151,54 @@ def test_a_file_system_without_locks_is_used_all_the_same(
     monkeypatch.setattr('fcntl.flock', refuse)
     encode_all(pipeline, keyframes, searched_folder, tmp_path)
     assert len(list(tmp_path.glob('*.safetensors'))) == 2
+
+
+def first_only(tensor):
+    return tensor[:1].contiguous()
+
+
+def with_nan(tensor):
+    changed = tensor.clone()
+    changed[0, -1] = float('nan')
+    return changed
+
+
+DAMAGE = {
+    'views': ('visual_tokens', first_only, 'got the shape [1, 196, '),
+    'one dimension': ('visual_tokens', lambda _: torch.zeros(3), 'got the shape [3], allowed'),
+    'no width': ('visual_tokens', lambda t: t[:, :, :0], 'got the shape'),
+    'tokens': ('visual_tokens', lambda t: t[:, :5], 'got 5 tokens, allowed: 196'),
+    'whole numbers': ('visual_tokens', lambda t: t.to(torch.int8), 'allowed: finite floats'),
+    'doubles': ('visual_tokens', lambda t: t.double(), 'allowed: finite floats'),
+    'not finite': ('visual_tokens', with_nan, 'allowed: finite floats'),
+    'order of one view': ('order', first_only, 'got the shape [1, 196], allowed: [6, 196]'),
+    'order of floats': ('order', lambda t: t.float(), 'allowed: each of 0 to 195'),
+    'order outside': ('order', lambda t: t + 10**9, 'allowed: each of 0 to 195'),
+    'order below': ('order', lambda t: t - 1, 'allowed: each of 0 to 195'),
+    'order twice': ('order', torch.zeros_like, 'allowed: each of 0 to 195'),
+    'distances of one view': ('distances', first_only, 'got the shape [1, 196]'),
+    'distances of halves': ('distances', lambda t: t.half(), 'numbers of type float32'),
+    'distances not numbers': ('distances', with_nan, 'numbers of type float32'),
+}
+
+
+@pytest.mark.attack(
+    'an encoded keyframe in the cache with tensors of another shape, type or range',
+    'refused, with the file to remove',
+)
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_a_cached_keyframe_of_other_tensors_is_refused(
+    pipeline, keyframes, searched_folder, tmp_path, damage
+):
+    pipeline.reconfigure(in_torch())
+    cache, digests = encode_all(pipeline, keyframes[:1], searched_folder, tmp_path)
+    (path,) = tmp_path.glob('*.safetensors')
+    tensors = load_file(path)
+    name, change, reason = DAMAGE[damage]
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, path)
+    with pytest.raises(ConfigError) as caught:
+        cache.load(keyframes[0], digests[keyframes[0].name])
+    assert str(caught.value).startswith(f'cache: {path}: not a complete file of')
+    assert f'{name}: got ' in str(caught.value)
+    assert reason in str(caught.value)
+    assert 'remove it' in str(caught.value)

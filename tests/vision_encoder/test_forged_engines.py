@@ -14,6 +14,7 @@ from p2d_node.engine_build.export_folder import hash_artefacts
 from p2d_node.engine_build.reference import compute_reference
 from p2d_node.engine_build.verify import verify_engine
 from p2d_node.errors import EngineMismatchError
+from p2d_node.vision_encoder import engine_checks
 from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
 from p2d_node.vision_encoder.manifest import Artefact, MANIFEST_FILE, ONNX_DATA_FILE, read_manifest
@@ -107,8 +108,41 @@ def test_a_proof_that_comes_with_an_engine_does_not_count(
     with pytest.raises(EngineMismatchError, match='this user never compared it with torch'):
         load(engine_dir, tiny_checkpoint, 'onnxruntime')
     shutil.copyfile(record, folder / 'verification.json')
-    with pytest.raises(EngineMismatchError, match=r'verification\.json is not part of the engine'):
+    with pytest.raises(EngineMismatchError, match='this user never compared it with torch'):
         load(engine_dir, tiny_checkpoint, 'onnxruntime')
+    with pytest.raises(EngineMismatchError, match=r'verification\.json is not part of the engine'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+
+
+@pytest.mark.attack(
+    'an engine that nobody verified, with files as large as the memory',
+    'refused before one of its files is opened; also if it is allowed, no file is sparse',
+)
+@pytest.mark.parametrize('content', [b'', b'x' * 4096])
+def test_an_unverified_engine_is_not_read(engine_dir, tiny_checkpoint, monkeypatch, content):
+    folder = engine_folder(engine_dir)
+    with (folder / ONNX_DATA_FILE).open('wb') as file:
+        file.write(content)
+        file.truncate(64 << 20)
+    huge = Artefact(sha256='0' * 64, num_bytes=64 << 20)
+    manifest = read_manifest(folder)
+    manifest = replace(manifest, artefacts={**manifest.artefacts, ONNX_DATA_FILE: huge})
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
+    with pytest.raises(EngineMismatchError, match=r'onnx\.data has .* are on the disk; copy it'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
+    monkeypatch.setattr(engine_checks, 'read_engine_files', None)
+    with pytest.raises(EngineMismatchError, match='this user never compared it with torch'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+def test_an_engine_has_few_files(engine_dir, tiny_checkpoint):
+    folder = engine_folder(engine_dir)
+    manifest = read_manifest(folder)
+    more = {f'f{i}': Artefact(sha256='0' * 64, num_bytes=0) for i in range(7)}
+    manifest = replace(manifest, artefacts={**manifest.artefacts, **more})
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
+    with pytest.raises(EngineMismatchError, match='names 9 files, allowed: up to 8'):
+        load(engine_dir, tiny_checkpoint, 'onnxruntime', allow_unverified=True)
 
 
 def test_a_proof_that_others_can_write_does_not_count(engine_dir, tiny_checkpoint):

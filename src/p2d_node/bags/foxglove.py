@@ -14,8 +14,8 @@ from p2d_node.bags.limits import check_bytes
 from p2d_node.errors import quote
 from p2d_node.units import NS_PER_S
 
-MAX_SCHEMA_BYTES = 1 << 20
-"""Foxglove's own have a few kilobytes."""
+MAX_SCHEMA_BYTES = 64 << 10
+"""Foxglove's own have a few kilobytes. A second is enough to parse this much, whatever it is."""
 
 ROS_TYPES = {
     'foxglove.CompressedImage': ros_messages.COMPRESSED_IMAGE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 import math
 import os
@@ -18,6 +18,9 @@ from p2d_node.units import MAX_STAMP_NS, NS_PER_S, NS_PER_US
 
 TABLES = ('scene', 'sample', 'sample_data', 'calibrated_sensor', 'sensor')
 Row = dict[str, Any]
+
+MAX_NAMES = 20
+"""In a message; the whole data set has 850 scenes."""
 
 MAX_TABLE_BYTES = 2 << 30
 """sample_data.json of the whole data set has 1.3 GB."""
@@ -121,7 +124,7 @@ def _read_tables(root: Path, version: str) -> dict[str, list[Row]]:
         if len(versions) > 1:
             raise ConfigError(
                 f'version: got none, but {root} has {len(versions)} versions; allowed: '
-                f'{", ".join(versions)}'
+                f'{_first(versions)}'
             )
         version = versions[0]
     if not (root / version).is_dir() or Path(version).name != version:
@@ -139,7 +142,7 @@ def _select_rows(
     scenes = {row['token']: row['name'] for row in tables['scene']}
     if selection.scene and selection.scene not in scenes.values():
         raise ConfigError(
-            f'scene: got {selection.scene!r}, allowed: {", ".join(sorted(scenes.values()))}'
+            f'scene: got {quote(selection.scene)}, allowed: {_first(scenes.values())}'
         )
     samples = {
         row['token']
@@ -149,10 +152,23 @@ def _select_rows(
     channels = {row['token']: row['channel'] for row in tables['sensor']}
     sensors = {row['token']: row for row in tables['calibrated_sensor']}
     rows = []
+    names = set()
     for row in tables['sample_data']:
         sensor = sensors[row['calibrated_sensor_token']]
         camera = channels[sensor['sensor_token']]
         wanted = row['is_key_frame'] or not selection.keyframes_only
         if camera in NUSCENES_CAMERAS and row['sample_token'] in samples and wanted:
+            name = os.path.normpath(row['filename'])
+            # Else a table of a few megabytes could name one image until the disk is full.
+            if name in names:
+                raise ValueError(f'sample_data.json: filename: got {quote(name)} twice')
+            names.add(name)
             rows.append((row, camera, sensor))
     return rows
+
+
+def _first(names: Collection[str]) -> str:
+    """Return the first names for a message."""
+    some = ', '.join(map(quote, sorted(names)[:MAX_NAMES]))
+    more = len(names) - MAX_NAMES
+    return f'{some} and {more} more' if more > 0 else some

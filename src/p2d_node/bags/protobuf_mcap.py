@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import heapq
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,7 @@ from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
 from mcap.records import Chunk, ChunkIndex
+from mcap.summary import Summary
 from p2d_node.bags.foxglove import converter_of, ROS_TYPES
 from p2d_node.bags.limited_reader import check_overlap, check_topics
 from p2d_node.bags.limits import decompress_chunk, MAX_MESSAGE_BYTES, RECORD
@@ -23,6 +24,9 @@ from rosbags.interfaces import (
     MessageDefinition,
     MessageDefinitionFormat,
 )
+
+MAX_SCHEMAS = 16
+"""Of images and calibrations, each of which is parsed; nuscenes2mcap writes one of each."""
 
 MESSAGE = struct.Struct('<HIQQ')
 """Start of a message: its channel, number, log time and publishing time, nanoseconds."""
@@ -74,12 +78,13 @@ class ProtobufMcapReader:
         self.duration = summary.statistics.message_end_time - self.start_time
         self._converters = {}
         self._connections = {}
+        converters = _converters_of(summary)
         for channel in summary.channels.values():
             schema = summary.schemas.get(channel.schema_id)
             name = '' if schema is None else schema.name
             self._connections[channel.id] = self._connection(channel.id, channel.topic, name)
-            if schema is not None and name in ROS_TYPES:
-                self._converters[channel.id] = converter_of(schema)
+            if channel.schema_id in converters:
+                self._converters[channel.id] = converters[channel.schema_id]
         if not self._converters:
             raise ValueError(f'it has no messages of ROS 2, and none of {" or ".join(ROS_TYPES)}')
 
@@ -145,6 +150,15 @@ class ProtobufMcapReader:
         if chunk.uncompressed_crc not in (0, zlib.crc32(content)):
             raise ValueError('a chunk has a wrong checksum')
         return memoryview(content)
+
+
+def _converters_of(summary: Summary) -> dict[int, Callable[[bytes], memoryview]]:
+    """Return number to converter of the schemas that channels have; each is parsed once."""
+    numbers = {channel.schema_id for channel in summary.channels.values()}
+    schemas = {n: s for n, s in summary.schemas.items() if n in numbers and s.name in ROS_TYPES}
+    if len(schemas) > MAX_SCHEMAS:
+        raise ValueError(f'got {len(schemas)} schemas of images, allowed: at most {MAX_SCHEMAS}')
+    return {number: converter_of(schema) for number, schema in schemas.items()}
 
 
 def _records_of(content: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+import shutil
 import tempfile
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.bags import ros_messages
+from p2d_node.bags.limits import max_file_bytes
 from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
@@ -56,6 +58,7 @@ def write_bag(
     storage: str = 'mcap',
     encoding: str = 'jpeg',
     compression: str = 'none',
+    source: Path | None = None,
 ) -> int:
     """Write `images` with their CameraInfo into a new bag.
 
@@ -69,13 +72,15 @@ def write_bag(
         storage: `mcap` or `sqlite3`.
         encoding: `jpeg` keeps the files as they are, `bgr8` writes raw images.
         compression: `zstd` compresses the chunks of an MCAP file, `none` does not.
+        source: The bag that the images come from; None: they come from files, or are drawn. It
+            limits what is written: images in a bag may expand to any size.
 
     Returns:
         The number of images.
 
     Raises:
-        ConfigError: The bag exists or cannot be written, `storage`, `encoding` or `compression`
-            is not allowed, or there is no image.
+        ConfigError: The bag exists, cannot be written or would fill the disk, `storage`,
+            `encoding` or `compression` is not allowed, or there is no image.
     """
     _check_choice('storage', storage, STORAGES)
     _check_choice('encoding', encoding, ENCODINGS)
@@ -83,7 +88,14 @@ def write_bag(
     if compression != 'none' and storage != 'mcap':
         raise ConfigError(f'compression: got {compression} with storage {storage}, allowed: mcap')
     with write_faults(f'bag: {bag}', NO_ROOM_REMEDY), no_leftovers(bag.parent):
-        return _write_complete(images, bag, storage, encoding, compression)
+        return _write_complete(
+            images,
+            bag,
+            storage=storage,
+            encoding=encoding,
+            compression=compression,
+            source=source,
+        )
 
 
 def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
@@ -92,7 +104,13 @@ def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def _write_complete(
-    images: Iterable[BagImage], bag: Path, storage: str, encoding: str, compression: str
+    images: Iterable[BagImage],
+    bag: Path,
+    *,
+    storage: str,
+    encoding: str,
+    compression: str,
+    source: Path | None,
 ) -> int:
     if bag.exists():
         raise ConfigError(f'bag: {bag} exists already; remove it or name another folder')
@@ -104,8 +122,9 @@ def _write_complete(
         if compression == 'zstd':
             # Each chunk by itself: rosbag2's storage plugin reads it without further settings.
             writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+        max_bytes = _max_bytes(source, bag.parent)
         with writer:
-            count = _write_images(_BagWriter(writer, encoding), images)
+            count = _write_images(_BagWriter(writer, encoding, max_bytes), images)
         if count == 0:
             raise ConfigError('there are no images to write; check the source')
         try:
@@ -119,6 +138,14 @@ def _write_complete(
     return count
 
 
+def _max_bytes(source: Path | None, folder: Path) -> int:
+    free_bytes = shutil.disk_usage(folder).free
+    if source is None:
+        return free_bytes // 2
+    files = source.rglob('*') if source.is_dir() else [source]
+    return max_file_bytes(sum(path.stat().st_size for path in files), free_bytes)
+
+
 def _write_images(writer: _BagWriter, images: Iterable[BagImage]) -> int:
     count = 0
     for image in images:
@@ -130,8 +157,9 @@ def _write_images(writer: _BagWriter, images: Iterable[BagImage]) -> int:
 class _BagWriter:
     """Converts images to messages and writes them, with one connection per topic."""
 
-    def __init__(self, writer: Writer, encoding: str) -> None:
+    def __init__(self, writer: Writer, encoding: str, max_bytes: int) -> None:
         self._writer = writer
+        self._num_bytes, self._max_bytes = 0, max_bytes
         self._encoding = encoding
         self._connections: dict[str, Connection] = {}
 
@@ -157,6 +185,12 @@ class _BagWriter:
                 offered_qos_profiles=[OFFERED],
             )
         data = ros_messages.serialize(message)
+        self._num_bytes += len(data)
+        if self._num_bytes > self._max_bytes:
+            raise ConfigError(
+                f'got images of {self._num_bytes} bytes, allowed: at most {self._max_bytes}, of '
+                f'the size of the source and the free space; {NO_ROOM_REMEDY}'
+            )
         self._writer.write(self._connections[topic], stamp_ns, data)
 
 

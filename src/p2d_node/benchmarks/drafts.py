@@ -5,12 +5,13 @@ Plain decoding and each source of drafts are measured in turns, in one run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 import random
 import statistics
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 from p2d_node.benchmarks.measuring import check_device, DTYPES, synchronize
 from p2d_node.benchmarks.plans import DraftBenchmark
@@ -26,9 +27,10 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet, NUSCENES_CAMERAS, PassCounts
 from p2d_node.token_selection import num_keep_from_retention
 import torch
-from torch import Tensor
 
 QUESTION = 'What should the ego vehicle do next, and why?'
+T = TypeVar('T')
+
 SOURCES = ('none', 'last_sweep', 'prompt_lookup')
 RETENTION_RATIO = 0.1
 PLAIN = DraftSettings()
@@ -112,14 +114,15 @@ class RandomModel:
 
     def answer(self, length: int, drafting: DraftSettings) -> tuple[TextAnswer, float]:
         """Return the answer, and the time from the prefilled views to its end, ms."""
-        synchronize(self._device)
-        # On a CPU processor time: other programs hardly change it.
-        clock = time.perf_counter_ns if self._device.type == 'cuda' else time.process_time_ns
-        started_ns = clock()
-        asked = self._talk.ask(self._views, self._batch, max_new_tokens=length, drafting=drafting)
-        (answer,) = self._talk.generate(asked, Limits(max_new_tokens=length))
-        synchronize(self._device)
-        return answer, (clock() - started_ns) / 1e6
+
+        def work() -> TextAnswer:
+            asked = self._talk.ask(
+                self._views, self._batch, max_new_tokens=length, drafting=drafting
+            )
+            (answer,) = self._talk.generate(asked, Limits(max_new_tokens=length))
+            return answer
+
+        return _timed(self._device, work)
 
     def begin_decode_loop(self, num_tokens: int) -> DecodeLoop:
         """Return a loop with capacity for `num_tokens`, after the views and the question."""
@@ -127,6 +130,19 @@ class RandomModel:
         loop = self._family.decoder.begin_decode_loop(asked.prompts, self._family.embed)
         assert loop is not None
         return loop
+
+
+def _timed(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
+    """Return the result of `work` and its duration, ms.
+
+    On a CPU that is processor time, which other programs hardly change.
+    """
+    synchronize(device)
+    clock = time.perf_counter_ns if device.type == 'cuda' else time.process_time_ns
+    started_ns = clock()
+    result = work()
+    synchronize(device)
+    return result, (clock() - started_ns) / 1e6
 
 
 def run_random_model(plan: DraftBenchmark) -> Iterator[dict[str, Any]]:
@@ -193,21 +209,15 @@ def run_drives(
             config = replace(pipeline.config, drafts=source, max_draft_tokens=max_draft_tokens)
             pipeline.reconfigure(config)
             for number, (sweep, tokens) in enumerate(encoded):
-                answers = _answer_sweep(pipeline, sweep, tokens)
+                work = partial(pipeline.answer_tokens, sweep, tokens, DRIVE_QUESTIONS)
+                answers, answers_ms = _timed(pipeline.device, work)
                 if source == 'none':
                     plain.append(answers)
-                times = answers[0].times
-                sample.answer_ms.append((times.prefill_ms + times.generate_ms) / len(answers))
+                sample.answer_ms.append(answers_ms / len(answers))
                 for answer, other in zip(answers, plain[number], strict=True):
                     same = answer.answer == other.answer
                     sample.add(answer.num_generated_tokens, answer.passes, same)
     yield from _rows(samples, {})
-
-
-def _answer_sweep(
-    pipeline: DrivingPipeline, sweep: FrameSet, tokens: Tensor
-) -> list[DrivingAnswer]:
-    return pipeline.answer_tokens(sweep, tokens, DRIVE_QUESTIONS)
 
 
 def _rows(samples: Mapping[str, _Samples], case: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from p2d_node.benchmarks.model_shape import ModelShape, SHAPES
 from p2d_node.checkpoints.custom_code import refuse_custom_code
 from p2d_node.checkpoints.model_folder import model_folder
-from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.settings_limits import check_limits, MAX_CONFIG_BYTES
 from p2d_node.checkpoints.weight_files import check_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
@@ -110,7 +110,9 @@ def sizes_of_shape(shape: ModelShape) -> ModelSizes:
 
 def _sizes_of_folder(folder: Path, picture_px: tuple[int, int] | None) -> ModelSizes:
     check_files(folder)
-    written = read_json_object(folder / 'config.json', parameter='model')
+    written = read_json_object(
+        folder / 'config.json', parameter='model', max_bytes=MAX_CONFIG_BYTES
+    )
     model_type = str(written.get('model_type'))
     if model_type not in READERS:
         raise ConfigError(

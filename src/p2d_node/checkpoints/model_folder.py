@@ -10,6 +10,7 @@ import tempfile
 
 from p2d_node.checkpoints.untrained import write_untrained_checkpoint
 from p2d_node.config import SHIPPED_MODEL, UNTRAINED_MODEL
+from p2d_node.data_folders import data_folder
 from p2d_node.errors import ConfigError
 
 
@@ -40,10 +41,9 @@ def shipped_model_folder() -> Path:
     Raises:
         ConfigError: It is in neither.
     """
-    for parent in Path(__file__).resolve().parents:
-        for folder in (parent / 'models', parent / 'share' / 'p2d_node' / 'models'):
-            if (folder / SHIPPED_MODEL / 'config.json').is_file():
-                return folder / SHIPPED_MODEL
+    folder = data_folder('models') / SHIPPED_MODEL
+    if (folder / 'config.json').is_file():
+        return folder
     raise ConfigError(
         f'model: {SHIPPED_MODEL} is not installed with this package; build ros2_ws from a whole '
         'source tree, or name a checkpoint folder'

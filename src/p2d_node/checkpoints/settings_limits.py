@@ -19,8 +19,10 @@ TOKENIZER_FILE = 'tokenizer.json'
 TOKENIZER_CONFIG_FILE = 'tokenizer_config.json'
 OTHER_TEMPLATES = 'additional_chat_templates'
 
+MAX_CONFIG_BYTES = 1 << 20
+
 SETTINGS = {
-    CONFIG_FILE: 1 << 20,
+    CONFIG_FILE: MAX_CONFIG_BYTES,
     'generation_config.json': 1 << 20,
     TOKENIZER_CONFIG_FILE: 4 << 20,
     'special_tokens_map.json': 1 << 20,

@@ -114,11 +114,16 @@ def _check_file_size(path: Path, status: os.stat_result, parameter: str) -> None
                 f'{parameter}: {path} has {status.st_size} bytes, allowed: up to '
                 f'{MAX_JSON_BYTES}; copy the checkpoint again'
             )
-    elif 0 < SPARSE * BLOCK_BYTES * status.st_blocks < status.st_size:
+    elif is_sparse(status):
         raise ConfigError(
             f'{parameter}: {path} has {status.st_size} bytes, of which '
             f'{BLOCK_BYTES * status.st_blocks} are on the disk; copy it again'
         )
+
+
+def is_sparse(status: os.stat_result) -> bool:
+    """Return whether a file takes far less of the disk than its size."""
+    return 0 < SPARSE * BLOCK_BYTES * status.st_blocks < status.st_size
 
 
 def find_weight_files(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+import io
 import json
 from pathlib import Path
 import textwrap
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.table import stamp_ns, stamp_text, to_dict
+from p2d_node.durable_files import write_bytes
 from p2d_node.errors import one_line
 from p2d_node.records import StageTimes
 from p2d_node.units import NS_PER_S
@@ -46,7 +48,7 @@ def write_answers(answers: Sequence[Any], references: References, path: Path) ->
     for answer in answers:
         reference = references.get((stamp_ns(answer), answer.question))
         records.append(to_dict(answer) | ({} if reference is None else {'reference': reference}))
-    path.write_text(''.join(f'{json.dumps(r)}\n' for r in records), encoding='utf-8')
+    write_bytes(path, ''.join(f'{json.dumps(r)}\n' for r in records).encode())
 
 
 def print_references(answers: Sequence[Any], references: References) -> None:
@@ -64,7 +66,13 @@ def print_references(answers: Sequence[Any], references: References) -> None:
 def write_picture(image: Any, path: Path) -> None:
     """Write a bgr8 sensor_msgs/Image as PNG."""
     pixels = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
-    cv2.imwrite(str(path), pixels)
+    _write_png(pixels, path)
+
+
+def _write_png(pixels: npt.NDArray[np.uint8], path: Path) -> None:
+    """Write BGR uint8 [height, width, 3]; a link is replaced, its target is not written to."""
+    _, png = cv2.imencode('.png', pixels)
+    write_bytes(path, png.tobytes())
 
 
 def write_story(
@@ -105,7 +113,7 @@ def write_story(
     for number, line in enumerate(heads):
         colour = WHITE if number == 0 else ORANGE
         _write(head, line, (8, HEAD_LINE_PX * (number + 1) - 6), colour, 0.6)
-    cv2.imwrite(str(path), np.vstack([head, story]))
+    _write_png(np.vstack([head, story]), path)
 
 
 def _panel(jpeg: bytes, answer: str, reference: str | None) -> npt.NDArray[np.uint8]:
@@ -154,5 +162,7 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
     axes.set_title(one_line(title), parse_math=False)
     # From top to bottom, as the bars are stacked.
     axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), reverse=True)
-    figure.savefig(path, dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, format='png', dpi=110)
     plt.close(figure)
+    write_bytes(path, png.getvalue())

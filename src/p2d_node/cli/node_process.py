@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 from p2d_node.bags.reading import BagReader
 from p2d_node.cli.screen import say
@@ -74,7 +74,7 @@ def drive_node(
     file = folder / 'node.yaml'
     file.write_text(yaml.safe_dump({'/**': {'ros__parameters': values}}), encoding='utf-8')
     command = [sys.executable, '-c', START, str(os.getpid()), '--ros-args']
-    with log_file.open('wb') as log:
+    with open_log(log_file) as log:
         process = subprocess.Popen(
             [*command, '--params-file', str(file)],
             stdout=log,
@@ -86,6 +86,17 @@ def drive_node(
             yield process
         finally:
             _stop(process)
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Create a log; what has its name is removed, so that a link leads to no other file.
+
+    Raises:
+        OSError: The log cannot be created.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), 'wb')
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

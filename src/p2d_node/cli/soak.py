@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 import json
 from pathlib import Path
 import random
@@ -15,7 +15,7 @@ from p2d_node.bags.records import image_topic
 from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import model_folder
-from p2d_node.cli.node_process import drive_node, isolate
+from p2d_node.cli.node_process import drive_node, isolate, open_log
 from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.cli.termination import end_as_by_ctrl_c
@@ -50,9 +50,9 @@ def run(options: SoakOptions) -> int:
     with model_folder(options.model) as folder:
         open_checkpoint(folder)
     sweeps = _draw(options)
-    with write_faults(f'out: {options.out}', 'name another folder'):
+    with _out_faults(options):
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / LOG_FILE).touch()
+        open_log(options.out / LOG_FILE).close()
     isolate()
     defaults = DriveConfig()
     parameters = {
@@ -81,14 +81,19 @@ def run(options: SoakOptions) -> int:
             random=random.Random(options.seed),
         )
         start_s, result = _soak(options, stage, Observer(node, cameras))
-    write_timeline(result, start_s, options.out / PICTURE_FILE)
     content = {**describe_machine('cpu'), **result.to_json()}
-    write_json(options.out / REPORT_FILE, content)
+    with _out_faults(options):
+        write_timeline(result, start_s, options.out / PICTURE_FILE)
+        write_json(options.out / REPORT_FILE, content)
     if options.json:
         print(json.dumps(content, indent=2))
     else:
         _print_report(options, result)
     return 0 if all(criterion.holds for criterion in result.criteria) else 1
+
+
+def _out_faults(options: SoakOptions) -> AbstractContextManager[None]:
+    return write_faults(f'out: {options.out}', 'name another folder')
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Removes old engines and keeps the newest of each kind.
 
 Only real folders with a valid manifest are removed: a folder whose name looks like an engine's may
-be anything, and a link may lead anywhere.
+be anything, and a link may lead anywhere. A manifest proves nothing about its engine, so an engine
+that was verified here is old only if newer ones were verified here too.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 import secrets
 import shutil
@@ -20,15 +22,18 @@ from p2d_node.engine_build.engine_folders import (
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_checks import check_place
 from p2d_node.vision_encoder.engine_store import list_all_engines
-from p2d_node.vision_encoder.manifest import read_manifest
-from p2d_node.vision_encoder.verifications import remove_record
+from p2d_node.vision_encoder.machine import Machine, this_machine
+from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
+from p2d_node.vision_encoder.verifications import remove_record, verification_gap
 from p2d_node.whole_folders import MARKER_FILE
+import torch
 
 
 def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list[Path]:
     """Remove all but the newest `keep` engines of each kind, and the folders of killed builds.
 
-    Engines of one kind have the same model, backend, precision, input and number of cameras.
+    Engines of one kind have the same model, backend, precision, input and number of cameras, and
+    either all or none of them are verified on this machine.
 
     Args:
         engine_dir: The engine folder.
@@ -48,35 +53,62 @@ def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list
     with engine_lock(engine_dir):
         old = _old_engines(engine_dir, keep)
         if not dry_run:
-            for folder in old:
-                _remove(folder)
+            for folder, manifest in old.items():
+                _remove(folder, manifest)
             for model in engine_dir.iterdir():
                 remove_unfinished(model)
+    return list(old)
+
+
+def _old_engines(engine_dir: Path, keep: int) -> dict[Path, EngineManifest]:
+    old: dict[Path, EngineManifest] = {}
+    num_newer: Counter[tuple[str, str, int, bool]] = Counter()
+    machines = _machines()
+    for folder, manifest in _whole_engines(engine_dir):
+        is_verified = any(not verification_gap(manifest, machine) for machine in machines)
+        kind = (
+            manifest.model_name,
+            folder.name.rsplit('-', 2)[0],
+            manifest.num_views,
+            is_verified,
+        )
+        if num_newer[kind] >= keep:
+            old[folder] = manifest
+        num_newer[kind] += 1
     return old
 
 
-def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
-    old: list[Path] = []
-    num_newer: Counter[tuple[str, str, int]] = Counter()
+def _machines() -> list[Machine]:
+    """Return this machine with each device that an engine may have been verified on."""
+    gpus = [torch.device('cuda', number) for number in range(torch.cuda.device_count())]
+    return [this_machine(device) for device in (torch.device('cpu'), *gpus)]
+
+
+def _whole_engines(engine_dir: Path) -> Iterator[tuple[Path, EngineManifest]]:
+    """Yield the engines that have all their files, newest first, with their manifests."""
     for folder in list_all_engines(engine_dir):
         if folder.is_symlink() or folder.parent.is_symlink():
             continue
         try:
             check_place(engine_dir, folder)
             manifest = read_manifest(folder)
+            is_whole = _has_its_files(folder, manifest)
         except (EngineMismatchError, OSError):
             continue
-        if manifest.key != folder.name:  # a manifest that was copied into another folder
-            continue
-        kind = (folder.parent.name, folder.name.rsplit('-', 2)[0], manifest.num_views)
-        if num_newer[kind] >= keep:
-            old.append(folder)
-        num_newer[kind] += 1
-    return old
+        # Else it is a copy, and with it the record of the original would be removed.
+        is_original = (manifest.model_name, manifest.key) == (folder.parent.name, folder.name)
+        if is_whole and is_original:
+            yield folder, manifest
 
 
-def _remove(folder: Path) -> None:
-    remove_record(read_manifest(folder))
+def _has_its_files(folder: Path, manifest: EngineManifest) -> bool:
+    sizes = {path.name: path.lstat().st_size for path in folder.iterdir()}
+    files = manifest.artefacts.items()
+    return bool(files) and all(sizes.get(name) == file.num_bytes for name, file in files)
+
+
+def _remove(folder: Path, manifest: EngineManifest) -> None:
+    remove_record(manifest)
     with write_faults(f'engine_dir: {folder}', 'check who owns it'):
         # Renamed first: if the process is killed now, nothing loads half an engine.
         (folder / MARKER_FILE).touch()

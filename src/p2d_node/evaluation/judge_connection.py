@@ -61,8 +61,11 @@ class JudgeConnection(openai.DefaultHttpxClient):
                 f'judge_url: {request.url.host} sends its reply for more than {MAX_REPLY_S:g} s; '
                 'ask another service'
             )
+        headers = httpx2.Headers(reply.headers)
+        # A charset would name any codec of Python; without one the content is read as UTF-8.
+        headers['content-type'] = headers.get('content-type', '').partition(';')[0]
         return httpx2.Response(
-            reply.status_code, headers=reply.headers, content=content, request=request
+            reply.status_code, headers=headers, content=content, request=request
         )
 
     def _check(self, reply: httpx2.Response) -> None:

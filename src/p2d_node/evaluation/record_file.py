@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+import errno
+import io
 import itertools
 import json
 import os
 from pathlib import Path
+import stat
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from p2d_node.durable_files import write_faults
+from p2d_node.durable_files import MAX_DATA_BYTES, write_faults
 from p2d_node.errors import ConfigError, quote
 
 OTHER_FOLDER = 'choose another output folder'
@@ -54,9 +57,8 @@ class RecordFile:
             self._lock()
         with self._stack.pop_all() as stack:
             with self._write_faults():
-                # Unbuffered: a failed write must not be repeated on close.
-                self._file = stack.enter_context(path.open('a+b', buffering=0))
-            self._read()
+                self._file = stack.enter_context(_open_plain(path))
+                self._read()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> RecordFile:
@@ -106,7 +108,9 @@ class RecordFile:
 
     def _read(self) -> None:
         self._file.seek(0)
-        content = self._file.read()
+        content = self._file.read(MAX_DATA_BYTES + 1)
+        if len(content) > MAX_DATA_BYTES:
+            raise _too_large(f'more than {MAX_DATA_BYTES}')
         whole = content[: content.rfind(b'\n') + 1]
         # Without a complete line it is new, or its run ended while it wrote the first line.
         if whole or not self._head.encode().startswith(content):
@@ -159,3 +163,30 @@ class RecordFile:
 
     def _write_faults(self) -> AbstractContextManager[None]:
         return write_faults(f'{self._path}:', OTHER_FOLDER)
+
+
+def _open_plain(path: Path) -> io.FileIO:
+    """Open or create a file to read and append; a link, a device or a pipe is refused.
+
+    Raises:
+        OSError: It cannot be opened, is no plain file, or is too large.
+    """
+    if path.is_symlink():  # O_NOFOLLOW refuses it too, with a text about too many links
+        raise OSError(errno.ELOOP, 'got a symbolic link, allowed: a file', str(path))
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, 'got a device or a pipe, allowed: a file', str(path))
+        if status.st_size > MAX_DATA_BYTES:
+            raise _too_large(str(status.st_size))
+        # Unbuffered: a failed write must not be repeated on close.
+        return io.FileIO(descriptor, 'a+')
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _too_large(got: str) -> OSError:
+    return OSError(errno.EFBIG, f'got {got} bytes, allowed: at most {MAX_DATA_BYTES}')

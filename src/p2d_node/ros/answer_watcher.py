@@ -5,8 +5,10 @@ Any peer may publish on these topics: malformed messages are left out, and what 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 import threading
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer, StageTiming
@@ -14,6 +16,7 @@ from p2d_node.ros.conversions import is_time
 from p2d_node.ros.kept_messages import KeptMessages
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 
 NOT_ACTIVE = 'not active'
@@ -33,6 +36,9 @@ MAX_PICTURE_BYTES = 64 << 20
 
 MAX_CHARACTERS, MAX_CAMERAS = 20_000, 64
 """Of a text, and of the cameras, of an answer."""
+
+MAX_MESSAGE_BYTES = 4 << 20
+"""Of a message other than a picture, before it is read."""
 
 MAX_NAME_CHARACTERS = 256
 """Of the name of a camera, frame or status."""
@@ -78,16 +84,21 @@ class AnswerWatcher:
         self._pictures: KeptMessages[Image] = KeptMessages(PICTURES_KEPT, MAX_PICTURE_BYTES)
         self._health: dict[str, _Status] = {}
         reliable = QoSProfile(depth=50)
-        subscribe = node.create_subscription
-        self._subscriptions = [
-            subscribe(DrivingAnswer, f'{target}/answer', self._on_answer, reliable),
-            subscribe(StageTiming, f'{target}/timing', self._on_timing, reliable),
-            subscribe(DiagnosticArray, '/diagnostics', self._on_diagnostics, reliable),
+        topics: list[tuple[str, Any, Callable[[Any], None], int]] = [
+            (f'{target}/answer', DrivingAnswer, self._on_answer, MAX_MESSAGE_BYTES),
+            (f'{target}/timing', StageTiming, self._on_timing, MAX_MESSAGE_BYTES),
+            ('/diagnostics', DiagnosticArray, self._on_diagnostics, MAX_MESSAGE_BYTES),
         ]
         self.wants_pictures = pictures
         if pictures:
-            topic = f'{target}/kept_tokens'
-            self._subscriptions.append(subscribe(Image, topic, self._on_picture, reliable))
+            limit = MAX_PICTURE_BYTES + MAX_MESSAGE_BYTES
+            topics.append((f'{target}/kept_tokens', Image, self._on_picture, limit))
+        self._subscriptions = [
+            node.create_subscription(
+                kind, topic, _within(limit, kind, receive), reliable, raw=True
+            )
+            for topic, kind, receive, limit in topics
+        ]
 
     @property
     def answers(self) -> list[DrivingAnswer]:
@@ -155,6 +166,21 @@ class AnswerWatcher:
         if _is_picture(message):
             message.header.frame_id = _cut(message.header.frame_id, MAX_NAME_CHARACTERS)
             self._pictures.add(message, len(message.data))
+
+
+def _within(max_bytes: int, kind: Any, receive: Callable[[Any], None]) -> Callable[[bytes], None]:
+    """Return a callback that reads messages of a limited size; Python takes many times as much."""
+
+    def check_and_receive(data: bytes) -> None:
+        if len(data) > max_bytes:
+            return
+        try:
+            message = deserialize_message(data, kind)
+        except Exception:  # malformed; rclpy has no class of its own for it
+            return
+        receive(message)
+
+    return check_and_receive
 
 
 def _is_answer(message: DrivingAnswer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
+
+UNKNOWN_ARGUMENTS = (
+    'drive: got {}, allowed: ROS arguments, such as drive --ros-args --params-file '
+    'config/drive.yaml -p NAME:=VALUE; docs/parameters.md lists the parameters'
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -45,6 +51,10 @@ def main(args: Sequence[str] | None = None) -> int:
             import rclpy
     except ModuleNotFoundError as err:
         sys.stderr.write(f'p2d: {explain_missing_package(err.name or "rclpy")}\n')
+        return EXIT_BAD_INPUT
+    words = (sys.argv if args is None else args)[1:]
+    if unknown := list(itertools.takewhile(lambda word: word != '--ros-args', words)):
+        sys.stderr.write(f'{UNKNOWN_ARGUMENTS.format(" ".join(unknown))}\n')
         return EXIT_BAD_INPUT
     try:
         init_rclpy(args)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lifecycle_msgs.srv import ChangeState
 from p2d_node.errors import quote
+from p2d_node.ros.malloc_settings import return_freed_memory
 from p2d_node.ros.refusals import Refusals
 from rcl_interfaces.msg import ParameterType, ParameterValue, SetParametersResult
 from rcl_interfaces.srv import (
@@ -99,6 +100,8 @@ def _guarded(
         reason = reason or _refused_by_rclpy(kind, response)
         if reason:
             refusals.add(name, reason)
+            # A request of many megabytes was read before it could be refused.
+            return_freed_memory()
         return response
 
     return answer

@@ -8,7 +8,7 @@ with access to the folder share them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
 import json
@@ -24,10 +24,13 @@ from p2d_node.records import CameraFrame, FrameSet
 from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save
+import torch
 from torch import Tensor
 
 LAYOUT = 1
 """Version of the files' content; increase it if the content changes."""
+
+TOKEN_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 POLL_S = 0.2
 
@@ -184,14 +187,16 @@ class KeyframeCache:
         """Return a keyframe that `prepare` has encoded.
 
         Raises:
-            ConfigError: Its file was removed or damaged.
+            ConfigError: Its file was removed or damaged, or is not of this pipeline.
         """
         path = self._path(picture_digest)
         try:
             with safe_open(path, framework='pt') as file:
                 names = ('visual_tokens', *(('order', 'distances') if self._has_order else ()))
+                self._check_shapes({name: file.get_slice(name).get_shape() for name in names})
                 tensors = {name: file.get_tensor(name) for name in names}
-        except (OSError, KeyError, SafetensorError) as err:
+            _check_values(tensors)
+        except (OSError, KeyError, ValueError, SafetensorError) as err:
             raise ConfigError(
                 f'cache: {path}: not a complete file of an encoded keyframe: {err}; remove it, '
                 'and start the same command again'
@@ -206,3 +211,43 @@ class KeyframeCache:
             visual_tokens=tensors['visual_tokens'],
             order=order,
         )
+
+    def _check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Check shapes before a tensor is read.
+
+        Raises:
+            ValueError: Names the tensor, its shape and the allowed one.
+        """
+        views = self._pipeline.views
+        cameras = tuple(self._pipeline.config.cameras)
+        size: list[int] = list(shapes['visual_tokens'])
+        if len(size) != 3 or size[0] != views.count_pictures(len(cameras)) or 0 in size:
+            raise ValueError(
+                f'visual_tokens: got the shape {size}, allowed: [views, tokens, width]'
+            )
+        num_tokens = views.count_tokens(cameras[0])
+        if not views.stitched and size[1] != num_tokens:
+            raise ValueError(f'visual_tokens: got {size[1]} tokens, allowed: {num_tokens}')
+        for name in ('order', 'distances'):
+            shape = list(shapes.get(name, size[:2]))
+            if shape != size[:2]:
+                raise ValueError(f'{name}: got the shape {shape}, allowed: {size[:2]}')
+
+
+def _check_values(tensors: Mapping[str, Tensor]) -> None:
+    """Check what a search would fail on.
+
+    Raises:
+        ValueError: Names the tensor, what it has and what is allowed.
+    """
+    visual_tokens = tensors['visual_tokens']
+    if visual_tokens.dtype not in TOKEN_TYPES or not visual_tokens.isfinite().all():
+        raise ValueError('visual_tokens: got other values, allowed: finite floats')
+    if 'order' not in tensors:
+        return
+    order, distances = tensors['order'], tensors['distances']
+    every_token = torch.arange(order.shape[1]).expand_as(order)
+    if order.dtype != torch.int64 or not order.sort().values.equal(every_token):
+        raise ValueError(f'order: got other values, allowed: each of 0 to {order.shape[1] - 1}')
+    if distances.dtype != torch.float32 or distances.isnan().any():  # the first is infinite
+        raise ValueError('distances: got other values, allowed: numbers of type float32')

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+import io
 from pathlib import Path
 from typing import Any
 
+from p2d_node.durable_files import write_bytes
 from p2d_node.errors import one_line
 from p2d_node.tuning.results import MethodResult, TrialResult
 
@@ -27,6 +29,9 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
         path: The PNG file.
         results: One per method.
         title: Title of the figure.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -40,7 +45,9 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
     handles, labels = history.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), frameon=False)
     figure.suptitle(one_line(title), parse_math=False)
-    figure.savefig(path, dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, format='png', dpi=110)
+    write_bytes(path, png.getvalue())  # replaces a link; savefig would write to its target
 
 
 def _plot_history(axis: Any, results: Sequence[MethodResult]) -> None:

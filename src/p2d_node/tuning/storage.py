@@ -25,6 +25,9 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 SQLITE_TIMEOUT_S = 60
 """How long a worker waits for others to finish writing."""
 
+DEFAULT_NAME = 'study.db'
+"""Of the file in the output folder, if the user names no storage."""
+
 MISTYPED_URL = re.compile(r'[A-Za-z][\w+]*:.*@')
 
 CONNECT_TIMEOUT_S = 10
@@ -64,13 +67,15 @@ def open_storage(
             A journal has no heartbeats.
 
     Raises:
-        BackendUnavailableError: It cannot be opened, or its driver is not installed.
+        BackendUnavailableError: It cannot be opened, its driver is not installed, or it is a link
+            named `study.db`.
     """
     if '://' not in storage and MISTYPED_URL.match(storage):
         raise BackendUnavailableError(
             'storage: got a URL without ://, which would be a file with the password in its name, '
             'allowed: a path, or a URL, such as postgresql://...'
         )
+    _check_default(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _open_errors(storage), warnings.catch_warnings():
         warnings.simplefilter('ignore', ExperimentalWarning)
@@ -79,6 +84,24 @@ def open_storage(
             if storage.endswith(SUFFIX):
                 return open_journal(Path(storage).expanduser())
         return _retried(lambda: _open_database(_url_of(storage), math.ceil(grace_period_s)))
+
+
+def _check_default(storage: str) -> None:
+    """Refuse a link in place of the study that a search keeps in its output folder.
+
+    Who names a link of another name, or a URL, means its target.
+
+    Raises:
+        BackendUnavailableError: It is a symbolic link.
+    """
+    if '://' in storage:
+        return
+    path = Path(storage).expanduser()
+    if path.name == DEFAULT_NAME and path.is_symlink():
+        raise BackendUnavailableError(
+            f'storage: {storage}: got a symbolic link, allowed: a file; remove the link, or name '
+            'its target with --storage'
+        )
 
 
 def retry_callback(max_retry: int | None) -> RetryHeartbeatStaleTrialCallback:

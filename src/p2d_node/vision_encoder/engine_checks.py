@@ -88,13 +88,14 @@ def open_engine(
                 raise EngineMismatchError(
                     f'{check.what}: the engine has {check.in_engine}, here it is {check.here}'
                 )
-        files = read_engine_files(folder, manifest, backend_of(folder))
+        reason = '' if allow_unverified else verification_gap(manifest, machine)
+        # What nobody verified is not even read: its manifest may ask for all the memory.
+        files = {} if reason else read_engine_files(folder, manifest, backend_of(folder))
     except (EngineMismatchError, OSError) as err:
         command = rebuild_command(
             engine_dir, backend_of(folder), request.model_folder, request.num_views, manifest
         )
         raise EngineMismatchError(f'engine {folder}: {err}; rebuild it: {command}') from err
-    reason = '' if allow_unverified else verification_gap(manifest, machine)
     if reason:
         raise EngineMismatchError(
             f'engine {folder}: {reason}; verify it here: '

@@ -7,6 +7,7 @@ file is opened once, and the runtime gets the bytes that were hashed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import errno
 import hashlib
 from io import FileIO
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 import re
 import stat
 
+from p2d_node.checkpoints.weight_files import BLOCK_BYTES, is_sparse
 from p2d_node.errors import EngineMismatchError, quote
 from p2d_node.vision_encoder.manifest import (
     Artefact,
@@ -27,6 +29,9 @@ from p2d_node.vision_encoder.safe_place import check_owner
 from p2d_node.whole_folders import MARKER_FILE
 
 CHUNK_BYTES = 1 << 22
+MAX_ARTEFACTS = 8
+"""Files of one engine; an engine has at most four."""
+
 FILE_NAME = re.compile(r'\w[\w.-]*', re.ASCII)
 
 LOADED_FILES: Mapping[str, tuple[str, ...]] = {
@@ -63,8 +68,13 @@ def check_artefacts(folder: Path, manifest: EngineManifest, besides: tuple[str, 
         besides: Files that are not read here.
 
     Raises:
-        EngineMismatchError: A file is missing, changed, of another user, or not in the manifest.
+        EngineMismatchError: There are too many files, or one is missing, changed, sparse, of
+            another user, or not in the manifest.
     """
+    if len(manifest.artefacts) > MAX_ARTEFACTS:
+        raise EngineMismatchError(
+            f'its manifest names {len(manifest.artefacts)} files, allowed: up to {MAX_ARTEFACTS}'
+        )
     for name, artefact in manifest.artefacts.items():
         if not FILE_NAME.fullmatch(name):
             raise EngineMismatchError(
@@ -127,10 +137,30 @@ def _open(path: Path, artefact: Artefact) -> int:
             raise EngineMismatchError(
                 f'{path.name} has {status.st_size} bytes, the manifest says {artefact.num_bytes}'
             )
+        if is_sparse(status) or _is_one_hole(descriptor, status):
+            raise EngineMismatchError(
+                f'{path.name} has {status.st_size} bytes, of which '
+                f'{BLOCK_BYTES * status.st_blocks} are on the disk; copy it again'
+            )
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_one_hole(descriptor: int, status: os.stat_result) -> bool:
+    """Return whether nothing of a file is on the disk.
+
+    A file system that counts no blocks says 0 of every file, so it is asked where the data is.
+    """
+    if status.st_blocks or not status.st_size:
+        return False
+    try:
+        os.lseek(descriptor, 0, os.SEEK_DATA)
+    except OSError as err:
+        return err.errno == errno.ENXIO
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return False
 
 
 def _require_hash(path: Path, artefact: Artefact, sha256: str) -> None:

@@ -8,8 +8,9 @@ import sys
 
 from p2d_node.checkpoints.importing import folder as folders
 from p2d_node.checkpoints.importing import streaming
-from p2d_node.checkpoints.importing.drivemm import plan_import
+from p2d_node.checkpoints.importing.drivemm import plan_import, TOWER
 from p2d_node.checkpoints.importing.importer import import_checkpoint
+from p2d_node.checkpoints.settings_limits import MAX_LAYERS
 from p2d_node.checkpoints.weight_files import INDEX_FILE
 from p2d_node.cli.main import main
 from p2d_node.errors import ConfigError
@@ -91,6 +92,19 @@ def test_weights_that_are_not_expected_are_counted_and_the_first_few_named(publi
     assert '0 weights are missing' in line
     assert '7 weights are not expected: model.vision_resampler.0.weight' in line
     assert line.count('vision_resampler') == 5
+
+
+@pytest.mark.attack(
+    'weights that name 49,000 vision layers, each without a value',
+    'refused by the number of layers, before a model is built',
+)
+def test_more_vision_layers_than_models_have_are_refused(published, out, capsys):
+    def add(weights):
+        for number in range(MAX_LAYERS + 1):
+            weights[f'model.{TOWER}encoder.layers.{number}.a'] = torch.zeros(0)
+
+    change(published, FIRST, add)
+    assert 'vision layers, allowed: up to 512' in refuse(published, out, capsys)
 
 
 def test_weights_of_another_shape_are_named(published, out, capsys):
@@ -239,7 +253,7 @@ def test_a_disk_that_fills_up_leaves_nothing(published, out, capsys, monkeypatch
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from p2d_node.checkpoints.importing.drivemm import plan_import
+from p2d_node.checkpoints.importing.drivemm import plan_import, TOWER
 from p2d_node.checkpoints.importing.importer import import_checkpoint
 
 def stop(done, total):
@@ -275,7 +289,7 @@ def test_a_killed_import_leaves_no_folder_and_the_next_one_cleans_up(published, 
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from p2d_node.checkpoints.importing.drivemm import plan_import
+from p2d_node.checkpoints.importing.drivemm import plan_import, TOWER
 from p2d_node.checkpoints.importing.importer import import_checkpoint
 
 plan = plan_import(Path(sys.argv[1]))

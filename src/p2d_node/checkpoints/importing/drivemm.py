@@ -22,7 +22,7 @@ from p2d_node.checkpoints.importing.plan import (
     TEXT_FIELDS,
 )
 from p2d_node.checkpoints.importing.streaming import Source, Step
-from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.settings_limits import check_limits, MAX_LAYERS
 from p2d_node.checkpoints.template_process import render_limited
 from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.durable_files import read_json_object
@@ -166,6 +166,11 @@ def _vision_config(source: Source) -> SiglipVisionConfig:
     prefix = f'model.{TOWER}'
     layer = re.compile(rf'{re.escape(prefix)}encoder\.layers\.(\d+)\.')
     numbers = {int(match[1]) for match in map(layer.match, source.names) if match}
+    if len(numbers) > MAX_LAYERS:
+        raise ConfigError(
+            f'its weights name {len(numbers)} vision layers, allowed: up to '
+            f'{MAX_LAYERS}; copy the checkpoint again'
+        )
     width, _, patch, _ = source.shape(f'{prefix}embeddings.patch_embedding.weight')
     inner, _ = source.shape(f'{prefix}encoder.layers.0.mlp.fc1.weight')
     return SiglipVisionConfig(
