@@ -48,12 +48,21 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+MULTIPLIES_BFLOAT16 = devices.multiplies_bfloat16
+
+
 @pytest.fixture(scope='session', autouse=True)
 def float32_on_every_cpu() -> Iterator[None]:
     """`dtype: auto` means the same on every processor that runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, 'multiplies_bfloat16', lambda: False)
         yield
+
+
+@pytest.fixture
+def dtype_of_this_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dtype: auto` means what it means in a process that the test starts."""
+    monkeypatch.setattr(devices, 'multiplies_bfloat16', MULTIPLIES_BFLOAT16)
 
 
 @pytest.fixture(scope='session')

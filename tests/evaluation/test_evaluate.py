@@ -514,7 +514,7 @@ def test_records_that_grow_while_they_are_read_are_refused(tmp_path, monkeypatch
         RecordFile(path, {})
 
 
-def test_judgements_that_are_a_pipe_are_one_line(drivelm_folder, words, capsys):
+def test_answers_that_are_a_pipe_are_one_line(drivelm_folder, words, capsys):
     (drivelm_folder / 'out').mkdir()
     os.mkfifo(drivelm_folder / 'out' / 'answers.jsonl')
     assert main(words) == EXIT_BAD_INPUT

@@ -393,7 +393,8 @@ def test_a_study_in_the_output_folder_that_is_a_link_is_refused(searched_folder,
     study = tmp_path / 'out' / 'study.db'
     study.symlink_to(tmp_path / 'victim')
     data = ('--data', str(searched_folder / 'drivelm.json'), '--images', str(searched_folder))
-    assert main(['tune-ratios', *data, '--out', str(tmp_path / 'out')]) == EXIT_BAD_INPUT
+    out = ('--out', str(tmp_path / 'out'), '--trials', '1', '--methods', 'tpe', '--limit', '1')
+    assert main(['tune-ratios', *data, *out]) == EXIT_BAD_INPUT
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f'storage: {study}: got a symbolic link, allowed: a file; remove the link' in line
     assert not (tmp_path / 'victim').exists()

@@ -169,7 +169,6 @@ DAMAGE = {
     'no width': ('visual_tokens', lambda t: t[:, :, :0], 'got the shape'),
     'tokens': ('visual_tokens', lambda t: t[:, :5], 'got 5 tokens, allowed: 196'),
     'whole numbers': ('visual_tokens', lambda t: t.to(torch.int8), 'allowed: finite floats'),
-    'doubles': ('visual_tokens', lambda t: t.double(), 'allowed: finite floats'),
     'not finite': ('visual_tokens', with_nan, 'allowed: finite floats'),
     'order of one view': ('order', first_only, 'got the shape [1, 196], allowed: [6, 196]'),
     'order of floats': ('order', lambda t: t.float(), 'allowed: each of 0 to 195'),

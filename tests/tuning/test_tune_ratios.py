@@ -128,7 +128,9 @@ def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) 
 @pytest.mark.parametrize(
     ('end', 'code'), [(signal.SIGKILL, -9), (signal.SIGINT, EXIT_INTERRUPTED)]
 )
-def test_a_search_that_is_cut_goes_on_where_it_was(searched_folder, tmp_path, capsys, end, code):
+def test_a_search_that_is_cut_goes_on_where_it_was(
+    searched_folder, tmp_path, capsys, dtype_of_this_cpu, end, code
+):
     arguments = words(
         searched_folder,
         tmp_path,
@@ -279,7 +281,7 @@ def package(tmp_path, monkeypatch):
     """A package of its own, where the node looks for default ratios."""
     folder = tmp_path / 'package' / 'config' / 'retention'
     folder.mkdir(parents=True)
-    monkeypatch.setattr(retention_presets, '__file__', str(tmp_path / 'package/src/x.py'))
+    monkeypatch.setattr(retention_presets, 'data_folder', lambda name: tmp_path / 'package' / name)
     return folder
 
 

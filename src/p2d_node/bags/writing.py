@@ -142,7 +142,8 @@ def _max_bytes(source: Path | None, folder: Path) -> int:
     free_bytes = shutil.disk_usage(folder).free
     if source is None:
         return free_bytes // 2
-    files = source.rglob('*') if source.is_dir() else [source]
+    # What is missing has no size; its reader names it.
+    files = [path for path in (source, *source.rglob('*')) if path.is_file()]
     return max_file_bytes(sum(path.stat().st_size for path in files), free_bytes)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 LAYOUT = 1
 """Version of the files' content; increase it if the content changes."""
 
-TOKEN_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+TOKEN_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 POLL_S = 0.2
 
