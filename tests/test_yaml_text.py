@@ -61,6 +61,6 @@ def test_a_text_that_is_too_large_is_not_parsed():
 def test_a_preset_that_is_a_bomb_is_one_line(tmp_path, monkeypatch, text):
     (tmp_path / 'config' / 'retention').mkdir(parents=True)
     (tmp_path / 'config' / 'retention' / 'large.yaml').write_text(text)
-    monkeypatch.setattr('p2d_node.retention_presets.__file__', str(tmp_path / 'src' / 'x.py'))
+    monkeypatch.setattr('p2d_node.data_folders.PACKAGE', tmp_path / 'src' / 'p2d_node')
     with pytest.raises(ConfigError, match=r'large\.yaml: not a file of retention ratios: Value'):
         tuned_ratios('large')

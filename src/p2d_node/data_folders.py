@@ -12,6 +12,9 @@ def data_folder(name: str) -> Path:
 
     Folders above these are not searched: others may be able to write there.
     """
-    if PACKAGE.parent.name in {'site-packages', 'dist-packages'}:
-        return PACKAGE.parents[3] / 'share' / 'p2d_node' / name
-    return PACKAGE.parents[1] / name
+    beside = PACKAGE.parent
+    if beside.name == 'src':
+        return beside.parent / name
+    # `pip install --target` puts both into one folder.
+    prefix = PACKAGE.parents[3] if beside.name in {'site-packages', 'dist-packages'} else beside
+    return prefix / 'share' / 'p2d_node' / name

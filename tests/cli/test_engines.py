@@ -115,7 +115,8 @@ def test_inspection_of_a_damaged_engine_goes_on(engine_dir, capsys):
     words = ['inspect-engine', str(folder), '--engine-dir', str(engine_dir)]
     (entry,) = run_json(capsys, *words, status=1)
     assert [c['what'] for c in entry['checks'] if not c['fits']] == ['manifest']
-    command = f'p2d build-engine --backend onnxruntime --model tiny --engine-dir {engine_dir}'
+    command = 'p2d build-engine --backend onnxruntime --model tiny --input pixel_values'
+    command = f'{command} --engine-dir {engine_dir}'
     assert entry['fix_command'] == command
 
 

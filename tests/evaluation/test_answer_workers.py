@@ -35,7 +35,11 @@ answering.load_sweep = load_sweep
 """
 """Python runs it at the start of every process, if its folder is in PYTHONPATH."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.usefixtures('dtype_of_this_cpu'),
+]
 
 
 def wait_for(condition):

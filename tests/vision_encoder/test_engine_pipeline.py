@@ -102,7 +102,9 @@ def test_rgb_and_bgr_cameras_are_seen_alike(config, frame_engines):
         rgb = {c: raw_frame(c, 'rgb8', order=slice(None, None, -1)) for c in sweep.frames}
         answers = [pipeline.answer(replace(sweep, frames=f), QUESTIONS) for f in (bgr, rgb)]
         assert kept(answers[0]) == kept(answers[1])
-        assert answers[0][0].mean_log_probability == answers[1][0].mean_log_probability
+        # Drafts that are verified together round differently.
+        probability = pytest.approx(answers[1][0].mean_log_probability, rel=1e-5)
+        assert answers[0][0].mean_log_probability == probability
     finally:
         pipeline.close()
 
