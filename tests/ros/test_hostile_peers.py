@@ -63,8 +63,7 @@ def test_a_node_name_that_is_not_utf_8_silences_nothing(
     start_hostile_name()
     wait_until(lambda: finds_unreadable_name(node))
     health = Health(node)
-    drive_node = drive()
-    assert [c.name for c in drive_node.session.cameras if not c.reliable] == ['CAM_BACK']
+    drive()
     wait_until(lambda: rig.heard)
     assert next_answer(watcher, rig).answer
     health.wait_for('CAM_BACK', DiagnosticStatus.WARN, 'a node name that is not UTF-8')

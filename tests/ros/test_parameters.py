@@ -127,7 +127,7 @@ def test_an_empty_list_in_a_parameter_file_stands_for_no_texts(make_context, tmp
         ('max_new_tokens: []', r'max_new_tokens: got \[\], allowed: a whole number'),
         ('retention_ratio: {CAM_FRONT: []}', r'retention_ratio\.CAM_FRONT: got \[\], allowed'),
         ('questions: [1, 2]', r'questions: got \[1, 2\], allowed: a list of texts'),
-        ('camera_names: []', r'camera_names: got \[\], allowed: a list of one or more'),
+        ('camera_names: []', r'camera_names: got \[\], allowed: a list of 1 to 64'),
         ('camera_names: [a.b]', r"camera_names: got \['a\.b'\], allowed"),
     ],
 )
