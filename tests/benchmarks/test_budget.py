@@ -9,6 +9,7 @@ import re
 import shutil
 import statistics
 
+from p2d_node.benchmarks import random_model
 from p2d_node.benchmarks.budget import (
     compute_budget,
     encoder_work,
@@ -238,11 +239,13 @@ def _one_thread():
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures('_one_thread')
 @torch.inference_mode()
-def test_the_computed_times_are_the_measured_ones_of_this_processor_within_30_percent():
+def test_the_computed_times_are_the_measured_ones_of_this_processor_within_30_percent(monkeypatch):
     ratio, steps = 0.1, 16
     case = PrefillBenchmark(
         retention_ratios=(ratio,), prune_layers=(0,), answer_tokens=steps, device='cpu'
     )
+    # Packed weights are faster than the layers that stand for this machine.
+    monkeypatch.setattr(random_model, 'pack_linear_layers', lambda model: None)
     bench = Bench(case)
     own = OwnMachine(bench)
     question = len(bench.prompt.suffix)
