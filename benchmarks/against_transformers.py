@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from p2d_node.bags.records import to_frame_set
 from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.synthetic import draw_images
@@ -25,7 +26,7 @@ from p2d_node.config import DriveConfig
 from p2d_node.language_model.prompt import describe_views
 from p2d_node.library_logs import silence_import_warnings
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
+from p2d_node.records import FrameSet, NUSCENES_CAMERAS
 from PIL import Image
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaOnevisionForConditionalGeneration
@@ -112,13 +113,8 @@ class Ours:
             )
         )
 
-    def answer(self, jpegs: Sequence[bytes], questions: Sequence[str]) -> list[str]:
+    def answer(self, sweep: FrameSet, questions: Sequence[str]) -> list[str]:
         """Answer all questions over one prefix."""
-        frames = {
-            camera: CameraFrame(camera, 0, CompressedImage(format='jpeg', data=jpeg))
-            for camera, jpeg in zip(NUSCENES_CAMERAS, jpegs, strict=True)
-        }
-        sweep = FrameSet(stamp_ns=0, frames=frames)
         return [answer.answer for answer in self._pipeline.answer(sweep, questions)]
 
 
@@ -143,16 +139,16 @@ def main() -> int:
     parser.add_argument('--threads', type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    drawn = {image.camera: image for image in draw_images(SCENARIO, 1, seed=SEED)}
-    jpegs = [drawn[camera].jpeg for camera in NUSCENES_CAMERAS]
+    sweep = to_frame_set(draw_images(SCENARIO, 1, seed=SEED))
+    jpegs = [frame.payload.data for frame in sweep.frames.values()]
     with model_folder(options.model) as folder:
         transformers = Transformers(folder)
         unpruned, pruned = Ours(folder, 1.0), Ours(folder, 0.1)
     result = measure(
         {
             'transformers': lambda: transformers.answer(jpegs, QUESTIONS),
-            'unpruned': lambda: unpruned.answer(jpegs, QUESTIONS),
-            'ten percent': lambda: pruned.answer(jpegs, QUESTIONS),
+            'unpruned': lambda: unpruned.answer(sweep, QUESTIONS),
+            'ten percent': lambda: pruned.answer(sweep, QUESTIONS),
         },
         options.rounds,
     )

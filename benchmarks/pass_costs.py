@@ -6,17 +6,18 @@ tools/run.sh .venv "" python benchmarks/pass_costs.py --dtype bfloat16
 from __future__ import annotations
 
 import argparse
+from functools import partial
 import json
 import statistics
 import sys
-import time
 
 from p2d_node.benchmarks.drafts import RandomModel
-from p2d_node.benchmarks.measuring import describe_machine, DTYPES
+from p2d_node.benchmarks.measuring import describe_machine, DTYPES, time_ms
 from p2d_node.benchmarks.plans import DraftBenchmark, DTYPE_NAMES
 from p2d_node.library_logs import silence_import_warnings
 import torch
 
+CPU = torch.device('cpu')
 WIDTHS = (1, 2, 3, 4, 6, 8, 9, 12, 16)
 
 
@@ -33,10 +34,9 @@ def main() -> int:
     times: dict[int, list[float]] = {width: [] for width in WIDTHS}
     for turn in range(options.rounds + 1):
         for width, values in times.items():
-            started_ns = time.process_time_ns()
-            loop.advance([0], [[1] * width])
+            _, cpu_ms, _ = time_ms(CPU, partial(loop.advance, [0], [[1] * width]))
             if turn:  # the first round warms up
-                values.append((time.process_time_ns() - started_ns) / 1e6)
+                values.append(cpu_ms)
     medians = {width: statistics.median(values) for width, values in times.items()}
     report = {
         'benchmark': 'decoder passes, processor time, milliseconds',

@@ -6,7 +6,10 @@ from functools import partial
 import json
 from pathlib import Path
 
+from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.untrained import make_tokenizer
+from p2d_node.language_model.families.registry import load_family
+from p2d_node.preprocessing import ImageProcessing
 import torch
 from transformers import (
     InternVLConfig,
@@ -231,3 +234,17 @@ WRITERS = {
     'qwen3_vl': write_qwen3_vl,
 }
 """Name to writer: every family with each of its text models."""
+
+
+def load_float64(folder: Path):
+    """Load a checkpoint in float64 on the CPU; the family knows its `view_size`."""
+    processing = ImageProcessing.from_folder(folder)
+    view_size = processing.height_px, processing.width_px
+    family = load_family(
+        open_checkpoint(folder),
+        view_size=view_size,
+        dtype=torch.float64,
+        device=torch.device('cpu'),
+    )
+    family.view_size = view_size
+    return family

@@ -112,8 +112,13 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: 
     )
 
 
+def max_compressed_bytes(num_pixels: int) -> int:
+    """Return the largest size of the file of an image."""
+    return MAX_BYTES_PER_PIXEL * num_pixels + MAX_METADATA_BYTES
+
+
 def _check_bytes(camera: str, num_bytes: int, num_pixels: int) -> None:
-    max_bytes = MAX_BYTES_PER_PIXEL * num_pixels + MAX_METADATA_BYTES
+    max_bytes = max_compressed_bytes(num_pixels)
     if num_bytes > max_bytes:
         raise ImageDecodeError.of(
             camera,

@@ -7,7 +7,7 @@ are on the steady clock of this process (`time.monotonic_ns`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 import math
@@ -224,6 +224,11 @@ class PassCounts:
             self.num_drafted + other.num_drafted,
             self.num_accepted + other.num_accepted,
         )
+
+    @classmethod
+    def total(cls, counts: Iterable[PassCounts]) -> PassCounts:
+        """Return the counts of all."""
+        return sum(counts, cls())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

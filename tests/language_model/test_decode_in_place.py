@@ -6,15 +6,12 @@ The reference is a growing cache, which `test_pruned_prefill` compares with a pa
 import gc
 import weakref
 
-from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.language_model.decode import Decoder, most_likely
 from p2d_node.language_model.decode_loop import MAX_SHAPES
-from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.generate import generate_greedy
 from p2d_node.language_model.kv_cache import CachePool, CAPACITY_STEP, SHRINK_AFTER, StaticCache
-from p2d_node.preprocessing import ImageProcessing
 import pytest
-from tiny_checkpoints import WRITERS
+from tiny_checkpoints import load_float64, WRITERS
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
@@ -28,22 +25,12 @@ NUM_TOKENS = 12
 
 @pytest.fixture(scope='module', params=WRITERS)
 def family(request, tmp_path_factory):
-    return load(WRITERS[request.param](tmp_path_factory.mktemp(request.param)))
+    return load_float64(WRITERS[request.param](tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.fixture(scope='module')
 def llava(tmp_path_factory):
-    return load(WRITERS['llava_llama'](tmp_path_factory.mktemp('llava')))
-
-
-def load(folder):
-    processing = ImageProcessing.from_folder(folder)
-    view_size = processing.height_px, processing.width_px
-    family = load_family(
-        open_checkpoint(folder), view_size=view_size, dtype=torch.float64, device=CPU
-    )
-    family.view_size = view_size
-    return family
+    return load_float64(WRITERS['llava_llama'](tmp_path_factory.mktemp('llava')))
 
 
 def new_decoder(family, *, static_shapes=False, make_cache=None):
@@ -216,7 +203,7 @@ def test_release_frees_all_buffers_and_the_next_sweep_works(llava, static_shapes
 
 def test_cached_buffers_do_not_keep_the_model_alive(tmp_path):
     """A node that loads another model needs the memory of the first one immediately."""
-    family = load(WRITERS['llava_llama'](tmp_path))
+    family = load_float64(WRITERS['llava_llama'](tmp_path))
     family.decoder.static_shapes = True
     answer_sweep(family, family.decoder)
     held = weakref.ref(family._embed_tokens.weight)

@@ -3,18 +3,15 @@
 from dataclasses import replace
 import random
 
-from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
 from p2d_node.language_model.conversation import Conversation, DraftSettings, Limits
 from p2d_node.language_model.drafts import Draft, Drafter, MAX_QUESTIONS_KEPT, PassCosts
-from p2d_node.language_model.families.registry import load_family
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.preprocessing import ImageProcessing
 from p2d_node.records import Cut
 from p2d_node.units import NS_PER_S
 import pytest
 from sweeps import make_frame_set
-from tiny_checkpoints import WRITERS
+from tiny_checkpoints import load_float64, WRITERS
 import torch
 
 CPU = torch.device('cpu')
@@ -36,12 +33,7 @@ def llava(tmp_path_factory):
 
 
 def load(folder):
-    processing = ImageProcessing.from_folder(folder)
-    view_size = processing.height_px, processing.width_px
-    family = load_family(
-        open_checkpoint(folder), view_size=view_size, dtype=torch.float64, device=CPU
-    )
-    family.view_size = view_size
+    family = load_float64(folder)
     family.end_token_ids = ()  # a random model would end most answers at once
     return family
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
 
 UNCALIBRATED = (0.0,) * 9
 """Camera matrix of a camera whose calibration is unknown, as sensor_msgs/CameraInfo defines it."""
@@ -27,6 +30,19 @@ class BagImage:
     height: int
     width: int
     camera_matrix: tuple[float, ...] = UNCALIBRATED
+
+
+def to_frame_set(images: Iterable[BagImage]) -> FrameSet:
+    """Return the images of one sweep of the six cameras as its cameras would have sent them."""
+    of = {image.camera: image for image in images}
+    frames = {
+        camera: CameraFrame(
+            camera, of[camera].stamp_ns, CompressedImage(format='jpeg', data=of[camera].jpeg)
+        )
+        for camera in NUSCENES_CAMERAS
+    }
+    stamp_ns = frames[NUSCENES_CAMERAS[0]].stamp_ns
+    return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)
 
 
 def image_topic(camera: str, encoding: str) -> str:

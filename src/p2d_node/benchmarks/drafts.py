@@ -10,10 +10,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 import random
 import statistics
-import time
 from typing import Any, TypeVar
 
-from p2d_node.benchmarks.measuring import check_device, DTYPES, synchronize
+from p2d_node.benchmarks.measuring import check_device, DTYPES, time_ms
 from p2d_node.benchmarks.plans import DraftBenchmark
 from p2d_node.benchmarks.random_model import build_model
 from p2d_node.language_model.conversation import (
@@ -137,12 +136,8 @@ def _timed(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
 
     On a CPU that is processor time, which other programs hardly change.
     """
-    synchronize(device)
-    clock = time.perf_counter_ns if device.type == 'cuda' else time.process_time_ns
-    started_ns = clock()
-    result = work()
-    synchronize(device)
-    return result, (clock() - started_ns) / 1e6
+    wall_ms, cpu_ms, result = time_ms(device, work)
+    return result, wall_ms if device.type == 'cuda' else cpu_ms
 
 
 def run_random_model(plan: DraftBenchmark) -> Iterator[dict[str, Any]]:

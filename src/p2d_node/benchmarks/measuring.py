@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import os
 from pathlib import Path
 import platform
-from typing import Any
+import time
+from typing import Any, TypeVar
 
 from p2d_node.benchmarks.plans import DTYPE_NAMES
 from p2d_node.errors import ConfigError
 import torch
+
+T = TypeVar('T')
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -56,6 +59,16 @@ def synchronize(device: torch.device) -> None:
     """Wait until the GPU has finished its work; returns at once on a CPU."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
+
+
+def time_ms(device: torch.device, work: Callable[[], T]) -> tuple[float, float, T]:
+    """Return the duration of `work`, its processor time, and its result."""
+    synchronize(device)
+    started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+    result = work()
+    synchronize(device)
+    cpu_ms = (time.process_time_ns() - started_cpu_ns) / 1e6
+    return (time.perf_counter_ns() - started_ns) / 1e6, cpu_ms, result
 
 
 def percentile(values: Sequence[float], share: float) -> float:

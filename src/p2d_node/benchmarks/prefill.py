@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 import statistics
-import time
 from typing import Any, TypeVar
 
 from p2d_node.benchmarks.measuring import (
@@ -17,7 +16,7 @@ from p2d_node.benchmarks.measuring import (
     describe_machine,
     DTYPES,
     percentile,
-    synchronize,
+    time_ms,
 )
 from p2d_node.benchmarks.model_shape import DRIVEMM, ModelShape
 from p2d_node.benchmarks.plans import PrefillBenchmark
@@ -116,12 +115,7 @@ class Bench:
 
     def time_ms(self, work: Callable[[], T]) -> tuple[float, float, T]:
         """Return the duration of `work`, its processor time, and its result."""
-        synchronize(self._device)
-        started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
-        result = work()
-        synchronize(self._device)
-        cpu_ms = (time.process_time_ns() - started_cpu_ns) / 1e6
-        return (time.perf_counter_ns() - started_ns) / 1e6, cpu_ms, result
+        return time_ms(self._device, work)
 
     @torch.inference_mode()
     def encode_ms(self) -> float:

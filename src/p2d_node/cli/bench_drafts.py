@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import itertools
 import json
 from typing import Any
 
-from p2d_node.bags.records import BagImage
+from p2d_node.bags.records import to_frame_set
 from p2d_node.benchmarks.drafts import DRIVE_QUESTIONS, run_drives, run_random_model
 from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.benchmarks.plans import DraftBenchmark
@@ -18,7 +18,7 @@ from p2d_node.cli.synthetic import draw_images
 from p2d_node.cli.verbs.bench import DraftsOptions
 from p2d_node.config import DriveConfig
 from p2d_node.pipeline import DrivingPipeline
-from p2d_node.records import CameraFrame, CompressedImage, FrameSet, NUSCENES_CAMERAS
+from p2d_node.records import FrameSet, NUSCENES_CAMERAS
 from rich.progress import Progress
 import torch
 
@@ -86,19 +86,7 @@ def _drives(plan: DraftBenchmark, model: str) -> Iterator[dict[str, Any]]:
 def _sweeps(scenario: str, rate_hz: float, num_sweeps: int) -> Iterator[FrameSet]:
     images = draw_images(scenario, num_sweeps, period_ms=1000.0 / rate_hz, seed=SEED)
     for _ in range(num_sweeps):
-        yield _to_frame_set(list(itertools.islice(images, len(NUSCENES_CAMERAS))))
-
-
-def _to_frame_set(images: Sequence[BagImage]) -> FrameSet:
-    of = {image.camera: image for image in images}
-    frames = {
-        camera: CameraFrame(
-            camera, of[camera].stamp_ns, CompressedImage(format='jpeg', data=of[camera].jpeg)
-        )
-        for camera in NUSCENES_CAMERAS
-    }
-    stamp_ns = frames[NUSCENES_CAMERAS[0]].stamp_ns
-    return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)
+        yield to_frame_set(itertools.islice(images, len(NUSCENES_CAMERAS)))
 
 
 def _print(report: Mapping[str, Any]) -> None:

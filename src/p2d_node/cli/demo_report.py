@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-import io
 import json
 from pathlib import Path
 import textwrap
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.table import stamp_ns, stamp_text, to_dict
-from p2d_node.durable_files import write_bytes
+from p2d_node.durable_files import write_bytes, write_figure
 from p2d_node.errors import one_line
 from p2d_node.records import StageTimes
 from p2d_node.units import NS_PER_S
@@ -162,7 +161,5 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
     axes.set_title(one_line(title), parse_math=False)
     # From top to bottom, as the bars are stacked.
     axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), reverse=True)
-    png = io.BytesIO()
-    figure.savefig(png, format='png', dpi=110)
     plt.close(figure)
-    write_bytes(path, png.getvalue())
+    write_figure(path, figure, 110)

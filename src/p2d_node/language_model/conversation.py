@@ -305,8 +305,7 @@ class Conversation:
         """Return the embeddings of the proposed tokens, padded; None if there are none."""
         if drafts.width == 1:
             return None
-        rows = [[*ids, *[0] * (drafts.width - 1 - len(ids))] for ids in drafts.proposed]
-        return self._family.embed(torch.tensor(rows, device=device))
+        return self._family.embed(torch.tensor(drafts.padded, device=device))
 
     def generate(
         self, asked: AskedBatch, limits: Limits, on_partial: OnPartial | None = None

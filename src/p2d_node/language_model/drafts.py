@@ -178,6 +178,12 @@ class Drafts:
         self.proposed = [draft[:length] for draft in drafts]
         self.width = 1 + length
 
+    @property
+    def padded(self) -> list[list[int]]:
+        """`proposed`, each with zeros up to the tokens that a pass has for drafts."""
+        length = self.width - 1
+        return [[*ids, *[0] * (length - len(ids))] for ids in self.proposed]
+
     def follow(self, index: int, token: int) -> None:
         """Learn from the next token of an answer."""
         row = self._rows[index]

@@ -166,11 +166,7 @@ def _next_tokens(
     """
     for row in rows:
         row.num_passes += row.cut is None
-    width = drafts.width
-    tokens = [
-        [row.token_ids[-1], *draft, *[0] * (width - 1 - len(draft))]
-        for row, draft in zip(rows, drafts.proposed, strict=True)
-    ]
+    tokens = [[row.token_ids[-1], *draft] for row, draft in zip(rows, drafts.padded, strict=True)]
     return [len(row.token_ids) - 1 for row in rows], tokens
 
 

@@ -77,19 +77,14 @@ class StaticLayer(DynamicLayer):
         if self.write_at is not None:
             return self._write(key_states, value_states, self.write_at)
         start, end = self.length, self.length + key_states.shape[2]
-        self.check_capacity(end)
+        if end > self.capacity:
+            raise ValueError(
+                f'KV cache: got {end} tokens, allowed: {self.capacity}; acquire a larger cache'
+            )
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def check_capacity(self, num_columns: int) -> None:
-        """Raise `ValueError` if there are fewer columns."""
-        if num_columns > self.capacity:
-            raise ValueError(
-                f'KV cache: got {num_columns} tokens, allowed: {self.capacity}; acquire a larger '
-                'cache'
-            )
 
     def _write(
         self, key_states: Tensor, value_states: Tensor, at: WriteAt

@@ -12,6 +12,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer, StageTiming
+from p2d_node.config_parameters import MAX_CAMERAS
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.kept_messages import KeptMessages
 from rclpy.node import Node
@@ -34,8 +35,8 @@ MAX_TEXT_BYTES = 64 << 20
 MAX_PICTURE_BYTES = 64 << 20
 """Of the pictures that are kept: four with the tallest views, or all with views of usual shape."""
 
-MAX_CHARACTERS, MAX_CAMERAS = 20_000, 64
-"""Of a text, and of the cameras, of an answer."""
+MAX_CHARACTERS = 20_000
+"""Of a text of an answer."""
 
 MAX_MESSAGE_BYTES = 4 << 20
 """Of a message other than a picture, before it is read."""

@@ -86,7 +86,7 @@ def to_timing(
         header=header,
         **times_ms,
         num_generated_tokens=sum(answer.num_generated_tokens for answer in answers),
-        **to_pass_counts(sum((answer.passes for answer in answers), PassCounts())),
+        **to_pass_counts(PassCounts.total(answer.passes for answer in answers)),
         window_sweeps=len(window),
         **window.percentiles,
     )

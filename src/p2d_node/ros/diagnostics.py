@@ -349,7 +349,7 @@ def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str,
 def _decoding_values(decoding: Sequence[tuple[int, PassCounts]]) -> dict[str, object]:
     """Return how far drafts shorten the decoding of recent sweeps."""
     num_tokens = sum(tokens for tokens, _ in decoding)
-    passes = sum((counts for _, counts in decoding), PassCounts())
+    passes = PassCounts.total(counts for _, counts in decoding)
     values: dict[str, object] = {}
     if passes.num_passes:
         values['tokens per decoder pass'] = f'{num_tokens / passes.num_passes:.2f}'

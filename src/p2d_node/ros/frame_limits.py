@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from p2d_node.compressed_images import MAX_BYTES_PER_PIXEL, MAX_METADATA_BYTES
+from p2d_node.compressed_images import max_compressed_bytes
 from p2d_node.ros.conversions import is_time
 from sensor_msgs.msg import Image
 
@@ -48,4 +48,4 @@ def max_message_bytes(max_pixels: int, *, raw: bool) -> int:
     """Return the largest size of the data of a message."""
     if raw:
         return RAW_BYTES_PER_PIXEL * max_pixels
-    return MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
+    return max_compressed_bytes(max_pixels)

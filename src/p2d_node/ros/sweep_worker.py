@@ -456,7 +456,7 @@ class SweepWorker:
 
     def _count_passes(self, answers: Sequence[DrivingAnswer]) -> None:
         num_tokens = sum(answer.num_generated_tokens for answer in answers)
-        passes = sum((answer.passes for answer in answers), PassCounts())
+        passes = PassCounts.total(answer.passes for answer in answers)
         self.state.decoding.append((num_tokens, passes))
 
     def _resolve(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-import io
 from pathlib import Path
 import statistics
 from typing import Any
 
 import matplotlib as mpl
 from p2d_node.benchmarks.measuring import percentile
-from p2d_node.durable_files import write_bytes
+from p2d_node.durable_files import write_figure
 from p2d_node.soak.observer import SeenAnswer
 from p2d_node.soak.schedule import FaultResult, Sample
 
@@ -194,7 +193,5 @@ def write_timeline(result: SoakResult, start_s: float, path: Path) -> None:
     memory.set(ylabel='memory, MiB', xlabel='seconds from the start', xlim=(0.0, result.seconds))
     used = [sample.figures.memory_mib for sample in result.samples if sample.time_s > start_s]
     memory.set_ylim(0.95 * min(used, default=0.0), 1.02 * max(used, default=1.0))
-    png = io.BytesIO()
-    figure.savefig(png, format='png', dpi=100)
     plt.close(figure)
-    write_bytes(path, png.getvalue())  # replaces a link; savefig would write to its target
+    write_figure(path, figure, 100)

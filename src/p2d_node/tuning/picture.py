@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-import io
 from pathlib import Path
 from typing import Any
 
-from p2d_node.durable_files import write_bytes
+from p2d_node.durable_files import write_figure
 from p2d_node.errors import one_line
 from p2d_node.tuning.results import MethodResult, TrialResult
 
@@ -45,9 +44,7 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
     handles, labels = history.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), frameon=False)
     figure.suptitle(one_line(title), parse_math=False)
-    png = io.BytesIO()
-    figure.savefig(png, format='png', dpi=110)
-    write_bytes(path, png.getvalue())  # replaces a link; savefig would write to its target
+    write_figure(path, figure, 110)
 
 
 def _plot_history(axis: Any, results: Sequence[MethodResult]) -> None:

@@ -201,7 +201,8 @@ INSPECT_ENGINE = Verb(
 class CleanOptions(EngineOptions):
     """Remove old engines.
 
-    The newest of each model, backend, precision, input and number of cameras stay.
+    The newest of each model, backend, precision, input and number of cameras stay; those that are
+    verified on this machine are counted apart.
     """
 
     keep: int = argument(
