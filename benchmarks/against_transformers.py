@@ -110,6 +110,7 @@ class Ours:
                 retention_ratio=dict.fromkeys(NUSCENES_CAMERAS, retention_ratio),
                 max_new_tokens=MAX_NEW_TOKENS,
                 question_batch=len(QUESTIONS),
+                drafts='none',  # the same sweep again and again would be its own best draft
             )
         )
 
