@@ -22,6 +22,8 @@ def run(options: MakeBagOptions) -> int:
     """Write the bag and report its contents; returns the exit code."""
     # Else SIGTERM would leave the hidden folder of the unfinished bag.
     end_as_by_ctrl_c()
+    # Before the bag is begun: an interrupt in the middle of an import can be lost.
+    images = _images(options)
     columns = (SpinnerColumn(), TextColumn('{task.completed} images'), TimeElapsedColumn())
     console = InertConsole(stderr=True)
     silent = options.json or not console.is_terminal
@@ -29,7 +31,7 @@ def run(options: MakeBagOptions) -> int:
         task = progress.add_task('write', total=None)
 
         def counted() -> Iterator[BagImage]:
-            for image in _images(options):
+            for image in images:
                 yield image
                 progress.advance(task)
 
