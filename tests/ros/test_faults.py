@@ -604,6 +604,7 @@ import os, signal, sys, time
 from p2d_node.ros import drive, drive_node, rcl_errors
 from rclpy.executors import SingleThreadedExecutor
 init = rcl_errors.init_rclpy
+sign = int(sys.argv.pop(1))
 
 def start(ready):
     def init_and_say(*args, **options):
@@ -623,7 +624,7 @@ for delay_ms in range(0, 500, 40):
         start(ready)
     os.read(heard, 1)
     time.sleep(delay_ms / 1000)
-    os.kill(child, int(sys.argv[1]))
+    os.kill(child, sign)
     print(delay_ms, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

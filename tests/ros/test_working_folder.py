@@ -1,5 +1,6 @@
 """The node does not run files of the folder that it is started in, which may be a data set."""
 
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,8 @@ import pytest
 def test_files_of_the_working_folder_are_not_run(ros_domain, tmp_path):
     for name in ('PIL', 'yaml', 'rclpy', 'numpy'):
         (tmp_path / f'{name}.py').write_text("open('PWNED', 'w')")
-    words = [sys.executable, '-c', START, '--ros-args', '-p', 'model:=nowhere']
+    words = [sys.executable, '-c', START, str(os.getpid())]
+    words += ['--ros-args', '-p', 'model:=nowhere']
     done = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
     )
