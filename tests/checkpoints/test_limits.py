@@ -91,6 +91,10 @@ def write_weights(folder: Path, header: bytes, size: int) -> None:
 def test_headers_without_end_are_refused(folder):
     write_weights(folder, b'{', 4 << 30)
     assert '4294967304 bytes, of which' in refusal(folder)
+    (folder / WEIGHTS_FILE).unlink()
+    with (folder / WEIGHTS_FILE).open('wb') as file:
+        file.truncate(100 << 30)
+    assert '107374182400 bytes, of which 0 are on the disk' in refusal(folder)
     entry = {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]}
     write_weights(folder, b'{' + bytes(17 << 20), 17 << 20)
     assert 'bytes, allowed: up to 16777216' in refusal(folder)

@@ -17,7 +17,7 @@ from p2d_node.sqlite_files import JOURNAL_MAGIC
 from p2d_node.tuning import journal
 from p2d_node.tuning.picture import plot_study
 from p2d_node.tuning.results import collect_results
-from p2d_node.tuning.storage import open_storage
+from p2d_node.tuning.storage import MAX_SQLITE_BYTES, open_storage
 from p2d_node.tuning.trials import MethodStudy
 import pytest
 from trial_worker import evaluate, join_study, run_all, SPACE
@@ -345,14 +345,26 @@ def test_a_journal_that_is_no_file_is_refused(tmp_path):
 
 
 @pytest.mark.timeout(20)
-def test_a_lock_that_is_a_symbolic_link_is_refused(records):
+@pytest.mark.parametrize('make', [lambda lock: lock.symlink_to('missing'), Path.mkdir])
+def test_a_lock_that_is_no_file_is_refused(records, make):
     lock = records.with_name('study.log.lock')
-    lock.symlink_to('missing')
+    make(lock)
     study = optuna.load_study(study_name='s', storage=open_storage(str(records)))
     worker = MethodStudy(study, storage=str(records), num_trials=2, grace_period_s=60.0)
-    with pytest.raises(BackendUnavailableError, match=r'lock .* is a symbolic link.*; remove it'):
+    with pytest.raises(BackendUnavailableError, match=r'lock .* is a symbolic link or .*; remove'):
         worker.run_trial(evaluate)
-    assert lock.is_symlink()
+    assert lock.is_symlink() or lock.is_dir()
+
+
+@pytest.mark.attack(
+    'a study in SQLite of many gigabytes, or with such a file beside it',
+    'refused from 256 MiB, before it is opened',
+)
+@pytest.mark.parametrize('suffix', ['', '-wal', '-journal'])
+def test_a_study_in_sqlite_that_is_too_large_is_refused(database, suffix):
+    with open(f'{database}{suffix}', 'ab') as file:
+        file.truncate(MAX_SQLITE_BYTES + 1)  # without a block on the disk
+    refuse(database, 'has 268435457 bytes, allowed: at most 268435456; name another file')
 
 
 @pytest.mark.attack(

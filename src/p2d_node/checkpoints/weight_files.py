@@ -15,6 +15,7 @@ from typing import Any
 
 from p2d_node.durable_files import MAX_JSON_BYTES, read_json_object
 from p2d_node.errors import ConfigError, quote
+from p2d_node.sparse_files import BLOCK_BYTES, is_sparse
 
 WEIGHTS_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
@@ -26,10 +27,6 @@ MAX_TENSORS = 50_000
 
 MAX_DIMENSIONS, MAX_SIDE = 8, 1 << 40
 """Of a tensor; the largest weights have two to five dimensions, and sides of a million."""
-
-BLOCK_BYTES = 512
-SPARSE = 4
-"""A file system may compress weights, but not to a quarter."""
 
 READ_SUFFIXES = ('.json', '.jinja', '.model', '.txt', '.tiktoken', SUFFIX)
 """Endings of the files that libraries read in a checkpoint folder."""
@@ -114,16 +111,16 @@ def _check_file_size(path: Path, status: os.stat_result, parameter: str) -> None
                 f'{parameter}: {path} has {status.st_size} bytes, allowed: up to '
                 f'{MAX_JSON_BYTES}; copy the checkpoint again'
             )
-    elif is_sparse(status):
+    elif _is_sparse(path):
         raise ConfigError(
             f'{parameter}: {path} has {status.st_size} bytes, of which '
             f'{BLOCK_BYTES * status.st_blocks} are on the disk; copy it again'
         )
 
 
-def is_sparse(status: os.stat_result) -> bool:
-    """Return whether a file takes far less of the disk than its size."""
-    return 0 < SPARSE * BLOCK_BYTES * status.st_blocks < status.st_size
+def _is_sparse(path: Path) -> bool:
+    with path.open('rb') as file:
+        return is_sparse(file.fileno(), os.fstat(file.fileno()))
 
 
 def find_weight_files(

@@ -47,12 +47,13 @@ class _Lock(JournalFileOpenLock):
         """Wait for the lock.
 
         Raises:
-            StorageInternalError: It is a symbolic link: Optuna waits for ever if its target is
-                missing.
+            StorageInternalError: It is a symbolic link, for which Optuna waits without end if its
+                target is missing; or it is a folder, which Optuna waits 30 s for.
         """
-        if Path(self._lock_file).is_symlink():
+        lock = Path(self._lock_file)
+        if lock.is_symlink() or (lock.exists() and not lock.is_file()):
             raise StorageInternalError(
-                f'the lock {self._lock_file} is a symbolic link, allowed: a file; remove it'
+                f'the lock {lock} is a symbolic link or no file, allowed: a file; remove it'
             )
         return super().acquire()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 import math
+import os
 from pathlib import Path
 import re
 import sqlite3
@@ -15,9 +16,9 @@ import warnings
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARACTERS
+from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARACTERS, quote
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
-from p2d_node.sqlite_files import check_rows_are_stored, check_side_files
+from p2d_node.sqlite_files import check_rows_are_stored, check_side_files, SIDE_FILES
 from p2d_node.tuning.journal import open_journal, SUFFIX
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -29,6 +30,10 @@ DEFAULT_NAME = 'study.db'
 """Of the file in the output folder, if the user names no storage."""
 
 MISTYPED_URL = re.compile(r'[A-Za-z][\w+]*:.*@')
+
+MAX_SQLITE_BYTES = 256 << 20
+"""Of a study in SQLite, and of each file beside it. A trial takes about 2 kB, and Optuna keeps all
+trials in memory."""
 
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
@@ -144,12 +149,24 @@ class _PlainDatabase(sqlite3.Connection):
         if settings.get('uri'):
             raise ValueError('got an address with file:, allowed: sqlite:///PATH')
         check_side_files(Path(path))
+        _check_sizes(path)
         super().__init__(path, *args, **settings)
         try:
             check_rows_are_stored(self)
         except BaseException:
             self.close()
             raise
+
+
+def _check_sizes(path: str) -> None:
+    """Raise ValueError if the files of a study are larger than a search ever makes them."""
+    for name in (path, *(f'{os.path.realpath(path)}{suffix}' for suffix in SIDE_FILES)):
+        size = os.path.getsize(name) if os.path.exists(name) else 0
+        if size > MAX_SQLITE_BYTES:
+            raise ValueError(
+                f'{quote(name)} has {size} bytes, allowed: at most {MAX_SQLITE_BYTES}; name '
+                'another file, or a database server'
+            )
 
 
 def _lock_whole_transactions(storage: RDBStorage) -> None:

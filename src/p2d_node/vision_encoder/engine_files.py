@@ -7,7 +7,6 @@ file is opened once, and the runtime gets the bytes that were hashed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import errno
 import hashlib
 from io import FileIO
 import os
@@ -15,8 +14,8 @@ from pathlib import Path
 import re
 import stat
 
-from p2d_node.checkpoints.weight_files import BLOCK_BYTES, is_sparse
 from p2d_node.errors import EngineMismatchError, quote
+from p2d_node.sparse_files import BLOCK_BYTES, is_sparse
 from p2d_node.vision_encoder.manifest import (
     Artefact,
     EngineManifest,
@@ -137,7 +136,7 @@ def _open(path: Path, artefact: Artefact) -> int:
             raise EngineMismatchError(
                 f'{path.name} has {status.st_size} bytes, the manifest says {artefact.num_bytes}'
             )
-        if is_sparse(status) or _is_one_hole(descriptor, status):
+        if is_sparse(descriptor, status):
             raise EngineMismatchError(
                 f'{path.name} has {status.st_size} bytes, of which '
                 f'{BLOCK_BYTES * status.st_blocks} are on the disk; copy it again'
@@ -146,21 +145,6 @@ def _open(path: Path, artefact: Artefact) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _is_one_hole(descriptor: int, status: os.stat_result) -> bool:
-    """Return whether nothing of a file is on the disk.
-
-    A file system that counts no blocks says 0 of every file, so it is asked where the data is.
-    """
-    if status.st_blocks or not status.st_size:
-        return False
-    try:
-        os.lseek(descriptor, 0, os.SEEK_DATA)
-    except OSError as err:
-        return err.errno == errno.ENXIO
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return False
 
 
 def _require_hash(path: Path, artefact: Artefact, sha256: str) -> None:
