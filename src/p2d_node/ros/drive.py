@@ -43,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
     forbid_downloads()
     silence_import_warnings()
     share_freed_memory()
+    silence_lost_interrupts()
     try:
         with _silent_interrupt():
             from p2d_node.errors import P2dError
@@ -83,6 +84,20 @@ def _create(node_class: type[DriveNode]) -> tuple[DriveNode, SingleThreadedExecu
         if rclpy.ok():
             raise
         return None
+
+
+def silence_lost_interrupts() -> None:
+    """Print nothing for a Ctrl-C that arrives in a finaliser or in a hook of os.fork.
+
+    Python cannot raise it from there. The same signal has shut rclpy down, so the node ends.
+    """
+    show = sys.unraisablehook
+
+    def show_others(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            show(unraisable)
+
+    sys.unraisablehook = show_others
 
 
 @contextmanager
