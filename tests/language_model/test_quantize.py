@@ -33,7 +33,8 @@ def folder(request, tmp_path):
 
 @pytest.fixture
 def unpacked(monkeypatch):
-    """Leaves linear layers readable, which are packed on a CPU."""
+    """Leaves linear layers readable, which are fused and packed on a CPU."""
+    monkeypatch.setattr(chat, 'fuse_decoder_layers', lambda layers: None)
     monkeypatch.setattr(chat, 'pack_linear_layers', lambda model: None)
 
 

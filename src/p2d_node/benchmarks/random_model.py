@@ -10,6 +10,7 @@ from p2d_node.checkpoints.untrained import make_tokenizer
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
+from p2d_node.language_model.fused_layers import fuse_decoder_layers
 from p2d_node.language_model.input_sequence import InputSequence
 from p2d_node.language_model.packed_linear import pack_linear_layers
 from p2d_node.language_model.prefix import Prefix
@@ -48,7 +49,8 @@ def build_model(
         device: Where it runs.
         dtype: Of its weights.
         seed: Of its weights.
-        packed: Whether linear layers are packed on a CPU, as those of a checkpoint are.
+        packed: Whether decoder layers are fused and linear layers packed on a CPU, as those of a
+            checkpoint are.
         decisive: Whether one next token is far more likely than the others, as in a trained model.
             Without that, rounding decides.
     """
@@ -74,6 +76,7 @@ def build_model(
     if decisive:
         _make_decisive(model)
     if packed:
+        fuse_decoder_layers(model.model.language_model.layers)
         pack_linear_layers(model)
     return LlavaOnevision(model.eval(), tokenizer, ChatTemplate(tokenizer))
 

@@ -10,6 +10,7 @@ from typing import Any, TYPE_CHECKING
 from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.errors import ConfigError, InferenceError, panics
 from p2d_node.language_model.chat_template import ChatTemplate
+from p2d_node.language_model.fused_layers import fuse_decoder_layers
 from p2d_node.language_model.input_sequence import (
     InputSequence,
     interleave_pictures,
@@ -108,10 +109,12 @@ def _check_generation_config(folder: Path) -> None:
 def quantize_and_move(model: Any, weights: str, device: torch.device) -> Any:
     """Quantise the decoder layers of a model as `weights` says; move the model to `device`.
 
-    On a CPU the weights of linear layers are packed.
+    On a CPU decoder layers are fused, and the weights of linear layers are packed.
     """
-    quantize_layers(model.model.language_model.layers, weights, device)
+    layers = model.model.language_model.layers
+    quantize_layers(layers, weights, device)
     model = model.to(device)
+    fuse_decoder_layers(layers)
     pack_linear_layers(model)
     return model
 
