@@ -79,7 +79,12 @@ def _assemble(
         processing = ImageProcessing.from_folder(folder, max_pixels=config.view_max_pixels)
         view_size = (processing.height_px, processing.width_px)
         family = load_family(
-            checkpoint, view_size=view_size, dtype=dtype, device=device, weights=config.weights
+            checkpoint,
+            view_size=view_size,
+            dtype=dtype,
+            device=device,
+            weights=config.weights,
+            encoder_weights=config.encoder.weights,
         )
         views = _make_views(checkpoint, family, processing, device)
     views.check_cameras(tuple(config.cameras))

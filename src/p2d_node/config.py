@@ -161,6 +161,12 @@ class EncoderConfig:
         'Folder of the built engines. Empty: engines/ of the source tree, or '
         '~/.local/share/p2d_node/engines if there is no source tree.',
     )
+    weights: str = option(
+        'as_is',
+        "Quantisation of the encoder's linear layers, with backend torch on a CPU. as_is: none. "
+        'int8: faster than float32, mostly on CPUs without bfloat16; other tokens are kept.',
+        choices=('as_is', 'int8'),
+    )
     allow_unverified: bool = option(
         False,
         'Whether to load engines that p2d verify-engine has not compared with torch on this '
@@ -170,6 +176,11 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         check_fields(self, 'encoder.')
+        if self.weights != 'as_is' and self.backend != 'torch':
+            raise ConfigError(
+                f'encoder.weights: got {self.weights} with encoder.backend {self.backend}, '
+                'allowed with it: torch; set encoder.backend to torch'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def make_vision_encoder(
             refused[backend] = str(err)
         else:
             return ChosenEncoder(encoder, refused)
-    return ChosenEncoder(TorchVisionEncoder(module, dtype, device), refused)
+    return ChosenEncoder(TorchVisionEncoder(module, dtype, device, config.weights), refused)
 
 
 def load_engine(

@@ -13,15 +13,19 @@ class TorchVisionEncoder:
     Use it from one thread at a time.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, device: torch.device, weights: str = 'as_is'
+    ) -> None:
         """Wrap `module`, which maps pixel_values to visual_tokens.
 
         Args:
             module: Vision tower and projector, already on `device` in `dtype`.
             dtype: Number format of the weights.
             device: Device of the weights.
+            weights: Their quantisation, for the identity.
         """
-        self.identity = f'torch {str(dtype).removeprefix("torch.")} {device}'
+        quantised = '' if weights == 'as_is' else f' {weights}'
+        self.identity = f'torch {str(dtype).removeprefix("torch.")}{quantised} {device}'
         self.input_spec = EncoderInput()
         self._module = module
         self._dtype = dtype

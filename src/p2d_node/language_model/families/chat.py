@@ -16,6 +16,7 @@ from p2d_node.language_model.input_sequence import (
     interleave_pictures,
     text_positions,
 )
+from p2d_node.language_model.int8_linear import quantize_linear_layers
 from p2d_node.language_model.packed_linear import pack_linear_layers
 from p2d_node.language_model.prompt import (
     describe_missing_views,
@@ -23,7 +24,7 @@ from p2d_node.language_model.prompt import (
     Prompt,
     split_at_images,
 )
-from p2d_node.language_model.quantize import quantize_layers
+from p2d_node.language_model.quantize import INT8, quantize_layers
 from p2d_node.views import MOSAIC_KEY
 from safetensors import SafetensorError
 import torch
@@ -106,14 +107,24 @@ def _check_generation_config(folder: Path) -> None:
             ) from err
 
 
-def quantize_and_move(model: Any, weights: str, device: torch.device) -> Any:
-    """Quantise the decoder layers of a model as `weights` says; move the model to `device`.
+def quantize_and_move(
+    model: Any, device: torch.device, *, weights: str, encoder_parts: Sequence[str]
+) -> Any:
+    """Quantise a model and move it to `device`.
 
     On a CPU decoder layers are fused, and the weights of linear layers are packed.
+
+    Args:
+        model: A loaded model.
+        device: Device of the model.
+        weights: Quantisation of the decoder layers.
+        encoder_parts: Names of the submodules whose linear layers become 8-bit ones.
     """
     layers = model.model.language_model.layers
     quantize_layers(layers, weights, device)
     model = model.to(device)
+    for name in encoder_parts:
+        quantize_linear_layers(getattr(model.model, name))
     fuse_decoder_layers(layers)
     pack_linear_layers(model)
     return model
@@ -323,11 +334,14 @@ class FixedSizeModel(ChatModel):
         dtype: torch.dtype,
         device: torch.device,
         weights: str,
+        encoder_weights: str,
     ) -> Self:
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
-        return cls(quantize_and_move(model, weights, device), tokenizer, chat_template)
+        parts = cls.VISION_KEYS if encoder_weights == INT8 else ()
+        model = quantize_and_move(model, device, weights=weights, encoder_parts=parts)
+        return cls(model, tokenizer, chat_template)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:

@@ -17,6 +17,7 @@ from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import ChatModel, load_weights, quantize_and_move
 from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
+from p2d_node.language_model.quantize import INT8
 import torch
 from torch import nn, Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
@@ -107,6 +108,7 @@ class _QwenVL(ChatModel):
         dtype: torch.dtype,
         device: torch.device,
         weights: str,
+        encoder_weights: str,
     ) -> _QwenVL:
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         if view_size is None:
@@ -115,7 +117,9 @@ class _QwenVL(ChatModel):
                 'because this family accepts pictures of any size'
             )
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
-        return cls(quantize_and_move(model, weights, device), tokenizer, chat_template, view_size)
+        parts = cls.VISION_KEYS if encoder_weights == INT8 else ()
+        model = quantize_and_move(model, device, weights=weights, encoder_parts=parts)
+        return cls(model, tokenizer, chat_template, view_size)
 
     @classmethod
     def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:

@@ -18,7 +18,8 @@ from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
 from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
-from p2d_node.language_model.quantize import AS_IS, check_quantization
+from p2d_node.language_model.int8_linear import check_int8_encoder
+from p2d_node.language_model.quantize import AS_IS, check_quantization, INT8
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -54,6 +55,7 @@ def load_family(
     dtype: torch.dtype,
     device: torch.device,
     weights: str = AS_IS,
+    encoder_weights: str = AS_IS,
 ) -> Family:
     """Load tokenizer and weights of `checkpoint`.
 
@@ -64,12 +66,15 @@ def load_family(
         dtype: Number format of the weights.
         device: Device of the model.
         weights: Quantisation of the decoder layers: as_is, int8 or int4.
+        encoder_weights: Quantisation of the vision part: as_is or int8.
 
     Raises:
         ConfigError: The tokenizer has no chat template, or weights are missing or do not match.
         BackendUnavailableError: Quantisation needs a library or device that is not available.
     """
     check_quantization(weights, dtype, device)
+    if encoder_weights == INT8:
+        check_int8_encoder(device)
     with _errors_only():
         tokenizer = _load_tokenizer(checkpoint.folder)
         family: Family = find_family(checkpoint).load(
@@ -80,6 +85,7 @@ def load_family(
             dtype=dtype,
             device=device,
             weights=weights,
+            encoder_weights=encoder_weights,
         )
     return family
 
