@@ -11,6 +11,7 @@ from measured_tables import markdown_table, percent, read_report, ROOT, write_ta
 
 RESULTS = 'benchmarks/results'
 SUFFIX = '2-core-cpu'
+ONE_THREAD = f'{SUFFIX}-1-thread'
 ENCODERS = {
     'siglip-so400m': 'SigLIP-so400m (DriveMM)',
     'internvit-300m': 'InternViT-300M (InternVL)',
@@ -76,6 +77,48 @@ def engine_table() -> str:
         )
     header = ['encoder', 'export and check', 'build', 'peak memory', 'plan']
     return markdown_table(header, 'lrrrr', rows)
+
+
+def transformers_table() -> str:
+    """Return the time of questions about one sweep beside transformers' own processor."""
+    report = read_result('against_transformers', ONE_THREAD)
+    labels = {
+        'transformers': 'transformers: its processor and `generate`, question by question',
+        'unpruned': 'p2d_node, all visual tokens',
+        'ten percent': 'p2d_node, 10 % kept',
+    }
+    rows = [
+        [
+            label,
+            f'{report["median_ms"][way]:,.0f}',
+            f'{report["faster"][way]:.1f}x',
+            f'{report["same_texts"][way]} of {report["num_questions"]}',
+        ]
+        for way, label in labels.items()
+    ]
+    head = (
+        f'Processor time in milliseconds, `{report["model"]}` in {report["dtype"]}, one thread, '
+        f'median of {report["rounds"]} rounds.\n\n'
+    )
+    return head + markdown_table(['how', 'ms', 'faster', 'same text'], 'lrrr', rows)
+
+
+def encoder_table() -> str:
+    """Return what number formats of the encoder cost and change."""
+    report = read_result('encoder_weights', ONE_THREAD)
+    rows = [
+        [
+            name,
+            f'{row["encode_ms"]:.0f}',
+            f'{row["faster"]:.2f}x',
+            percent(row['kept_alike']),
+            f'{row["answers_differ"]} of {row["answers"]}',
+        ]
+        for name, row in report['formats'].items()
+    ]
+    header = ['format', 'ms', 'faster', 'tokens kept as in float32', 'answers that differ']
+    head = f'Six views, `{report["model"]}`, one thread, {report["sweeps"]} drawn sweeps.\n\n'
+    return head + markdown_table(header, 'lrrrr', rows)
 
 
 def accuracy_table() -> str:
@@ -168,9 +211,9 @@ def _summary_of_selection() -> list[str]:
 
 
 def _summary_of_language_model() -> list[list[str]]:
-    prefill = read_result('prefill', f'{SUFFIX}-1-thread')
+    prefill = read_result('prefill', ONE_THREAD)
     rows = {(row['retention_ratio'], row['prune_layer']): row for row in prefill['rows']}
-    questions = read_result('questions', f'{SUFFIX}-1-thread')
+    questions = read_result('questions', ONE_THREAD)
     together, separately = (questions['median_ms'][way] for way in ('together', 'separately'))
     return [
         [
@@ -202,6 +245,8 @@ TABLES: dict[str, Callable[[], str]] = {
     'figures/summary': summary_table,
     'figures/transport': transport_table,
     'figures/synchroniser': synchroniser_table,
+    'figures/transformers': transformers_table,
+    'figures/encoder': encoder_table,
     'figures/engines': engine_table,
     'figures/accuracy': accuracy_table,
     'figures/machine': machine_text,
