@@ -15,6 +15,7 @@ ONE_THREAD = f'{SUFFIX}-1-thread'
 ENCODERS = {
     'siglip-so400m': 'SigLIP-so400m (DriveMM)',
     'internvit-300m': 'InternViT-300M (InternVL)',
+    'qwen3-vl-8b': 'Qwen3-VL-8B (Cosmos-Reason2), 196,608 pixels per view',
 }
 SHOWN_RATIOS = (0.5, 0.25, 0.1, 0.05)
 

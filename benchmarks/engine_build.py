@@ -25,6 +25,8 @@ from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -103,7 +105,51 @@ def save(model_class, config, tokenizer, folder: Path, processor: dict[str, obje
     (folder / 'preprocessor_config.json').write_text(json.dumps(processor))
 
 
-MODELS = {'siglip-so400m': write_siglip_so400m, 'internvit-300m': write_internvit_300m}
+def write_qwen3_vl_8b(folder: Path) -> None:
+    """Write Qwen3-VL-8B's vision tower and mergers, for pictures of at most 196,608 pixels."""
+    special = ('<unk>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|image_pad|>')
+    tokenizer = make_tokenizer((*special, '<|vision_end|>', '<|video_pad|>'))
+    ids = tokenizer.convert_tokens_to_ids
+    config = Qwen3VLConfig(
+        vision_config={
+            'depth': 27,
+            'hidden_size': 1152,
+            'intermediate_size': 4304,
+            'num_heads': 16,
+            'patch_size': 16,
+            'out_hidden_size': 4096,
+            'num_position_embeddings': 2304,
+            'deepstack_visual_indexes': [8, 16, 24],
+        },
+        text_config={
+            **make_small_text_model(len(tokenizer)).to_diff_dict(),
+            'head_dim': 128,
+            'num_key_value_heads': 8,
+        },
+        vision_start_token_id=ids('<|vision_start|>'),
+        image_token_id=ids('<|image_pad|>'),
+        vision_end_token_id=ids('<|vision_end|>'),
+        video_token_id=ids('<|video_pad|>'),
+        tie_word_embeddings=False,
+        dtype='float16',
+    )
+    processor = {
+        'image_processor_type': 'Qwen2VLImageProcessorFast',
+        'size': {'shortest_edge': 65536, 'longest_edge': 196608},
+        'patch_size': 16,
+        'temporal_patch_size': 2,
+        'merge_size': 2,
+        'image_mean': [0.5, 0.5, 0.5],
+        'image_std': [0.5, 0.5, 0.5],
+    }
+    save(Qwen3VLForConditionalGeneration, config, tokenizer, folder, processor)
+
+
+MODELS = {
+    'siglip-so400m': write_siglip_so400m,
+    'internvit-300m': write_internvit_300m,
+    'qwen3-vl-8b': write_qwen3_vl_8b,
+}
 
 
 def measure(command: list[str]) -> dict[str, float]:

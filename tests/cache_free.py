@@ -66,9 +66,8 @@ def attend(attention, x: Tensor, cos: Tensor, sin: Tensor, allowed: Tensor) -> T
 
 
 @torch.inference_mode()
-def run(decoder, sequence: Sequence, prune_layer: int) -> tuple[Tensor, Tensor]:
+def run(model, lm_head, sequence: Sequence, prune_layer: int) -> tuple[Tensor, Tensor]:
     """Logits [length, vocabulary], and the hidden states [length, hidden] before `prune_layer`."""
-    model = decoder._model
     cos, sin = phases(model, sequence.positions)
     hidden = sequence.embeddings
     length = len(hidden)
@@ -88,4 +87,4 @@ def run(decoder, sequence: Sequence, prune_layer: int) -> tuple[Tensor, Tensor]:
             added = torch.zeros_like(hidden)
             added[sequence.visual] = sequence.deepstack[index]
             hidden = hidden + added
-    return decoder._lm_head(model.norm(hidden)), before
+    return lm_head(model.norm(hidden)), before

@@ -22,7 +22,7 @@ from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 from p2d_node.whole_folders import LOCK_FILE, MARKER_FILE
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import write_internvl, write_qwen2_5_vl
+from tiny_checkpoints import write_internvl, write_qwen2_5_vl, write_qwen3_vl
 import torch
 
 
@@ -305,9 +305,15 @@ def test_internvl_is_exported_with_its_pixel_shuffle(tmp_path, input_kind):
 
 
 @pytest.mark.slow
-def test_a_family_that_cannot_be_exported_is_refused(tmp_path):
-    checkpoint = write_qwen2_5_vl(tmp_path / 'qwen')
-    plan = plan_of(checkpoint, 'onnxruntime')
-    with pytest.raises(ConfigError, match='engines are not built for Qwen-VL, allowed: LLaVA'):
-        build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
-    assert list_all_engines(tmp_path / 'engines') == []
+@pytest.mark.parametrize(
+    ('write', 'input_spec', 'hidden_size'),
+    [
+        (write_qwen2_5_vl, EncoderInput(), 48),
+        (write_qwen3_vl, EncoderInput(FRAMES, 90, 160), 3 * 48),  # two deepstack layers
+    ],
+)
+def test_qwen_vl_is_built_ahead_of_time_for_tensorrt(tmp_path, write, input_spec, hidden_size):
+    plan = plan_of(write(tmp_path / 'qwen'), 'tensorrt_rtx', input_spec=input_spec)
+    built = build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
+    assert (built.manifest.num_tokens, built.manifest.hidden_size) == (18, hidden_size)
+    assert (built.folder / 'engine.plan').stat().st_size > 100_000

@@ -3,7 +3,8 @@
 from cache_free import run, Sequence
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.registry import load_family
+from p2d_node.language_model.families.chat import load_weights
+from p2d_node.language_model.families.registry import find_family, load_family
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.token_selection import select_tokens
 import pytest
@@ -36,6 +37,13 @@ def view_size(folder):
 def family(folder, view_size):
     checkpoint = open_checkpoint(folder)
     return load_family(checkpoint, view_size=view_size, dtype=torch.float64, device=CPU)
+
+
+@pytest.fixture(scope='module')
+def own_model(folder):
+    """transformers' own layers with the same weights."""
+    model_class = find_family(open_checkpoint(folder)).MODEL_CLASS
+    return load_weights(model_class, folder, dtype=torch.float64)
 
 
 @pytest.fixture(scope='module')
@@ -101,7 +109,7 @@ def run_and_step(family, decoder, prefix, position, questions, num_steps):
 
 @pytest.mark.parametrize('cache', CACHES)
 @pytest.mark.parametrize('prune_layer', [0, 1, 2])
-def test_logits_equal_those_of_a_pass_without_cache(family, inputs, prune_layer, cache):
+def test_logits_equal_those_of_a_pass_without_cache(family, own_model, inputs, prune_layer, cache):
     decoder = make_decoder(family, cache)
     paused = decoder.begin_prefill(inputs, prune_layer)
     visual_states = paused.visual_states
@@ -113,7 +121,9 @@ def test_logits_equal_those_of_a_pass_without_cache(family, inputs, prune_layer,
     )
 
     text = family.embed_text([*suffix, *tokens[0].tolist()], inputs.end_position)
-    expected, before = run(decoder, full_sequence(inputs, keep, text), prune_layer)
+    sequence = full_sequence(inputs, keep, text)
+    text_model, lm_head = own_model.model.language_model, own_model.lm_head
+    expected, before = run(text_model, lm_head, sequence, prune_layer)
     torch.testing.assert_close(logits[0], expected[-NUM_STEPS - 1 :], **EXACT)
     for view, states in zip(inputs.pictures, visual_states, strict=True):
         torch.testing.assert_close(states, before[view], **EXACT)

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
-from engine_helpers import engine_folder
+from engine_helpers import CPU, engine_folder, ignore_progress, plan_of
 from p2d_node.config import DriveConfig, EncoderConfig
+from p2d_node.engine_build.build import build_engine
 from p2d_node.errors import EngineMismatchError, ImageDecodeError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, RawImage
 import pytest
 from sweeps import make_frame_set, picture, STAMP_NS
+from tiny_checkpoints import write_qwen2_5_vl, write_qwen3_vl
 
 QUESTIONS = ('What should the ego vehicle do next?', 'Is there a car?')
 
@@ -68,6 +70,28 @@ def test_an_engine_keeps_the_same_tokens_and_gives_the_same_answers(
             assert actual[0].encoder.endswith(engine_folder(engine_dir).name)
             assert min(actual[0].times.preprocess_ms, actual[0].times.encode_ms) > 0
     finally:
+        pipeline.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('write', [write_qwen2_5_vl, write_qwen3_vl])
+def test_qwen_vl_on_an_engine_gives_the_same_answers(config, tmp_path, write):
+    """With windows of attention that are cut at the edge, or deepstack features."""
+    checkpoint = write(tmp_path / 'qwen')
+    built = build_engine(plan_of(checkpoint, 'onnxruntime'), tmp_path, CPU, ignore_progress)
+    assert built.verification is not None
+    assert built.verification.passed
+    config = replace(config, model=str(checkpoint))
+    in_torch, pipeline = DrivingPipeline.from_config(config), on_engine(config, tmp_path)
+    try:
+        for seed in range(3):
+            sweep = make_frame_set(seed=seed)
+            expected, actual = (p.answer(sweep, QUESTIONS) for p in (in_torch, pipeline))
+            assert kept(actual) == kept(expected)
+            assert [a.answer for a in actual] == [a.answer for a in expected]
+            assert actual[0].encoder.endswith(built.folder.name)
+    finally:
+        in_torch.close()
         pipeline.close()
 
 

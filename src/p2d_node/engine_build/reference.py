@@ -45,7 +45,8 @@ def compute_reference(plan: ExportPlan, *, seed: int) -> Reference:
 
 def load_encoder(plan: ExportPlan) -> nn.Module:
     """Load the encoder that is exported, in float32 on the CPU."""
-    vision_module = load_vision_module(plan.checkpoint)
+    view_size = (plan.processing.height_px, plan.processing.width_px)
+    vision_module = load_vision_module(plan.checkpoint, view_size)
     if plan.input_spec.kind != FRAMES:
         return vision_module
     return FrameEncoder(

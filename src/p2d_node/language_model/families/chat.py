@@ -344,9 +344,12 @@ class FixedSizeModel(ChatModel):
         return cls(model, tokenizer, chat_template)
 
     @classmethod
-    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
+    def load_vision_module(
+        cls, folder: Path, *, dtype: torch.dtype, view_size: tuple[int, int] | None
+    ) -> nn.Module:
         """Load only vision tower and projector; see `registry.load_vision_module`."""
         model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
+        check_view_size(view_size, model.config.vision_config.image_size)
         return cls.make_vision_module(model)
 
     @staticmethod

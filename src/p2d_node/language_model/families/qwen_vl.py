@@ -14,60 +14,19 @@ from typing import Any
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import ChatModel, load_weights, quantize_and_move
+from p2d_node.language_model.families.chat import (
+    ChatModel,
+    load_vision_weights,
+    load_weights,
+    quantize_and_move,
+)
+from p2d_node.language_model.families.qwen_vision import QwenVision
 from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
 from p2d_node.language_model.quantize import INT8
 import torch
 from torch import nn, Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
-
-
-class _VisionModule(nn.Module):
-    """Vision tower and merger; maps pixel_values to visual_tokens."""
-
-    def __init__(self, visual: Any, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.visual = visual
-        self._merge = visual.config.spatial_merge_size
-        self._patch = visual.config.patch_size
-        self._num_frames = visual.config.temporal_patch_size
-        self._rows, self._columns = grid
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map float [pictures, 3, height, width] to float [pictures, tokens, features].
-
-        Features are the embedding [hidden] and the deepstack features [layers * hidden], if any.
-        """
-        pictures = len(pixel_values)
-        patch_grid = (1, self._rows * self._merge, self._columns * self._merge)
-        grid_thw = torch.tensor([patch_grid] * pictures, device=pixel_values.device)
-        output = self.visual(self._to_patches(pixel_values), grid_thw=grid_thw)
-        deepstack = getattr(output, 'deepstack_features', None) or []
-        features = torch.cat([output.pooler_output, *deepstack], dim=-1)
-        return features.reshape(pictures, self._rows * self._columns, -1)
-
-    def _to_patches(self, pixel_values: Tensor) -> Tensor:
-        """Split pictures into the flat patches that are the tower's input.
-
-        Patches are ordered by block; each block becomes one token. The tower's patches span
-        several video frames, so a picture is repeated in all of them.
-
-        Args:
-            pixel_values: Float [pictures, 3, height, width].
-
-        Returns:
-            Float [pictures * patches, 3 * frames * patch * patch].
-        """
-        pictures, channels = pixel_values.shape[:2]
-        merge, patch = self._merge, self._patch
-        blocks = pixel_values.reshape(
-            pictures, channels, self._rows, merge, patch, self._columns, merge, patch
-        )
-        # pictures, rows, columns, row in block, column in block, channels, y, x
-        patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
-        patches = patches.expand(*(-1,) * 6, self._num_frames, -1, -1)
-        return patches.reshape(-1, channels * self._num_frames * patch * patch)
 
 
 class _QwenVL(ChatModel):
@@ -91,7 +50,7 @@ class _QwenVL(ChatModel):
         super().__init__(model, tokenizer, chat_template)
         vision = model.config.vision_config
         self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
-        self.vision_module = _VisionModule(model.model.visual, self.grid)
+        self.vision_module = QwenVision(model.model.visual, self.grid)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self._merge = vision.spatial_merge_size
         self._rope_index = model.model.get_rope_index
@@ -111,23 +70,23 @@ class _QwenVL(ChatModel):
         encoder_weights: str,
     ) -> _QwenVL:
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
-        if view_size is None:
-            raise ConfigError(
-                f'model: {folder}: got no picture size, needed: height and width in pixels, '
-                'because this family accepts pictures of any size'
-            )
+        view_size = _require_size(view_size, folder)
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         parts = cls.VISION_KEYS if encoder_weights == INT8 else ()
         model = quantize_and_move(model, device, weights=weights, encoder_parts=parts)
         return cls(model, tokenizer, chat_template, view_size)
 
     @classmethod
-    def load_vision_module(cls, folder: Path, *, dtype: torch.dtype) -> nn.Module:
-        """Raise `ConfigError`: the tower's graph depends on tensor values, so it has no engine."""
-        raise ConfigError(
-            f'model: {folder}: engines are not built for Qwen-VL, allowed: LLaVA-OneVision and '
-            'InternVL; leave encoder.backend at torch'
+    def load_vision_module(
+        cls, folder: Path, *, dtype: torch.dtype, view_size: tuple[int, int] | None
+    ) -> nn.Module:
+        """Load only the vision tower; see `registry.load_vision_module`."""
+        model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
+        vision = model.config.vision_config
+        grid = _grid(
+            _require_size(view_size, folder), vision.patch_size * vision.spatial_merge_size
         )
+        return QwenVision(model.model.visual, grid)
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
         """Return the prompt up to and including the last picture; see `Family`."""
@@ -169,6 +128,15 @@ class Qwen3VL(_QwenVL):
     """Qwen3-VL and models trained from it: Cosmos-Reason2."""
 
     MODEL_CLASS = Qwen3VLForConditionalGeneration
+
+
+def _require_size(view_size: tuple[int, int] | None, folder: Path) -> tuple[int, int]:
+    if view_size is None:
+        raise ConfigError(
+            f'model: {folder}: got no picture size, needed: height and width in pixels, because '
+            'this family accepts pictures of any size'
+        )
+    return view_size
 
 
 def _grid(view_size: tuple[int, int], token_px: int) -> tuple[int, int]:

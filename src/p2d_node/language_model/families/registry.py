@@ -128,11 +128,17 @@ def _processor_chat_template(folder: Path) -> str | None:
     return None
 
 
-def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
+def load_vision_module(
+    checkpoint: Checkpoint, view_size: tuple[int, int] | None = None
+) -> nn.Module:
     """Load vision tower and projector of `checkpoint` in float32 on the CPU, for export.
 
     It uses eager attention: exported SDPA gave wrong results in TensorRT 10.7 (TensorRT issue
     4333).
+
+    Args:
+        checkpoint: The checkpoint.
+        view_size: As in `load_family`.
 
     Returns:
         A module that maps pixel_values, float32 [pictures, 3, height, width], to visual_tokens,
@@ -143,7 +149,9 @@ def load_vision_module(checkpoint: Checkpoint) -> nn.Module:
     """
     family = find_family(checkpoint)
     with _errors_only(), checkpoint_faults(checkpoint.folder):
-        module: nn.Module = family.load_vision_module(checkpoint.folder, dtype=torch.float32)
+        module: nn.Module = family.load_vision_module(
+            checkpoint.folder, dtype=torch.float32, view_size=view_size
+        )
     return module.eval()
 
 
