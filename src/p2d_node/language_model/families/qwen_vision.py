@@ -202,7 +202,8 @@ def position_table(table: Tensor, places: Tensor) -> Tensor:
         taps.append(both.long().clamp(max=side - 1))
     indices = (taps[0][:, :, None] * side + taps[1][:, None]).flatten(1)
     shares = (weights[0][:, :, None] * weights[1][:, None]).flatten(1)
-    return (table[indices] * shares[..., None]).sum(1)
+    positions: Tensor = (table[indices] * shares[..., None]).sum(1)
+    return positions
 
 
 def make_windows(places: Tensor, side: int) -> Windows | None:
