@@ -36,10 +36,11 @@ lint: setup
 audit: setup
 	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
 
-# What needs the machine for itself, or ROS, runs after the others and one by one.
+# Tests over ROS run after the others, as they wait for seconds; what compares times runs alone.
 unit: setup
 	$(RUN) python -m pytest -n 2 --dist loadfile -m "not ros and not gpu and not alone"
-	$(RUN) python -m pytest -m "ros or gpu or alone"
+	$(RUN) python -m pytest -n 2 --dist loadfile -m "ros and not alone"
+	$(RUN) python -m pytest -m "gpu or alone"
 
 fast: setup
 	$(RUN) python -m pytest -n 2 -m "not slow and not ros and not gpu"

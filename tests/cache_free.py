@@ -82,7 +82,8 @@ def run(model, lm_head, sequence: Sequence, prune_layer: int) -> tuple[Tensor, T
             allowed = causal & (~sequence.dropped[None] | torch.eye(length, dtype=torch.bool))
         normed = layer.input_layernorm(hidden)
         hidden = hidden + attend(layer.self_attn, normed, cos, sin, allowed)
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        normed = layer.post_attention_layernorm(hidden)
+        hidden = hidden + layer.mlp(normed[None])[0]
         if sequence.deepstack is not None and index < len(sequence.deepstack):
             added = torch.zeros_like(hidden)
             added[sequence.visual] = sequence.deepstack[index]

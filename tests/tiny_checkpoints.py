@@ -20,8 +20,12 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -145,6 +149,18 @@ def write_internvl(
 
 
 QWEN_TOKENS = ('<|vision_start|>', '<|image_pad|>', '<|vision_end|>', '<|video_pad|>')
+M_ROPE = {'rope_type': 'default', 'rope_theta': 1e4, 'mrope_section': [2, 2, 2]}
+QWEN3_VISION = {
+    'depth': 3,
+    'hidden_size': 32,
+    'intermediate_size': 48,
+    'num_heads': 2,
+    'patch_size': 4,
+    'out_hidden_size': 48,
+    'num_position_embeddings': 16,
+    'deepstack_visual_indexes': [0, 1],
+    'initializer_range': 0.3,
+}
 QWEN_PICTURE = '<|vision_start|><|image_pad|><|vision_end|>'
 
 
@@ -183,11 +199,7 @@ def write_qwen2_5_vl(folder: Path) -> Path:
         },
         text_config={
             **text_settings(tokenizer),
-            'rope_parameters': {
-                'rope_type': 'default',
-                'rope_theta': 1e4,
-                'mrope_section': [2, 2, 2],
-            },
+            'rope_parameters': M_ROPE,
         },
         **qwen_settings(tokenizer),
     )
@@ -199,25 +211,10 @@ def write_qwen3_vl(folder: Path) -> Path:
     """Qwen3-VL with two deepstack layers; 3 x 6 tokens per view."""
     tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
     config = Qwen3VLConfig(
-        vision_config={
-            'depth': 3,
-            'hidden_size': 32,
-            'intermediate_size': 48,
-            'num_heads': 2,
-            'patch_size': 4,
-            'out_hidden_size': 48,
-            'num_position_embeddings': 16,
-            'deepstack_visual_indexes': [0, 1],
-            'initializer_range': 0.3,
-        },
+        vision_config=QWEN3_VISION,
         text_config={
             **text_settings(tokenizer, head_dim=12),
-            'rope_parameters': {
-                'rope_type': 'default',
-                'rope_theta': 1e4,
-                'mrope_section': [2, 2, 2],
-                'mrope_interleaved': True,
-            },
+            'rope_parameters': {**M_ROPE, 'mrope_interleaved': True},
         },
         **qwen_settings(tokenizer),
     )
@@ -225,13 +222,54 @@ def write_qwen3_vl(folder: Path) -> Path:
     return save(Qwen3VLForConditionalGeneration, config, tokenizer, processor, folder)
 
 
+def write_qwen2_vl(folder: Path) -> Path:
+    """Qwen2-VL; 3 x 6 tokens per view."""
+    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
+    config = Qwen2VLConfig(
+        vision_config={
+            'depth': 2,
+            'embed_dim': 32,
+            'hidden_size': 48,
+            'mlp_ratio': 2,
+            'num_heads': 2,
+            'patch_size': 4,
+            'initializer_range': 0.3,
+        },
+        text_config={**text_settings(tokenizer), 'rope_parameters': M_ROPE},
+        **qwen_settings(tokenizer),
+    )
+    processor = qwen_processor(patch_size=4, pixels=1300)
+    return save(Qwen2VLForConditionalGeneration, config, tokenizer, processor, folder)
+
+
+def write_qwen3_vl_moe(folder: Path) -> Path:
+    """Qwen3-VL with two of four experts per token; 3 x 6 tokens per view."""
+    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
+    config = Qwen3VLMoeConfig(
+        vision_config=QWEN3_VISION,
+        text_config={
+            **text_settings(tokenizer, head_dim=12),
+            'rope_parameters': {**M_ROPE, 'mrope_interleaved': True},
+            'num_experts': 4,
+            'num_experts_per_tok': 2,
+            'moe_intermediate_size': 48,
+            'decoder_sparse_step': 1,
+        },
+        **qwen_settings(tokenizer),
+    )
+    processor = qwen_processor(patch_size=4, pixels=1300)
+    return save(Qwen3VLMoeForConditionalGeneration, config, tokenizer, processor, folder)
+
+
 WRITERS = {
     'llava_llama': write_llava,
     'llava_qwen2': partial(write_llava, text=Qwen2Config),
     'internvl_qwen2': write_internvl,
     'internvl_llama': partial(write_internvl, text=LlamaConfig),
+    'qwen2_vl': write_qwen2_vl,
     'qwen2_5_vl': write_qwen2_5_vl,
     'qwen3_vl': write_qwen3_vl,
+    'qwen3_vl_moe': write_qwen3_vl_moe,
 }
 """Name to writer: every family with each of its text models."""
 

@@ -26,7 +26,10 @@ NUM_CACHED = {'a prefill': 0, 'one token': 5, 'one token, masked': 5, 'several t
 LENGTHS = {'a prefill': 7, 'one token': 1, 'one token, masked': 1, 'several tokens, masked': 3}
 
 
-@pytest.fixture(params=WRITERS)
+WITH_EXPERTS = 'qwen3_vl_moe'
+
+
+@pytest.fixture(params=[name for name in WRITERS if name != WITH_EXPERTS])
 def folder(request, tmp_path):
     return WRITERS[request.param](tmp_path)
 
@@ -82,6 +85,12 @@ def test_a_fused_layer_computes_what_the_layer_does(folder, case):
 def test_all_layers_of_a_loaded_model_are_fused_on_a_cpu(folder):
     layers = load(folder, dtype=torch.float32).decoder._model.layers
     assert {type(layer) for layer in layers} == {FusedLayer}
+
+
+def test_layers_with_experts_are_left_as_they_are(tmp_path):
+    folder = WRITERS[WITH_EXPERTS](tmp_path)
+    layers = load(folder, dtype=torch.float32).decoder._model.layers
+    assert FusedLayer not in {type(layer) for layer in layers}
 
 
 def test_quantised_layers_are_left_as_they_are(folder):

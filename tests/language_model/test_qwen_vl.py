@@ -14,13 +14,15 @@ from p2d_node.token_selection.grid import even_grid
 from pillow_levels import assert_close_to_pillow
 import pytest
 from sweeps import make_frame_set, picture
-from tiny_checkpoints import write_qwen2_5_vl, write_qwen3_vl
+from tiny_checkpoints import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl, write_qwen3_vl_moe
 import torch
 from transformers import (
     AutoTokenizer,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 CPU = torch.device('cpu')
@@ -29,8 +31,10 @@ QUESTION = 'What should the ego vehicle do next?'
 MAX_NEW_TOKENS = 24
 GRID = (3, 6)
 MODELS = {
+    'qwen2_vl': (write_qwen2_vl, Qwen2VLForConditionalGeneration),
     'qwen2_5_vl': (write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration),
     'qwen3_vl': (write_qwen3_vl, Qwen3VLForConditionalGeneration),
+    'qwen3_vl_moe': (write_qwen3_vl_moe, Qwen3VLMoeForConditionalGeneration),
 }
 
 
@@ -58,7 +62,10 @@ def family(folder, processing):
 
 @pytest.fixture(scope='module')
 def model(name, folder):
-    return MODELS[name][1].from_pretrained(folder, dtype=torch.float64).eval()
+    model_class = MODELS[name][1]
+    return model_class.from_pretrained(
+        folder, dtype=torch.float64, experts_implementation='eager'
+    ).eval()
 
 
 @pytest.fixture(scope='module')

@@ -19,6 +19,27 @@ UNTRAINED_KEY = 'p2d_untrained'
 IMPORTABLE = {'llava_llama': 'drivemm', 'internvl_chat': 'drivelmm-o1'}
 """`model_type` of published driving models to the name of the import that converts them."""
 
+LINEAR_ATTENTION = (
+    'most of its layers have linear attention, whose state holds all tokens before and cannot '
+    'leave out dropped ones'
+)
+SLIDING_ATTENTION = (
+    'most of its layers attend to a sliding window, which counts cached tokens, and dropped ones '
+    'make gaps'
+)
+TILES = 'it cuts a picture into tiles, with text between them for rows and columns'
+
+OBSTACLES = {
+    'qwen3_5': LINEAR_ATTENTION,
+    'qwen3_5_moe': LINEAR_ATTENTION,
+    'gemma3': SLIDING_ATTENTION,
+    'gemma3n': SLIDING_ATTENTION,
+    'smolvlm': TILES,
+    'idefics3': TILES,
+    'cosmos3_edge': 'its vision tower, a SigLIP 2 for packed pictures, has no class here yet',
+}
+"""`model_type` to what stands in the way of running it."""
+
 ADAPTER_CONFIG = 'adapter_config.json'
 
 
@@ -53,7 +74,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 
     Raises:
         ConfigError: The folder, its config.json or its weights are missing or not in it, it must
-            be imported first, it asks for Python code, or a setting has an absurd size.
+            be imported first, its family cannot be run, it asks for Python code, or a setting has
+            an absurd size.
     """
     path = Path(os.path.expanduser(folder))  # without an error for a user who does not exist
     if not os.path.isdir(path):  # without an error for a name that is too long
@@ -72,6 +94,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise ConfigError(
             f"model: {path} is in its authors' format ({model_type}); convert it with: "
             f'p2d import-checkpoint --from {IMPORTABLE[model_type]} {path} --out FOLDER'
+        )
+    if model_type in OBSTACLES:
+        raise ConfigError(
+            f'model: {path}: got family {model_type!r}, which cannot be run: '
+            f'{OBSTACLES[model_type]}; docs/checkpoints.md lists the families'
         )
     find_weight_files(path)
     if (path / ADAPTER_CONFIG).exists():

@@ -51,15 +51,28 @@ REFUSED = {
 """Settings that name other weights, or a library that makes other modules of them."""
 
 PART_TYPES = {
-    'text_config': {'llama', 'mistral', 'qwen2', 'qwen3', 'qwen2_5_vl_text', 'qwen3_vl_text'},
+    'text_config': {
+        'llama',
+        'mistral',
+        'qwen2',
+        'qwen3',
+        'qwen2_vl_text',
+        'qwen2_5_vl_text',
+        'qwen3_vl_text',
+        'qwen3_vl_moe_text',
+    },
     'vision_config': {
         'siglip_vision_model',
         'clip_vision_model',
         'internvl_vision',
+        'qwen2_vl',
+        'qwen2_vl_vision',
         'qwen2_5_vl',
         'qwen2_5_vl_vision',
         'qwen3_vl',
         'qwen3_vl_vision',
+        'qwen3_vl_moe',
+        'qwen3_vl_moe_vision',
     },
 }
 """Part of config.json to the model types whose settings are checked here."""

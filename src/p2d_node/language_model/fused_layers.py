@@ -18,6 +18,7 @@ from torch.nn import functional
 LAYER_CLASSES = (
     'llama.modeling_llama.LlamaDecoderLayer',
     'qwen2.modeling_qwen2.Qwen2DecoderLayer',
+    'qwen2_vl.modeling_qwen2_vl.Qwen2VLDecoderLayer',
     'qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLDecoderLayer',
     'qwen3.modeling_qwen3.Qwen3DecoderLayer',
     'qwen3_vl.modeling_qwen3_vl.Qwen3VLTextDecoderLayer',

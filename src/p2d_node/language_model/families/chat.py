@@ -56,6 +56,8 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     _check_generation_config(folder)
     config = _read_config(folder)
     _check_size(model_class, config, folder)
+    if options.get('dtype') == torch.float64:
+        options['experts_implementation'] = 'eager'  # torch's kernel for experts has no float64
     model, wrong = _load_and_compare(model_class, folder, {'config': config, **options})
     _require_whole(folder, wrong)
     return model.eval()

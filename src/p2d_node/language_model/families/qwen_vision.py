@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2.5-VL and Qwen3-VL for pictures of one size.
+"""The vision towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL for pictures of one size.
 
 transformers' towers take pictures of any sizes in one packed sequence, so their graph depends on
 the values of a tensor and cannot be exported. With one size, what depends on it is constant: the

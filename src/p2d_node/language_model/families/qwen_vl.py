@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL checkpoints: pictures of any size, M-RoPE and deepstack features.
+"""Qwen-VL checkpoints of four kinds: pictures of any size, M-RoPE and deepstack features.
 
 M-RoPE gives a token three positions: time, row and column. A picture uses as many positions as its
 longer side has tokens. So the text after it has smaller positions than its place in the sequence.
@@ -26,11 +26,16 @@ from p2d_node.language_model.prompt import Prompt
 from p2d_node.language_model.quantize import INT8
 import torch
 from torch import nn, Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 
 class _QwenVL(ChatModel):
-    """Base class of both generations; see `Family`.
+    """Base class of all generations; see `Family`.
 
     Attributes:
         decoder: The language model.
@@ -118,6 +123,12 @@ class _QwenVL(ChatModel):
         return positions, len(token_ids) + int(delta)
 
 
+class Qwen2VL(_QwenVL):
+    """Qwen2-VL and models trained from it."""
+
+    MODEL_CLASS = Qwen2VLForConditionalGeneration
+
+
 class Qwen25VL(_QwenVL):
     """Qwen2.5-VL and models trained from it: Cosmos-Reason1, AutoVLA, Impromptu-VLA."""
 
@@ -128,6 +139,12 @@ class Qwen3VL(_QwenVL):
     """Qwen3-VL and models trained from it: Cosmos-Reason2."""
 
     MODEL_CLASS = Qwen3VLForConditionalGeneration
+
+
+class Qwen3VLMoe(_QwenVL):
+    """Qwen3-VL with a mixture of experts."""
+
+    MODEL_CLASS = Qwen3VLMoeForConditionalGeneration
 
 
 def _require_size(view_size: tuple[int, int] | None, folder: Path) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
 from p2d_node.language_model.families.llava_onevision import LlavaOnevision
-from p2d_node.language_model.families.qwen_vl import Qwen3VL, Qwen25VL
+from p2d_node.language_model.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL
 from p2d_node.language_model.int8_linear import check_int8_encoder
 from p2d_node.language_model.quantize import AS_IS, check_quantization, INT8
 import torch
@@ -28,8 +28,10 @@ from transformers.utils import logging as transformers_logging
 FAMILIES: dict[str, Any] = {
     'llava_onevision': LlavaOnevision,
     'internvl': InternVL,
+    'qwen2_vl': Qwen2VL,
     'qwen2_5_vl': Qwen25VL,
     'qwen3_vl': Qwen3VL,
+    'qwen3_vl_moe': Qwen3VLMoe,
 }
 """`model_type` of a checkpoint's config.json to the class that runs it."""
 
