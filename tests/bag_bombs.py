@@ -70,23 +70,41 @@ def write_mcap(path: Path, data: bytes, summary: Sequence[bytes] = ()) -> Path:
     return path
 
 
-def write_indexed_mcap(path: Path, content: bytes, size: int, compression: str, count: int = 1):
-    """Write an MCAP file with one chunk, which its index names `count` times."""
+def write_indexed_mcap(
+    path: Path,
+    content: bytes,
+    size: int,
+    compression: str,
+    *,
+    count: int = 1,
+    steps: Sequence[int] = (),
+):
+    """Write an MCAP file with `count` equal chunks of one time.
+
+    Args:
+        steps: For each further entry of the index how many bytes after the first chunk its chunk,
+            of a later time, begins.
+    """
     start = len(MAGIC + record(1, text('ros2'), text('test')))
     data = chunk(content, size, compression)
-    index = record(
-        8,
-        number(0, 8),
-        number(0, 8),
-        number(start, 8),
-        number(len(data), 8),
-        text(number(1, 2) + number(start + len(data), 8)),
-        number(31, 8),
-        text(compression),
-        number(len(content), 8),
-        number(size, 8),
-    )
-    return write_mcap(path, data, [schema_and_channel(), index * count])
+    places = [(0, number * len(data)) for number in range(count)]
+    places += [(2 * number, step) for number, step in enumerate(steps, 1)]
+    index = [
+        record(
+            8,
+            number(time, 8),
+            number(time, 8),
+            number(start + place, 8),
+            number(len(data), 8),
+            text(number(1, 2) + number(start + place + len(data), 8)),
+            number(31, 8),
+            text(compression),
+            number(len(content), 8),
+            number(size, 8),
+        )
+        for time, place in places
+    ]
+    return write_mcap(path, data * count, [schema_and_channel(), *index])
 
 
 def write_bag(folder: Path, storage: str, compression: str | None = None) -> Path:

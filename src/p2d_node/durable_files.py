@@ -79,7 +79,7 @@ def read_json(
     name, advice = _words(path, parameter, next_step)
     try:
         data = read_file(path, max_bytes)
-        _check_values(data)
+        check_values(data)
         may_be_no_text = HALF_PAIR.search(data) is not None
         text = data.decode('utf-8-sig')
         del data  # the text may take four times as much, and what it holds as much again
@@ -96,7 +96,7 @@ def read_json(
         raise error(f'{name} is not valid JSON: {err}{advice}') from err
 
 
-def _check_values(data: bytes) -> None:
+def check_values(data: bytes) -> None:
     """Raise `ValueError` for JSON of more values than files of its size have.
 
     An empty list takes 2 bytes in a file and 60 in memory, an object of one number 7 and 240.

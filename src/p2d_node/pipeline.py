@@ -402,6 +402,11 @@ class DrivingPipeline:
         """Camera to the number of its visual tokens before any is dropped."""
         return {camera: self.views.count_tokens(camera) for camera in self._config.cameras}
 
+    @property
+    def num_features(self) -> int:
+        """Features of a visual token."""
+        return self._language_model.num_features
+
     def _start(self, frame_set: FrameSet, must_stop: MustStop) -> _Sweep:
         """Start the clock of a sweep; its configuration no longer changes."""
         config, clock = self._config, StageClock(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 BLOCK_BYTES = 512
 """Unit of `st_blocks`, on every Linux file system."""
@@ -22,6 +23,21 @@ def is_sparse(descriptor: int, status: os.stat_result) -> bool:
     if status.st_blocks == 0 and status.st_size > 0:
         return _is_one_hole(descriptor)
     return SPARSE * BLOCK_BYTES * status.st_blocks < status.st_size
+
+
+def stored_bytes(path: Path) -> int:
+    """Return how many bytes of a file are on the disk; 0 if it is missing or no file.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    if not path.is_file():
+        return 0
+    status = path.stat()
+    if status.st_blocks > 0:
+        return min(status.st_size, BLOCK_BYTES * status.st_blocks)
+    with path.open('rb') as file:
+        return 0 if _is_one_hole(file.fileno()) else status.st_size
 
 
 def _is_one_hole(descriptor: int) -> bool:

@@ -5,6 +5,8 @@ SQLite evaluates the expressions in a database's schema, and does what the files
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import os
 from pathlib import Path
 import re
@@ -45,6 +47,21 @@ PLAIN_STATEMENTS = {
 }
 """They hold names and numbers. A call of a function would need further parentheses."""
 
+MAX_SCHEMA_STEPS = 1_000_000
+"""Of SQLite's virtual machine, for a statement about the schema. Optuna's takes about 10,000."""
+
+OBJECTS = 'SELECT type, name, tbl_name FROM sqlite_master'
+
+MIN_ROW_BYTES, MIN_ENTRY_BYTES = 5, 6
+"""Of a row of a table without its columns, each of which takes a byte or more, and of an entry of
+an index (sqlite.org/fileformat.html, sections 1.6 and 2)."""
+
+MAX_TEXT_BYTES = 1 << 20
+"""Of a text, such as a name, a definition of a message type, or settings of a study."""
+
+SQLITE_LIMIT_LENGTH = 0
+"""Number of the limit of a value's size (sqlite.org/c3ref/c_limit_attached.html)."""
+
 EXPRESSIONS = re.compile(r'\b(AS|CHECK|DEFAULT|WHERE)\b', re.IGNORECASE)
 
 
@@ -79,10 +96,27 @@ def _last_bytes(path: Path) -> bytes:
 def check_rows_are_stored(database: sqlite3.Connection) -> None:
     """Check that a database has only tables that hold their rows, and indices.
 
+    It reads all rows, but no blobs.
+
     Raises:
-        ValueError: It has a view, a trigger, a virtual table, a computed column or an expression.
+        ValueError: It has a view, a trigger, a virtual table, a computed column, an expression,
+            a text above `MAX_TEXT_BYTES`, or more rows than its pages hold.
         sqlite3.Error: It cannot be read.
     """
+    # The schema is rows, too, and SQLite reads it before the first statement.
+    database.set_progress_handler(lambda: 1, MAX_SCHEMA_STEPS)
+    try:
+        _check_schema(database)
+    except sqlite3.OperationalError as err:
+        if str(err) != 'interrupted':
+            raise
+        raise ValueError('got a schema without end, allowed: tables and indices') from None
+    finally:
+        database.set_progress_handler(None, 0)
+    _check_rows_fit(database)
+
+
+def _check_schema(database: sqlite3.Connection) -> None:
     odd = database.execute(ODD_OBJECTS).fetchone()
     if odd is not None:
         raise ValueError(f'got {quote(odd[0])}, allowed: tables and indices that hold their rows')
@@ -97,3 +131,65 @@ def check_rows_are_stored(database: sqlite3.Connection) -> None:
             raise ValueError(
                 f'got an expression in {quote(name)}, allowed: names of columns and their types'
             )
+
+
+def _check_rows_fit(database: sqlite3.Connection) -> None:
+    """Check that no page is read again and again, as the page of many others or of many values.
+
+    Then the rows would together have more bytes than all pages.
+    """
+    objects = database.execute(OBJECTS).fetchall()
+    ((num_pages,),) = database.execute('PRAGMA page_count')
+    ((page_bytes,),) = database.execute('PRAGMA page_size')
+    left = num_pages * page_bytes
+    for kind, name, table in objects:
+        for num_bytes in _row_sizes(database, kind, name, table, left):
+            left -= num_bytes
+            if left < 0:
+                raise ValueError(
+                    f'got rows in {quote(name)} that would need more than the {num_pages} pages '
+                    'of the file, allowed: each page is of one row or one group of rows'
+                )
+
+
+def _row_sizes(
+    database: sqlite3.Connection, kind: str, name: str, table: str, max_bytes: int
+) -> Iterator[int]:
+    """Yield the sizes of the rows of a table, or the size of an index up to a largest one."""
+    if kind == 'index':
+        entries = f'SELECT 1 FROM {_quoted(table)} INDEXED BY {_quoted(name)} LIMIT ?'
+        count = f'SELECT count(*) FROM ({entries})'
+        ((num_entries,),) = database.execute(count, [max_bytes // MIN_ENTRY_BYTES + 1])
+        yield MIN_ENTRY_BYTES * num_entries
+        return
+    columns = [column for _, column, *_ in database.execute(f'PRAGMA table_info({_quoted(name)})')]
+    sizes = [
+        f"CASE WHEN typeof({c}) IN ('text', 'blob') THEN length({c}) ELSE 0 END"
+        for c in map(_quoted, columns)
+    ]
+    min_bytes = MIN_ROW_BYTES + len(columns)
+    rows = f'SELECT {min_bytes} + {" + ".join(sizes)} FROM {_quoted(name)} NOT INDEXED'
+    with _limited_texts(database):
+        try:
+            for (num_bytes,) in database.execute(rows):
+                yield num_bytes
+        except sqlite3.DataError:
+            raise ValueError(
+                f'got a text in {quote(name)} of more than {MAX_TEXT_BYTES} bytes'
+            ) from None
+
+
+def _quoted(name: str) -> str:
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+@contextmanager
+def _limited_texts(database: sqlite3.Connection) -> Iterator[None]:
+    if not hasattr(database, 'setlimit'):  # before Python 3.11
+        yield
+        return
+    before = database.setlimit(SQLITE_LIMIT_LENGTH, MAX_TEXT_BYTES)
+    try:
+        yield
+    finally:
+        database.setlimit(SQLITE_LIMIT_LENGTH, before)

@@ -8,7 +8,13 @@ import re
 import time
 
 from p2d_node.bags.drivelm import read_drivelm_images
-from p2d_node.bags.image_files import file_below, read_image, resolve_image, sample_name
+from p2d_node.bags.image_files import (
+    file_below,
+    read_image,
+    resolve_image,
+    sample_name,
+    write_below,
+)
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep
@@ -68,6 +74,30 @@ def test_a_name_does_not_lead_out_of_the_folder(root, make):
     name = make(root)
     with pytest.raises(ConfigError, match=r'leads out of .*allowed: files in this folder'):
         file_below(root, name)
+
+
+@pytest.mark.parametrize('make', [absolute, upward, upward_later, link, linked_folder, device])
+@pytest.mark.attack(
+    'a name in the data leads out of the folder that images are written to',
+    'absolute names, `..` and symbolic links that lead out are refused',
+)
+def test_nothing_is_written_out_of_the_folder(root, make):
+    private = root.parent / 'private' / FILE
+    before = private.read_bytes()
+    with pytest.raises(ConfigError, match='leads out of'):
+        write_below(root, make(root), b'other')
+    assert private.read_bytes() == before
+
+
+def test_a_file_that_exists_is_not_written_to(root):
+    (root / FILE).symlink_to(root / NAME)
+    before = (root / NAME).read_bytes()
+    for name in (NAME, FILE):
+        with pytest.raises(FileExistsError):
+            write_below(root, name, b'other')
+    assert (root / NAME).read_bytes() == before
+    write_below(root, f'more/{NAME}', b'other')
+    assert (root / 'more' / NAME).read_bytes() == b'other'
 
 
 def fifo(root):

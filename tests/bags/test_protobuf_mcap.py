@@ -68,32 +68,40 @@ def write(
     compression: str = '',
     schema: bytes | None = None,
     count: int = 1,
+    again: int = 0,
 ) -> Path:
-    """Write a file with one chunk, which its index names `count` times.
+    """Write a file with `count` equal chunks of one time.
 
     Args:
         content: Of the chunk, as it lies in the file.
         size: What the chunk says about its size.
         claimed: What the index says about it.
+        again: How often the index names the first chunk again, each time at a later time.
     """
     size = len(content) if size is None else size
     head = bombs.MAGIC + bombs.record(1, bombs.text(''), bombs.text('test'))
     data = bombs.chunk(content, size, compression)
-    index = bombs.record(
-        8,
-        bombs.number(0, 8),
-        bombs.number(0, 8),
-        bombs.number(len(head), 8),
-        bombs.number(len(data), 8),
-        bombs.text(b''),
-        bombs.number(0, 8),
-        bombs.text(compression),
-        bombs.number(len(content), 8),
-        bombs.number(size if claimed is None else claimed, 8),
+    places = [(0, len(head) + number * len(data)) for number in range(count)]
+    places += [(2 * number, len(head)) for number in range(1, again + 1)]
+    index = b''.join(
+        bombs.record(
+            8,
+            bombs.number(time, 8),
+            bombs.number(time, 8),
+            bombs.number(place, 8),
+            bombs.number(len(data), 8),
+            bombs.text(b''),
+            bombs.number(0, 8),
+            bombs.text(compression),
+            bombs.number(len(content), 8),
+            bombs.number(size if claimed is None else claimed, 8),
+        )
+        for time, place in places
     )
     if schema is None:
         schema = schema_of(IMAGE_FIELDS)
-    summary = schema_and_channel(schema) + index * count + statistics(count)
+    summary = schema_and_channel(schema) + index + statistics(count)
+    data *= count
     footer = bombs.record(2, bombs.number(len(head + data), 8), bombs.number(0, 8 + 4))
     path.write_bytes(head + data + summary + footer + bombs.MAGIC)
     return path
@@ -137,17 +145,31 @@ def test_a_chunk_is_decompressed_up_to_its_size(tmp_path, compression, size):
 
 
 @pytest.mark.attack(
-    'a file of protobuf whose index names a chunk a thousand times, with its size or a small one',
+    'a file of protobuf of small chunks of one time, which take 600 MB, or claim another size',
     'refused if chunks that share a moment have more than 512 MB, or another size than claimed',
 )
 @pytest.mark.parametrize(('claimed', 'reason'), [(None, 'overlap in time'), (10, 'not that of')])
 def test_chunks_that_overlap_in_time_have_a_limit(tmp_path, claimed, reason):
     content = image(2 << 20)
     packed = lz4.compress(content)
-    options = {'size': len(content), 'claimed': claimed, 'compression': 'lz4', 'count': 2000}
+    options = {'size': len(content), 'claimed': claimed, 'compression': 'lz4', 'count': 300}
     path = write(tmp_path / 'a.mcap', packed, **options)
-    assert path.stat().st_size < 300_000
+    assert path.stat().st_size < 3_000_000
     assert peak_growth_bytes(lambda: refuse(path, reason)) < 16 << 20
+
+
+@pytest.mark.attack(
+    'a file of protobuf whose index names a chunk without messages a thousand times',
+    'refused: each byte of the file belongs to one chunk',
+)
+@pytest.mark.timeout(20)
+def test_a_chunk_is_named_once(tmp_path):
+    content = bombs.record(0x7F, bytes(64 << 20))
+    packed = lz4.compress(content)
+    options = {'size': len(content), 'compression': 'lz4', 'again': 1000}
+    path = write(tmp_path / 'a.mcap', packed, **options)
+    assert path.stat().st_size < 400_000
+    refuse(path, 'its index names two chunks that share the byte')
 
 
 def test_a_message_is_at_a_time_of_its_chunk(tmp_path):

@@ -1,6 +1,7 @@
 """`p2d evaluate --bag`: the keyframes of a bag, twice, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 import re
 import shutil
@@ -11,6 +12,7 @@ from p2d_node.bags.writing import write_bag
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.evaluation import bag_keyframes
 import pytest
+from sweeps import jpeg, picture
 
 QUESTIONS = (('What is ahead?', 'A car.'), ('Is it red?', 'No.'), ('Choose.', 'A'))
 
@@ -108,6 +110,56 @@ def test_a_bag_that_cannot_be_used_is_named(folder, capsys, monkeypatch):
     assert re.search(r'--bag: .* is damaged: \d+ ns: CAM_\w+: .* copy it again', line)
     assert not (folder / 'out').exists()
     assert list((folder / 'temporary').iterdir()) == []
+
+
+@pytest.mark.attack(
+    'data for p2d evaluate --bag that names an image by an absolute path, to overwrite that file',
+    'refused before the bag is read',
+)
+@pytest.mark.parametrize('hostile', ['{folder}/{name}', '{folder}/samples/../{name}'])
+def test_a_name_in_the_data_overwrites_no_file(folder, image_names, capsys, hostile):
+    bag = make_bag(folder)
+    name = image_names[0]['CAM_FRONT']
+    victim = folder / Path(name).name
+    victim.write_text('precious')
+    data = folder / 'data.json'
+    text = data.read_text()
+    data.write_text(text.replace(name, hostile.format(folder=folder, name=victim.name)))
+    line = refusal(folder, capsys, '--bag', str(bag))
+    assert re.search(r"__CAM_FRONT__\d+\.jpg': (leads out of|not a nuScenes image name)", line)
+    assert victim.read_text() == 'precious'
+
+
+@pytest.mark.attack(
+    'a bag with the capture stamps of one that was answered, but with other pictures',
+    'the stored answers are not reported for them: refused',
+)
+def test_answers_about_other_pictures_are_refused(folder, evaluate, tiny_checkpoint, capsys):
+    evaluate('out', '--bag', str(make_bag(folder)))
+    shutil.rmtree(folder / 'bag')
+    for path in sorted((folder / 'samples' / 'CAM_BACK').iterdir())[1:]:
+        path.write_bytes(jpeg(picture(99)).data)
+    words = ('--max-new-tokens', '16', '--model', str(tiny_checkpoint))
+    line = refusal(folder, capsys, '--bag', str(make_bag(folder)), *words)
+    assert re.search("answer to 's_f1_0' is about pictures of SHA-256 '.{16}', now those of", line)
+    assert 'choose another output folder' in line
+
+
+@pytest.mark.attack(
+    'a link or a sparse file in the folder of a bag, so that its images may have terabytes',
+    'only bytes on the disk of files in the folder count',
+)
+def test_links_and_sparse_files_in_a_bag_do_not_count(folder, monkeypatch):
+    monkeypatch.setattr(bag_keyframes, 'max_file_bytes', lambda num_bytes, _: num_bytes)
+    bag = make_bag(folder)
+    before = bag_keyframes._max_bytes(bag, folder)
+    assert before > 1000
+    (bag / 'large').touch()
+    os.truncate(bag / 'large', 1 << 40)
+    (bag / 'link').symlink_to(folder / 'data.json')
+    (bag / 'nowhere').symlink_to(folder / 'nothing')
+    (bag / 'folder').mkdir()
+    assert bag_keyframes._max_bytes(bag, folder) == before
 
 
 @pytest.mark.attack(

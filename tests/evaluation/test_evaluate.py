@@ -495,6 +495,37 @@ def test_records_that_are_no_plain_file_are_refused(tmp_path, make, reason):
     assert not (tmp_path / 'victim').exists()
 
 
+RECORD = '{"id": "a", "judgement": 1}\n'
+
+
+@pytest.mark.attack(
+    'records of an earlier run: millions of empty objects or lines, or one id again and again',
+    'refused at the first line that is no record, or above one list or object per 32 bytes',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ('{"a": 1}\n' + '{}\n' * 1_000_000, 'line 2: not a file of .* has no id of type str'),
+        ('{"a": 1}\n' + '\n' * 4_000_000, 'line 2: not a file of'),
+        ('{"a": 1}\n' + RECORD * 2_000_000, 'got 2000001 lists and objects, allowed: up to 1'),
+        ('{"a": 1}\n' + RECORD * 2, "line 3: .*the id 'a' occurs twice"),
+        ('{"a": 1}\n{"id": "a", "id": "b", "judgement": 1}\n', 'a name occurs twice in an object'),
+    ],
+    ids=['objects', 'lines', 'records', 'ids', 'names'],
+)
+def test_records_of_an_earlier_run_are_few_and_different(tmp_path, content, reason):
+    path = tmp_path / 'judgements.jsonl'
+    path.write_text(content)
+
+    def read():
+        with pytest.raises(ConfigError, match=reason):
+            RecordFile(path, {'a': 1}, {'judgement': object})
+
+    assert peak_growth_bytes(read) < len(content) + (16 << 20)
+    assert path.read_text() == content
+
+
 def test_a_link_that_appears_while_records_are_opened_is_not_followed(tmp_path, monkeypatch):
     path = tmp_path / 'answers.jsonl'
     path.symlink_to(tmp_path / 'victim')
@@ -512,6 +543,26 @@ def test_records_that_grow_while_they_are_read_are_refused(tmp_path, monkeypatch
     path.write_text('123456')
     with pytest.raises(ConfigError, match='got more than 5 bytes, allowed: at most 5'):
         RecordFile(path, {})
+
+
+@pytest.mark.attack(
+    'a folder of images whose pictures were exchanged after a run, under the same names',
+    'the stored answers are not reported for them: refused',
+)
+def test_answers_about_pictures_that_were_exchanged_are_refused(drivelm_folder, words, capsys):
+    run_json(capsys, words)
+    answers = drivelm_folder / 'out' / 'answers.jsonl'
+    before = answers.read_bytes()
+    first, last = sorted((drivelm_folder / 'samples' / 'CAM_BACK').glob('*.jpg'))
+    kept, changed = first.read_bytes(), last.read_bytes()
+    first.write_bytes(changed)
+    os.utime(first, ns=(0, 0))
+    assert main(words) == EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "answers.jsonl: the answer to 's_f0_0' is about pictures of SHA-256" in line
+    assert answers.read_bytes() == before
+    first.write_bytes(kept)
+    assert run_json(capsys, words)['num_questions'] == 6
 
 
 def test_answers_that_are_a_pipe_are_one_line(drivelm_folder, words, capsys):

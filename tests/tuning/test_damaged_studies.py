@@ -17,8 +17,9 @@ from p2d_node.sqlite_files import JOURNAL_MAGIC
 from p2d_node.tuning import journal
 from p2d_node.tuning.picture import plot_study
 from p2d_node.tuning.results import collect_results
-from p2d_node.tuning.storage import MAX_SQLITE_BYTES, open_storage
+from p2d_node.tuning.storage import MAX_SQLITE_BYTES, open_storage, storage_errors
 from p2d_node.tuning.trials import MethodStudy
+import page_bombs
 import pytest
 from trial_worker import evaluate, join_study, run_all, SPACE
 
@@ -91,6 +92,36 @@ def test_a_database_that_computes_is_refused(database, statement, reason):
     for storage in (str(database), f'sqlite:///{database}'):
         with pytest.raises(BackendUnavailableError, match=reason):
             open_storage(storage)
+
+
+@pytest.mark.attack(
+    'a study in an SQLite file of some pages that name one page again and again: billions of rows',
+    'refused when it is opened: the rows of a database have no more bytes than its pages',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ('name', 'kind'),
+    [('version_info', 'table'), ('trials', 'table'), ('ix_trials_study_id', 'index')],
+)
+def test_a_page_that_is_named_again_and_again_is_refused(database, name, kind):
+    page_bombs.repeat_pages(database, name, kind)
+    refuse(database, f"got rows in '{name}' that would need more than the .* pages of the file")
+
+
+@pytest.mark.attack(
+    'a study in an SQLite file whose schema names one page a hundred times on each of four levels',
+    'refused after a million steps of SQLite',
+)
+@pytest.mark.timeout(20)
+def test_a_schema_without_end_is_refused(tmp_path):
+    path = tmp_path / 'study.db'
+    page_bombs.make_schema_endless(path)
+    refuse(path, 'got a schema without end, allowed: tables and indices')
+
+
+def test_a_study_that_takes_too_much_memory_is_one_line(database):
+    with pytest.raises(BackendUnavailableError, match='MemoryError'), storage_errors('study.db'):
+        raise MemoryError
 
 
 def set_schema(path: Path, name: str, old: str, new: str) -> None:

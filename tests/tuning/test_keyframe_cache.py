@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 import errno
+import json
 import os
 
 from disk_limits import files_up_to
@@ -167,7 +168,8 @@ DAMAGE = {
     'views': ('visual_tokens', first_only, 'got the shape [1, 196, '),
     'one dimension': ('visual_tokens', lambda _: torch.zeros(3), 'got the shape [3], allowed'),
     'no width': ('visual_tokens', lambda t: t[:, :, :0], 'got the shape'),
-    'tokens': ('visual_tokens', lambda t: t[:, :5], 'got 5 tokens, allowed: 196'),
+    'tokens': ('visual_tokens', lambda t: t[:, :5], 'got the shape [6, 5, '),
+    'width': ('visual_tokens', lambda t: t[:, :, 1:], ', allowed: [6, 196, '),
     'whole numbers': ('visual_tokens', lambda t: t.to(torch.int8), 'allowed: finite floats'),
     'not finite': ('visual_tokens', with_nan, 'allowed: finite floats'),
     'order of one view': ('order', first_only, 'got the shape [1, 196], allowed: [6, 196]'),
@@ -201,3 +203,22 @@ def test_a_cached_keyframe_of_other_tensors_is_refused(
     assert f'{name}: got ' in str(caught.value)
     assert reason in str(caught.value)
     assert 'remove it' in str(caught.value)
+
+
+@pytest.mark.attack(
+    'an encoded keyframe in the cache that is a sparse file, whose tokens have gigabytes',
+    'refused by its size before it is opened',
+)
+def test_a_cached_keyframe_has_a_largest_size(pipeline, keyframes, searched_folder, tmp_path):
+    pipeline.reconfigure(in_torch())
+    cache, digests = encode_all(pipeline, keyframes[:1], searched_folder, tmp_path)
+    (path,) = tmp_path.glob('*.safetensors')
+    shape = [6, 196, 1_000_000]
+    num_bytes = 2 * 6 * 196 * 1_000_000
+    header = {'visual_tokens': {'dtype': 'BF16', 'shape': shape, 'data_offsets': [0, num_bytes]}}
+    text = json.dumps(header).encode()
+    with path.open('wb') as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
+        file.truncate(8 + len(text) + num_bytes)
+    with pytest.raises(ConfigError, match=r'got 235\d+ bytes, allowed: at most \d{7}; remove it'):
+        cache.load(keyframes[0], digests[keyframes[0].name])

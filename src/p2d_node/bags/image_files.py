@@ -44,11 +44,16 @@ def sample_name(name: str) -> str:
             counts.
 
     Raises:
-        ConfigError: Not the name of a nuScenes image.
+        ConfigError: Not the name of a nuScenes image, or an absolute one without `samples`.
     """
     parts = Path(name).parts
     if 'samples' in parts:
         parts = parts[parts.index('samples') :]
+    elif Path(name).is_absolute():
+        raise ConfigError(
+            f'{quote(name)}: leads out of the folder of the images, allowed: files in this '
+            'folder, as samples/<CAMERA>/...'
+        )
     fits = bool(parts) and '..' not in parts and len(parts[-1]) <= MAX_NAME_CHARACTERS
     if not fits or IMAGE_NAME.search(parts[-1]) is None:
         raise ConfigError(
@@ -81,6 +86,19 @@ def file_below(root: Path, name: str) -> Path:
     if os.path.exists(place) and not os.path.isfile(place):
         raise ConfigError(f'{quote(str(path))}: not a file; name the folder of the images')
     return path
+
+
+def write_below(root: Path, name: str, content: bytes) -> None:
+    """Write a new file that a data file names, and the folders above it; see `file_below`.
+
+    Raises:
+        ConfigError: The name leads out of the folder.
+        OSError: The file exists, also as a link, or cannot be written.
+    """
+    path = file_below(root, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('xb') as file:
+        file.write(content)
 
 
 def resolve_image(name: str, image_root: Path) -> Path:

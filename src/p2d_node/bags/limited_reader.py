@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import closing, suppress
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 import sqlite3
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import Protocol
 from p2d_node.bags.limits import check_bytes, limit_rosbags, MAX_MESSAGE_BYTES
 from p2d_node.durable_files import read_file
 from p2d_node.errors import quote
-from p2d_node.sqlite_files import check_rows_are_stored
+from p2d_node.sqlite_files import check_rows_are_stored, MAX_TEXT_BYTES
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 from rosbags.rosbag2 import reader
 from rosbags.rosbag2.storage_mcap import McapReader
@@ -21,12 +21,6 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 MAX_TOPICS = 4096
 """rosbags compares every topic of the metadata with every topic of every file."""
-
-MAX_TEXT_BYTES = 1 << 20
-"""Of a name, a type or its definition in a database."""
-
-SQLITE_LIMIT_LENGTH = 0
-"""Number of the limit of a value's size (sqlite.org/c3ref/c_limit_attached.html)."""
 
 TABLES = {
     'topics': MAX_TEXT_BYTES,
@@ -40,7 +34,7 @@ MAX_OVERLAP_BYTES = 512 << 20
 
 
 class _Chunk(Protocol):
-    """What an index says about a chunk: log times in nanoseconds, and its size."""
+    """What an index says about a chunk: log times in nanoseconds, sizes and place in the file."""
 
     @property
     def message_start_time(self) -> int: ...
@@ -51,12 +45,21 @@ class _Chunk(Protocol):
     @property
     def uncompressed_size(self) -> int: ...
 
+    @property
+    def chunk_start_offset(self) -> int: ...
+
+    @property
+    def chunk_length(self) -> int: ...
+
+    @property
+    def compressed_size(self) -> int: ...
+
 
 class _Mcap(McapReader):
     def open(self) -> None:
         super().open()
         check_topics(len(self.connections))
-        check_overlap(self.chunks)
+        check_chunks(self.chunks)
 
 
 class _Sqlite3(Sqlite3Reader):
@@ -115,15 +118,27 @@ def check_topics(num_topics: int) -> None:
         raise ValueError(f'got {num_topics} topics, allowed: at most {MAX_TOPICS}')
 
 
-def check_overlap(chunks: Collection[_Chunk]) -> None:
-    """Raise `ValueError` if too many bytes of chunks are in memory at one time.
+def check_chunks(chunks: Collection[_Chunk]) -> None:
+    """Check the index of an MCAP file.
 
     A chunk is decompressed when its first message is due, and freed after its last message.
+
+    Raises:
+        ValueError: Bytes of the file belong to two chunks, which would be read again for each; or
+            too many bytes of chunks are in memory at one time.
     """
+    places = sorted((chunk.chunk_start_offset, _end_in_file(chunk)) for chunk in chunks)
+    for (_, end), (start, _) in pairwise(places):
+        if start < end:
+            raise ValueError(f'its index names two chunks that share the byte {start}')
     starts = [(chunk.message_start_time, chunk.uncompressed_size) for chunk in chunks]
     ends = [(_end_of(chunk), -chunk.uncompressed_size) for chunk in chunks]
     held = accumulate(num_bytes for _, num_bytes in sorted(starts + ends))
     check_bytes('chunks that overlap in time', max(held, default=0), MAX_OVERLAP_BYTES)
+
+
+def _end_in_file(chunk: _Chunk) -> int:
+    return chunk.chunk_start_offset + max(1, chunk.chunk_length, chunk.compressed_size)
 
 
 def _end_of(chunk: _Chunk) -> int:
@@ -144,14 +159,9 @@ def _check_sizes(
     database: sqlite3.Connection, table: str, names: Collection[str], max_bytes: int
 ) -> None:
     """Check the sizes of all values of a table, of which SQLite reads the texts only."""
-    if hasattr(database, 'setlimit'):  # from Python 3.11
-        database.setlimit(SQLITE_LIMIT_LENGTH, max_bytes)
     for name in names:
         column = name.replace('"', '""')
-        try:
-            ((longest,),) = database.execute(f'SELECT max(length("{column}")) FROM {table}')
-        except sqlite3.DataError as err:
-            raise ValueError(f'got a text in {table} of more than {max_bytes} bytes') from err
+        ((longest,),) = database.execute(f'SELECT max(length("{column}")) FROM {table}')
         check_bytes(f'a value in {table}', longest or 0, max_bytes)
 
 

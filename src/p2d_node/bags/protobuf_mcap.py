@@ -16,7 +16,7 @@ from mcap.reader import SeekingReader
 from mcap.records import Chunk, ChunkIndex
 from mcap.summary import Summary
 from p2d_node.bags.foxglove import converter_of, ROS_TYPES
-from p2d_node.bags.limited_reader import check_overlap, check_topics
+from p2d_node.bags.limited_reader import check_chunks, check_topics
 from p2d_node.bags.limits import decompress_chunk, MAX_MESSAGE_BYTES, RECORD
 from rosbags.interfaces import (
     Connection,
@@ -71,7 +71,7 @@ class ProtobufMcapReader:
         if summary is None or summary.statistics is None or not summary.chunk_indexes:
             raise ValueError('it has no index; write one with: mcap recover')
         check_topics(len(summary.channels))
-        check_overlap(summary.chunk_indexes)
+        check_chunks(summary.chunk_indexes)
         self._chunks = summary.chunk_indexes
         self.message_count = summary.statistics.message_count
         self.start_time = summary.statistics.message_start_time
@@ -144,7 +144,8 @@ class ProtobufMcapReader:
     def _read_chunk(self, index: ChunkIndex) -> memoryview:
         self._file.seek(index.chunk_start_offset + RECORD.size)
         chunk = Chunk.read(ReadDataStream(self._file))
-        if chunk.uncompressed_size != index.uncompressed_size:
+        sizes = len(chunk.data), chunk.uncompressed_size
+        if sizes != (index.compressed_size, index.uncompressed_size):
             raise ValueError('the index is not that of the chunks')
         content = decompress_chunk(chunk.compression, chunk.data, chunk.uncompressed_size)
         if chunk.uncompressed_crc not in (0, zlib.crc32(content)):

@@ -16,6 +16,7 @@ from p2d_node.bags.limits import max_file_bytes
 from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
+from p2d_node.sparse_files import stored_bytes
 from rosbags.interfaces import (
     Connection,
     Qos,
@@ -143,8 +144,8 @@ def _max_bytes(source: Path | None, folder: Path) -> int:
     if source is None:
         return free_bytes // 2
     # What is missing has no size; its reader names it.
-    files = [path for path in (source, *source.rglob('*')) if path.is_file()]
-    return max_file_bytes(sum(path.stat().st_size for path in files), free_bytes)
+    num_bytes = sum(stored_bytes(path) for path in (source, *source.rglob('*')))
+    return max_file_bytes(num_bytes, free_bytes)
 
 
 def _write_images(writer: _BagWriter, images: Iterable[BagImage]) -> int:

@@ -199,6 +199,7 @@ def _answer(
     """Answer the questions that have no answer yet; returns predictions and their costs."""
     from p2d_node.evaluation.answering import (
         check_images,
+        check_pictures,
         group_keyframes,
         RECORD_FIELDS,
         unanswered,
@@ -210,6 +211,7 @@ def _answer(
     check_images(keyframes, job.image_root, job.cameras)
     provenance = _provenance(job, all_questions)
     with RecordFile(options.out / 'answers.jsonl', provenance, RECORD_FIELDS) as answers:
+        check_pictures(keyframes, job.image_root, job.cameras, answers)
         left = unanswered(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from p2d_node.bags.image_files import camera_and_stamp_of, file_below, sample_na
 from p2d_node.config import DriveConfig
 from p2d_node.durable_files import MAX_IMAGE_BYTES, read_file
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError, quote
-from p2d_node.evaluation.record_file import RecordFile
+from p2d_node.evaluation.record_file import OTHER_FOLDER, RecordFile
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, DrivingAnswer, FrameSet
 
@@ -31,6 +32,7 @@ RECORD_FIELDS: Mapping[str, Any] = {
     'encode_ms': int | float,
     'select_ms': int | float,
     'workers': int,
+    'pictures': str,
 }
 """Fields of the record of an answer beside its `id`: name to type."""
 
@@ -165,6 +167,40 @@ def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> 
     return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)
 
 
+def digest_sweep(sweep: FrameSet) -> str:
+    """Return the SHA-256 of the image files of a sweep from `load_sweep`."""
+    digest = hashlib.sha256()
+    for camera, frame in sweep.frames.items():
+        digest.update(f'{camera} {len(frame.payload.data)} '.encode())
+        digest.update(frame.payload.data)
+    return digest.hexdigest()
+
+
+def check_pictures(
+    keyframes: Iterable[Keyframe], image_root: Path, cameras: Sequence[str], answers: RecordFile
+) -> None:
+    """Check that stored answers are about the pictures that now lie in the folder.
+
+    Each picture of a keyframe with stored answers is read once.
+
+    Raises:
+        ConfigError: An answer is about other pictures of the same names, or an image cannot be
+            read.
+    """
+    for keyframe in keyframes:
+        stored = [answers.done[q.id] for q in keyframe.questions if q.id in answers.done]
+        if not stored:
+            continue
+        digest = digest_sweep(load_sweep(keyframe, image_root, cameras))
+        for record in stored:
+            if record['pictures'] != digest:
+                raise ConfigError(
+                    f'{answers.path}: the answer to {quote(record["id"])} is about pictures of '
+                    f'SHA-256 {quote(record["pictures"][:16])}, now those of its keyframe have '
+                    f'{digest[:16]}; {OTHER_FOLDER}'
+                )
+
+
 def _prompt(question: SweepQuestion, instruction: str) -> str:
     return f'{instruction}\n{question.question}'.strip()
 
@@ -199,8 +235,9 @@ def answer_keyframe(
         answers = pipeline.answer(sweep, questions)
     except (ImageDecodeError, InferenceError) as err:
         raise InferenceError(describe_failure(keyframe, err)) from err
+    pictures = digest_sweep(sweep)
     return [
-        _to_record(question, answer, len(answers), job)
+        _to_record(question, answer, len(answers), job) | {'pictures': pictures}
         for question, answer in zip(keyframe.questions, answers, strict=True)
     ]
 

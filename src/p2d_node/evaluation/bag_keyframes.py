@@ -11,13 +11,14 @@ from typing import Any
 
 import cv2
 from p2d_node.bags.camera_images import CameraMessage, IMAGE_TYPES, read_camera_messages
-from p2d_node.bags.image_files import camera_and_stamp_of, sample_name
+from p2d_node.bags.image_files import camera_and_stamp_of, sample_name, write_below
 from p2d_node.bags.limits import check_bytes, max_file_bytes
 from p2d_node.bags.reading import BagReader
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import CameraFrame
+from p2d_node.sparse_files import stored_bytes
 
 FILE_FORMATS = ('jpeg', 'jpg', 'png')
 """Formats of a CompressedImage whose bytes are an image file with colours in the usual order."""
@@ -66,7 +67,8 @@ def _write_images(bag: Path, names: dict[Place, str], folder: Path) -> set[Place
     found: set[Place] = set()
     num_bytes = 0
     with BagReader(bag) as reader:
-        max_bytes = _max_bytes(bag, folder)
+        with reader.faults():
+            max_bytes = _max_bytes(bag, folder)
         for item in read_camera_messages(reader, IMAGE_TYPES):
             place = item.camera, item.stamp_ns
             if place not in names or place in found:
@@ -75,17 +77,17 @@ def _write_images(bag: Path, names: dict[Place, str], folder: Path) -> set[Place
                 content = _to_file(item)
                 num_bytes += len(content)
                 check_bytes('images', num_bytes, max_bytes)
-            path = folder / names[place]
-            with write_faults(f'bag: {path}', 'free some space, or set TMPDIR'):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+            name = names[place]
+            with write_faults(f'bag: {folder / name}', 'free some space, or set TMPDIR'):
+                write_below(folder, name, content)
             found.add(place)
     return found
 
 
 def _max_bytes(bag: Path, folder: Path) -> int:
-    files = bag.rglob('*') if bag.is_dir() else [bag]
-    bag_bytes = sum(path.stat().st_size for path in files)
+    """Return how many bytes of images a bag may have; links in its folder are no part of it."""
+    files = [path for path in bag.iterdir() if not path.is_symlink()] if bag.is_dir() else [bag]
+    bag_bytes = sum(stored_bytes(path) for path in files)
     return max_file_bytes(bag_bytes, shutil.disk_usage(folder).free)
 
 

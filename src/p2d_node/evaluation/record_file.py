@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from p2d_node.durable_files import MAX_DATA_BYTES, write_faults
+from p2d_node.durable_files import check_values, MAX_DATA_BYTES, write_faults
 from p2d_node.errors import ConfigError, quote
 
 OTHER_FOLDER = 'choose another output folder'
@@ -29,6 +29,7 @@ class RecordFile:
 
     Attributes:
         done: The records by id.
+        path: The file.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RecordFile:
                 open in another run.
         """
         self.done: dict[str, dict[str, Any]] = {}
-        self._path = path
+        self.path = path
         self._lock_path = path.with_name(f'.{path.name}.lock')
         self._stack = ExitStack()
         self._head = json.dumps(provenance)
@@ -73,7 +74,7 @@ class RecordFile:
     ) -> None:
         """Close the file; another run may then open it. Without a record it is removed."""
         if not self.done and not self._file.seek(0, os.SEEK_END):
-            self._path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
             self._lock_path.unlink(missing_ok=True)
         self._stack.close()
 
@@ -103,7 +104,7 @@ class RecordFile:
             self._stack.enter_context(FileLock(self._lock_path, timeout=0))
         except Timeout as err:
             raise ConfigError(
-                f'{self._path}: another run writes there; wait for its end, or {OTHER_FOLDER}'
+                f'{self.path}: another run writes there; wait for its end, or {OTHER_FOLDER}'
             ) from err
 
     def _read(self) -> None:
@@ -114,28 +115,37 @@ class RecordFile:
         whole = content[: content.rfind(b'\n') + 1]
         # Without a complete line it is new, or its run ended while it wrote the first line.
         if whole or not self._head.encode().startswith(content):
-            self._load(whole.splitlines())
+            self._load(whole)
         if len(whole) < len(content):
             self._file.truncate(len(whole))
 
-    def _load(self, lines: Sequence[bytes]) -> None:
-        """Check the lines of an earlier run, and keep its records."""
-        before = self._parse(lines[0] if lines else b'null', 1)
-        records = [self._parse(line, number) for number, line in enumerate(lines[1:], 2)]
-        for number, record in enumerate(records, 2):
+    def _load(self, content: bytes) -> None:
+        """Check the lines of an earlier run one by one, and keep its records."""
+        try:
+            check_values(content)
+        except ValueError as err:
+            raise self._damaged(1, str(err)) from err
+        lines = io.BytesIO(content)
+        before = self._parse(lines.readline() or b'null', 1)
+        done: dict[str, dict[str, Any]] = {}
+        for number, line in enumerate(lines, 2):
+            record = self._parse(line, number)
             self._check(record, number)
+            if record['id'] in done:
+                raise self._damaged(number, f'the id {quote(record["id"])} occurs twice')
+            done[record['id']] = record
         now = json.loads(self._head)  # as in the file: tuples become lists
         for name in sorted(now.keys() | before.keys()):
             if before.get(name) != now.get(name):
                 raise ConfigError(
-                    f'{self._path}: it was made with {name} {quote(before.get(name))}, now it '
+                    f'{self.path}: it was made with {name} {quote(before.get(name))}, now it '
                     f'is {quote(now.get(name))}; {OTHER_FOLDER}'
                 )
-        self.done = {record['id']: record for record in records}
+        self.done = done
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            content = json.loads(line)
+            content = json.loads(line, object_pairs_hook=_to_dict)
         except (ValueError, RecursionError) as err:
             raise self._damaged(number, str(err)) from err
         if not isinstance(content, dict):
@@ -151,7 +161,7 @@ class RecordFile:
 
     def _damaged(self, number: int, reason: str) -> ConfigError:
         return ConfigError(
-            f'{self._path}: line {number}: not a file of p2d evaluate: {reason}; {OTHER_FOLDER}'
+            f'{self.path}: line {number}: not a file of p2d evaluate: {reason}; {OTHER_FOLDER}'
         )
 
     def _write(self, lines: Sequence[str]) -> None:
@@ -162,7 +172,14 @@ class RecordFile:
             os.fsync(self._file.fileno())
 
     def _write_faults(self) -> AbstractContextManager[None]:
-        return write_faults(f'{self._path}:', OTHER_FOLDER)
+        return write_faults(f'{self.path}:', OTHER_FOLDER)
+
+
+def _to_dict(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError('a name occurs twice in an object')
+    return content
 
 
 def _open_plain(path: Path) -> io.FileIO:

@@ -163,6 +163,7 @@ class Conversation:
 
     Attributes:
         drafter: Where drafts of answers come from.
+        num_features: Features of a visual token.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class Conversation:
         """
         self._family = family
         self._model_name = model_name
+        self.num_features = family.num_features
         self._cameras = tuple(cameras)
         self._num_visual_tokens = num_visual_tokens
         self.drafter = Drafter(family.decoder.pass_costs)

@@ -12,13 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
 import json
+import math
 from pathlib import Path
 import time
 
 from filelock import FileLock, Timeout
 from p2d_node.durable_files import write_bytes, write_faults
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.evaluation.answering import check_images, describe_failure, Keyframe, load_sweep
+from p2d_node.evaluation.answering import (
+    check_images,
+    describe_failure,
+    digest_sweep,
+    Keyframe,
+    load_sweep,
+)
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, FrameSet
 from p2d_node.token_selection import keep_by_coverage, order_tokens, TokenOrder
@@ -31,6 +38,11 @@ LAYOUT = 1
 """Version of the files' content; increase it if the content changes."""
 
 TOKEN_TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+MAX_HEADER_BYTES = 64 << 10
+"""Of a file, before its tensors: their names and shapes take 300."""
+
+MAX_VALUE_BYTES = 8
 
 POLL_S = 0.2
 
@@ -88,14 +100,12 @@ def digest_pictures(
     check_images(keyframes, image_root, cameras)
     digests = {}
     for keyframe in keyframes:
-        digest = hashlib.sha256()
-        for camera, frame in load_sweep(keyframe, image_root, cameras).frames.items():
+        sweep = load_sweep(keyframe, image_root, cameras)
+        for camera, frame in sweep.frames.items():
             if not frame.payload.data:
                 name = keyframe.questions[0].images[camera]
                 raise ConfigError(f'{name}: the file is empty; copy the image again')
-            digest.update(f'{camera} {len(frame.payload.data)} '.encode())
-            digest.update(frame.payload.data)
-        digests[keyframe.name] = digest.hexdigest()
+        digests[keyframe.name] = digest_sweep(sweep)
     return digests
 
 
@@ -191,6 +201,7 @@ class KeyframeCache:
         """
         path = self._path(picture_digest)
         try:
+            self._check_size(path.stat().st_size)
             with safe_open(path, framework='pt') as file:
                 names = ('visual_tokens', *(('order', 'distances') if self._has_order else ()))
                 self._check_shapes({name: file.get_slice(name).get_shape() for name in names})
@@ -212,26 +223,31 @@ class KeyframeCache:
             order=order,
         )
 
+    def _shape(self) -> list[int]:
+        """Return pictures, tokens and features of the visual tokens of a keyframe."""
+        views = self._pipeline.views
+        num_pictures = views.count_pictures(len(self._pipeline.config.cameras))
+        return [num_pictures, math.prod(views.grid), self._pipeline.num_features]
+
+    def _check_size(self, num_bytes: int) -> None:
+        """Raise `ValueError` if a file is larger than any file of an encoded keyframe."""
+        num_pictures, num_tokens, num_features = self._shape()
+        num_values = num_pictures * num_tokens * (num_features + 2)  # order and distances
+        max_bytes = MAX_HEADER_BYTES + MAX_VALUE_BYTES * num_values
+        if num_bytes > max_bytes:
+            raise ValueError(f'got {num_bytes} bytes, allowed: at most {max_bytes}')
+
     def _check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Check shapes before a tensor is read.
 
         Raises:
             ValueError: Names the tensor, its shape and the allowed one.
         """
-        views = self._pipeline.views
-        cameras = tuple(self._pipeline.config.cameras)
-        size: list[int] = list(shapes['visual_tokens'])
-        if len(size) != 3 or size[0] != views.count_pictures(len(cameras)) or 0 in size:
-            raise ValueError(
-                f'visual_tokens: got the shape {size}, allowed: [views, tokens, width]'
-            )
-        num_tokens = views.count_tokens(cameras[0])
-        if not views.stitched and size[1] != num_tokens:
-            raise ValueError(f'visual_tokens: got {size[1]} tokens, allowed: {num_tokens}')
-        for name in ('order', 'distances'):
-            shape = list(shapes.get(name, size[:2]))
-            if shape != size[:2]:
-                raise ValueError(f'{name}: got the shape {shape}, allowed: {size[:2]}')
+        size = self._shape()
+        for name, shape in shapes.items():
+            allowed = size if name == 'visual_tokens' else size[:2]
+            if list(shape) != allowed:
+                raise ValueError(f'{name}: got the shape {list(shape)}, allowed: {allowed}')
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:

@@ -22,6 +22,7 @@ class Family(Protocol):
         grid: Rows and columns of the visual tokens of one picture, in row-major order.
         end_token_ids: Ids that end an answer.
         max_positions: Maximum number of tokens of the language model, visual tokens included.
+        num_features: Features of a visual token.
     """
 
     vision_module: nn.Module
@@ -29,6 +30,7 @@ class Family(Protocol):
     grid: tuple[int, int]
     end_token_ids: tuple[int, ...]
     max_positions: int
+    num_features: int
 
     def release_vision_module(self) -> None:
         """Free the vision weights; an engine replaces them."""

@@ -235,6 +235,7 @@ class ChatModel:
         vision_module: See `Family`.
         end_token_ids: Ids that end an answer.
         max_positions: Maximum number of tokens of the language model, visual tokens included.
+        num_features: Features of a visual token.
     """
 
     MODEL_CLASS: Any
@@ -250,6 +251,7 @@ class ChatModel:
         self._image_token_id = int(model.config.image_token_id)
         self._mosaic_rows = getattr(model.config, MOSAIC_KEY, ())
         self._embed_tokens = model.get_input_embeddings()
+        self.num_features = int(self._embed_tokens.embedding_dim)
         _check_vocabulary(
             tokenizer, self._embed_tokens.num_embeddings, placeholder=self._image_token_id
         )

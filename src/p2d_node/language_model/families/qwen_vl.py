@@ -57,6 +57,7 @@ class _QwenVL(ChatModel):
         self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
         self.vision_module = QwenVision(model.model.visual, self.grid)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
+        self.num_features *= 1 + len(getattr(vision, 'deepstack_visual_indexes', ()))
         self._merge = vision.spatial_merge_size
         self._rope_index = model.model.get_rope_index
         self._mrope_positions = lru_cache(maxsize=4)(self._compute_positions)
