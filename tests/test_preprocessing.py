@@ -152,12 +152,22 @@ def test_a_processor_without_padding_stretches_the_frame(tmp_path, order, height
     assert_close_to_pillow(actual, expected, settings['image_std'], tall=height > width)
 
 
+QWEN_RANGE = {
+    'image_processor_type': 'Qwen2VLImageProcessor',
+    'size': {'shortest_edge': 784, 'longest_edge': 1300},
+}
+
+
 def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
     settings = json.loads((tiny_checkpoint / 'preprocessor_config.json').read_text())
     (tmp_path / 'processor_config.json').write_text(json.dumps({'image_processor': settings}))
     assert ImageProcessing.from_folder(tmp_path) == ImageProcessing.from_folder(tiny_checkpoint)
 
 
+@pytest.mark.attack(
+    'image settings with a smallest size, a patch or a token of millions of pixels',
+    'refused: patches have up to 64 pixels per side, tokens 8 patches, a smallest picture 2^21',
+)
 @pytest.mark.parametrize(
     ('change', 'reason'),
     [
@@ -169,6 +179,9 @@ def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
             },
             'got 1000000000000 to 10000000000000 pixels, allowed: a range whose smallest is 1 to',
         ),
+        (QWEN_RANGE | {'patch_size': 3000}, 'patch_size: got 3000, allowed: 1 to 64'),
+        (QWEN_RANGE | {'merge_size': 0}, 'merge_size: got 0, allowed: 1 to 8'),
+        (QWEN_RANGE | {'merge_size': '2'}, "merge_size: got '2', allowed: 1 to 8"),
         ({'do_normalize': False}, 'do_normalize: got False'),
         ({'image_processor_type': 'CLIPImageProcessor'}, 'image_processor_type: got .CLIP'),
         ({'image_mean': None}, None),

@@ -40,6 +40,9 @@ QWEN_PIXELS = {'shortest_edge': 3136, 'longest_edge': 1003520}
 MAX_SMALLEST_PIXELS = 1 << 21
 """Published models allow pictures of a few thousand pixels."""
 
+MAX_PATCH_PX, MAX_MERGED = 64, 8
+"""Side of a patch, and patches per side of a token. Published models have 14 or 16, and 2."""
+
 FIT_OF_PROCESSOR = {
     'LlavaOnevision': 'pad',
     'Siglip': 'squash',
@@ -163,7 +166,8 @@ def _variable_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> t
             f'smallest is 1 to {MAX_SMALLEST_PIXELS}; copy the checkpoint again'
         )
     largest = min(largest, max_pixels or largest)
-    token_px = int(settings.get('patch_size', 14)) * int(settings.get('merge_size', 2))
+    token_px = _read_count(settings, 'patch_size', folder, 14, MAX_PATCH_PX)
+    token_px *= _read_count(settings, 'merge_size', folder, 2, MAX_MERGED)
     height, width = (round(side / token_px) * token_px for side in FRAME_SIZE_PX)
     area = math.prod(FRAME_SIZE_PX)
     if height * width > largest:
@@ -195,6 +199,15 @@ def _read_resample(settings: dict[str, Any], folder: Path) -> int:
         allowed = ', '.join(f'{number} ({mode})' for number, mode in TORCH_MODES.items())
         raise ConfigError(f'{folder}: resample: got {quote(value)}, allowed: {allowed}')
     return int(value)
+
+
+def _read_count(
+    settings: dict[str, Any], name: str, folder: Path, default: int, largest: int
+) -> int:
+    value = settings.get(name, default)
+    if type(value) is not int or not 1 <= value <= largest:
+        raise ConfigError(f'{folder}: {name}: got {quote(value)}, allowed: 1 to {largest}')
+    return value
 
 
 def _read_positive(settings: dict[str, Any], name: str, folder: Path, default: float) -> float:

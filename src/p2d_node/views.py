@@ -21,6 +21,9 @@ from torch import Tensor
 MOSAIC_KEY = 'p2d_mosaic'
 """In config.json: rows of camera names, top to bottom; absent where views are separate."""
 
+MAX_VIEWS = 64
+"""Of a mosaic; as many cameras as a parameter file may name."""
+
 Grid = tuple[int, int]
 """Rows and columns of visual tokens, numbered row by row from the top left."""
 
@@ -154,7 +157,7 @@ class Mosaic:
         """Read the layout from a checkpoint's config.json; None if its views are separate.
 
         Raises:
-            ConfigError: The value is not a table of different names.
+            ConfigError: The value is not a table of different names, or has too many.
         """
         rows = config.get(MOSAIC_KEY)
         if rows is None:
@@ -163,10 +166,11 @@ class Mosaic:
         names = [name for row in rows for name in row] if is_table else []
         are_texts = all(isinstance(name, str) for name in names)
         are_different = are_texts and len(set(names)) == len(names)
-        if not names or len({len(row) for row in rows}) > 1 or not are_different:
+        is_rectangle = 0 < len(names) <= MAX_VIEWS and len({len(row) for row in rows}) == 1
+        if not is_rectangle or not are_different:
             raise ConfigError(
                 f'model: config.json: {MOSAIC_KEY}: got {quote(rows)}, allowed: rows of different '
-                'camera names, all of the same length'
+                f'camera names, all of the same length, up to {MAX_VIEWS} names'
             )
         return cls(tuple(map(tuple, rows)))
 

@@ -347,3 +347,26 @@ def test_a_family_that_is_not_known_is_refused(tmp_path):
     (tmp_path / 'config.json').write_text('{"model_type": "gpt2"}')
     with pytest.raises(ConfigError, match=r'got family .gpt2., allowed: llava_onevision'):
         find_model_sizes(str(tmp_path))
+
+
+@pytest.mark.attack(
+    'A config.json with absurd sizes, for p2d budget, which needs no weights',
+    'refused in one line, at once',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ('part', 'name', 'value', 'reason'),
+    [
+        ('text_config', 'hidden_size', 10**18, 'hidden_size: got .*, allowed: up to'),
+        ('text_config', 'num_hidden_layers', 10**9, 'num_hidden_layers: got .*, allowed: up to'),
+        ('vision_config', 'image_size', 10**6, 'image_size: got 1000000, allowed: up to 65536'),
+        ('vision_config', 'patch_size', 1000, 'has a size of 0, allowed: 1 or more'),
+        ('text_config', 'intermediate_size', -64, 'has a size of -64, allowed: 1 or more'),
+    ],
+)
+def test_absurd_sizes_are_refused(tiny_checkpoint, tmp_path, part, name, value, reason):
+    config = json.loads((tiny_checkpoint / 'config.json').read_text())
+    config[part][name] = value
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=reason):
+        find_model_sizes(str(tmp_path))

@@ -266,9 +266,15 @@ def test_a_cut_generation_config_is_refused_as_answers_would_not_end(broken):
         load(broken)
 
 
-def test_a_missing_tokenizer_is_refused(broken):
+@pytest.mark.attack(
+    'A tokenizer in another format than tokenizer.json, which no check reads',
+    'refused: tokenizer.json is needed',
+)
+@pytest.mark.parametrize('other', ['tokenizer.model', 'tiktoken.model', 'tekken.json', 'a.txt'])
+def test_a_missing_tokenizer_is_refused(broken, other):
     (broken / 'tokenizer.json').unlink()
-    with pytest.raises(ConfigError, match='tokenizer'):
+    (broken / other).write_bytes(b'YQ== 0\nYg== 1\n')
+    with pytest.raises(ConfigError, match=r'tokenizer\.json is missing; copy it, or save'):
         load(broken)
 
 

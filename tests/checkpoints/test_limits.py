@@ -21,6 +21,7 @@ from p2d_node.limited_process import LimitError, run_limited
 from p2d_node.pipeline import DrivingPipeline
 import pytest
 from sweeps import make_frame_set
+from tokenizers import pre_tokenizers, Regex
 
 MAX_SECONDS = 10.0
 MAX_KIBIBYTES = 1 << 20
@@ -157,6 +158,8 @@ def test_a_chat_template_that_is_too_long_is_refused(folder):
             ],
         },
         {'type': 'Sequence', 'normalizers': [{'type': 'NFKD'}, {'type': 'NFKD'}]},
+        {'pattern': {'String': 'a'}, 'content': 'x' * 1000},  # the library needs no type
+        {'normalizers': [{'prepend': 'x' * 1000}]},
     ],
 )
 def test_a_normalizer_that_grows_is_refused(folder, normalizer):
@@ -176,14 +179,94 @@ def test_a_tokenizer_of_many_steps_is_refused(folder):
 
 
 @pytest.mark.attack(
-    'A tokenizer with a regular expression that takes seconds for a question',
-    'refused: it has 3 s and 256 MiB for a text of 4,000 characters, in a process of its own',
+    'A tokenizer with a regular expression that takes hours for a question of certain letters',
+    'refused: only parts of the expressions in published tokenizers, and words, are allowed',
 )
-def test_a_slow_tokenizer_is_refused(folder):
-    slow = {'Regex': r'(?:[^\x02]?[^\x02]?){13}[\x00\x01]|\w+|[^\w\s]'}
-    step = {'type': 'Split', 'pattern': slow, 'behavior': 'Removed', 'invert': True}
-    edit_json(folder / 'tokenizer.json', lambda content: content.update(pre_tokenizer=step))
+@pytest.mark.parametrize(
+    'slow', [r'(?:[^\x02]?[^\x02]?){13}[\x00\x01]|\w+|[^\w\s]', 'z+z*(?![ z])', 'x' * 5000, '']
+)
+@pytest.mark.parametrize(
+    ('part', 'step'),
+    [
+        ('pre_tokenizer', {'type': 'Split', 'behavior': 'Removed', 'invert': True}),
+        ('normalizer', {'type': 'Replace', 'content': ' '}),
+        ('decoder', {'content': ' '}),  # the library knows what it is without a type
+    ],
+)
+def test_an_unknown_regular_expression_is_refused(folder, slow, part, step):
+    step = {'type': 'Sequence', f'{part}s': [{**step, 'pattern': {'Regex': slow}}]}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update({part: step}))
+    assert f'{part}: got the regular expression' in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    'pattern',
+    [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"  # Qwen2, InternVL
+        r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+',
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"  # Llama 3
+        r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+',
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
+        r'[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+'  # Mistral
+        r'|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*'
+        r'|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+',
+        r'front left|front right|\w+|[^\w\s]',  # p2d-mini
+    ],
+)
+def test_the_regular_expressions_of_published_models_are_allowed_and_fast(tmp_path, pattern):
+    step = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated'}
+    write_json(tmp_path / 'tokenizer.json', {'pre_tokenizer': step})
+    check_limits(tmp_path)
+    split = pre_tokenizers.Split(Regex(pattern), 'isolated')
+    begin = time.monotonic()
+    for run in ('a', 'A', ' ', '\n', '.', '1', "'s", ' a', ' .', '\u01c5', '\u0301'):
+        for end in ('', 'a', '!'):
+            split.pre_tokenize_str(run * 16_000 + end)
+    assert time.monotonic() - begin < MAX_SECONDS
+
+
+@pytest.mark.attack(
+    'A chat template that writes a text which the tokenizer takes seconds for',
+    'refused: what it writes is tokenized at start, in the process with 3 s and 256 MiB',
+)
+def test_a_template_that_makes_the_tokenizer_slow_is_refused(folder):
+    def make_slow(content):
+        words = [[word, -1.0] for word in content['model']['vocab']]
+        runs = [['z' * length, -1.0] for length in range(1, 1500)]
+        content['model'] = {'type': 'Unigram', 'unk_id': 0, 'vocab': words + runs}
+        content['pre_tokenizer'] = None
+
+    edit_json(folder / 'tokenizer.json', make_slow)
+    path = folder / 'chat_template.jinja'
+    path.write_text('z' * 30_000 + path.read_text())
     assert 'its tokenizer or chat template fails: it takes longer than 3 s' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer of some megabytes whose tokens take gigabytes in memory',
+    'refused: all tokens together have at most 2^22 characters, of the kind Unigram 2^21',
+)
+@pytest.mark.parametrize('kind', ['Unigram', 'BPE', 'added'])
+def test_tokens_of_many_characters_are_refused(folder, kind):
+    count = 1100 if kind == 'BPE' else 600
+    words = [f'{number:04000}' for number in range(count)]
+
+    def edit(content):
+        if kind == 'Unigram':
+            content['model'] = {
+                'type': kind,
+                'unk_id': 0,
+                'vocab': [[word, 0.0] for word in words],
+            }
+        elif kind == 'BPE':
+            vocabulary = {word: number for number, word in enumerate(words)}
+            content['model'] = {'type': kind, 'vocab': vocabulary, 'merges': []}
+        else:
+            content['model'] = {'type': 'Unigram', 'unk_id': 0, 'vocab': [['a', 0.0]]}
+            content['added_tokens'] = [{'id': n, 'content': word} for n, word in enumerate(words)]
+
+    edit_json(folder / 'tokenizer.json', edit)
+    assert re.search('got tokens of [0-9]+ characters together, allowed: up to', refusal(folder))
 
 
 @pytest.mark.parametrize(
@@ -352,6 +435,16 @@ def test_a_setting_that_no_code_expects_is_one_line(folder, name, change, reason
             'config.json',
             {'vision_config': {'model_type': 'swin', 'depths': [1_000_000]}},
             "vision_config.model_type: got 'swin', allowed: clip",
+        ),
+        (
+            'config.json',
+            {'configuration_files': ['config.4.0.0.json']},
+            'configuration_files: got .*, allowed: none; all settings are in config.json',
+        ),
+        (
+            'config.json',
+            {'p2d_mosaic': [[f'{row}-{column}' for column in range(9)] for row in range(8)]},
+            'p2d_mosaic: got .* up to 64 names',
         ),
         ('config.json', {'num_labels': 1 << 31}, 'num_labels: got .*, allowed: up to 65536'),
         (

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 import shutil
 
+from p2d_node.checkpoints import settings_limits
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.importing.streaming import Source
-from p2d_node.checkpoints.weight_files import INDEX_FILE, read_tensors, WEIGHTS_FILE
+from p2d_node.checkpoints.weight_files import INDEX_FILE, read_headers, read_tensors, WEIGHTS_FILE
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.families.registry import hash_vision_part, load_vision_module
@@ -108,6 +109,76 @@ def test_the_fingerprint_is_that_of_the_weights_that_are_loaded(folder):
 def all_parameters(folder: Path) -> torch.Tensor:
     module = load_vision_module(open_checkpoint(folder))
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+@pytest.mark.attack(
+    'A config.json that names another config.json, which no check and no fingerprint reads',
+    'refused by name; and a model is built from the one file that is checked',
+)
+@pytest.mark.parametrize('is_refused', [True, False])
+def test_no_other_config_is_read(folder, monkeypatch, is_refused):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    other = {**config, 'vision_config': {**config['vision_config'], 'layer_norm_eps': 0.5}}
+    write_json(folder / 'config.4.0.0.json', other)
+    write_json(path, {**config, 'configuration_files': ['config.4.0.0.json']})
+    if is_refused:
+        assert 'configuration_files: got' in refusal(folder)
+        return
+    monkeypatch.delitem(settings_limits.REFUSED, 'configuration_files')
+    module = load_vision_module(open_checkpoint(folder))
+    assert module.vision_tower.config.layer_norm_eps != 0.5
+
+
+@pytest.mark.attack(
+    'Parts of a distributed checkpoint beside the weights, which transformers loads instead',
+    'refused: the weights that are fingerprinted would not be those that are loaded',
+)
+def test_parts_of_a_distributed_checkpoint_are_refused(folder):
+    name = 'shard-00001-model-00001-of-00001.safetensors'
+    weights = load_file(folder / WEIGHTS_FILE)
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
+    save_file(zeros, folder / name, {'format': 'pt'})
+    assert f'{name} is a part of a distributed checkpoint, allowed: model.saf' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'An index of a thousand names for one file with a header of megabytes',
+    'refused: each name is a file of its own, there are at most 1,000, and headers have 16 MiB',
+)
+@pytest.mark.parametrize('link', [os.symlink, os.link])
+def test_a_file_is_one_shard(folder, link):
+    (folder / WEIGHTS_FILE).rename(folder / SHARD)
+    link(folder / SHARD, folder / 'other.safetensors')
+    write_json(folder / INDEX_FILE, {'weight_map': {'a': SHARD, 'b': 'other.safetensors'}})
+    assert 'got 2 names of 1 files, allowed: up to 1000 different files' in refusal(folder)
+
+
+def test_there_are_not_too_many_shards(folder):
+    names = [f'{number}.safetensors' for number in range(1001)]
+    for name in names:
+        (folder / name).touch()
+    (folder / WEIGHTS_FILE).unlink()
+    write_json(folder / INDEX_FILE, {'weight_map': {name: name for name in names}})
+    assert 'got 1001 names of 1001 files, allowed: up to 1000' in refusal(folder)
+
+
+@pytest.mark.parametrize(('num_tensors', 'num_bytes'), [(20_000, 0), (0, 6 << 20)])
+def test_the_headers_of_all_shards_count(folder, num_tensors, num_bytes):
+    entry = {'dtype': 'F32', 'shape': [0], 'data_offsets': [0, 0]}
+    content = json.dumps({f't{number}': entry for number in range(num_tensors)}).encode()
+    content += b' ' * num_bytes
+    paths = [folder / f'{number}.safetensors' for number in range(3)]
+    for path in paths:
+        path.write_bytes(len(content).to_bytes(8, 'little') + content)
+    reason = 'more than 50000 tensors' if num_tensors else 'allowed: up to 16777216 in all files'
+    with pytest.raises(ConfigError, match=reason):
+        read_headers(paths)
+
+
+def test_a_link_to_a_folder_is_refused(folder, tmp_path):
+    (folder / 'sub').symlink_to(tmp_path)
+    assert 'sub is a link to a folder' in refusal(folder)
 
 
 def test_a_setting_that_names_other_weights_is_refused(folder):

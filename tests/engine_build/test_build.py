@@ -4,6 +4,7 @@ from dataclasses import replace
 import json
 import multiprocessing
 import shutil
+import sys
 
 from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
 from p2d_node.checkpoints.checkpoint import open_checkpoint
@@ -16,8 +17,9 @@ from p2d_node.engine_build.export_folder import export_model
 from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
+from p2d_node.vision_encoder.engine_files import hash_file
 from p2d_node.vision_encoder.engine_store import list_all_engines
-from p2d_node.vision_encoder.manifest import MANIFEST_FILE, read_manifest
+from p2d_node.vision_encoder.manifest import Artefact, MANIFEST_FILE, read_manifest
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
 from p2d_node.whole_folders import LOCK_FILE, MARKER_FILE
 import pytest
@@ -55,6 +57,36 @@ def test_the_same_export_is_made_once(tiny_checkpoint, tmp_path):
     (first.folder / 'model.onnx').write_bytes(b'damaged')
     other = export_model(plan, tmp_path, ignore_progress)
     assert other.folder != first.folder
+
+
+@pytest.mark.attack(
+    'an export whose weights were changed, with a manifest that agrees, copied into the engines',
+    'each export that is found is compared with torch again; one that differs is not built from',
+)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['model.onnx', 'model.onnx.data'])
+def test_an_export_that_was_copied_in_is_compared_again(tiny_checkpoint, tmp_path, name):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    genuine = export_model(plan, tmp_path, ignore_progress)
+    assert export_model(plan, tmp_path, ignore_progress).verification.passed
+    forged = genuine.folder / name
+    forged.write_bytes(bytes(forged.stat().st_size))
+    artefact = Artefact(hash_file(forged), forged.stat().st_size)
+    write_manifest(genuine.folder, artefacts={**genuine.manifest.artefacts, name: artefact})
+    other = export_model(plan, tmp_path, ignore_progress)
+    assert other.folder != genuine.folder
+    assert other.verification.passed
+
+
+@pytest.mark.slow
+def test_an_export_is_not_called_compared_where_it_cannot_be(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    genuine = export_model(plan, tmp_path, ignore_progress)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    found = export_model(plan, tmp_path, ignore_progress)
+    assert (found.folder, found.verification) == (genuine.folder, None)
 
 
 def test_other_vision_weights_are_another_model_but_renamed_files_are_not(

@@ -13,9 +13,8 @@ from typing import Any
 from p2d_node.benchmarks.model_shape import ModelShape, SHAPES
 from p2d_node.checkpoints.custom_code import refuse_custom_code
 from p2d_node.checkpoints.model_folder import model_folder
-from p2d_node.checkpoints.settings_limits import check_limits, MAX_CONFIG_BYTES
+from p2d_node.checkpoints.settings_limits import check_limits, read_config
 from p2d_node.checkpoints.weight_files import check_files
-from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
 from p2d_node.views import Mosaic
 
@@ -110,9 +109,7 @@ def sizes_of_shape(shape: ModelShape) -> ModelSizes:
 
 def _sizes_of_folder(folder: Path, picture_px: tuple[int, int] | None) -> ModelSizes:
     check_files(folder)
-    written = read_json_object(
-        folder / 'config.json', parameter='model', max_bytes=MAX_CONFIG_BYTES
-    )
+    written = read_config(folder)
     model_type = str(written.get('model_type'))
     if model_type not in READERS:
         raise ConfigError(
@@ -125,10 +122,20 @@ def _sizes_of_folder(folder: Path, picture_px: tuple[int, int] | None) -> ModelS
     with checkpoint_faults(folder):
         from transformers import AutoConfig  # it fills in what config.json leaves out
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.for_model(**written)
         settings = {**config.to_dict(), 'text_config': config.get_text_config().to_dict()}
         stitched = Mosaic.from_config(written) is not None
         sizes = READERS[model_type](folder.resolve().name, settings, picture_px)
+    numbers = (
+        *vars(sizes.text).values(),
+        *vars(sizes.vision).values(),
+        *(sizes.vocabulary, sizes.tokens, sizes.patch_values, sizes.projector),
+    )
+    if min(numbers) < 1:
+        raise ConfigError(
+            f'model: {folder}: config.json has a size of {min(numbers)}, allowed: 1 or more; copy '
+            'it again'
+        )
     return ModelSizes(**{**vars(sizes), 'stitched': stitched})
 
 

@@ -43,12 +43,16 @@ MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 1 << 16, 1 << 31
 LAYER_KEY = re.compile(r'(?!.*_size).*(layer|depth|block|expert|stage)')
 """Keys of config.json whose value is a number of modules to build, or a place among them."""
 
+SIDE_KEYS = ('image_size', 'patch_size')
+"""Keys of config.json whose value is a number of pixels."""
+
 REFUSED = {
+    'configuration_files': 'all settings are in config.json',
     'transformers_weights': 'weights are in model.safetensors or in the files of its index',
     'quantization_config': 'copy the checkpoint without quantisation; the parameter weights '
     'quantises it',
 }
-"""Settings that name other weights, or a library that makes other modules of them."""
+"""Settings that name other files, or a library that makes other modules of the weights."""
 
 PART_TYPES = {
     'text_config': {
@@ -98,6 +102,18 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
         content = read_json_object(path, parameter=parameter)
         with checkpoint_faults(folder, part=TOKENIZER_FILE, parameter=parameter):
             check_tokenizer(f'{parameter}: {path}', content)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json, the one file of settings that a model is built from.
+
+    Raises:
+        ConfigError: It is too large or not a JSON object, or a value is not allowed.
+    """
+    path = folder / CONFIG_FILE
+    content = read_json_object(path, parameter='model', max_bytes=MAX_CONFIG_BYTES)
+    _check_config(f'model: {path}', content)
+    return content
 
 
 def read_settings(folder: Path, *, parameter: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -154,7 +170,7 @@ def _allowed(key: str, value: Any) -> str | None:
 def _limit_of(key: str) -> int:
     if LAYER_KEY.match(key):
         return MAX_LAYERS
-    return MAX_COUNT if key.startswith('num_') else MAX_NUMBER
+    return MAX_COUNT if key.startswith('num_') or key in SIDE_KEYS else MAX_NUMBER
 
 
 def _values(content: Any) -> Iterator[tuple[str, Any]]:

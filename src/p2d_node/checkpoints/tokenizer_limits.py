@@ -1,4 +1,4 @@
-"""Refuses tokenizers that make long texts of short ones, or that read other files."""
+"""Refuses tokenizers that take long, that make long texts of short ones, or read other files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,52 @@ import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 import math
+import re
 from typing import Any
 
 from p2d_node.errors import ConfigError, quote
 
 MAX_TOKEN_CHARACTERS = 4096
 MAX_ADDED_TOKENS = 20_000
+MAX_CHARACTERS, MAX_UNIGRAM_CHARACTERS = 1 << 22, 1 << 21
+"""Of all tokens together. 150,000 to 250,000 published ones have one to two million. The library
+takes up to 80 bytes per character, and 350 for a vocabulary of the kind Unigram."""
+
+UPPER, LOWER = r'\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}', r'\p{Ll}\p{Lm}\p{Lo}\p{M}'
+
+PATTERNS = (
+    r'\w+',  # this project's
+    r'[^\w\s]',
+    r'\A +| +\z',  # sentencepiece's
+    ' +',
+    ' {2,}',
+    r'\s+',
+    r'\s{2,}',
+    r'[\n\r\t]',
+    "'s|'t|'re|'ve|'m|'ll|'d",  # GPT-2's
+    r' ?\p{L}+',
+    r' ?\p{N}+',
+    r' ?[^\s\p{L}\p{N}]+',
+    r'\s+(?!\S)|\s+',
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # Llama 3's and Qwen2's
+    r'[^\r\n\p{L}\p{N}]?\p{L}+',
+    r'[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+',
+    r'\p{N}',
+    r'\p{N}{1,3}',
+    r' ?[^\s\p{L}\p{N}]+[\r\n]*',
+    r' ?[^\s\p{L}\p{N}]+[\r\n/]*',
+    r' ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*',
+    r'\s*[\r\n]+|\s+(?!\S)|\s+',
+    rf'[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*',
+)
+"""Parts of the regular expressions in published tokenizers; the last is Mistral's. With others the
+library may take hours for a question, which need not be one of those that are tried."""
+
+PART = '|'.join([r'[\w ]+', *map(re.escape, PATTERNS)])
+KNOWN_PATTERN = re.compile(rf'({PART})(\|({PART}))*')
+"""Parts of `PATTERNS` and words, with a bar between each two."""
+
+MAX_PATTERN_CHARACTERS = 4096
 MAX_GROWTH = 64
 """Largest number of characters that a tokenizer may make of one; NFKC makes 18 at most."""
 
@@ -66,22 +106,46 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
                 f'{what}: {part}: makes {growth} characters of one, allowed: up to '
                 f'{MAX_GROWTH}; copy the tokenizer again'
             )
+        for step in steps:
+            _check_pattern(f'{what}: {part}', step.get('Regex'))
     added = content.get('added_tokens') or []
     if len(added) > MAX_ADDED_TOKENS:
         raise ConfigError(
             f'{what}: got {len(added)} added tokens, allowed: up to {MAX_ADDED_TOKENS}; '
             'copy the tokenizer again'
         )
-    longest = max(map(len, _words(content)), default=0)
-    if longest > MAX_TOKEN_CHARACTERS:
+    lengths = list(map(len, _words(content)))
+    if max(lengths, default=0) > MAX_TOKEN_CHARACTERS:
         raise ConfigError(
-            f'{what}: got a token of {longest} characters, allowed: up to '
+            f'{what}: got a token of {max(lengths)} characters, allowed: up to '
             f'{MAX_TOKEN_CHARACTERS}; copy the tokenizer again'
+        )
+    is_unigram = isinstance(_vocabulary(content), list)
+    allowed = MAX_UNIGRAM_CHARACTERS if is_unigram else MAX_CHARACTERS
+    if sum(lengths) > allowed:
+        raise ConfigError(
+            f'{what}: got tokens of {sum(lengths)} characters together, allowed: up to {allowed}; '
+            'copy the tokenizer again'
+        )
+
+
+def _check_pattern(what: str, pattern: Any) -> None:
+    if pattern is None:
+        return
+    text = str(pattern)
+    if len(text) > MAX_PATTERN_CHARACTERS or not KNOWN_PATTERN.fullmatch(text):
+        raise ConfigError(
+            f'{what}: got the regular expression {quote(text)}, allowed: words and the '
+            'expressions of GPT-2, Llama 3, Qwen2 and Mistral, with a bar between each two, as an '
+            'unknown one may take hours; name a model with another tokenizer'
         )
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a normalizer, pre-tokenizer or decoder; a sequence is one, too."""
+    """Yield the steps of a normalizer, pre-tokenizer or decoder, and everything in them.
+
+    What a step does depends on its keys: the library accepts some steps without a type.
+    """
     waiting = [part]
     while waiting:
         item = waiting.pop()
@@ -89,8 +153,7 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
             waiting += item
         elif isinstance(item, dict):
             waiting += (value for value in item.values() if isinstance(value, (dict, list)))
-            if 'type' in item:
-                yield item
+            yield item
 
 
 def _growth(steps: Sequence[Mapping[str, Any]]) -> int:
@@ -103,10 +166,10 @@ def _growth_of_step(step: Mapping[str, Any]) -> int:
     kind = step.get('type')
     if kind in UNICODE_GROWTH:
         return UNICODE_GROWTH[kind]
-    if kind == 'Precompiled':
-        return _longest_replacement(str(step.get('precompiled_charsmap', '')))
-    if kind == 'Replace':
-        return _growth_of_replace(step.get('pattern'), len(str(step.get('content', ''))))
+    if 'precompiled_charsmap' in step:
+        return _longest_replacement(str(step['precompiled_charsmap']))
+    if 'pattern' in step and 'content' in step:
+        return _growth_of_replace(step['pattern'], len(str(step['content'])))
     return 1
 
 
@@ -131,9 +194,13 @@ def _longest_replacement(charsmap: str) -> int:
     return max(1, *(len(text) for text in texts.split(b'\0')))
 
 
-def _words(content: Mapping[str, Any]) -> Iterator[str]:
+def _vocabulary(content: Mapping[str, Any]) -> Any:
     model = content.get('model')
-    vocabulary = model.get('vocab') if isinstance(model, dict) else None
+    return model.get('vocab') if isinstance(model, dict) else None
+
+
+def _words(content: Mapping[str, Any]) -> Iterator[str]:
+    vocabulary = _vocabulary(content)
     if isinstance(vocabulary, dict):
         yield from vocabulary
     elif isinstance(vocabulary, list):

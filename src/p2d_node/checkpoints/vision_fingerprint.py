@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from p2d_node.checkpoints.settings_limits import MAX_CONFIG_BYTES
+from p2d_node.checkpoints.settings_limits import read_config
 from p2d_node.checkpoints.weight_files import read_tensors
-from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError
 
 CHUNK_BYTES = 1 << 22
@@ -39,10 +38,7 @@ def hash_vision_weights(folder: Path, vision_keys: Sequence[str]) -> str:
     Raises:
         ConfigError: config.json is not a JSON object, or a safetensors file is incomplete.
     """
-    config = read_json_object(
-        folder / 'config.json', parameter='model', max_bytes=MAX_CONFIG_BYTES
-    )
-    facts = {key: value for key, value in config.items() if key not in NOT_VISION}
+    facts = {key: value for key, value in read_config(folder).items() if key not in NOT_VISION}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(read_tensors(folder).items()):
         if not any(key in name for key in vision_keys):

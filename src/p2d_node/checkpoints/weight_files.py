@@ -5,6 +5,7 @@ Everything that reads weights asks here, so that what is fingerprinted is what i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 import math
@@ -22,8 +23,16 @@ INDEX_FILE = 'model.safetensors.index.json'
 SUFFIX = '.safetensors'
 
 MAX_HEADER_BYTES = 16 << 20
+"""Of all weight files of a checkpoint together."""
+
 MAX_TENSORS = 50_000
 """Names of one checkpoint; the largest published vision-language models have about 3,000."""
+
+MAX_SHARDS = 1000
+"""Weight files of one checkpoint; the largest published models have about 200."""
+
+OTHER_WEIGHTS = 'shard-*-model-*-of-*.safetensors'
+"""Where there is such a file, transformers loads these and not those of `find_weight_files`."""
 
 MAX_DIMENSIONS, MAX_SIDE = 8, 1 << 40
 """Of a tensor; the largest weights have two to five dimensions, and sides of a million."""
@@ -73,7 +82,7 @@ def check_files(folder: Path, *, parameter: str = 'model') -> None:
     The links of a Hugging Face snapshot into the blobs of its own repository are allowed.
 
     Raises:
-        ConfigError: A file is a link out of the folder, a pipe or a device.
+        ConfigError: A file is a link out of the folder, a pipe or a device; or a folder is a link.
     """
     if not folder.is_dir():
         raise ConfigError(
@@ -85,6 +94,10 @@ def check_files(folder: Path, *, parameter: str = 'model') -> None:
     is_snapshot = root.parent.name == 'snapshots'
     allowed = {root, root.parents[1] / 'blobs'} if is_snapshot else {root}
     for path in folder.iterdir():
+        if path.is_symlink() and path.is_dir():
+            raise ConfigError(
+                f'{parameter}: {path} is a link to a folder; copy that folder, or remove the link'
+            )
         if path.suffix not in READ_SUFFIXES:
             continue
         try:
@@ -134,9 +147,15 @@ def find_weight_files(
         file_name: Name of the file that takes the place of an index and its shards.
 
     Raises:
-        ConfigError: There are none; one of them is missing, or is not in the folder.
+        ConfigError: There are none, or too many; one of them is missing, is not in the folder, or
+            has two names; or transformers would load other files.
     """
     check_files(folder, parameter=parameter)
+    for path in sorted(folder.glob(OTHER_WEIGHTS)):
+        raise ConfigError(
+            f'{parameter}: {path} is a part of a distributed checkpoint, allowed: {file_name}, or '
+            f'{INDEX_FILE} and its files; remove the parts, or save the model with save_pretrained'
+        )
     if (folder / file_name).is_file():
         return [folder / file_name]
     index = folder / INDEX_FILE
@@ -145,7 +164,15 @@ def find_weight_files(
     weight_map = read_json_object(index, parameter=parameter).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConfigError(f'{parameter}: {index} has no weight_map; copy it again')
-    return [_shard(folder, name, parameter) for name in sorted(set(map(str, weight_map.values())))]
+    names = sorted(set(map(str, weight_map.values())))
+    shards = [_shard(folder, name, parameter) for name in names[: MAX_SHARDS + 1]]
+    files = {(status.st_dev, status.st_ino) for status in map(Path.stat, shards)}
+    if len(names) > MAX_SHARDS or len(files) < len(shards):
+        raise ConfigError(
+            f'{parameter}: {index}: got {len(names)} names of {len(files)} files, allowed: up to '
+            f'{MAX_SHARDS} different files; copy the checkpoint again'
+        )
+    return shards
 
 
 def _shard(folder: Path, name: str, parameter: str) -> Path:
@@ -181,40 +208,55 @@ def read_tensors(folder: Path, *, parameter: str = 'model') -> dict[str, StoredT
     """Return name to place of every tensor that is loaded of a checkpoint.
 
     Raises:
-        ConfigError: See `find_weight_files`; or a file is not a complete safetensors file.
+        ConfigError: See `find_weight_files` and `read_headers`.
+    """
+    return read_headers(find_weight_files(folder, parameter=parameter), parameter=parameter)
+
+
+def read_headers(paths: Sequence[Path], *, parameter: str = 'model') -> dict[str, StoredTensor]:
+    """Return name to place of every tensor of safetensors files; no tensor is read.
+
+    Raises:
+        ConfigError: A file is not a complete safetensors file; or there are too many tensors, or
+            too large headers, in all files together.
     """
     tensors: dict[str, StoredTensor] = {}
-    for path in find_weight_files(folder, parameter=parameter):
-        tensors |= read_header(path, parameter=parameter)
-        if len(tensors) > MAX_TENSORS:
+    num_tensors = 0
+    bytes_left = MAX_HEADER_BYTES
+    for path in paths:
+        header, num_bytes = _read_header(path, bytes_left, parameter)
+        bytes_left -= num_bytes
+        num_tensors += len(header)  # also those of a name that another file has, too
+        if num_tensors > MAX_TENSORS:
             raise ConfigError(
-                f'{parameter}: {folder}: got more than {MAX_TENSORS} tensors, allowed: up to '
+                f'{parameter}: {path.parent}: got more than {MAX_TENSORS} tensors, allowed: up to '
                 f'{MAX_TENSORS}; name another checkpoint'
             )
+        tensors |= header
     return tensors
 
 
-def read_header(path: Path, *, parameter: str = 'model') -> dict[str, StoredTensor]:
-    """Return name to place of every tensor of one safetensors file; no tensor is read.
-
-    Raises:
-        ConfigError: It is not a complete safetensors file, or its header is too large.
-    """
+def _read_header(
+    path: Path, max_bytes: int, parameter: str
+) -> tuple[dict[str, StoredTensor], int]:
+    """Return the tensors of one file, and the size of its header in bytes."""
     try:
         with path.open('rb') as file:
             num_bytes = path.stat().st_size
             size = int.from_bytes(file.read(8), 'little')
             if not 0 < size <= num_bytes - 8:
                 raise ValueError(f'a header of {size} bytes in a file of {num_bytes}')
-            if size > MAX_HEADER_BYTES:
-                raise ValueError(f'a header of {size} bytes, allowed: up to {MAX_HEADER_BYTES}')
+            if size > max_bytes:
+                raise ValueError(
+                    f'a header of {size} bytes, allowed: up to {MAX_HEADER_BYTES} in all files'
+                )
             header = json.loads(file.read(size))
         header.pop('__metadata__', None)
         tensors = {name: _stored(path, entry, 8 + size) for name, entry in header.items()}
         needed = max((tensor.last for tensor in tensors.values()), default=0)
         if needed > num_bytes:
             raise ValueError(f'{num_bytes} bytes, its header says {needed}')
-        return tensors
+        return tensors, size
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         raise ConfigError(
             f'{parameter}: {path}: not a complete safetensors file: {err}; copy the checkpoint '

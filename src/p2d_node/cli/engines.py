@@ -247,7 +247,9 @@ def _report_built(options: ModelOptions, built: BuiltEngine, verb: str) -> None:
     say(f'{verb}: {built.folder}')
     if verification is not None:
         say(f'  compared with torch: {verification.summary}')
-    elif verb == 'built':
+    elif verb == 'exported':
+        say('  not compared with torch, which needs ONNX Runtime, and fp32 or fp16; engines are')
+    else:
         say(
             f'  not verified; on the vehicle run: '
             f'{verify_command(built.folder, options.model or SHIPPED_MODEL)}'

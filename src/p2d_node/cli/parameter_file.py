@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-import re
 from typing import Any
 
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
@@ -17,9 +16,6 @@ from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 
 NODE_NAMES = ('p2d', '**', '*')
 """Sections of a parameter file, without namespace, that apply to a drive node anywhere."""
-
-WILDCARDS = {'**': '(/[^/]+)*', '*': '/[^/]+'}
-"""Parts of the name of a section to what they stand for in the full name of a node."""
 
 NODE_ONLY = ('use_sim_time', 'autostart', 'start_type_description_service')
 """Parameters that mean something to the node only."""
@@ -104,8 +100,14 @@ def _applies(section: str, node: str) -> bool:
     parts = section.strip('/').split('/')
     if not node:
         return parts[-1] in NODE_NAMES
-    pattern = ''.join(WILDCARDS.get(part, f'/{re.escape(part)}') for part in parts)
-    return re.fullmatch(pattern, node) is not None
+    names = node.strip('/').split('/')
+    counts = {0}  # how many names the parts so far may stand for; a regular expression takes hours
+    for part in parts:
+        if part == '**':
+            counts = set(range(min(counts, default=len(names) + 1), len(names) + 1))
+        else:
+            counts = {n + 1 for n in counts if n < len(names) and part in ('*', names[n])}
+    return len(names) in counts
 
 
 def _sections(

@@ -1,6 +1,8 @@
 """Exports as folders of the engine folder: an export that exists is used again.
 
-Only exports whose tokens in ONNX Runtime equal torch's are kept.
+Only exports whose tokens in ONNX Runtime equal torch's are kept, and an export that is found is
+compared again: it may have been copied in. That needs ONNX Runtime, which has no bfloat16 on a
+CPU. Without it the export counts as not compared; the engines that are built of it are compared.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from p2d_node.engine_build.engine_folders import engine_lock, new_engine_folder
 from p2d_node.engine_build.export import export_onnx
 from p2d_node.engine_build.export_plan import ExportPlan
 from p2d_node.engine_build.verify import require_faithful, Verification
-from p2d_node.errors import EngineMismatchError
+from p2d_node.errors import BackendUnavailableError, EngineMismatchError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import FRAMES
 from p2d_node.vision_encoder.engine_checks import check_place
@@ -55,7 +57,7 @@ class BuiltEngine:
     Attributes:
         folder: Its folder.
         manifest: Its manifest.
-        verification: The comparison with torch on this machine; None if it was not run.
+        verification: The comparison with torch on this machine, now; None if it was not run.
     """
 
     folder: Path
@@ -83,7 +85,7 @@ def find_or_export(plan: ExportPlan, engine_dir: Path, progress: Progress) -> Bu
     """Like `export_model`, with the engine lock already held."""
     fields = _export_fields(plan)
     for folder in list_engines(engine_dir, plan.checkpoint.folder.name, EXPORT):
-        found = _open_same_export(engine_dir, folder, fields)
+        found = _open_same_export(plan, engine_dir, folder, fields, progress)
         if found is not None:
             return found
     with new_engine_folder(engine_dir / plan.checkpoint.folder.name) as folder:
@@ -110,21 +112,28 @@ def _export_fields(plan: ExportPlan) -> dict[str, Any]:
 
 
 def _open_same_export(
-    engine_dir: Path, folder: Path, fields: Mapping[str, Any]
+    plan: ExportPlan,
+    engine_dir: Path,
+    folder: Path,
+    fields: Mapping[str, Any],
+    progress: Progress,
 ) -> BuiltEngine | None:
-    """Return the export in `folder` if it is undamaged and has the values `fields`."""
+    """Return the export in `folder` if it has the values `fields` and computes what torch does."""
     try:
         check_place(engine_dir, folder)
         manifest = read_manifest(folder)
         if any(getattr(manifest, name) != fields[name] for name in SAME_EXPORT):
             return None
-        # torch's version does not matter: each export was compared with the torch that made it.
+        # torch's version does not matter: the export is compared with the one that is installed.
         if manifest.built_with.get('p2d_node') != __version__:
             return None
         check_artefacts(folder, manifest)
+        verification = _check_export(plan, folder, manifest, progress)
+    except BackendUnavailableError:
+        return BuiltEngine(folder, manifest, None)
     except EngineMismatchError:
-        return None  # a damaged export stays for clean-engines; a new one is made
-    return BuiltEngine(folder, manifest, None)
+        return None  # a damaged or forged export stays for clean-engines; a new one is made
+    return BuiltEngine(folder, manifest, verification)
 
 
 def _write_export(

@@ -21,7 +21,7 @@ Frame = tuple[str, str] | str
 """The text before and after the question, or why the template fails."""
 
 LONG_QUESTION = 'What is at <c1,CAM_FRONT,714.3,503.6>, and is it "too near"?\n' * 64
-"""As long as a question may be; a regular expression of a tokenizer may take hours for it."""
+"""As long as a question may be; a tokenizer may take minutes for it."""
 
 USUAL_PICTURES = 12
 MAX_FRAME_CHARACTERS = 32_768
@@ -73,8 +73,12 @@ class ChatTemplate:
 
 
 def _render_frames(tokenizer: Any, counts: Sequence[int]) -> list[Frame]:
-    tokenizer.backend_tokenizer.encode(LONG_QUESTION, add_special_tokens=False)
-    return [_render_frame(tokenizer, count) for count in counts]
+    tokenizer.encode(LONG_QUESTION, add_special_tokens=False)
+    frames = [_render_frame(tokenizer, count) for count in counts]
+    for frame in frames:
+        if not isinstance(frame, str):  # a template may write what the tokenizer is slow for
+            tokenizer.encode(PROBES[0].join(frame), add_special_tokens=False)
+    return frames
 
 
 def _render_frame(tokenizer: Any, num_pictures: int) -> Frame:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2d_node.checkpoints.weight_files import INDEX_FILE, read_header, StoredTensor
+from p2d_node.checkpoints.weight_files import INDEX_FILE, read_headers, StoredTensor
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError
 from safetensors import safe_open
@@ -67,9 +67,8 @@ class Source:
         """
         self._files: dict[str, Path] = {}
         self._metas: dict[str, Tensor] = {}
-        for path in files:
-            for name, stored in read_header(path, parameter='folder').items():
-                self._add(name, stored)
+        for name, stored in read_headers(list(files), parameter='folder').items():
+            self._add(name, stored)
 
     def _add(self, name: str, stored: StoredTensor) -> None:
         if stored.dtype not in DTYPES:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.checkpoints.settings_limits import read_config
 from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.errors import ConfigError, InferenceError, panics
 from p2d_node.language_model.chat_template import ChatTemplate
@@ -64,7 +65,8 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
 
 
 def _read_config(folder: Path) -> Any:
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Not by from_pretrained, which reads another file if config.json names one.
+    return AutoConfig.for_model(**read_config(folder))
 
 
 def _check_size(model_class: Any, config: Any, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import warnings
 
 from p2d_node.checkpoints.checkpoint import Checkpoint
+from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError
@@ -93,6 +94,11 @@ def load_family(
 
 
 def _load_tokenizer(folder: Path) -> Any:
+    if not (folder / TOKENIZER_FILE).is_file():  # transformers would make one of unchecked files
+        raise ConfigError(
+            f'model: {folder / TOKENIZER_FILE} is missing; copy it, or save the '
+            'tokenizer with save_pretrained'
+        )
     with checkpoint_faults(folder, part='the tokenizer'), held_stderr():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
