@@ -292,6 +292,26 @@ def test_a_stray_frame_of_the_reference_camera_does_not_lower_the_tolerance():
     assert sync.tolerance_ns == 24 * NS_PER_MS
 
 
+@pytest.mark.attack(
+    'A peer sends a few frames on the topic of the reference camera, 2 ms apart',
+    'the tolerance stays; after a long burst it is back within ten frames of the camera',
+)
+@pytest.mark.parametrize(('num_strays', 'first_whole'), [(4, 21), (400, 31)])
+def test_strays_of_the_reference_camera_do_not_outlast_their_end(num_strays, first_whole):
+    sync, clock = make()
+    whole = []
+    for sweep in range(60):
+        jitter_ms = (sweep * 7) % 7 - 3
+        whole += push_sweep(sync, clock, sweep * 83.0 + jitter_ms, 83)
+        if sweep == 20:
+            stamp_ns = START_NS + round((sweep * 83.0 + OFFSETS['CAM_FRONT'] + 10) * NS_PER_MS)
+            for number in range(num_strays):
+                sync.push('CAM_FRONT', stamp_ns + number * 2_100_000, 'stray')
+        if sweep >= first_whole:
+            assert sync.tolerance_ns == 24 * NS_PER_MS
+    assert len(whole) >= 50
+
+
 def restarted_at(arrivals: list[Arrival], camera: str, start_ms: float, shift_ms: float):
     """Return the arrivals with another phase of one camera from `start_ms` on."""
     shift_ns, start_ns = round(shift_ms * NS_PER_MS), start_ms * NS_PER_MS

@@ -7,6 +7,7 @@ from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import BAYER_CODES, BYTES_PER_PIXEL, decode_frame, PACKED_YUV_CODES
+from p2d_node.png_files import plain_png
 from p2d_node.records import CameraFrame, CompressedImage, DecodedFrame, RawImage
 from PIL import Image
 import pytest
@@ -392,6 +393,9 @@ def test_padding_after_the_end_marker_is_no_damage(padding):
     np.testing.assert_array_equal(decode(padded).pixels, decode(payload).pixels)
 
 
+PNG_START, END_CHUNK = b'\x89PNG\r\n\x1a\n', b'\0\0\0\0IEND\xaeB`\x82'
+
+
 def with_chunk(data: bytes, kind: bytes, content: bytes) -> bytes:
     """A PNG file with one more part before its end."""
     checksum = zlib.crc32(kind + content).to_bytes(4, 'big')
@@ -416,6 +420,53 @@ def test_a_png_inflates_to_its_pixels_only(capfd):
     with pytest.raises(ImageDecodeError, match='it has more data than pixels'):
         decode(CompressedImage(format='png', data=endless))
     assert capfd.readouterr().err == ''
+
+
+def png_header(side: int, bits: int, *, first: bytes = b'') -> bytes:
+    """The begin of a PNG file of RGBA pixels; `first` stands before its header."""
+    header = side.to_bytes(4, 'big') * 2 + bytes([bits, 6, 0, 0, 1])
+    return with_chunk(PNG_START + first + END_CHUNK, b'IHDR', header)[:-12]
+
+
+@pytest.mark.attack(
+    'A PNG of half a megabyte whose pixels take 134 MB, as 16 bits per channel do',
+    'refused by its header: the pixels may take 4 bytes for each of `max_image_pixels`',
+)
+def test_a_png_of_too_many_bytes_per_pixel_is_refused_by_its_header():
+    data = with_chunk(png_header(4096, 16) + END_CHUNK, b'IDAT', b'')
+    with pytest.raises(ImageDecodeError, match='pixels take 134225408 bytes, allowed: up to 681'):
+        decode(CompressedImage(format='png', data=data))
+    data = with_chunk(png_header(4096, 8) + END_CHUNK, b'IDAT', zlib.compress(bytes(100)))
+    with pytest.raises(ImageDecodeError, match='the compressed data is incomplete'):
+        decode(CompressedImage(format='png', data=data))
+
+
+@pytest.mark.attack(
+    'A PNG with a second header, of a picture of gigabytes, or with another part in its place',
+    'refused: the header comes first and once',
+)
+def test_a_png_has_one_header_which_comes_first():
+    rows = zlib.compress(bytes(100_000_000), 1)
+    small, large = png_header(1, 8), png_header(10_000, 8)
+    text = small[8:].replace(b'IHDR', b'tEXt')
+    text = text[:-4] + zlib.crc32(text[4:-4]).to_bytes(4, 'big')
+    for start in (small + large[8:], png_header(10_000, 8, first=text)):
+        data = with_chunk(start + END_CHUNK, b'IDAT', rows)
+
+        def refuse(data=data):
+            with pytest.raises(ImageDecodeError, match='its header is damaged'):
+                decode(CompressedImage(format='png', data=data))
+
+        assert peak_growth_bytes(refuse) < 20 << 20
+
+
+def test_a_large_png_is_held_twice_at_most():
+    side = 4096
+    num_bytes = side * (1 + 4 * side)
+    header = side.to_bytes(4, 'big') * 2 + bytes([8, 6, 0, 0, 0])
+    data = with_chunk(PNG_START + END_CHUNK, b'IHDR', header)
+    data = with_chunk(data, b'IDAT', zlib.compress(bytes(num_bytes), 1))
+    assert peak_growth_bytes(lambda: plain_png(memoryview(data))) < 2.2 * num_bytes
 
 
 @pytest.mark.parametrize('mode', ['L', 'LA', 'P', 'RGB', 'RGBA', '1', 'I;16'])

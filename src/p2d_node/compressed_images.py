@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.errors import ImageDecodeError, quote
-from p2d_node.png_files import plain_png, PNG_SIZE, PNG_START
+from p2d_node.png_files import inflated_bytes, plain_png, PNG_HEADER, PNG_SIZE, PNG_START
 import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
@@ -36,7 +36,9 @@ TABLES_AND_COMMENTS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
 """Kinds of the segments of a JPEG before its scan."""
 
 MAX_BYTES_PER_PIXEL, MAX_METADATA_BYTES = 4, 1 << 20
-"""Of a JPEG. Noise at the best quality takes three bytes; a larger file holds something else."""
+"""Of a JPEG, in which noise at the best quality takes three bytes; a larger file holds something
+else. The pixels of a PNG may take as many for each of `max_pixels`: in 8-bit RGBA all, in 16-bit
+RGBA half of them."""
 
 MAX_SCANS = 100
 """Of a JPEG; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
@@ -96,6 +98,7 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: 
         if start == PNG_START:
             width, height = np.frombuffer(data[PNG_SIZE].tobytes(), '>u4').tolist()
             check_size(camera, height, width, max_pixels)
+            _check_inflated(camera, inflated_bytes(data[PNG_HEADER].tobytes()), max_pixels)
             return _decode_png(data, keeps_grey=keeps_grey)
     except ImageDecodeError:
         raise
@@ -124,6 +127,17 @@ def _check_bytes(camera: str, num_bytes: int, num_pixels: int) -> None:
             camera,
             f'got a JPEG of {num_bytes} bytes and {num_pixels} pixels, allowed: up to {max_bytes} '
             'bytes',
+        )
+
+
+def _check_inflated(camera: str, num_bytes: int, max_pixels: int) -> None:
+    # One byte per row tells its filter; interlaced pictures have up to two rows per row.
+    max_bytes = MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
+    if num_bytes > max_bytes:
+        raise ImageDecodeError.of(
+            camera,
+            f'got a PNG whose pixels take {num_bytes} bytes, allowed: up to {max_bytes}; send 8 '
+            'bits per channel, or set max_image_pixels',
         )
 
 

@@ -363,10 +363,15 @@ class DrivingPipeline:
         """The stage in work, empty between stages, and when the last progress was made.
 
         The time is on the steady clock, nanoseconds. Progress is the beginning or the end of a
-        stage, and each generated token. Any thread may read it.
+        stage, each decoded frame and each generated token. Any thread may read it.
         """
         clock = self._clock
-        return (clock.current, clock.progressed_ns) if clock else ('', 0)
+        if clock is None:
+            return '', 0
+        stage, progressed_ns = clock.current, clock.progressed_ns
+        if stage == 'decode':  # else it is a frame of the sweep that waits
+            progressed_ns = max(progressed_ns, self._frontend.decoded_ns)
+        return stage, progressed_ns
 
     def warm_up(self) -> None:
         """Answer about grey frames once: what is compiled at first use delays no real sweep.

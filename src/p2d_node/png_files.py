@@ -9,11 +9,18 @@ from collections.abc import Iterator
 import zlib
 
 PNG_START = b'\x89PNG\r\n\x1a\n'
+PNG_HEADER = slice(16, 29)
+"""Content of the header chunk, which comes first."""
+
 PNG_SIZE = slice(16, 24)
-"""Width and height, big-endian, in the header chunk, which comes first."""
+"""Width and height, big-endian, in it."""
 
 HEADER, DATA, END, ANIMATION = b'IHDR', b'IDAT', b'IEND', b'acTL'
+HEADER_BYTES, HEADER_CHUNK_BYTES = 13, 25
 NEEDED = (HEADER, b'PLTE', b'tRNS')
+STORED_BYTES = 1 << 20
+"""Of the rows in one data chunk."""
+
 NUM_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By colour type."""
 
@@ -34,25 +41,38 @@ def plain_png(data: memoryview) -> bytes:
         ValueError: It is cut or damaged, is an animation, or has more or less data than its
             pixels need.
     """
-    kept, compressed, header = [PNG_START], [], b''
-    for kind, chunk in _chunks(data):
+    kept: list[bytes | memoryview] = [PNG_START]
+    compressed = []
+    num_bytes = inflated_bytes(bytes(data[PNG_HEADER]))
+    for number, (kind, chunk) in enumerate(_chunks(data)):
+        if (number == 0) != (kind == HEADER):
+            raise ValueError('its header is damaged')
         if kind == ANIMATION:  # OpenCV holds several of its images
             raise ValueError('it is an animation')
         if kind == DATA:
-            compressed.append(bytes(chunk[8:-4]))
+            compressed.append(chunk[8:-4])
         elif kind in NEEDED:
-            kept.append(bytes(chunk))
-        if kind == HEADER:
-            header = bytes(chunk[8:-4])
-    if len(header) != 13 or not compressed:
+            kept.append(chunk)
+    if len(kept[1]) != HEADER_CHUNK_BYTES or not compressed:
         raise ValueError('its header is damaged')
-    rows = _inflate(b''.join(compressed), _num_bytes(header))
-    return b''.join([*kept, _chunk(DATA, zlib.compress(rows, level=0)), _chunk(END, b'')])
+    # Nothing keeps the rows once they are packed again: a large picture is held twice at most.
+    stored = _store(_inflate(b''.join(compressed), num_bytes))
+    return b''.join([*kept, *stored, *_chunk(END, b'')])
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def _store(rows: bytes) -> list[bytes]:
+    """Return data chunks that hold `rows` without compression, in parts."""
+    packer = zlib.compressobj(level=0)
+    parts: list[bytes] = []
+    for at in range(0, len(rows), STORED_BYTES):
+        parts += _chunk(DATA, packer.compress(memoryview(rows)[at : at + STORED_BYTES]))
+    return [*parts, *_chunk(DATA, packer.flush())]
+
+
+def _chunk(kind: bytes, content: bytes) -> tuple[bytes, ...]:
+    """Return a chunk in parts."""
     length, checksum = len(content), zlib.crc32(content, zlib.crc32(kind))
-    return b''.join([length.to_bytes(4, 'big'), kind, content, checksum.to_bytes(4, 'big')])
+    return length.to_bytes(4, 'big'), kind, content, checksum.to_bytes(4, 'big')
 
 
 def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -69,8 +89,17 @@ def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at = end
 
 
-def _num_bytes(header: bytes) -> int:
-    """Return how many bytes the pixels have, each row with one byte for its filter."""
+def inflated_bytes(header: bytes) -> int:
+    """Return how many bytes the pixels have in the file, each row with one byte for its filter.
+
+    Args:
+        header: The bytes of the file at `PNG_HEADER`.
+
+    Raises:
+        ValueError: It is cut, or names a kind of pixels that does not exist.
+    """
+    if len(header) != HEADER_BYTES:
+        raise ValueError('its header is damaged')
     width, height = int.from_bytes(header[:4], 'big'), int.from_bytes(header[4:8], 'big')
     depth, colour, is_interlaced = header[8], header[9], bool(header[12])
     if colour not in NUM_CHANNELS:

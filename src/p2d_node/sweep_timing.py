@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-import math
+import statistics
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,11 @@ Stamps = npt.NDArray[np.int64]
 MAX_TOLERANCE_PERIODS = 0.49
 """Largest tolerance as a share of the shortest period of the reference camera."""
 
-PERIOD_WINDOW = 64
-"""Periods per window; the current window and the previous one count."""
+PERIODS_KEPT = 16
+"""Frames of a peer are forgotten once half as many frames of the camera have followed them."""
+
+MIN_USUAL_PERIODS = 0.5
+"""Shortest period, as a share of the usual one; a frame that comes sooner is a stray."""
 
 MIN_PERIOD_NS = 2 * NS_PER_MS
 """Reference frames closer than this are a frame published twice, not a period."""
@@ -38,36 +41,30 @@ OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
 
 
 class ShortestPeriod:
-    """The second shortest time between two frames of the reference camera, of the last ones.
+    """The shortest of the last periods of the reference camera.
 
-    Not the shortest: a single stray frame must not lower the tolerance for all that follow.
+    Any peer can send frames on its topic. Periods below half of the median are left out, so a few
+    strays change nothing; few periods are kept, so many strays change it only while they come.
+
+    Attributes:
+        max_tolerance_ns: Largest tolerance, in nanoseconds, that does not reach a neighbouring
+            sweep.
     """
 
     def __init__(self) -> None:
+        self.max_tolerance_ns = 2**62
         self._last_stamp_ns: int | None = None
-        self._previous_window_ns = math.inf
-        self._shortest_two_ns = (math.inf, math.inf)
-        self._window_count = 0
-
-    @property
-    def max_tolerance_ns(self) -> int:
-        """Largest tolerance, in nanoseconds, that does not reach a neighbouring sweep."""
-        shortest_ns = min(self._previous_window_ns, self._shortest_two_ns[1])
-        return int(MAX_TOLERANCE_PERIODS * min(shortest_ns, float(2**62)))
+        self._periods_ns: deque[int] = deque(maxlen=PERIODS_KEPT)
 
     def add(self, stamp_ns: int) -> None:
         """Add the stamp of the next reference frame, in order of arrival."""
-        if self._last_stamp_ns is not None:
-            period_ns = abs(stamp_ns - self._last_stamp_ns)
-            if period_ns >= MIN_PERIOD_NS:
-                first_ns, second_ns, _ = sorted((*self._shortest_two_ns, float(period_ns)))
-                self._shortest_two_ns = (first_ns, second_ns)
-                self._window_count += 1
-        self._last_stamp_ns = stamp_ns
-        if self._window_count == PERIOD_WINDOW:
-            self._previous_window_ns = self._shortest_two_ns[1]
-            self._shortest_two_ns = (math.inf, math.inf)
-            self._window_count = 0
+        last_ns, self._last_stamp_ns = self._last_stamp_ns, stamp_ns
+        if last_ns is None or abs(stamp_ns - last_ns) < MIN_PERIOD_NS:
+            return
+        self._periods_ns.append(abs(stamp_ns - last_ns))
+        usual_ns = statistics.median_low(self._periods_ns)
+        shortest_ns = min(p for p in self._periods_ns if p >= MIN_USUAL_PERIODS * usual_ns)
+        self.max_tolerance_ns = int(MAX_TOLERANCE_PERIODS * shortest_ns)
 
 
 class OffsetLearner:

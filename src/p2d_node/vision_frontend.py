@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+import os
+import time
 
 from p2d_node.errors import ImageDecodeError
 from p2d_node.image_decoding import decode_frame
@@ -20,7 +22,7 @@ class PreparedFrames:
     """What is done of a sweep before the vision encoder.
 
     Attributes:
-        frames: The frames that can be used.
+        frames: The frames that can be used; empty once `pixels` is computed.
         broken: Camera to what is wrong with its frame.
         pixels: The encoder's input of `frames`, if it was computed; see `preprocess`.
     """
@@ -31,13 +33,14 @@ class PreparedFrames:
 
 
 class VisionFrontend:
-    """Decodes and preprocesses the frames of a sweep, one thread per view.
+    """Decodes and preprocesses the frames of a sweep, one thread per view or core.
 
     Use it from one thread at a time, except `prepare`. Threads and buffers are allocated once;
     `close` frees them.
 
     Attributes:
         frame_size: Height and width, pixels, of frames that it takes.
+        decoded_ns: Steady clock when it was last done with a frame, also in `prepare`.
     """
 
     def __init__(
@@ -65,7 +68,10 @@ class VisionFrontend:
         self._processing = processing
         self._max_pixels = max_pixels
         self._device = device
-        self._pool = ThreadPoolExecutor(max_workers=num_cameras, thread_name_prefix='view')
+        self.decoded_ns = 0
+        # More threads than cores are not faster, and hold more large pictures at once.
+        num_threads = min(num_cameras, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix='view')
         self._stack: FrameStack | None = None
         self.frame_size = frame_size or (processing.height_px, processing.width_px)
         if frame_size is not None:
@@ -83,7 +89,7 @@ class VisionFrontend:
         decoded = self.decode(frame_set)
         if decoded.broken or self._stack is not None:
             return decoded
-        return PreparedFrames(decoded.frames, {}, self.preprocess(decoded.frames))
+        return PreparedFrames((), {}, self.preprocess(decoded.frames))
 
     def decode(self, frame_set: FrameSet) -> PreparedFrames:
         """Decode the frames of a sweep, in its order of cameras."""
@@ -100,6 +106,8 @@ class VisionFrontend:
             return decode_frame(frame, max_pixels=self._max_pixels)
         except ImageDecodeError as err:
             return err
+        finally:
+            self.decoded_ns = time.monotonic_ns()
 
     def preprocess(self, frames: Sequence[DecodedFrame]) -> Tensor:
         """Return the encoder's input.

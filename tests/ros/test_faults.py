@@ -16,6 +16,8 @@ from drive_client import call, Health, next_answer, set_parameter, values_of
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from p2d_msgs.srv import Ask
+from p2d_node import vision_frontend
+from p2d_node.image_decoding import decode_frame
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import drive_node as drive_node_module
 from p2d_node.ros import requests
@@ -403,6 +405,27 @@ def test_a_hung_worker_is_an_error_with_its_stage_and_no_second_one_starts(
     assert reported.wait(5.0)
     go_on.set()
     assert len(watcher.answers) == 1
+
+
+@pytest.mark.attack(
+    'A peer sends six frames that take long to decode',
+    'the sweep is late, which is no fault: each frame that is decoded counts as progress',
+)
+def test_frames_that_take_long_to_decode_are_no_fault(drive, node, rig, watcher, monkeypatch):
+    drive_node = drive(max_sweep_s=1.0)
+    wait_until(lambda: rig.heard)
+    one_at_a_time = threading.Lock()
+
+    def decode_slowly(*args, **options):
+        with one_at_a_time:
+            time.sleep(0.6)
+        return decode_frame(*args, **options)
+
+    monkeypatch.setattr(vision_frontend, 'decode_frame', decode_slowly)
+    rig.publish_sweep()
+    wait_until(lambda: watcher.timings)
+    assert watcher.timings[-1].decode_ms > 2000.0
+    assert not drive_node.fault
 
 
 @pytest.mark.faults('The worker thread ends', 'ERROR with the reason, error state, the node ends')

@@ -6,20 +6,25 @@ from contextlib import ExitStack
 from pathlib import Path
 import subprocess
 import sys
+import threading
 import time
 
 from camera_rig import CameraRig, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import call, Health, next_answer
+from lifecycle_msgs.srv import GetState
 from p2d_msgs.msg import DrivingAnswer
 from p2d_node.ros import camera_subscription
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.frame_limits import max_message_bytes, why_refused
 from p2d_node.ros.guarded_services import MAX_ENTRIES
+from p2d_node.ros.lost_replies import PERIOD_S
 from p2d_node.ros.quiet_node import QuietNode
 import pytest
 from rcl_interfaces.msg import ParameterEvent
-from rcl_interfaces.srv import ListParameters, SetParameters
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters
+import rclpy
+from rclpy.exceptions import InvalidHandle
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -278,3 +283,99 @@ def test_a_negative_clock_is_named_and_left_out(drive, node, capfd):
     log = capfd.readouterr().err
     assert log.count('/clock: got -5 s and 0 ns, allowed') == 1
     assert 'unexpected error' not in log
+
+
+@pytest.mark.attack(
+    'Peers of another reliability join and leave a camera topic, and others ask for parameters',
+    'the thread that spins the node subscribes anew; an entity that has gone costs one callback',
+)
+def test_publishers_that_come_and_go_do_not_end_the_node(drive, node, rig, watcher, monkeypatch):
+    drive_node = drive()
+    (camera,) = (c for c in drive_node.session.cameras if c.topic == TOPIC)
+    wait_until(lambda: rig.heard)
+    threads = set()
+    subscribe = camera._subscribe
+    monkeypatch.setattr(
+        camera, '_subscribe', lambda: threads.add(threading.get_ident()) or subscribe()
+    )
+    for reliable in (False, True) * 4:
+        camera._wants_reliable = reliable
+        wait_until(lambda: camera.reliable == reliable)  # noqa: B023
+    publisher = node.create_publisher(CompressedImage, TOPIC, BEST_EFFORT)
+    wait_until(lambda: not camera.reliable)  # the health thread has seen it
+    node.destroy_publisher(publisher)
+    wait_until(lambda: camera.reliable)
+    spinning = {t.ident for t in threading.enumerate() if 'spin_until_shutdown' in t.name}
+    assert len(threads) == 1
+    assert threads <= spinning
+    wait_until(lambda: rig.heard)
+    assert next_answer(watcher, rig).answer
+
+
+@pytest.mark.attack(
+    'Something that rclpy waits for is destroyed meanwhile',
+    'a line in the log; the node goes on',
+)
+def test_an_entity_that_is_destroyed_meanwhile_does_not_end_the_thread(
+    drive, node, rig, watcher, capfd
+):
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+
+    def fail():
+        timer.cancel()
+        raise InvalidHandle('destroyed by the test')
+
+    timer = drive_node.create_timer(0.01, fail)
+    wait_until(timer.is_canceled)
+    assert next_answer(watcher, rig).answer
+    assert 'destroyed by the test' in capfd.readouterr().err
+
+
+@pytest.mark.attack(
+    'Clients whose QoS receives no replies ask the parameter and lifecycle services',
+    'after three lost replies none is sent for 5 s; frames are received meanwhile',
+)
+def test_clients_that_cannot_receive_replies_do_not_delay_frames(
+    drive, node, rig, watcher, make_context, spin
+):
+    drive_node = drive()
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    peer = spin(rclpy.create_node('peer', context=make_context()))
+    qos = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    services = {
+        GetState: 'get_state',
+        GetParameters: 'get_parameters',
+        ListParameters: 'list_parameters',
+    }
+    clients = [
+        peer.create_client(k, f'/p2d/{name}', qos_profile=qos) for k, name in services.items()
+    ]
+    wait_until(lambda: drive_node.count_clients('/p2d/list_parameters') == 1)
+    time.sleep(0.5)
+    for _ in range(10):
+        for client in clients:
+            client.call_async(client.srv_type.Request())
+    begun_s = time.monotonic()
+    assert next_answer(watcher, rig).answer
+    assert time.monotonic() - begun_s < 1.5
+    wait_until(lambda: drive_node._refusals.num == 30)
+    for client in clients:
+        peer.destroy_client(client)
+    time.sleep(PERIOD_S)
+    assert call(node, GetState, '/p2d/get_state', GetState.Request()).current_state.label
+
+
+@pytest.mark.attack(
+    'Clients that cannot receive replies ask thousands of times, and rclpy warns of each',
+    "rclpy's warning is not shown; the log has a line per service every 5 s",
+)
+def test_lost_replies_print_no_warnings_of_python(ros_domain):
+    program = (
+        'import warnings; from p2d_node.ros.rcl_errors import init_rclpy; init_rclpy();'
+        "warnings.warn('failed to send response (timeout): x', RuntimeWarning)"
+    )
+    command = [sys.executable, '-c', program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, '')

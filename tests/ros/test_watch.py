@@ -4,6 +4,7 @@ from builtin_interfaces.msg import Time
 from camera_rig import CameraRig, wait_until
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer, StageTiming
+from p2d_node.cli import sweep_feed
 from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import SweepFeed
 from p2d_node.cli.table import answer_line, LiveTable
@@ -23,6 +24,11 @@ from std_msgs.msg import Header
 def test_a_name_that_no_node_has_is_refused(name, capsys):
     assert main(['watch', '--node', name, '--duration', '1']) == 2
     assert f'p2d watch: --node: got {name!r}, allowed: the full name' in capsys.readouterr().err
+
+
+def feed_of(watcher, node):
+    viewer, log = Collector(), ThrottledLog(node.get_logger())
+    return SweepFeed(watcher, CameraFrames(node, '/p2d'), [viewer], log), viewer
 
 
 class Collector:
@@ -60,6 +66,60 @@ def test_viewers_get_views_kept_tokens_answers_and_times_of_each_sweep_once(
         assert sweep.times_ms['total_ms'] == watcher.timings[-1].total_ms
     feed.update()
     assert len(viewer.sweeps) == 2
+
+
+@pytest.mark.attack(
+    'A peer publishes thousands of timings and answers of one stamp for `p2d watch`',
+    'each stamp is shown once, with at most 256 answers; what comes too fast is left out',
+)
+def test_timings_of_one_stamp_are_one_sweep(watcher, node):
+    viewer = Collector()
+    feed = SweepFeed(
+        watcher, CameraFrames(node, '/p2d'), [viewer], ThrottledLog(node.get_logger())
+    )
+    header = Header(stamp=Time(sec=7))
+    for _ in range(1000):
+        watcher._on_timing(StageTiming(header=header))
+        watcher._on_answer(answer_of(header=header))
+    watcher._on_picture(picture_of(header=header, data=bytes(192)))
+    for _ in range(3):
+        feed.update()
+        watcher._on_timing(StageTiming(header=header))
+    (sweep,) = viewer.sweeps
+    assert len(sweep.answers) == 256
+
+
+@pytest.mark.attack(
+    'A peer publishes thousands of timings of sweeps that do not exist for `p2d watch`',
+    'each waits for its picture from when it comes, and 64 wait at most: true sweeps follow',
+)
+def test_made_up_timings_delay_no_sweep(watcher, node, monkeypatch):
+    viewer = Collector()
+    feed = SweepFeed(
+        watcher, CameraFrames(node, '/p2d'), [viewer], ThrottledLog(node.get_logger())
+    )
+    for second in range(3000):
+        watcher._on_timing(StageTiming(header=Header(stamp=Time(sec=second))))
+    feed.update()
+    header = Header(stamp=Time(sec=9999))
+    watcher._on_timing(StageTiming(header=header))
+    watcher._on_picture(picture_of(header=header, data=bytes(192)))
+    wait_until(lambda: feed.update() or 9999 * 10**9 in {s.stamp_ns for s in viewer.sweeps}, 2.0)
+    # A viewer that is slower than the sweeps come: `update` returns, and skips what is too old.
+    monkeypatch.setattr(sweep_feed, 'UPDATE_S', 0.1)
+    monkeypatch.setattr(sweep_feed, 'MAX_AGE_S', 2.0)
+    viewer.show = lambda _: time.sleep(0.05)
+    for second in range(60):
+        watcher._on_timing(StageTiming(header=Header(stamp=Time(sec=second))))
+    feed.update()
+    time.sleep(1.1)
+    begun_s = time.monotonic()
+    feed.update()
+    assert time.monotonic() - begun_s < 0.5
+    assert feed._waiting
+    time.sleep(1.0)
+    feed.update()
+    assert not feed._waiting
 
 
 def answer_of(num_cameras=1, **fields) -> DrivingAnswer:
@@ -221,7 +281,7 @@ def test_a_view_or_sweep_that_cannot_be_shown_ends_no_viewer(drive, node, watche
     assert 'a view is not shown: : got a row step of 1 bytes' in capfd.readouterr().err
     viewer.show = raise_overflow
     watcher._on_timing(StageTiming(header=Header(stamp=Time(sec=7))))
-    wait_until(lambda: feed.update() or 'a sweep is not shown: too large' in read(capfd))
+    wait_until(lambda: feed.update() or 'a sweep is not shown whole: too large' in read(capfd))
     del viewer.show
     watcher._on_timing(StageTiming(header=Header(stamp=Time(sec=8))))
     wait_until(lambda: feed.update() or len(viewer.sweeps) == 2)

@@ -6,14 +6,16 @@ import asyncio
 from dataclasses import replace
 import json
 import socket
+import time
 
 import cv2
+from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import camera_of
-from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.errors import BackendUnavailableError, ConfigError, P2dError
 from p2d_node.viewers import shown_sweep
-from p2d_node.viewers.foxglove_viewer import FoxgloveViewer
+from p2d_node.viewers.foxglove_viewer import FoxgloveViewer, MAX_CLIENTS, MAX_PICTURE_BYTES
 from p2d_node.viewers.rerun_viewer import RerunViewer
 from p2d_node.viewers.shown_sweep import ShownSweep
 import pytest
@@ -164,3 +166,77 @@ def test_a_topic_belongs_to_the_camera_whose_name_it_has():
     assert camera_of('/CAM_BACK/image_rect/compressed', cameras) == 'CAM_BACK'
     assert camera_of('/nuscenes/cam_front/image_raw', cameras) == 'CAM_FRONT'
     assert camera_of('/camera_3/image', cameras) == 'camera_3/image'
+
+
+def wait_until(condition):
+    end_s = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+class Client:
+    """A client of Foxglove's protocol that subscribes to all and reads nothing more."""
+
+    def __init__(self, port: int, num_channels: int):
+        from websockets.sync.client import connect
+
+        self.connection = connect(
+            f'ws://127.0.0.1:{port}',
+            subprotocols=['foxglove.sdk.v1'],
+            max_size=None,
+            ping_interval=None,
+            close_timeout=0.1,
+        )
+        found = []
+        while len(found) < num_channels:
+            found += json.loads(self.connection.recv(5.0)).get('channels', [])
+        wanted = [{'id': c['id'], 'channelId': c['id']} for c in found]
+        self.connection.send(json.dumps({'op': 'subscribe', 'subscriptions': wanted}))
+
+
+@pytest.mark.attack(
+    'Clients of the server of `p2d watch --foxglove` subscribe and read nothing',
+    '64 messages are kept per client; with more than four clients no pictures are sent',
+)
+def test_clients_that_do_not_read_take_little_memory():
+    pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    pytest.importorskip('websockets', reason='the test speaks the protocol itself')
+    viewer = FoxgloveViewer('/p2d', 0)
+    picture = JPEG + bytes(1 << 20)
+    shown = replace(sweep(0), views={'CAM_FRONT': picture}, kept_tokens=b'', answers=())
+    clients = []
+    try:
+        viewer.show(shown)
+        clients.append(Client(viewer.port, 2))
+        wait_until(lambda: viewer._clients.num == 1)
+
+        def show_many():
+            for _ in range(300):
+                viewer.show(shown)
+                time.sleep(0.002)
+
+        assert peak_growth_bytes(show_many) < 120 << 20
+        clients += [Client(viewer.port, 2) for _ in range(MAX_CLIENTS)]
+        wait_until(lambda: viewer._clients.num == MAX_CLIENTS + 1)
+        with pytest.raises(P2dError, match='pictures: got more than 4 clients'):
+            viewer.show(shown)
+        clients.pop().connection.close()
+        wait_until(lambda: viewer._clients.num == MAX_CLIENTS)
+        viewer.show(shown)
+    finally:
+        for client in clients:
+            client.connection.close()
+        viewer.close()
+
+
+def test_a_picture_of_many_megabytes_is_left_out_and_named():
+    pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    viewer = FoxgloveViewer('/p2d', 0)
+    try:
+        with pytest.raises(P2dError, match=r'^/CAM_BACK/image_rect/compressed: got 4194305 bytes'):
+            viewer.show(replace(sweep(0), views={'CAM_BACK': bytes(MAX_PICTURE_BYTES + 1)}))
+        assert '/p2d/answer' in viewer._channels
+        assert '/CAM_BACK/image_rect/compressed' not in viewer._channels
+    finally:
+        viewer.close()

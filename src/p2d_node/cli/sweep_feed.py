@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 import time
 from typing import Any, TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 from p2d_node.cli.report_parts import to_jpeg
 from p2d_node.cli.shown_sweeps import to_shown_sweep
 from p2d_node.cli.table import stamp_ns
+from p2d_node.config import MAX_QUESTIONS
 from p2d_node.errors import first_line, ImageDecodeError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import CameraFrame
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 
 PICTURE_WAIT_S = 1.0
 """The node draws the picture of a sweep after its times."""
+
+MAX_WAITING = 64
+"""Sweeps that wait to be shown; a newer one replaces the oldest."""
+
+MAX_AGE_S = 5.0
+"""A sweep that has waited for longer is not shown: viewers show what happens now."""
+
+UPDATE_S = 2.0
+"""Time after which `update` shows no further sweep or view, so that its caller can end."""
 
 
 class SweepFeed:
@@ -40,38 +51,48 @@ class SweepFeed:
         self._frames = frames
         self._viewers = viewers
         self._log = log
-        self._last: Any = None
-        self._waits_since_s: float | None = None
+        self._waiting: deque[tuple[Any, float]] = deque(maxlen=MAX_WAITING)
+        self._shown_stamp_ns: int | None = None
+        self._num_timings = 0
         self._num_shown = 0
+        self._end_s = 0.0
 
     def update(self) -> None:
         """Show the sweeps that are new and complete."""
         self._frames.look()
-        for timing in self._new_timings():
-            if not self._is_complete(timing):
+        now_s = time.monotonic()
+        self._end_s = now_s + UPDATE_S
+        self._take_timings(now_s)
+        while self._waiting and time.monotonic() < self._end_s:
+            timing, came_s = self._waiting[0]
+            if now_s - came_s <= PICTURE_WAIT_S and not self._has_picture(timing):
                 return
-            self._last = timing
-            self._waits_since_s = None
+            self._waiting.popleft()
+            if now_s - came_s > MAX_AGE_S:
+                self._log.warn('sweeps come faster than they can be shown; some are left out')
+                continue
+            self._shown_stamp_ns = stamp_ns(timing)
             try:
                 self._show(timing)
             except Exception as err:  # viewers pass on what their libraries raise
-                self._log.warn(f'a sweep is not shown: {first_line(err)}')
+                self._log.warn(f'a sweep is not shown whole: {first_line(err)}')
 
-    def _new_timings(self) -> list[Any]:
-        timings = self._watcher.timings
-        places = [place for place, timing in enumerate(timings) if timing is self._last]
-        return timings[places[-1] + 1 :] if places else timings
+    def _take_timings(self, now_s: float) -> None:
+        """Let the sweeps that are new wait, each stamp once."""
+        timings, self._num_timings = self._watcher.timings_after(self._num_timings)
+        known = {self._shown_stamp_ns, *(stamp_ns(timing) for timing, _ in self._waiting)}
+        for timing in timings:
+            if stamp_ns(timing) not in known:
+                known.add(stamp_ns(timing))
+                self._waiting.append((timing, now_s))
 
-    def _is_complete(self, timing: Any) -> bool:
-        """Tell whether the picture of a sweep has come, or has been waited for."""
+    def _has_picture(self, timing: Any) -> bool:
         stamp = stamp_ns(timing)
-        has_picture = any(stamp_ns(picture) == stamp for picture in self._watcher.pictures)
-        now_s = time.monotonic()
-        self._waits_since_s = self._waits_since_s or now_s
-        return has_picture or now_s - self._waits_since_s > PICTURE_WAIT_S
+        return any(stamp_ns(picture) == stamp for picture in self._watcher.pictures)
 
     def _show(self, timing: Any) -> None:
-        answers = [a for a in self._watcher.answers if stamp_ns(a) == stamp_ns(timing)]
+        stamp = stamp_ns(timing)
+        answers = [a for a in self._watcher.answers if stamp_ns(a) == stamp][:MAX_QUESTIONS]
         views = self._views(answers[0]) if answers else {}
         pictures = self._watcher.pictures
         sweep = to_shown_sweep(self._num_shown, timing, answers, views, pictures)
@@ -84,6 +105,9 @@ class SweepFeed:
         found: Mapping[str, Any] = self._frames.frames_at(stamps)
         views = {}
         for topic, message in found.items():
+            if time.monotonic() > self._end_s:
+                self._log.warn('views take too long to encode; some are not shown')
+                break
             try:
                 views[camera_of(topic, answer.cameras)] = to_file(message)
             except ImageDecodeError as err:

@@ -65,6 +65,10 @@ def _viewers(options: WatchOptions) -> Iterator[list[Viewer]]:
             viewers.append(FoxgloveViewer(options.node, port, host))
             stack.callback(viewers[-1].close)
             say(f'Foxglove: open a connection to ws://{host}:{port}', error=True)
+            say(
+                'every program and web page that reaches this address can see the cameras',
+                error=True,
+            )
         yield viewers
 
 

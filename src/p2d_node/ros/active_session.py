@@ -151,6 +151,7 @@ class ActiveSession:
     def _poll(self) -> None:
         self.worker.expire_questions()
         self._log_relearned()
+        any(camera.renew() for camera in self.cameras)  # one at a time: others may have frames
         self.clock_rate.update()
         self.synchronizer.set_clock_rate(self.clock_rate.rate)
         previous_ns, self._polled_ns = self._polled_ns, time.monotonic_ns()

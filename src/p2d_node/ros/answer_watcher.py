@@ -115,6 +115,10 @@ class AnswerWatcher:
         """The latest timings, at most `MAX_KEPT`."""
         return self._timings.latest()
 
+    def timings_after(self, number: int) -> tuple[list[StageTiming], int]:
+        """Return what is kept of the timings after the first `number`, and their number so far."""
+        return self._timings.after(number)
+
     @property
     def picture(self) -> Image | None:
         """The last picture of the kept tokens; None before the first."""

@@ -85,10 +85,11 @@ class CameraSubscription:
 
     A reliable subscription receives nothing from a best-effort publisher. A best-effort one loses
     fragments of large frames that a reliable publisher would send again. `follow_publishers`
-    subscribes again when the publishers have changed; call it about once a second.
+    notes when the publishers have changed; call it about once a second. `renew` subscribes again.
 
-    Frames are received by the thread that spins the node. All methods may be called from any
-    thread and do not block.
+    Frames are received by the thread that spins the node, which alone may call `renew`: rclpy
+    fails if it waits for a subscription that another thread destroys. All other methods may be
+    called from any thread and do not block.
 
     Attributes:
         name: The camera's name.
@@ -130,6 +131,7 @@ class CameraSubscription:
         self._on_frame = on_frame
         self._stamps: deque[tuple[int, int]] = deque(maxlen=MAX_STAMPS)
         self._lock = threading.Lock()
+        self._wants_reliable: bool | None = None
         self.reliable = self._publishers_are_reliable()
         self._subscription: Any = self._subscribe()
 
@@ -155,20 +157,28 @@ class CameraSubscription:
         return stamp_ns - arrival_ns
 
     def follow_publishers(self) -> None:
-        """Subscribe again if the publishers have another reliability, or to free memory."""
+        """Have `renew` subscribe again if the publishers have changed, or to free memory."""
         reliable = self._publishers_are_reliable()
-        has_changed = reliable != self.reliable
+        if reliable != self.reliable or self._holds_unused_memory():
+            self._wants_reliable = reliable
+
+    def renew(self) -> bool:
+        """Subscribe again if `follow_publishers` has found a reason; returns whether it did."""
+        reliable, self._wants_reliable = self._wants_reliable, None
+        if reliable is None:
+            return False
         with self._lock:
-            if self._subscription is None or not (has_changed or self._holds_unused_memory()):
-                return
+            if self._subscription is None:
+                return False
+            has_changed = reliable != self.reliable
             self.reliable = reliable
             self._largest_bytes = 0
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._subscribe()
-        if not has_changed:
-            return
-        kind = 'reliable' if reliable else 'best-effort'
-        self._log.info(f'{self.name}: subscription is now {kind}, as the publishers')
+        if has_changed:
+            kind = 'reliable' if reliable else 'best-effort'
+            self._log.info(f'{self.name}: subscription is now {kind}, as the publishers')
+        return True
 
     def _holds_unused_memory(self) -> bool:
         """Tell whether there were large messages that come no more.

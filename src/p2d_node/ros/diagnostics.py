@@ -41,6 +41,9 @@ NOT_NEWER_UNTIL_ERROR = 5
 MAX_RESIDUAL_SHARE = 1 / 3
 """Residual of a camera, as a share of the tolerance, at which it is reported."""
 
+LOW_TOLERANCE_SHARE = 0.5
+"""Tolerance in use, as a share of the configured one, that is named if no sweep is complete."""
+
 MAX_NAMES_SHOWN = 4
 
 SAME_TIME_NS = NS_PER_S // 3
@@ -240,7 +243,7 @@ def sync_status(
     answerable = counters.complete + counters.partial - previous.complete - previous.partial
     reason = _stamp_problem(counters, previous, odd)
     if counters.dropped > previous.dropped and not answerable:
-        reason = reason or _missing_problem(sync, counters, previous)
+        reason = reason or _missing_problem(sync, counters, previous) + _tolerance_problem(sync)
         return DiagnosticStatus.ERROR, f'no complete sweep; {reason}', values
     reason = reason or _residual_problem(residuals_ms, sync.tolerance_ns / NS_PER_MS)
     if reason:
@@ -284,6 +287,17 @@ def _stamp_problem(
             'stamp them with one clock'
         )
     return ''
+
+
+def _tolerance_problem(sync: SweepSynchronizer) -> str:
+    """Return why frames of one sweep may no longer fit together; empty if nothing is unusual."""
+    tolerance_ms = sync.tolerance_ns / NS_PER_MS
+    if tolerance_ms > LOW_TOLERANCE_SHARE * sync.config.tolerance_ms:
+        return ''
+    return (
+        f'; frames of {sync.reference_camera} come so close together that the tolerance is '
+        f'{tolerance_ms:.1f} ms; check that its topic has one publisher'
+    )
 
 
 def _missing_problem(

@@ -12,6 +12,7 @@ from typing import Any
 
 from lifecycle_msgs.srv import ChangeState
 from p2d_node.errors import quote
+from p2d_node.ros.lost_replies import LostReplies, name_of
 from p2d_node.ros.malloc_settings import return_freed_memory
 from p2d_node.ros.refusals import Refusals
 from rcl_interfaces.msg import ParameterType, ParameterValue, SetParametersResult
@@ -74,7 +75,9 @@ def guard_services(node: LifecycleNode, refusals: Refusals, *, locked: bool) -> 
         refusals: Gets what is refused, by the guard or by rclpy.
         locked: Whether every request that changes something is refused.
     """
-    for service in node.services:
+    services = list(node.services)
+    LostReplies(services, refusals)
+    for service in services:
         if service.srv_type in (*ENTRIES, ChangeState):
             service.callback = _guarded(node, service, refusals, locked=locked)
 
@@ -83,7 +86,7 @@ def _guarded(
     node: LifecycleNode, service: Service, refusals: Refusals, *, locked: bool
 ) -> Callable[[Any, Any], Any]:
     serve, kind = service.callback, service.srv_type
-    name = f'~/{service.srv_name.rpartition("/")[2]}'
+    name = name_of(service)
 
     def answer(request: Any, response: Any) -> Any:
         reason = LOCKED if locked and kind in CHANGES else _why_not(node, kind, request)

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from typing import Any
+import warnings
 
 from p2d_node.errors import ConfigError
 from p2d_node.ros.parameter_sources import check_parameter_sources
@@ -26,6 +27,9 @@ PARAMETER_FILE_ERROR = re.compile(r"parse params file: '--params-file (.+?)'\. E
 ARGUMENT_ERROR = re.compile(r"Couldn't parse (.+)")
 LOG_ERROR = re.compile(r'Failed (?:to create log directory|opening file) .+')
 ERROR_NUMBER = re.compile(r'\d+$')
+LOST_REPLY = 'failed to send response'
+"""Beginning of a warning of rclpy, one per reply; `LostReplies` tells of them now and then."""
+
 UNKNOWN_ARGUMENTS = re.compile(r'\[(.+)\]')
 
 
@@ -40,6 +44,7 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
         ConfigError: A ROS argument, a parameter file or an environment variable that ROS refuses,
             or parameters that it would change.
     """
+    warnings.filterwarnings('ignore', LOST_REPLY, RuntimeWarning)
     _check_domain_id()
     check_parameter_sources(sys.argv if args is None else args)
     # The exception says the same as the log of rcl.

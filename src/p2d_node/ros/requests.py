@@ -12,6 +12,7 @@ from p2d_msgs.srv import Ask
 from p2d_node.errors import ConfigError, P2dError, quote
 from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.conversions import to_answer, to_header
+from p2d_node.ros.lost_replies import LostReplies
 from p2d_node.ros.quiet_node import QuietNode
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import spin_until_shutdown
@@ -20,7 +21,6 @@ from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidHandle
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -71,13 +71,14 @@ class Requests:
             use_global_arguments=False,
             start_parameter_services=False,
         )
-        self._helper.create_service(
+        service = self._helper.create_service(
             Ask,
             self._service_name,
             self._on_ask,
             qos_profile=QoSProfile(depth=QUEUE_DEPTH),
             callback_group=ReentrantCallbackGroup(),
         )
+        LostReplies([service], refusals)
         if hasattr(node, 'count_clients'):  # not in Humble; callers keep their place until timeout
             clock = Clock(clock_type=ClockType.STEADY_TIME)
             self._helper.create_timer(FREE_PLACES_EVERY_S, self._free_places, clock=clock)
@@ -86,9 +87,13 @@ class Requests:
         )
         self._executor = MultiThreadedExecutor(NUM_THREADS, context=node.context)
         self._executor.add_node(self._helper)
-        self._ending = threading.Event()
         self._starting = threading.Barrier(NUM_THREADS)
-        self._thread = threading.Thread(target=self._spin, name='requests', daemon=True)
+        self._thread = threading.Thread(
+            target=spin_until_shutdown,
+            args=(self._executor, self._helper),
+            name='requests',
+            daemon=True,
+        )
         self._thread.start()
         self._start_threads()
 
@@ -103,18 +108,10 @@ class Requests:
 
     def destroy(self) -> None:
         """End the threads and destroy the helper node."""
-        self._ending.set()
         self._starting.abort()
         self._executor.shutdown(timeout_sec=1.0)
         self._thread.join(timeout=1.0)
         self._helper.destroy_node()
-
-    def _spin(self) -> None:
-        try:
-            spin_until_shutdown(self._executor, self._helper)
-        except InvalidHandle:  # a callback that ends during `destroy` still uses the executor
-            if not self._ending.is_set():
-                raise
 
     def _free_places(self) -> None:
         """Withdraw the questions of callers of ~/ask if all callers have gone.

@@ -13,7 +13,6 @@ from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
 import rclpy
 from rclpy.context import Context
-from rclpy.exceptions import InvalidHandle
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -44,7 +43,8 @@ def ended_by_shutdown(context: Context) -> Iterator[None]:
 def spin_until_shutdown(executor: Executor, node: Node) -> None:
     """Spin until the executor or the context of `node` is shut down.
 
-    A callback that raises, such as rclpy's own for a malformed request, costs that call only.
+    A callback that raises, such as rclpy's own for a malformed request, costs that call only. So
+    does what another thread or a callback has destroyed while the executor waits for it.
     """
     log = ThrottledLog(node.get_logger())
     with ended_by_shutdown(node.context):
@@ -56,11 +56,13 @@ def _spin(executor: Executor, context: Context, log: ThrottledLog) -> bool:
     """Spin until a shutdown or until a callback raises; returns whether it was a shutdown."""
     try:
         executor.spin()
-    except (ExternalShutdownException, InvalidHandle):
+    except ExternalShutdownException:
         raise
     except Exception as err:
         if not context.ok():
             raise
+        if executor._is_shutdown:  # a callback that ends meanwhile still uses the executor
+            return True
         time.sleep(ERROR_PAUSE_S)
         log.warn(f'a request or callback failed and was dropped: {unexpected_error(err)}')
         return False

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 import socket
 from typing import Any
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, P2dError
 from p2d_node.units import NS_PER_S
 from p2d_node.viewers.shown_sweep import image_format, require_library, ShownSweep
 
 LOCALHOST = '127.0.0.1'
+
+MAX_CLIENTS = 4
+"""With more clients no pictures are sent."""
+
+MESSAGES_KEPT = 64
+"""Per client that does not read fast enough; the oldest are dropped. A sweep of six cameras and 50
+questions has 58."""
+
+MAX_PICTURE_BYTES = 4 << 20
+"""Larger pictures are left out, so that slow clients take 1 GiB at most, all of them together."""
 
 
 class FoxgloveViewer:
@@ -39,8 +50,14 @@ class FoxgloveViewer:
         _check_free(host, port)
         # A context of its own: two servers in one process do not share topics.
         self._context = foxglove.Context()
+        self._clients = _Clients()
         self._server = foxglove.start_server(
-            name='p2d_node', host=host, port=port, context=self._context
+            name='p2d_node',
+            host=host,
+            port=port,
+            context=self._context,
+            server_listener=self._clients,
+            message_backlog_size=MESSAGES_KEPT,
         )
         self._channels: dict[str, Any] = {}
 
@@ -50,16 +67,31 @@ class FoxgloveViewer:
         return int(self._server.port)
 
     def show(self, sweep: ShownSweep) -> None:
-        """Send one sweep."""
-        for camera, image in sweep.views.items():
-            self._send_picture(f'/{camera}/image_rect/compressed', image, sweep.stamp_ns)
+        """Send one sweep.
+
+        Raises:
+            P2dError: Pictures were left out; the rest was sent.
+        """
+        pictures = {f'/{name}/image_rect/compressed': view for name, view in sweep.views.items()}
         if sweep.kept_tokens:
-            self._send_picture(f'{self._node}/kept_tokens', sweep.kept_tokens, sweep.stamp_ns)
+            pictures[f'{self._node}/kept_tokens'] = sweep.kept_tokens
+        large = [topic for topic, image in pictures.items() if len(image) > MAX_PICTURE_BYTES]
+        has_room = self._clients.num <= MAX_CLIENTS
+        for topic, image in pictures.items():
+            if has_room and topic not in large:
+                self._send_picture(topic, image, sweep.stamp_ns)
         self._send(f'{self._node}/timing', dict(sweep.times_ms), sweep.stamp_ns)
         for question, answer in sweep.answers:
             kept = dict(sweep.tokens_kept)
             answered = {'question': question, 'answer': answer, 'tokens_kept': kept}
             self._send(f'{self._node}/answer', answered, sweep.stamp_ns)
+        if not has_room:
+            raise P2dError(f'pictures: got more than {MAX_CLIENTS} clients; close some')
+        if large:
+            raise P2dError(
+                f'{large[0]}: got {len(pictures[large[0]])} bytes, allowed: {MAX_PICTURE_BYTES}; '
+                'publish JPEG'
+            )
 
     def close(self) -> None:
         """End the server."""
@@ -83,6 +115,26 @@ class FoxgloveViewer:
             timestamp=Timestamp(sec, nsec), frame_id='', data=image, format=image_format(image)
         )
         self._channels[topic].log(message, log_time=stamp_ns)
+
+
+class _Clients:
+    """Counts the clients that have subscribed; the server calls it."""
+
+    def __init__(self) -> None:
+        self._subscriptions: Counter[int] = Counter()
+
+    @property
+    def num(self) -> int:
+        return sum(count > 0 for count in tuple(self._subscriptions.values()))
+
+    def on_subscribe(self, client: Any, channel: Any) -> None:
+        self._subscriptions[client.id] += 1
+
+    def on_unsubscribe(self, client: Any, channel: Any) -> None:
+        """A client unsubscribes, or has gone."""
+        self._subscriptions[client.id] -= 1
+        if self._subscriptions[client.id] <= 0:
+            del self._subscriptions[client.id]
 
 
 def _check_free(host: str, port: int) -> None:

@@ -40,7 +40,7 @@ class Viewer(Protocol):
     """Shows sweeps; use it from one thread."""
 
     def show(self, sweep: ShownSweep) -> None:
-        """Show one sweep."""
+        """Show one sweep; an error says what of it is not shown."""
 
     def close(self) -> None:
         """Write what is left, and end the connection."""
