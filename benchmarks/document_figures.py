@@ -80,6 +80,23 @@ def engine_table() -> str:
     return markdown_table(header, 'lrrrr', rows)
 
 
+def node_table() -> str:
+    """Return what the node makes of a drive at 12 Hz, and the times of its stages."""
+    report = read_result('node', ONE_THREAD)
+    answered, measured = report['sweeps_answered'], report['sweeps_complete'] - report['warm_up']
+    head = (
+        f'`{report["model"]}` on {report["encoder"]}, {report["questions"]} questions per sweep, '
+        f'{report["torch_threads"]} thread of torch: {answered} of {measured} sweeps answered, '
+        f'{report["sweeps_per_s"]:.1f} per second. Milliseconds per sweep; decoding and resizing '
+        'of a sweep that waits count as waiting.\n\n'
+    )
+    rows = [
+        [f'`{stage}`', f'{times["p50"]:.1f}', f'{times["p95"]:.1f}']
+        for stage, times in report['stages'].items()
+    ]
+    return head + markdown_table(['stage', 'median', '95 %'], 'lrr', rows)
+
+
 def transformers_table() -> str:
     """Return the time of questions about one sweep beside transformers' own processor."""
     report = read_result('against_transformers', ONE_THREAD)
@@ -170,6 +187,7 @@ def summary_table() -> str:
         _summary_of_synchroniser(),
         _summary_of_selection(),
         *_summary_of_language_model(),
+        _summary_of_transformers(),
         _summary_of_accuracy(),
     ]
     return markdown_table(['what', 'p2d_node', 'baseline'], 'lll', rows)
@@ -230,6 +248,17 @@ def _summary_of_language_model() -> list[list[str]]:
     ]
 
 
+def _summary_of_transformers() -> list[str]:
+    report = read_result('against_transformers', ONE_THREAD)
+    times = report['median_ms']
+    return [
+        f'{report["num_questions"]} questions about one sweep, from JPEG to text: '
+        f'{report["model"]}, one thread',
+        f'{times["ten percent"]:,.0f} ms (10 % kept), {times["unpruned"]:,.0f} ms (unpruned)',
+        f'{times["transformers"]:,.0f} ms (processor and generate of transformers)',
+    ]
+
+
 def _summary_of_accuracy() -> list[str]:
     report = read_result('p2d_mini')
     accuracy = _accuracies(report)
@@ -246,6 +275,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'figures/summary': summary_table,
     'figures/transport': transport_table,
     'figures/synchroniser': synchroniser_table,
+    'figures/node': node_table,
     'figures/transformers': transformers_table,
     'figures/encoder': encoder_table,
     'figures/engines': engine_table,

@@ -1,9 +1,11 @@
 """Linear layers with 8-bit weights and activations."""
 
 from memory import peak_growth_bytes
+from p2d_node.checkpoints import devices
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig, EncoderConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.language_model import int8_linear
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.int8_linear import (
     check_int8_encoder,
@@ -23,7 +25,13 @@ CPU = torch.device('cpu')
 
 @pytest.mark.parametrize('has_bias', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_the_product_is_within_the_error_of_eight_bits(has_bias, dtype):
+@pytest.mark.parametrize('adds_products', [True, False])
+def test_the_product_is_within_the_error_of_eight_bits(
+    has_bias, dtype, adds_products, monkeypatch
+):
+    if adds_products and not devices.adds_int8_products():
+        pytest.skip('this CPU would overflow')
+    monkeypatch.setattr(int8_linear, 'adds_int8_products', lambda: adds_products)
     torch.manual_seed(0)
     linear = nn.Linear(64, 32, bias=has_bias, dtype=dtype)
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 import torch
@@ -10,6 +10,7 @@ import torch
 DEVICES = 'auto, cpu, cuda'
 
 BFLOAT16_INSTRUCTIONS = ('avx512_bf16', 'amx_bf16')
+INT8_INSTRUCTIONS = ('avx512_vnni', 'avx_vnni', 'amx_int8')
 """As `torch.cpu.get_capabilities` names them."""
 
 
@@ -66,8 +67,20 @@ def multiplies_bfloat16() -> bool:
 
     On others torch converts it to float32 and back, which is slower than float32.
     """
+    return _has_one_of(BFLOAT16_INSTRUCTIONS)
+
+
+def adds_int8_products() -> bool:
+    """Tell whether this CPU adds products of 8-bit numbers in 32 bits.
+
+    Others add two of them in 16 bits, which overflows if both numbers use all their bits.
+    """
+    return _has_one_of(INT8_INSTRUCTIONS)
+
+
+def _has_one_of(names: Sequence[str]) -> bool:
     capabilities: Mapping[str, object] = getattr(torch.cpu, 'get_capabilities', dict)()
-    return any(capabilities.get(name) is True for name in BFLOAT16_INSTRUCTIONS)
+    return any(capabilities.get(name) is True for name in names)
 
 
 def default_num_threads() -> int:

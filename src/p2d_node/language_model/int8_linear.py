@@ -6,6 +6,7 @@ quantisation), so nothing is calibrated. torch's kernels for it need no bfloat16
 
 from __future__ import annotations
 
+from p2d_node.checkpoints.devices import adds_int8_products
 from p2d_node.errors import BackendUnavailableError
 import torch
 from torch import nn, Tensor
@@ -24,13 +25,13 @@ class Int8Linear(nn.Module):
         offsets = torch.zeros_like(scales, dtype=torch.int64)
         quantised = torch.quantize_per_channel(weight, scales, offsets, axis=0, dtype=torch.qint8)
         bias = None if linear.bias is None else linear.bias.detach().float()
+        self._reduce_range = not adds_int8_products()  # seven bits of the activations
         self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [..., in_features] to [..., out_features], in the dtype of `features`."""
-        # Seven bits of the activations: the sum of two products of eight bits can overflow.
         product: Tensor = torch.ops.quantized.linear_dynamic(
-            features.float(), self._packed, reduce_range=True
+            features.float(), self._packed, reduce_range=self._reduce_range
         )
         return product.to(features.dtype)
 
