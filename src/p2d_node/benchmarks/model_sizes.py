@@ -214,6 +214,11 @@ def _of_qwen(name: str, config: Settings, picture_px: tuple[int, int] | None) ->
     if picture_px is None:
         raise ValueError('a model that accepts any size needs the size of its pictures')
     text, vision = config['text_config'], config['vision_config']
+    if config['model_type'] == 'qwen2_vl':  # other names
+        width = vision['embed_dim']
+        inner, outer = width * vision['mlp_ratio'], vision['hidden_size']
+        sizes = {'hidden_size': width, 'intermediate_size': inner, 'out_hidden_size': outer}
+        vision = {**vision, **sizes}
     height, width = picture_px
     block = vision['spatial_merge_size'] ** 2
     patches = (height // vision['patch_size']) * (width // vision['patch_size'])
@@ -236,10 +241,11 @@ def _of_qwen(name: str, config: Settings, picture_px: tuple[int, int] | None) ->
 READERS: dict[str, Callable[[str, Settings, tuple[int, int] | None], ModelSizes]] = {
     'llava_onevision': _of_llava,
     'internvl': _of_internvl,
+    'qwen2_vl': _of_qwen,
     'qwen2_5_vl': _of_qwen,
     'qwen3_vl': _of_qwen,
 }
 """`model_type` of a config.json to the function that reads its sizes."""
 
-VARIABLE_SIZE = ('qwen2_5_vl', 'qwen3_vl')
+VARIABLE_SIZE = ('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl')
 """Families whose pictures may have any size."""
