@@ -106,7 +106,7 @@ def test_the_sizes_are_those_of_the_checkpoint_whose_weights_are_not_needed(
 
 
 def test_a_model_with_experts_has_no_budget(tmp_path):
-    with pytest.raises(ConfigError, match='got family .qwen3_vl_moe., allowed: llava_onevision'):
+    with pytest.raises(ConfigError, match=r'got family .qwen3_vl_moe., allowed'):
         find_model_sizes(str(WRITERS[WITH_EXPERTS](tmp_path)))
 
 
