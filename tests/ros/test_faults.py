@@ -665,24 +665,6 @@ def test_a_signal_in_the_half_second_of_the_start_ends_the_process_quietly(
     assert 'Traceback' not in ended.stderr
 
 
-def test_a_ctrl_c_in_a_finaliser_prints_nothing(monkeypatch, capsys):
-    from p2d_node.ros.drive import silence_lost_interrupts
-
-    class Finalised:
-        def __init__(self, error):
-            self.error = error
-
-        def __del__(self):
-            raise self.error
-
-    monkeypatch.setattr(sys, 'unraisablehook', sys.__unraisablehook__)
-    silence_lost_interrupts()
-    Finalised(KeyboardInterrupt())
-    assert capsys.readouterr().err == ''
-    Finalised(ValueError('told'))
-    assert 'ValueError: told' in capsys.readouterr().err
-
-
 def test_stamps_of_the_cameras_count_as_those_of_the_node_only_if_they_are():
     from p2d_node.records import FrameSet
     from p2d_node.ros.sweep_age import SweepAge

@@ -11,6 +11,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from p2d_node.interrupts import raise_lost_interrupts_again
 from p2d_node.library_logs import forbid_downloads, silence_import_warnings
 from p2d_node.ros.malloc_settings import share_freed_memory
 from p2d_node.ros.missing_package import explain_missing_package
@@ -43,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
     forbid_downloads()
     silence_import_warnings()
     share_freed_memory()
-    silence_lost_interrupts()
+    raise_lost_interrupts_again()
     try:
         with _silent_interrupt():
             from p2d_node.errors import P2dError
@@ -84,20 +85,6 @@ def _create(node_class: type[DriveNode]) -> tuple[DriveNode, SingleThreadedExecu
         if rclpy.ok():
             raise
         return None
-
-
-def silence_lost_interrupts() -> None:
-    """Print nothing for a Ctrl-C that arrives in a finaliser or in a hook of os.fork.
-
-    Python cannot raise it from there. The same signal has shut rclpy down, so the node ends.
-    """
-    show = sys.unraisablehook
-
-    def show_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            show(unraisable)
-
-    sys.unraisablehook = show_others
 
 
 @contextmanager
