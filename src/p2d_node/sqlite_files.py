@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 import re
 import sqlite3
+import stat
 
 from p2d_node.errors import quote
 
@@ -75,7 +76,11 @@ def check_side_files(path: Path) -> None:
     place = os.path.realpath(path)  # SQLite, too, follows links to the database
     for suffix in SIDE_FILES:
         name = f'{place}{suffix}'
-        if os.path.lexists(name) and (os.path.islink(name) or not os.path.isfile(name)):
+        try:
+            mode = os.lstat(name).st_mode
+        except FileNotFoundError:  # or another process has just ended its transaction
+            continue
+        if not stat.S_ISREG(mode):
             raise ValueError(f'got {quote(name)}, which is no plain file')
     if _last_bytes(Path(f'{place}{JOURNAL}')) == JOURNAL_MAGIC:
         raise ValueError(

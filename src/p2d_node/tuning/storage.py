@@ -162,7 +162,10 @@ class _PlainDatabase(sqlite3.Connection):
 def _check_sizes(path: str) -> None:
     """Raise ValueError if the files of a study are larger than a search ever makes them."""
     for name in (path, *(f'{os.path.realpath(path)}{suffix}' for suffix in SIDE_FILES)):
-        size = os.path.getsize(name) if os.path.exists(name) else 0
+        try:
+            size = os.stat(name).st_size
+        except FileNotFoundError:  # new, or another process has just ended its transaction
+            continue
         if size > MAX_SQLITE_BYTES:
             raise ValueError(
                 f'{quote(name)} has {size} bytes, allowed: at most {MAX_SQLITE_BYTES}; name '
