@@ -161,6 +161,7 @@ QWEN3_VISION = {
     'deepstack_visual_indexes': [0, 1],
     'initializer_range': 0.3,
 }
+QWEN3_TEXT = {'head_dim': 12, 'rope_parameters': {**M_ROPE, 'mrope_interleaved': True}}
 QWEN_PICTURE = '<|vision_start|><|image_pad|><|vision_end|>'
 
 
@@ -183,82 +184,66 @@ def qwen_processor(patch_size: int, pixels: int) -> dict:
     }
 
 
-def write_qwen2_5_vl(folder: Path) -> Path:
-    """Qwen2.5-VL; 3 x 6 tokens per view, in windows of 2 x 2."""
+def save_qwen(config_class, model_class, folder: Path, *, vision: dict, **text) -> Path:
+    """Write a Qwen-VL checkpoint with 3 x 6 tokens per view."""
     tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            'depth': 2,
-            'hidden_size': 32,
-            'intermediate_size': 48,
-            'num_heads': 2,
-            'patch_size': 4,
-            'window_size': 16,
-            'out_hidden_size': 48,
-            'fullatt_block_indexes': [1],
-        },
-        text_config={
-            **text_settings(tokenizer),
-            'rope_parameters': M_ROPE,
-        },
+    config = config_class(
+        vision_config=vision,
+        text_config={**text_settings(tokenizer), 'rope_parameters': M_ROPE, **text},
         **qwen_settings(tokenizer),
     )
     processor = qwen_processor(patch_size=4, pixels=1300)
-    return save(Qwen2_5_VLForConditionalGeneration, config, tokenizer, processor, folder)
-
-
-def write_qwen3_vl(folder: Path) -> Path:
-    """Qwen3-VL with two deepstack layers; 3 x 6 tokens per view."""
-    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
-    config = Qwen3VLConfig(
-        vision_config=QWEN3_VISION,
-        text_config={
-            **text_settings(tokenizer, head_dim=12),
-            'rope_parameters': {**M_ROPE, 'mrope_interleaved': True},
-        },
-        **qwen_settings(tokenizer),
-    )
-    processor = qwen_processor(patch_size=4, pixels=1300)
-    return save(Qwen3VLForConditionalGeneration, config, tokenizer, processor, folder)
+    return save(model_class, config, tokenizer, processor, folder)
 
 
 def write_qwen2_vl(folder: Path) -> Path:
-    """Qwen2-VL; 3 x 6 tokens per view."""
-    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
-    config = Qwen2VLConfig(
-        vision_config={
-            'depth': 2,
-            'embed_dim': 32,
-            'hidden_size': 48,
-            'mlp_ratio': 2,
-            'num_heads': 2,
-            'patch_size': 4,
-            'initializer_range': 0.3,
-        },
-        text_config={**text_settings(tokenizer), 'rope_parameters': M_ROPE},
-        **qwen_settings(tokenizer),
-    )
-    processor = qwen_processor(patch_size=4, pixels=1300)
-    return save(Qwen2VLForConditionalGeneration, config, tokenizer, processor, folder)
+    """Qwen2-VL."""
+    vision = {
+        'depth': 2,
+        'embed_dim': 32,
+        'hidden_size': 48,
+        'mlp_ratio': 2,
+        'num_heads': 2,
+        'patch_size': 4,
+        'initializer_range': 0.3,
+    }
+    return save_qwen(Qwen2VLConfig, Qwen2VLForConditionalGeneration, folder, vision=vision)
+
+
+def write_qwen2_5_vl(folder: Path) -> Path:
+    """Qwen2.5-VL, with windows of 2 x 2 tokens."""
+    vision = {
+        'depth': 2,
+        'hidden_size': 32,
+        'intermediate_size': 48,
+        'num_heads': 2,
+        'patch_size': 4,
+        'window_size': 16,
+        'out_hidden_size': 48,
+        'fullatt_block_indexes': [1],
+    }
+    return save_qwen(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, folder, vision=vision)
+
+
+def write_qwen3_vl(folder: Path) -> Path:
+    """Qwen3-VL with two deepstack layers."""
+    model_class = Qwen3VLForConditionalGeneration
+    return save_qwen(Qwen3VLConfig, model_class, folder, vision=QWEN3_VISION, **QWEN3_TEXT)
 
 
 def write_qwen3_vl_moe(folder: Path) -> Path:
-    """Qwen3-VL with two of four experts per token; 3 x 6 tokens per view."""
-    tokenizer = make_tokenizer((*CHAT, *QWEN_TOKENS), chat_template(QWEN_PICTURE))
-    config = Qwen3VLMoeConfig(
-        vision_config=QWEN3_VISION,
-        text_config={
-            **text_settings(tokenizer, head_dim=12),
-            'rope_parameters': {**M_ROPE, 'mrope_interleaved': True},
-            'num_experts': 4,
-            'num_experts_per_tok': 2,
-            'moe_intermediate_size': 48,
-            'decoder_sparse_step': 1,
-        },
-        **qwen_settings(tokenizer),
+    """Qwen3-VL with two of four experts per token."""
+    return save_qwen(
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        folder,
+        vision=QWEN3_VISION,
+        **QWEN3_TEXT,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        decoder_sparse_step=1,
     )
-    processor = qwen_processor(patch_size=4, pixels=1300)
-    return save(Qwen3VLMoeForConditionalGeneration, config, tokenizer, processor, folder)
 
 
 WRITERS = {

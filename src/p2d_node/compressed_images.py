@@ -116,7 +116,7 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: 
 
 
 def max_compressed_bytes(num_pixels: int) -> int:
-    """Return the largest size of the file of an image."""
+    """Return the largest size of an image file, and of the pixels in a PNG, in bytes."""
     return MAX_BYTES_PER_PIXEL * num_pixels + MAX_METADATA_BYTES
 
 
@@ -132,7 +132,7 @@ def _check_bytes(camera: str, num_bytes: int, num_pixels: int) -> None:
 
 def _check_inflated(camera: str, num_bytes: int, max_pixels: int) -> None:
     # One byte per row tells its filter; interlaced pictures have up to two rows per row.
-    max_bytes = MAX_BYTES_PER_PIXEL * max_pixels + MAX_METADATA_BYTES
+    max_bytes = max_compressed_bytes(max_pixels)
     if num_bytes > max_bytes:
         raise ImageDecodeError.of(
             camera,

@@ -215,10 +215,12 @@ def _of_qwen(name: str, config: Settings, picture_px: tuple[int, int] | None) ->
         raise ValueError('a model that accepts any size needs the size of its pictures')
     text, vision = config['text_config'], config['vision_config']
     if config['model_type'] == 'qwen2_vl':  # other names
-        width = vision['embed_dim']
-        inner, outer = width * vision['mlp_ratio'], vision['hidden_size']
-        sizes = {'hidden_size': width, 'intermediate_size': inner, 'out_hidden_size': outer}
-        vision = {**vision, **sizes}
+        vision = {
+            **vision,
+            'hidden_size': vision['embed_dim'],
+            'intermediate_size': vision['embed_dim'] * vision['mlp_ratio'],
+            'out_hidden_size': vision['hidden_size'],
+        }
     height, width = picture_px
     block = vision['spatial_merge_size'] ** 2
     patches = (height // vision['patch_size']) * (width // vision['patch_size'])

@@ -46,7 +46,7 @@ PATTERNS = (
     rf'[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*',
 )
 """Parts of the regular expressions in published tokenizers; the last is Mistral's. With others the
-library may take hours for a question, which need not be one of those that are tried."""
+library may take hours for a question, also if those that are tried take no time."""
 
 PART = '|'.join([r'[\w ]+', *map(re.escape, PATTERNS)])
 KNOWN_PATTERN = re.compile(rf'({PART})(\|({PART}))*')

@@ -22,8 +22,6 @@ def run(options: MakeBagOptions) -> int:
     """Write the bag and report its contents; returns the exit code."""
     # Else SIGTERM would leave the hidden folder of the unfinished bag.
     end_as_by_ctrl_c()
-    # Before the bag is begun: an interrupt in the middle of an import can be lost.
-    images = _images(options)
     columns = (SpinnerColumn(), TextColumn('{task.completed} images'), TimeElapsedColumn())
     console = InertConsole(stderr=True)
     silent = options.json or not console.is_terminal
@@ -31,7 +29,7 @@ def run(options: MakeBagOptions) -> int:
         task = progress.add_task('write', total=None)
 
         def counted() -> Iterator[BagImage]:
-            for image in images:
+            for image in _images(options):
                 yield image
                 progress.advance(task)
 

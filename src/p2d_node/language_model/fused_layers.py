@@ -86,7 +86,7 @@ class FusedLayer(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = torch.split(rotated, [self._num_queries, self._num_keys], dim=2)
             rotated = torch.cat([self.q_norm(queries), self.k_norm(keys)], dim=2)
-        rotated = _rotate(rotated.transpose(1, 2), cos[:, None], sin[:, None])
+        rotated = rotate(rotated.transpose(1, 2), cos[:, None], sin[:, None])
         queries, keys = torch.split(rotated, [self._num_queries, self._num_keys], dim=1)
         return queries, keys, values.transpose(1, 2)
 
@@ -115,7 +115,8 @@ def _attend(
     return attended.reshape(rows, num_heads, length, head_size)
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary phases to the last dimension, whose halves are the parts of the pairs."""
     half = states.shape[-1] // 2
     turned = torch.cat([-states[..., half:], states[..., :half]], dim=-1)
     return states * cos + turned * sin

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from p2d_node.checkpoints.devices import adds_int8_products
 from p2d_node.errors import BackendUnavailableError
+from p2d_node.language_model.packed_linear import replace_layers
 import torch
 from torch import nn, Tensor
 
@@ -57,8 +58,4 @@ def check_int8_encoder(device: torch.device) -> None:
 @torch.no_grad()
 def quantize_linear_layers(model: nn.Module) -> None:
     """Replace the linear layers below `model`, one by one; subclasses are left as they are."""
-    # Names only: a list of the layers would keep all of them alive.
-    for name in [name for name, m in model.named_modules() if name and type(m) is nn.Linear]:
-        parent, _, child = name.rpartition('.')
-        owner = model.get_submodule(parent)
-        setattr(owner, child, Int8Linear(getattr(owner, child)))
+    replace_layers(model, lambda module: type(module) is nn.Linear, Int8Linear)

@@ -7,7 +7,8 @@ step reads the weights at the speed of memory, and several rows cost little more
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
+from typing import Any
 
 import torch
 from torch import nn, Tensor
@@ -56,11 +57,18 @@ def pack_linear_layers(model: nn.Module) -> None:
     quantised ones, subclasses of `nn.Linear`, and weights that another module uses too.
     """
     shared = _shared_weights(model)
+    replace_layers(model, lambda module: _is_packable(module, shared), PackedLinear)
+
+
+def replace_layers(
+    model: nn.Module, is_replaced: Callable[[nn.Module], bool], make: Callable[[Any], nn.Module]
+) -> None:
+    """Replace the modules below `model` that `is_replaced` names, one by one."""
     # Names only: a list of the layers would keep all of them alive.
-    for name in [name for name, m in model.named_modules() if name and _is_packable(m, shared)]:
+    for name in [name for name, m in model.named_modules() if name and is_replaced(m)]:
         parent, _, child = name.rpartition('.')
         owner = model.get_submodule(parent)
-        setattr(owner, child, PackedLinear(getattr(owner, child)))
+        setattr(owner, child, make(getattr(owner, child)))
 
 
 def _is_packable(module: nn.Module, shared: Container[int]) -> bool:

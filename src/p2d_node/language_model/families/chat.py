@@ -112,7 +112,12 @@ def _check_generation_config(folder: Path) -> None:
 
 
 def quantize_and_move(
-    model: Any, device: torch.device, *, weights: str, encoder_parts: Sequence[str]
+    model: Any,
+    device: torch.device,
+    *,
+    weights: str,
+    encoder_weights: str,
+    vision_keys: Sequence[str],
 ) -> Any:
     """Quantise a model and move it to `device`.
 
@@ -122,12 +127,13 @@ def quantize_and_move(
         model: A loaded model.
         device: Device of the model.
         weights: Quantisation of the decoder layers.
-        encoder_parts: Names of the submodules whose linear layers become 8-bit ones.
+        encoder_weights: Quantisation of the vision part.
+        vision_keys: See `ChatModel.VISION_KEYS`.
     """
     layers = model.model.language_model.layers
     quantize_layers(layers, weights, device)
     model = model.to(device)
-    for name in encoder_parts:
+    for name in vision_keys if encoder_weights == INT8 else ():
         quantize_linear_layers(getattr(model.model, name))
     fuse_decoder_layers(layers)
     pack_linear_layers(model)
@@ -345,8 +351,13 @@ class FixedSizeModel(ChatModel):
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
         check_view_size(view_size, model.config.vision_config.image_size)
-        parts = cls.VISION_KEYS if encoder_weights == INT8 else ()
-        model = quantize_and_move(model, device, weights=weights, encoder_parts=parts)
+        model = quantize_and_move(
+            model,
+            device,
+            weights=weights,
+            encoder_weights=encoder_weights,
+            vision_keys=cls.VISION_KEYS,
+        )
         return cls(model, tokenizer, chat_template)
 
     @classmethod

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from p2d_node.language_model.fused_layers import rotate
 import torch
 from torch import nn, Tensor
 from torch.nn import functional
@@ -153,11 +154,8 @@ class QwenVision(nn.Module):
 
 def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary phases [patches, size] to float [pictures, patches, 2, heads, size]."""
-    exact = states.float()  # as transformers' towers do, also for float64
-    half = states.shape[-1] // 2
-    turned = torch.cat([-exact[..., half:], exact[..., :half]], dim=-1)
-    rotated = exact * cos[:, None, None] + turned * sin[:, None, None]
-    return rotated.to(states.dtype)
+    # In float32, as transformers' towers do, also for float64.
+    return rotate(states.float(), cos[:, None, None], sin[:, None, None]).to(states.dtype)
 
 
 def patch_places(grid: tuple[int, int], merge: int) -> Tensor:

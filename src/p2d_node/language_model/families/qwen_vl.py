@@ -23,7 +23,6 @@ from p2d_node.language_model.families.chat import (
 from p2d_node.language_model.families.qwen_vision import QwenVision
 from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
-from p2d_node.language_model.quantize import INT8
 import torch
 from torch import nn, Tensor
 from transformers import (
@@ -78,8 +77,13 @@ class _QwenVL(ChatModel):
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         view_size = _require_size(view_size, folder)
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
-        parts = cls.VISION_KEYS if encoder_weights == INT8 else ()
-        model = quantize_and_move(model, device, weights=weights, encoder_parts=parts)
+        model = quantize_and_move(
+            model,
+            device,
+            weights=weights,
+            encoder_weights=encoder_weights,
+            vision_keys=cls.VISION_KEYS,
+        )
         return cls(model, tokenizer, chat_template, view_size)
 
     @classmethod
