@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from p2d_node import retention_presets
 from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_INTERRUPTED, main
 from p2d_node.cli.parameter_file import read_drive_config
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, P2dError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.token_selection import num_keep_from_retention
 from p2d_node.tuning.installation import install_ratios
@@ -107,19 +107,35 @@ def start_process(arguments: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=file)
 
 
-def wait_for_trial(process: subprocess.Popen, storage: Path, num_finished: int) -> None:
-    """Wait until a trial runs after `num_finished` others, with the ratios of all cameras."""
+def in_a_trial(storage: Path, num_finished: int) -> bool:
+    """Whether a trial runs after `num_finished` others, with the ratios of all cameras."""
+    if not storage.exists():
+        return False
+    with contextlib.suppress(KeyError, P2dError):
+        trials = trials_of(str(storage))
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        whole = any(len(t.params) == len(NUSCENES_CAMERAS) for t in running)
+        return len(finished(trials)) >= num_finished and whole
+    return False
+
+
+def end_in_a_trial(process: subprocess.Popen, storage: Path, end: signal.Signals) -> None:
+    """Send `end` in the middle of a trial.
+
+    A trial may end between the look at the database and the signal, so the process is stopped
+    before the look that decides.
+    """
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         assert process.poll() is None, 'it ended too early'
-        if storage.exists():
-            with contextlib.suppress(KeyError):
-                trials = trials_of(str(storage))
-                running = [t for t in trials if t.state == TrialState.RUNNING]
-                whole = any(len(t.params) == len(NUSCENES_CAMERAS) for t in running)
-                if len(finished(trials)) >= num_finished and whole:
-                    return
-        time.sleep(0.1)
+        if in_a_trial(storage, 1):
+            process.send_signal(signal.SIGSTOP)
+            if in_a_trial(storage, 1):
+                process.send_signal(end)
+                process.send_signal(signal.SIGCONT)
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
     raise AssertionError('no trial began')
 
 
@@ -138,8 +154,7 @@ def test_a_search_that_is_cut_goes_on_where_it_was(
     )
     storage = tmp_path / 'study.db'
     process = start_process(arguments, tmp_path / 'log')
-    wait_for_trial(process, storage, 1)
-    process.send_signal(end)
+    end_in_a_trial(process, storage, end)
     assert process.wait(60) == code
     left = trials_of(str(storage))
     before = {t.number: t.params for t in left if t.state in (TrialState.COMPLETE,)}
