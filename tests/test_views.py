@@ -67,7 +67,7 @@ def test_a_narrow_view_is_drawn_in_a_picture_of_limited_size(height, width, draw
         answer='',
         model='',
         encoder='',
-        camera_stamps_ns={'CAM': 0},
+        clip_stamps_ns={'CAM': (0,)},
         tokens_total={'CAM': 16},
         keep_indices={'CAM': np.array([3])},
         mean_log_probability=0.0,

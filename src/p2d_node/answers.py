@@ -63,7 +63,8 @@ def to_driving_answers(
         model: What answered.
         times: Of the sweep; the same for all its answers.
     """
-    stamps_ns = {name: frame.stamp_ns for name, frame in frame_set.frames.items()}
+    clip = frame_set.clip
+    stamps_ns = {name: tuple(f.stamp_ns for f in frames) for name, frames in clip.items()}
     on_host = (indices.cpu().numpy() for indices in keep_indices)
     kept = dict(zip(frame_set.frames, on_host, strict=True))
     return [
@@ -73,8 +74,8 @@ def to_driving_answers(
             answer=text.text,
             model=model.name,
             encoder=model.encoder,
-            camera_stamps_ns=stamps_ns,
-            tokens_total={name: views.count_tokens(name) for name in stamps_ns},
+            clip_stamps_ns=stamps_ns,
+            tokens_total={n: len(frames) * views.count_tokens(n) for n, frames in clip.items()},
             keep_indices=kept,
             mean_log_probability=text.mean_log_probability,
             num_generated_tokens=text.num_tokens,

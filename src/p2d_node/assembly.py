@@ -12,6 +12,7 @@ from p2d_node.answers import ModelIdentity
 from p2d_node.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from p2d_node.checkpoints.devices import choose_device, choose_dtype, default_num_threads
 from p2d_node.checkpoints.model_folder import model_folder
+from p2d_node.clips import ClipSettings, DEFAULT_INTERVAL_MS
 from p2d_node.config import DriveConfig
 from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.conversation import Conversation
@@ -20,6 +21,7 @@ from p2d_node.language_model.families.registry import hash_vision_part, load_fam
 from p2d_node.language_model.quantize import AS_IS
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.token_selection import SweepSelector
+from p2d_node.units import NS_PER_MS
 from p2d_node.views import make_views, Views
 from p2d_node.vision_encoder.base import FRAMES, VisionEncoder
 from p2d_node.vision_encoder.engine_store import EngineRequest
@@ -41,6 +43,7 @@ class Stages:
         views: How views become pictures.
         device: Where the models run.
         model: What answers say about the model.
+        clip: How many frames of each camera the model sees.
         encoders_refused: With backend auto: why the preferred backends do not run.
         picture_settings: Resize and normalisation of pictures, as JSON data.
     """
@@ -52,6 +55,7 @@ class Stages:
     views: Views
     device: torch.device
     model: ModelIdentity
+    clip: ClipSettings
     encoders_refused: Mapping[str, str]
     picture_settings: Mapping[str, Any]
 
@@ -88,6 +92,7 @@ def _assemble(
         )
         views = _make_views(checkpoint, family, processing, device)
     views.check_cameras(tuple(config.cameras))
+    clip = _clip_settings(config, views, checkpoint)
     _check_prune_layer(config, family, checkpoint)
     request = _engine_request(config, checkpoint, views, processing)
     chosen = make_vision_encoder(
@@ -113,12 +118,13 @@ def _assemble(
         language_model=Conversation(
             family,
             model_name=model.name,
-            cameras=tuple(config.cameras),
-            num_visual_tokens=sum(map(views.count_tokens, config.cameras)),
+            cameras=tuple(name for name in config.cameras for _ in range(clip.num_frames)),
+            num_visual_tokens=clip.num_frames * sum(map(views.count_tokens, config.cameras)),
         ),
         views=views,
         device=device,
         model=model,
+        clip=clip,
         encoders_refused=chosen.refused,
         picture_settings=processing.to_json(),
     )
@@ -131,6 +137,17 @@ def _make_views(
     return make_views(
         checkpoint.mosaic, family.grid, padded=padded, device=device, model=checkpoint.name
     )
+
+
+def _clip_settings(config: DriveConfig, views: Views, checkpoint: Checkpoint) -> ClipSettings:
+    num_frames = config.frames_per_camera or 1
+    if num_frames > 1 and views.stitched:
+        raise ConfigError(
+            f'frames_per_camera: got {num_frames}, allowed with {checkpoint.name}: 1, as '
+            'its views are stitched into one picture'
+        )
+    interval_ms = config.frame_interval_ms or DEFAULT_INTERVAL_MS
+    return ClipSettings(num_frames, round(interval_ms * NS_PER_MS))
 
 
 def _check_prune_layer(config: DriveConfig, family: Family, checkpoint: Checkpoint) -> None:

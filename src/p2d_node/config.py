@@ -254,6 +254,28 @@ class DriveConfig:
         minimum=256,
         maximum=1 << 28,
     )
+    frames_per_camera: int = option(
+        0,
+        'Frames of each camera that the model sees: the newest and those before it. 0: as many '
+        'as the model folder says, or 1.',
+        minimum=0,
+        maximum=16,
+    )
+    frame_interval_ms: float = option(
+        0.0,
+        'Time, in ms, from one frame of a clip to the next; the nearest sweep within half of it '
+        'is taken. 0: as the model folder says, or 100.',
+        minimum=0.0,
+        smallest=5.0,
+        maximum=10000.0,
+    )
+    short_clip_policy: str = option(
+        'answer',
+        'What happens to a sweep with fewer earlier frames than frames_per_camera needs, as after '
+        'a gap. answer: the answers use what is there; skip: it is dropped.',
+        choices=('answer', 'skip'),
+        runtime=True,
+    )
     missing_camera_policy: str = option(
         'skip',
         'What happens to a sweep with cameras missing at the deadline or with broken frames. '
@@ -267,6 +289,13 @@ class DriveConfig:
         'tfps',
         'Method that selects the visual tokens to keep. tfps is that of the Prune2Drive paper.',
         choices=('tfps', 'random', 'grid', 'divprune', 'dart'),
+        runtime=True,
+    )
+    selection_scope: str = option(
+        'clip',
+        'Where tokens compete with frames_per_camera above 1. clip: all frames of a camera '
+        'together; frame: each frame by itself, with an equal share of the kept tokens.',
+        choices=('clip', 'frame'),
         runtime=True,
     )
     allocation: str = option(
@@ -403,6 +432,11 @@ class DriveConfig:
             raise ConfigError(
                 f'allocation: got adaptive with selector {self.selector!r}, allowed: with tfps '
                 'only; set selector to tfps or allocation to fixed'
+            )
+        if self.allocation == 'adaptive' and self.selection_scope != 'clip':
+            raise ConfigError(
+                f'allocation: got adaptive with selection_scope {self.selection_scope!r}, '
+                'allowed: with clip only; set selection_scope to clip or allocation to fixed'
             )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')

@@ -4,6 +4,7 @@ A `FrameSet` goes in, one `DrivingAnswer` per question comes out:
 
     decode -> preprocess -> encode -> begin -> select -> resume -> ask -> generate
 
+With clips, the tokens of the sweeps before it are put beside those of the new one after `encode`.
 Each stage is a file of its own and knows no other; only this file knows their order. The prefill
 has two halves: `begin` runs the decoder layers before `prune_layer`, `resume` the others with the
 kept tokens. Latency is measured here, not in the stages.
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from p2d_node.answers import to_driving_answers, to_sweep_times
 from p2d_node.assembly import assemble, Stages
+from p2d_node.clip_tokens import EncodedSweep, EncodedSweeps, join_tokens
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.inference_faults import guarded, guarded_groups
@@ -48,8 +50,8 @@ class _Sweep:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Cameras of the sweep, in the model's order."""
-        return tuple(self.frame_set.frames)
+        """The camera of each picture, in the model's order; in a clip once per frame."""
+        return self.frame_set.picture_cameras
 
     def without(self, broken: Mapping[str, str]) -> _Sweep:
         """Return the sweep without broken frames.
@@ -73,6 +75,7 @@ class DrivingPipeline:
     Models, buffers and threads are allocated once; `close` frees them.
 
     Attributes:
+        clip: How many frames of each camera the model sees, and their distance in time.
         views: How views become pictures, and which tokens belong to which camera.
         device: Where the models run.
         model_name: Name of the checkpoint and the format of its weights.
@@ -93,6 +96,8 @@ class DrivingPipeline:
         self._clock: StageClock | None = None
         self._last_questions: tuple[str, ...] = ()
         self._last_stamp_ns = 0
+        self._encoded = EncodedSweeps(stages.clip)
+        self.clip = stages.clip
         self.views = stages.views
         self.device = stages.device
         self.model_name = stages.model.name
@@ -175,14 +180,7 @@ class DrivingPipeline:
         if not any(groups):
             yield from ([] for _ in groups)
             return
-        sweep = self._start(frame_set, must_stop)
-        with sweep.clock.stage('decode'):
-            ready = prepared.result() if prepared else self._frontend.decode(frame_set)
-            sweep = sweep.without(ready.broken)
-        with sweep.clock.stage('preprocess'):
-            pixels = self._to_pixels(ready)
-        with sweep.clock.stage('encode'):
-            tokens = self._encoder.encode(pixels)
+        sweep, tokens = self._encode_clip(self._start(frame_set, must_stop), prepared)
         yield from self._answer_tokens(sweep, tokens, groups, on_partial=on_partial)
 
     def prepare(self, frame_set: FrameSet) -> PreparedFrames:
@@ -194,6 +192,45 @@ class DrivingPipeline:
             ImageDecodeError: Frames of a size that the encoder does not take.
         """
         return self._frontend.prepare(frame_set)
+
+    def _encode_clip(
+        self, sweep: _Sweep, prepared: Future[PreparedFrames] | None = None
+    ) -> tuple[_Sweep, Tensor]:
+        """Return the sweep without broken frames, and the visual tokens of its clip."""
+        if self.clip.num_frames == 1:
+            return self._encode_sweep(sweep, prepared)
+        earlier = self._encode_earlier(sweep)
+        whole, tokens = self._encode_sweep(sweep, prepared)
+        newest = self._encoded.add(sweep.frame_set, whole.frame_set, tokens)
+        clip = tuple(encoded.frame_set for encoded in earlier)
+        whole = replace(whole, frame_set=replace(whole.frame_set, earlier=clip))
+        return whole, join_tokens([*earlier, newest])
+
+    def _encode_earlier(self, sweep: _Sweep) -> list[EncodedSweep]:
+        """Return the earlier sweeps of the clip; a broken one and those before it are left out."""
+        clip: list[EncodedSweep] = []
+        for frame_set in sweep.frame_set.earlier:
+            encoded = self._encoded.find(frame_set)
+            if encoded is None:
+                try:
+                    whole, tokens = self._encode_sweep(replace(sweep, frame_set=frame_set))
+                except ImageDecodeError:
+                    clip.clear()
+                    continue
+                encoded = self._encoded.add(frame_set, whole.frame_set, tokens)
+            clip.append(encoded)
+        return clip
+
+    def _encode_sweep(
+        self, sweep: _Sweep, prepared: Future[PreparedFrames] | None = None
+    ) -> tuple[_Sweep, Tensor]:
+        with sweep.clock.stage('decode'):
+            ready = prepared.result() if prepared else self._frontend.decode(sweep.frame_set)
+            sweep = sweep.without(ready.broken)
+        with sweep.clock.stage('preprocess'):
+            pixels = self._to_pixels(ready)
+        with sweep.clock.stage('encode'):
+            return sweep, self._encoder.encode(pixels)
 
     def _to_pixels(self, ready: PreparedFrames) -> Tensor:
         return self._frontend.preprocess(ready.frames) if ready.pixels is None else ready.pixels
@@ -216,7 +253,7 @@ class DrivingPipeline:
                 paused.visual_states, sweep.cameras, config, missing=sweep.frame_set.missing
             )
         with clock.stage('prefill'):
-            prefix = language_model.resume(paused, self.views.merge_indices(keep))
+            prefix = language_model.resume(paused, self.views.merge_indices(keep, sweep.cameras))
         first = 0
         for group in groups:
             texts = self._answer_group(sweep, prefix, first, len(group), on_partial)
@@ -269,10 +306,14 @@ class DrivingPipeline:
             ImageDecodeError: A frame that cannot be used.
             InferenceError: The vision encoder failed.
         """
-        decoded = self._frontend.decode(frame_set)
-        if decoded.broken:
-            raise ImageDecodeError(decoded.broken)
-        return self._encoder.encode(self._to_pixels(decoded)).clone()
+        clip = []
+        for sweep in (*frame_set.earlier, frame_set):
+            decoded = self._frontend.decode(sweep)
+            if decoded.broken:
+                raise ImageDecodeError(decoded.broken)
+            tokens = self._encoder.encode(self._to_pixels(decoded)).clone()
+            clip.append(EncodedSweep(sweep, tokens))
+        return join_tokens(clip) if len(clip) > 1 else clip[0].tokens
 
     @guarded
     def answer_tokens(
@@ -287,7 +328,7 @@ class DrivingPipeline:
         """Run the second half of `answer`: visual tokens to answers.
 
         Args:
-            frame_set: Names the cameras; its payloads are not used.
+            frame_set: Names the cameras and the frames of the clip; its payloads are not used.
             visual_tokens: Of the sweep, from `encode`, on this pipeline's device.
             questions: One or more.
             keep_indices: Per camera the kept tokens, int64, ascending; None: they are selected.
@@ -300,16 +341,17 @@ class DrivingPipeline:
         (answers,) = self._answer_tokens(sweep, visual_tokens, [questions], keep=keep_indices)
         return answers
 
-    def selection_features(self, visual_tokens: Tensor) -> Tensor:
+    def selection_features(self, frame_set: FrameSet, visual_tokens: Tensor) -> Tensor:
         """Return the features that tokens are selected by with `prune_layer` 0.
 
         Args:
-            visual_tokens: Of one sweep, from `encode`.
+            frame_set: The sweep; its payloads are not used.
+            visual_tokens: Of the sweep, from `encode`.
 
         Returns:
             Float [pictures, tokens, hidden].
         """
-        cameras = tuple(self._config.cameras)
+        cameras = frame_set.picture_cameras
         return self._language_model.begin(('',), cameras, visual_tokens, 0).visual_states
 
     @guarded
@@ -328,22 +370,20 @@ class DrivingPipeline:
         """
         language_model = self._language_model
         answers = language_model.tokenize_choices(choices)
-        decoded = self._frontend.decode(frame_set)
-        sweep = self._start(frame_set, never).without(decoded.broken)
+        sweep, tokens = self._encode_clip(self._start(frame_set, never))
         cameras, config = sweep.cameras, sweep.config
-        tokens = self._encoder.encode(self._to_pixels(decoded))
         paused = language_model.begin((question,), cameras, tokens, config.prune_layer)
         keep = self._selector.select(
             paused.visual_states, cameras, config, missing=sweep.frame_set.missing
         )
-        prefix = language_model.resume(paused, self.views.merge_indices(keep))
+        prefix = language_model.resume(paused, self.views.merge_indices(keep, cameras))
         scores = language_model.score(language_model.ask(prefix, prefix.batch), answers)
         return DrivingChoice(
             stamp_ns=frame_set.stamp_ns,
             question=question,
             model=self.model_name,
             log_likelihoods=dict(zip(choices, scores, strict=True)),
-            tokens_kept={name: len(kept) for name, kept in zip(cameras, keep, strict=True)},
+            tokens_kept={n: len(k) for n, k in zip(sweep.frame_set.frames, keep, strict=True)},
         )
 
     def check_questions(self, questions: Sequence[str]) -> None:
@@ -381,7 +421,9 @@ class DrivingPipeline:
         """
         grey = np.full((*self._frontend.frame_size, 3), 128, np.uint8)
         frame_set = FrameSet.from_images(dict.fromkeys(self._config.cameras, grey))
-        self.answer(frame_set, self._config.questions or ('',), must_stop=lambda: True)
+        clip = replace(frame_set, earlier=(frame_set,) * (self.clip.num_frames - 1))
+        self.answer(clip, self._config.questions or ('',), must_stop=lambda: True)
+        self._encoded.forget()
 
     def reconfigure(self, config: DriveConfig) -> None:
         """Use `config` from the next sweep on; only run-time fields may differ."""
@@ -389,6 +431,7 @@ class DrivingPipeline:
 
     def release(self) -> None:
         """Free memory that is reused from sweep to sweep; the next sweep allocates it again."""
+        self._encoded.forget()
         self._language_model.release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -404,8 +447,9 @@ class DrivingPipeline:
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """Camera to the number of its visual tokens before any is dropped."""
-        return {camera: self.views.count_tokens(camera) for camera in self._config.cameras}
+        """Camera to the number of visual tokens of its full clip before any is dropped."""
+        num_frames = self.clip.num_frames
+        return {name: num_frames * self.views.count_tokens(name) for name in self._config.cameras}
 
     @property
     def num_features(self) -> int:
@@ -414,6 +458,11 @@ class DrivingPipeline:
 
     def _start(self, frame_set: FrameSet, must_stop: MustStop) -> _Sweep:
         """Start the clock of a sweep; its configuration no longer changes."""
+        if len(frame_set.earlier) >= self.clip.num_frames:
+            raise ConfigError(
+                f'frame_set.earlier: got {len(frame_set.earlier)} sweeps, allowed: up to '
+                f'{self.clip.num_frames - 1}; set frames_per_camera to the length of the clip'
+            )
         config, clock = self._config, StageClock(self.device)
         self._clock = clock
         if frame_set.stamp_ns < self._last_stamp_ns or config.questions != self._last_questions:

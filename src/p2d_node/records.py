@@ -101,6 +101,8 @@ class FrameSet:
         first_arrival_ns: Arrival of the set's first frame, steady clock, nanoseconds. 0: the
             frames did not arrive one by one, and times start with the work.
         closed_ns: When the set was closed, steady clock, nanoseconds.
+        earlier: The sweeps before it in its clip, oldest first; they have no `earlier` ones
+            themselves.
     """
 
     stamp_ns: int
@@ -110,6 +112,7 @@ class FrameSet:
     epoch: int = 0
     first_arrival_ns: int = 0
     closed_ns: int = 0
+    earlier: tuple[FrameSet, ...] = ()
 
     @classmethod
     def from_images(
@@ -146,6 +149,20 @@ class FrameSet:
             missing=(*self.missing, *broken),
             broken=broken,
         )
+
+    @property
+    def clip(self) -> dict[str, tuple[CameraFrame, ...]]:
+        """Camera to its frames in the clip, oldest first; the last one is that of this sweep."""
+        sweeps = (*self.earlier, self)
+        return {
+            name: tuple(sweep.frames[name] for sweep in sweeps if name in sweep.frames)
+            for name in self.frames
+        }
+
+    @property
+    def picture_cameras(self) -> tuple[str, ...]:
+        """The camera of each frame of the clip, camera by camera."""
+        return tuple(name for name, frames in self.clip.items() for _ in frames)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -270,10 +287,13 @@ class DrivingAnswer:
         answer: The model's text, without special tokens.
         model: Name of the checkpoint; contains `untrained` if the weights are random.
         encoder: Backend of the vision encoder and identity of its engine or weights.
-        camera_stamps_ns: Camera to capture time, ROS time in nanoseconds, in the model's order.
-        tokens_total: Camera to number of visual tokens before selection.
-        keep_indices: Camera to the indices of its kept tokens, int64 [kept], ascending. If views
-            are stitched into one picture, they index the tokens of that picture.
+        clip_stamps_ns: Camera, in the model's order, to the capture times of the frames of its
+            clip, oldest first, ROS time in nanoseconds; without clips it has one frame.
+        tokens_total: Camera to number of visual tokens before selection, of all frames of its
+            clip.
+        keep_indices: Camera to the indices of its kept tokens, int64 [kept], ascending. In a clip
+            the tokens of all frames are numbered one frame after the other. If views are stitched
+            into one picture, they index the tokens of that picture.
         mean_log_probability: Mean natural-log probability of the generated tokens; NaN if there
             are none.
         num_generated_tokens: Number of generated tokens, the end token included.
@@ -288,7 +308,7 @@ class DrivingAnswer:
     answer: str
     model: str
     encoder: str
-    camera_stamps_ns: Mapping[str, int]
+    clip_stamps_ns: Mapping[str, tuple[int, ...]]
     tokens_total: Mapping[str, int]
     keep_indices: Mapping[str, npt.NDArray[np.int64]]
     mean_log_probability: float
@@ -299,9 +319,23 @@ class DrivingAnswer:
     times: StageTimes = field(default_factory=StageTimes)
 
     @property
+    def camera_stamps_ns(self) -> dict[str, int]:
+        """Camera to capture time of its newest frame, ROS time in nanoseconds."""
+        return {camera: stamps[-1] for camera, stamps in self.clip_stamps_ns.items()}
+
+    @property
     def tokens_kept(self) -> dict[str, int]:
         """Camera to number of kept visual tokens."""
         return {camera: len(indices) for camera, indices in self.keep_indices.items()}
+
+    def kept_per_frame(self, camera: str) -> list[npt.NDArray[np.int64]]:
+        """Return the indices of the kept tokens of each frame of a camera, oldest first."""
+        num_frames = len(self.clip_stamps_ns[camera])
+        num_tokens = self.tokens_total[camera] // num_frames
+        kept = self.keep_indices[camera]
+        borders = np.searchsorted(kept, np.arange(1, num_frames) * num_tokens)
+        parts = np.split(kept, borders)
+        return [part - frame * num_tokens for frame, part in enumerate(parts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

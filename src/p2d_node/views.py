@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from p2d_node.clips import count_frames
 from p2d_node.errors import ConfigError, ImageDecodeError, quote
 from p2d_node.records import DecodedFrame
 import torch
@@ -30,21 +31,26 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ViewBatch:
-    """Visual tokens of cameras whose views have the same grid.
+    """Visual tokens of cameras whose views have the same grid, and clips the same length.
 
     Attributes:
         cameras: Names of the cameras.
-        states: Float [cameras, tokens, hidden].
-        grid: Of each view.
+        states: Float [cameras, frames x tokens, hidden].
+        grid: Rows and columns of the tokens of each view.
+        num_frames: Frames of each camera.
     """
 
     cameras: tuple[str, ...]
     states: Tensor
     grid: Grid
+    num_frames: int = 1
 
 
 class Views(Protocol):
-    """The pictures of a sweep.
+    """The pictures of a sweep, or of a clip of sweeps.
+
+    Where a method takes the cameras of pictures, a camera of a clip stands once per frame, oldest
+    first.
 
     Attributes:
         grid: Of one picture.
@@ -75,15 +81,30 @@ class Views(Protocol):
         ...
 
     def split_states(self, states: Tensor, cameras: Sequence[str]) -> list[ViewBatch]:
-        """Split float [pictures, tokens, hidden] by camera, in the order of `cameras`."""
+        """Split float [pictures, tokens, hidden] by camera.
+
+        Args:
+            states: Of all pictures.
+            cameras: The camera of each view in them.
+
+        Returns:
+            Batches that together hold each camera once.
+        """
         ...
 
     def to_picture_indices(self, camera: str, indices: Tensor) -> Tensor:
         """Map indices into one camera's tokens to indices into its picture's tokens, int64."""
         ...
 
-    def merge_indices(self, keep_indices: Sequence[Tensor]) -> list[Tensor]:
-        """Merge kept indices per camera into ascending indices per picture."""
+    def merge_indices(
+        self, keep_indices: Sequence[Tensor], cameras: Sequence[str]
+    ) -> list[Tensor]:
+        """Turn kept indices per camera into ascending indices per picture.
+
+        Args:
+            keep_indices: Per camera, int64, ascending.
+            cameras: The camera of each view in the pictures.
+        """
         ...
 
     def token_map(self, camera: str, height: int, width: int) -> npt.NDArray[np.int64]:
@@ -126,16 +147,36 @@ class SeparateViews:
         return list(frames)
 
     def split_states(self, states: Tensor, cameras: Sequence[str]) -> list[ViewBatch]:
-        """Return all views as one batch."""
-        return [ViewBatch(tuple(cameras), states, self.grid)]
+        """Return one batch per length of clips."""
+        num_frames = count_frames(cameras)
+        clips = dict(zip(num_frames, torch.split(states, list(num_frames.values())), strict=True))
+        batches = []
+        for length in dict.fromkeys(num_frames.values()):
+            names = tuple(name for name in clips if num_frames[name] == length)
+            joined = torch.stack([clips[name].flatten(0, 1) for name in names])
+            batches.append(ViewBatch(names, joined, self.grid, length))
+        return batches
 
     def to_picture_indices(self, camera: str, indices: Tensor) -> Tensor:
         """Return `indices`."""
         return indices
 
-    def merge_indices(self, keep_indices: Sequence[Tensor]) -> list[Tensor]:
-        """Return `keep_indices`."""
-        return list(keep_indices)
+    def merge_indices(
+        self, keep_indices: Sequence[Tensor], cameras: Sequence[str]
+    ) -> list[Tensor]:
+        """Split the indices of each camera by the frames of its clip; see `Views`."""
+        num_frames = count_frames(cameras)
+        if len(num_frames) == len(cameras):
+            return list(keep_indices)
+        num_tokens = self.grid[0] * self.grid[1]
+        borders = torch.arange(1, max(num_frames.values()), device=keep_indices[0].device)
+        # One copy to the host for all cameras.
+        ends = torch.stack([torch.searchsorted(k, borders * num_tokens) for k in keep_indices])
+        return [
+            part - frame * num_tokens
+            for kept, count, end in zip(keep_indices, num_frames.values(), ends.cpu(), strict=True)
+            for frame, part in enumerate(kept.tensor_split(end[: count - 1]))
+        ]
 
     def token_map(self, camera: str, height: int, width: int) -> npt.NDArray[np.int64]:
         """Return which token covers each pixel; see `Views`."""
@@ -276,7 +317,9 @@ class MosaicViews:
         """Map indices into the camera's region to indices into the picture."""
         return self._regions[camera].indices[indices]
 
-    def merge_indices(self, keep_indices: Sequence[Tensor]) -> list[Tensor]:
+    def merge_indices(
+        self, keep_indices: Sequence[Tensor], cameras: Sequence[str]
+    ) -> list[Tensor]:
         """Return the kept tokens of all cameras as one picture's, ascending."""
         return [torch.cat(list(keep_indices)).sort().values]
 

@@ -129,6 +129,9 @@ def answer_of(num_cameras=1, **fields) -> DrivingAnswer:
             'camera_stamps': [Time()] * num_cameras,
             'tokens_total': [9] * num_cameras,
             'tokens_kept': [1] * num_cameras,
+            'num_frames': [1] * num_cameras,
+            'frame_stamps': [Time()] * num_cameras,
+            'tokens_kept_per_frame': [1] * num_cameras,
             **fields,
         }
     )

@@ -41,7 +41,7 @@ def test_kept_tokens_of_a_mosaic_lie_in_the_region_of_their_camera(allocation):
     assert sum(map(len, kept)) == 4 + 2
     for side, indices in enumerate(kept):
         assert {index % 4 // 2 for index in indices.tolist()} == {side}
-    (merged,) = views.merge_indices(kept)
+    (merged,) = views.merge_indices(kept, CAMERAS)
     assert merged.tolist() == sorted(index for indices in kept for index in indices.tolist())
 
 

@@ -174,8 +174,8 @@ class Conversation:
         Args:
             family: The model.
             model_name: For messages.
-            cameras: All cameras of the vehicle, in the model's order.
-            num_visual_tokens: Of all cameras, before any is dropped.
+            cameras: The camera of each picture of a full clip, in the model's order.
+            num_visual_tokens: Of all these pictures, before any is dropped.
         """
         self._family = family
         self._model_name = model_name
@@ -242,7 +242,7 @@ class Conversation:
 
         Args:
             questions: One or more.
-            cameras: The cameras of this sweep, in the order of their views.
+            cameras: The camera of each picture; in a clip once per frame, oldest first.
             visual_tokens: [pictures, tokens, features], as the vision encoder returns them.
             prune_layer: The layer before which tokens are dropped.
         """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from p2d_node.clips import count_frames
+
 NUMBER_WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight')
 
 
@@ -27,13 +29,27 @@ def _view_name(camera: str) -> str:
 
 
 def describe_views(cameras: Sequence[str]) -> str:
-    """Name the views in order; for six views, in the sentence that DriveLM models learn."""
-    names = [_view_name(camera) for camera in cameras]
-    if len(names) == 1:
-        return f'This image is the {names[0]} view of the ego vehicle.'
-    count = NUMBER_WORDS[len(names)] if len(names) < len(NUMBER_WORDS) else str(len(names))
-    views = ', '.join(f'{name} view' for name in names[:-1])
-    return f'These {count} images are the {views} and {names[-1]} view of the ego vehicle.'
+    """Name the views in order; for six views, in the sentence that DriveLM models learn.
+
+    Args:
+        cameras: The camera of each picture; in a clip once per frame.
+    """
+    num_frames = count_frames(cameras)
+    lengths = set(num_frames.values())
+    names = [
+        f'{_view_name(camera)} view'
+        + (f' ({count} frames)' if count > 1 and len(lengths) > 1 else '')
+        for camera, count in num_frames.items()
+    ]
+    if len(cameras) == 1:
+        return f'This image is the {names[0]} of the ego vehicle.'
+    count = NUMBER_WORDS[len(cameras)] if len(cameras) < len(NUMBER_WORDS) else str(len(cameras))
+    views = ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
+    frames = ''
+    if max(lengths) > 1:
+        number = f'{max(lengths)} frames' if len(lengths) == 1 else 'the frames'
+        frames = f'{number}, from old to new, of '
+    return f'These {count} images are {frames}the {views} of the ego vehicle.'
 
 
 def describe_missing_views(cameras: Sequence[str]) -> str:

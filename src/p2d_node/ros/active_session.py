@@ -9,9 +9,11 @@ import time
 from typing import Any
 
 from p2d_node.camera_sync import SweepSynchronizer
+from p2d_node.clips import ClipAssembler
 from p2d_node.config import DriveConfig
 from p2d_node.errors import P2dError
 from p2d_node.pipeline import DrivingPipeline
+from p2d_node.records import FrameSet
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.clock_rate import ClockRate
 from p2d_node.ros.outputs import Outputs
@@ -78,6 +80,7 @@ class ActiveSession:
             missing_camera_policy=config.missing_camera_policy,
             stamp_clock_ns=now_ns,
         )
+        self._clips = ClipAssembler(pipeline.clip)
         self.reference_camera = self.synchronizer.reference_camera
         self.clock_rate = ClockRate(now_ns, is_simulated=lambda: _uses_sim_time(node))
         self.worker = SweepWorker(
@@ -139,7 +142,7 @@ class ActiveSession:
         self._lag_ns = time.monotonic_ns() - arrival_ns
         frame_set = self.synchronizer.push(camera, stamp_ns, message, arrival_ns=arrival_ns)
         if frame_set is not None:
-            self.worker.submit(frame_set)
+            self._submit(frame_set)
         if counters.reset > resets:
             self.log.warn(f'time jumped back at a frame of {camera}; new sweeps start from it')
         if counters.unstamped[camera] > unstamped == 0:
@@ -165,7 +168,10 @@ class ActiveSession:
             # Frames may still wait in DDS: receive them before their sweeps are closed.
             return
         for frame_set in self.synchronizer.poll(delay_ns=self._lag_ns):
-            self.worker.submit(frame_set)
+            self._submit(frame_set)
+
+    def _submit(self, frame_set: FrameSet) -> None:
+        self.worker.submit(self._clips.add(frame_set))
 
     def _log_relearned(self) -> None:
         counts = self.synchronizer.counters.relearned

@@ -190,9 +190,11 @@ def _within(max_bytes: int, kind: Any, receive: Callable[[Any], None]) -> Callab
 
 def _is_answer(message: DrivingAnswer) -> bool:
     """Tell whether the lists have a value per camera, and the stamps are times."""
-    lists = (message.camera_stamps, message.tokens_total, message.tokens_kept)
-    num_cameras = len(message.cameras)
+    lists = (message.camera_stamps, message.tokens_total, message.tokens_kept, message.num_frames)
+    num_cameras, num_frames = len(message.cameras), sum(message.num_frames)
     if num_cameras > MAX_CAMERAS or any(len(values) != num_cameras for values in lists):
+        return False
+    if not len(message.frame_stamps) == len(message.tokens_kept_per_frame) == num_frames:
         return False
     return all(map(is_time, (message.header.stamp, *message.camera_stamps)))
 

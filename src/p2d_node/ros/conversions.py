@@ -113,6 +113,11 @@ def to_answer(
         camera_stamps=[to_time(stamp_ns) for stamp_ns in answer.camera_stamps_ns.values()],
         tokens_total=list(answer.tokens_total.values()),
         tokens_kept=list(answer.tokens_kept.values()),
+        num_frames=[len(stamps) for stamps in answer.clip_stamps_ns.values()],
+        frame_stamps=[to_time(ns) for stamps in answer.clip_stamps_ns.values() for ns in stamps],
+        tokens_kept_per_frame=[
+            len(kept) for camera in answer.keep_indices for kept in answer.kept_per_frame(camera)
+        ],
         mean_log_probability=answer.mean_log_probability,
         num_generated_tokens=answer.num_generated_tokens,
         **to_pass_counts(answer.passes),

@@ -38,6 +38,9 @@ MAX_RESETS = 2
 NOT_NEWER_UNTIL_ERROR = 5
 """Sweeps in a row that are not newer than the one before at which that is an error."""
 
+SHORT_CLIPS_UNTIL_WARNING = 17
+"""More sweeps in a row than the longest clip needs to become full."""
+
 MAX_RESIDUAL_SHARE = 1 / 3
 """Residual of a camera, as a share of the tolerance, at which it is reported."""
 
@@ -350,6 +353,8 @@ def _pipeline_values(state: WorkerState, pipeline: DrivingPipeline) -> dict[str,
         'sweeps too old': state.too_old,
         'sweeps late': state.late,
         'sweeps outdated': state.outdated,
+        'frames per camera': pipeline.clip.num_frames,
+        'sweeps with a short clip': state.short_clips,
         'questions unanswered': state.unanswered,
         'last error': state.last_error or 'none',
         'seconds since last answer': 'none yet' if since_s is None else f'{since_s:.1f}',
@@ -380,6 +385,7 @@ def _pipeline_health(worker: SweepWorker, pipeline: DrivingPipeline) -> tuple[by
         or _stamp_order_problem(state)
         or _age_problem(state, pipeline.config)
         or _speed_problem(state)
+        or _clip_problem(state, pipeline)
         or _model_problem(pipeline)
         or _foreign_stamps_problem(worker.age)
         or (DiagnosticStatus.OK, f'{state.answered} sweeps answered')
@@ -424,6 +430,19 @@ def _speed_problem(state: WorkerState) -> Problem:
     message = (
         f'a sweep has been in work for {working_s:.0f} s; lower retention_ratio or '
         'max_new_tokens, or set deadline_ms'
+    )
+    return DiagnosticStatus.WARN, message
+
+
+def _clip_problem(state: WorkerState, pipeline: DrivingPipeline) -> Problem:
+    if state.short_in_a_row < SHORT_CLIPS_UNTIL_WARNING:
+        return None
+    clip = pipeline.clip
+    outcome = 'dropped' if pipeline.config.short_clip_policy == 'skip' else 'answered with less'
+    message = (
+        f'{state.short_in_a_row} sweeps in a row had not all {clip.num_frames} frames per camera '
+        f'and were {outcome}; set frame_interval_ms ({clip.interval_ns / NS_PER_MS:g}) to the '
+        'period of the cameras or a multiple of it, or check for lost sweeps'
     )
     return DiagnosticStatus.WARN, message
 

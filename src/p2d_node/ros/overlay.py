@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.image_decoding import decode_frame
-from p2d_node.records import DrivingAnswer, FrameSet
+from p2d_node.records import CameraFrame, DrivingAnswer, FrameSet
 from p2d_node.views import Views
 
 Pixels = npt.NDArray[np.uint8]
@@ -24,8 +24,8 @@ VIEW_WIDTH_PX = 480
 DIM = 0.30
 CAPTION_HEIGHT_PX = 26
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-MAX_VIEW_HEIGHT_PX = 4 * VIEW_WIDTH_PX
-"""A view that is narrower than that is drawn wider than it is."""
+MAX_HEIGHT_SHARE = 4
+"""A view that is higher than so many times its width is drawn wider than it is."""
 
 ANY_SIZE = sys.maxsize
 """The pipeline has decoded these frames within its own limit."""
@@ -42,19 +42,42 @@ def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, views: Views) -
     Returns:
         BGR uint8 [height, width, 3].
     """
-    panels = {}
-    for camera, frame in frame_set.frames.items():
-        decoded = decode_frame(frame, max_pixels=ANY_SIZE)
-        height, width = decoded.pixels.shape[:2]
-        view_height = min(max(1, round(height * VIEW_WIDTH_PX / width)), MAX_VIEW_HEIGHT_PX)
-        size = (VIEW_WIDTH_PX, view_height)
-        view = cv2.resize(decoded.pixels, size, interpolation=cv2.INTER_AREA)
-        view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
-        keep = answer.keep_indices[camera]
-        caption = f'{camera}  {len(keep)}/{answer.tokens_total[camera]}'
-        lit = np.isin(views.token_map(camera, *view.shape[:2]), keep)
-        panels[camera] = _caption(_light(np.asarray(view, np.uint8), lit), caption)
+    panels = {
+        camera: _draw_camera(camera, frames, answer, views)
+        for camera, frames in frame_set.clip.items()
+    }
     return _tile(panels, _rows(tuple(panels)))
+
+
+def _draw_camera(
+    camera: str, clip: Sequence[CameraFrame], answer: DrivingAnswer, views: Views
+) -> Pixels:
+    """Draw the newest frame, and the earlier ones of its clip small below it."""
+    stamps = answer.clip_stamps_ns[camera]
+    frames = [frame for frame in clip if frame.stamp_ns in stamps]
+    kept = answer.kept_per_frame(camera)
+    caption = f'{camera}  {answer.tokens_kept[camera]}/{answer.tokens_total[camera]}'
+    panel = _caption(_draw_frame(frames[-1], kept[-1], views, VIEW_WIDTH_PX), caption)
+    if len(frames) == 1:
+        return panel
+    width = VIEW_WIDTH_PX // (len(frames) - 1)
+    strip = [_draw_frame(f, k, views, width) for f, k in zip(frames[:-1], kept, strict=False)]
+    row = np.zeros((max(map(len, strip)), VIEW_WIDTH_PX, 3), np.uint8)
+    for place, view in enumerate(strip):
+        row[: len(view), place * width : place * width + view.shape[1]] = view
+    return np.vstack([panel, row])
+
+
+def _draw_frame(
+    frame: CameraFrame, kept: npt.NDArray[np.int64], views: Views, width_px: int
+) -> Pixels:
+    decoded = decode_frame(frame, max_pixels=ANY_SIZE)
+    height, width = decoded.pixels.shape[:2]
+    view_height = min(max(1, round(height * width_px / width)), MAX_HEIGHT_SHARE * width_px)
+    view = cv2.resize(decoded.pixels, (width_px, view_height), interpolation=cv2.INTER_AREA)
+    view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
+    lit = np.isin(views.token_map(frame.camera, view_height, width_px), kept)
+    return _light(np.asarray(view, np.uint8), lit)
 
 
 def _light(view: Pixels, mask: npt.NDArray[np.bool_]) -> Pixels:

@@ -71,6 +71,8 @@ class WorkerState:
         too_old: Sweeps that were dropped before work on them began, because of their age.
         late: Sweeps whose answers were published late.
         late_in_a_row: Sweeps that were too old or late since the last one in time.
+        short_clips: Sweeps with fewer earlier frames than a clip has.
+        short_in_a_row: The same, since the last sweep with a full clip.
         outdated: Sweeps that were dropped in work because a parameter changed.
         unanswered: Questions of ~/ask and ~/question that got a reason instead of an answer.
         broken_frames: Camera to number of its frames that could not be decoded.
@@ -91,6 +93,8 @@ class WorkerState:
     too_old: int = 0
     late: int = 0
     late_in_a_row: int = 0
+    short_clips: int = 0
+    short_in_a_row: int = 0
     outdated: int = 0
     unanswered: int = 0
     broken_frames: Counter[str] = field(default_factory=Counter)
@@ -239,11 +243,20 @@ class SweepWorker:
                 return
             self._newest = frame_set.order
             self.state.not_newer_in_a_row = 0
+            if self._is_short(frame_set):
+                return
             if self._slot is not None:
                 self.state.superseded += 1
             self._slot = frame_set
             self._look_ahead.offer(frame_set)
             self._condition.notify_all()
+
+    def _is_short(self, frame_set: FrameSet) -> bool:
+        """Count a sweep whose clip is not full; tell whether it is dropped for that."""
+        is_short = len(frame_set.earlier) + 1 < self._pipeline.clip.num_frames
+        self.state.short_clips += is_short
+        self.state.short_in_a_row = self.state.short_in_a_row + 1 if is_short else 0
+        return is_short and self._pipeline.config.short_clip_policy == 'skip'
 
     def ask(self, question: str, timeout_s: float) -> Future[AskedAnswer]:
         """Have a question answered on the next sweep that has time for it.

@@ -99,6 +99,11 @@ def share_out(counts: Sequence[int], limits: Sequence[int], extra: int) -> list[
     return shared
 
 
+def split_evenly(count: int, num_parts: int) -> list[int]:
+    """Split `count` into parts of at least 1 that differ by at most 1, the last ones larger."""
+    return [max(1, (count + part) // num_parts) for part in range(num_parts)]
+
+
 def check_selection_input(visual_tokens: Tensor, num_keep: Sequence[int]) -> None:
     """Check shapes and counts, without reading tensor values.
 

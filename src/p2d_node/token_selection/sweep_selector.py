@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from p2d_node.clips import count_frames
 from p2d_node.config import DriveConfig
 from p2d_node.token_selection.allocation import select_adaptively
-from p2d_node.token_selection.base import count_kept, share_out, TokenSelector
+from p2d_node.token_selection.base import (
+    count_kept,
+    share_out,
+    split_evenly,
+    TokenSelector,
+)
 from p2d_node.token_selection.factory import make_selector
 from p2d_node.token_selection.tfps import TfpsSelector
 from p2d_node.views import Grid, ViewBatch, Views
+import torch
 from torch import Tensor
 
 
@@ -33,54 +40,85 @@ class SweepSelector:
         *,
         missing: Sequence[str] = (),
     ) -> list[Tensor]:
-        """Choose the kept tokens of a sweep.
+        """Choose the kept tokens of a sweep, or of its clip.
 
         Args:
             visual_states: Float [pictures, tokens, hidden], the features to select by.
-            cameras: The cameras of the sweep, in the order of their views.
-            config: Its `selector`, `allocation` and retention ratios are used.
+            cameras: The camera of each view in the pictures; in a clip once per frame.
+            config: Its `selector`, `selection_scope`, `allocation` and retention ratios are used.
             missing: Cameras that the sweep lacks. The others keep the tokens that these would
                 have kept.
 
         Returns:
-            Per camera the kept indices into the tokens of its picture, int64, ascending.
+            Per camera the kept indices into the tokens of its picture, or of all frames of its
+            clip; int64, ascending.
 
         Raises:
             InferenceError: On a CPU also for NaN or infinite features.
         """
-        ratios = [config.retention_ratio_of(camera) for camera in cameras]
-        num_keep = self._count(cameras, missing, config)
+        num_frames = count_frames(cameras)
+        num_keep = self._count(num_frames, missing, config)
         batches = self._views.split_states(visual_states, cameras)
         if config.allocation == 'adaptive':
-            states = [batch.states for batch in batches]
-            kept = select_adaptively(states, list(num_keep.values()), ratios, self._tfps)
+            kept = self._select_adaptively(batches, num_keep, config)
         else:
-            kept = [
-                indices
+            kept = {
+                camera: indices
                 for batch in batches
-                for indices in self._select_fixed(batch, num_keep, config.selector)
-            ]
-        return [
-            self._views.to_picture_indices(camera, indices)
-            for camera, indices in zip(cameras, kept, strict=True)
-        ]
+                for camera, indices in self._select_fixed(batch, num_keep, config).items()
+            }
+        return [self._views.to_picture_indices(camera, kept[camera]) for camera in num_frames]
 
     def _count(
-        self, cameras: Sequence[str], missing: Sequence[str], config: DriveConfig
+        self, num_frames: Mapping[str, int], missing: Sequence[str], config: DriveConfig
     ) -> dict[str, int]:
-        everyone = (*cameras, *missing)
-        totals = [self._views.count_tokens(camera) for camera in everyone]
+        longest = max(num_frames.values())
+        everyone = {**num_frames, **dict.fromkeys(missing, longest)}
+        totals = [self._views.count_tokens(name) * count for name, count in everyone.items()]
         ratios = [config.retention_ratio_of(camera) for camera in everyone]
         counts = count_kept(totals, ratios, stitched=self._views.stitched)
-        present = slice(len(cameras))
-        shared = share_out(counts[present], totals[present], sum(counts[len(cameras) :]))
-        return dict(zip(cameras, shared, strict=True))
+        present = slice(len(num_frames))
+        shared = share_out(counts[present], totals[present], sum(counts[len(num_frames) :]))
+        return dict(zip(num_frames, shared, strict=True))
+
+    def _select_adaptively(
+        self, batches: Sequence[ViewBatch], num_keep: Mapping[str, int], config: DriveConfig
+    ) -> dict[str, Tensor]:
+        cameras = [camera for batch in batches for camera in batch.cameras]
+        kept = select_adaptively(
+            [batch.states for batch in batches],
+            [num_keep[camera] for camera in cameras],
+            [config.retention_ratio_of(camera) for camera in cameras],
+            self._tfps,
+        )
+        return dict(zip(cameras, kept, strict=True))
 
     def _select_fixed(
-        self, batch: ViewBatch, num_keep: dict[str, int], method: str
-    ) -> list[Tensor]:
-        key = (method, batch.grid)
-        if key not in self._selectors:
-            self._selectors[key] = make_selector(*key)
+        self, batch: ViewBatch, num_keep: Mapping[str, int], config: DriveConfig
+    ) -> dict[str, Tensor]:
         counts = [num_keep[camera] for camera in batch.cameras]
-        return self._selectors[key].select(batch.states, counts)
+        if config.selection_scope == 'frame':
+            kept = self._select_frames(batch, counts, config.selector)
+        else:
+            rows, columns = batch.grid
+            selector = self._selector(config.selector, (batch.num_frames * rows, columns))
+            kept = selector.select(batch.states, counts)
+        return dict(zip(batch.cameras, kept, strict=True))
+
+    def _select_frames(
+        self, batch: ViewBatch, num_keep: Sequence[int], method: str
+    ) -> list[Tensor]:
+        """Select in each frame of a clip by itself, as many tokens in all as over the clip."""
+        num_frames = batch.num_frames
+        frames = batch.states.reshape(len(num_keep) * num_frames, -1, batch.states.shape[2])
+        counts = [part for count in num_keep for part in split_evenly(count, num_frames)]
+        kept = self._selector(method, batch.grid).select(frames, counts)
+        num_tokens = frames.shape[1]
+        shifted = [k + i % num_frames * num_tokens for i, k in enumerate(kept)]
+        return [torch.cat(shifted[i : i + num_frames]) for i in range(0, len(kept), num_frames)]
+
+    def _selector(self, method: str, grid: Grid) -> TokenSelector:
+        key = (method, grid)
+        if key not in self._selectors:
+            self._selectors[key] = make_selector(method, grid)
+        return self._selectors[key]

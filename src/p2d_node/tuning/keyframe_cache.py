@@ -187,7 +187,7 @@ class KeyframeCache:
             raise ConfigError(describe_failure(keyframe, err)) from err
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
-            states = self._pipeline.selection_features(visual_tokens)
+            states = self._pipeline.selection_features(sweep, visual_tokens)
             order = order_tokens(states, states.shape[1])
             tensors['order'] = order.indices.cpu().contiguous()
             tensors['distances'] = order.distances.cpu().contiguous()

@@ -39,7 +39,10 @@ class Family(Protocol):
     def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
         """Tokenise the chat with its pictures and `question`.
 
-        There is one picture per camera, or one mosaic, depending on the checkpoint.
+        Args:
+            question: The question.
+            cameras: The camera of each picture; in a clip once per frame, oldest first. A mosaic
+                is one picture of all of them.
 
         Raises:
             ConfigError: The chat template fails, or drops or repeats pictures.

@@ -1,0 +1,104 @@
+"""Sweeps come in one by one; each goes out with the sweeps before it that make up its clip.
+
+A clip is what a model that was trained on several frames per camera sees: the newest sweep, and
+those one, two, ... intervals before it. Frames are not decoded here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from p2d_node.records import FrameSet
+from p2d_node.units import NS_PER_MS
+
+TOLERANCE = 0.5
+"""A sweep lies nearer to its place in the clip than this share of the interval. Less would break
+the clips of cameras whose period is no divisor of the interval: at 12 Hz sweeps lie up to 42 ms
+from places that are 100 ms apart."""
+
+MAX_SWEEPS_KEPT = 64
+"""Bounds memory where sweeps come much faster than the interval."""
+
+DEFAULT_INTERVAL_MS = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSettings:
+    """What a clip consists of.
+
+    Attributes:
+        num_frames: Frames of each camera, the newest one included.
+        interval_ns: Time from one frame to the next, nanoseconds.
+    """
+
+    num_frames: int = 1
+    interval_ns: int = round(DEFAULT_INTERVAL_MS * NS_PER_MS)
+
+    @property
+    def reach_ns(self) -> int:
+        """How long before the newest sweep the oldest one of its clip may lie, nanoseconds."""
+        return round((self.num_frames - 1 + TOLERANCE) * self.interval_ns)
+
+
+class ClipAssembler:
+    """Finds the earlier sweeps of a clip. Use it from one thread at a time.
+
+    It keeps the frames of the sweeps that a coming clip may need, at most `MAX_SWEEPS_KEPT`.
+    """
+
+    def __init__(self, settings: ClipSettings) -> None:
+        """Begin without any sweep."""
+        self._settings = settings
+        self._sweeps: list[FrameSet] = []
+
+    def add(self, frame_set: FrameSet) -> FrameSet:
+        """Return a sweep with the earlier sweeps of its clip.
+
+        After a gap and after a jump of time the clip is shorter, and grows with the sweeps that
+        follow. A sweep may come after a newer one.
+
+        Args:
+            frame_set: A sweep without `earlier`.
+        """
+        if self._settings.num_frames == 1:
+            return frame_set
+        if self._sweeps and self._sweeps[-1].epoch != frame_set.epoch:
+            self._sweeps.clear()
+        place = bisect_left(self._sweeps, frame_set.order, key=_order)
+        earlier = self._find_earlier(frame_set.stamp_ns, self._sweeps[:place])
+        insort(self._sweeps, frame_set, key=_order)
+        self._drop_old()
+        return replace(frame_set, earlier=earlier)
+
+    def _find_earlier(self, newest_ns: int, sweeps: Sequence[FrameSet]) -> tuple[FrameSet, ...]:
+        interval_ns = self._settings.interval_ns
+        found: list[FrameSet] = []
+        for number in range(1, self._settings.num_frames):
+            wanted_ns = newest_ns - number * interval_ns
+            nearest = min(sweeps, key=lambda s: abs(s.stamp_ns - wanted_ns), default=None)
+            if nearest is None or abs(nearest.stamp_ns - wanted_ns) >= TOLERANCE * interval_ns:
+                break  # older sweeps belong to another clip
+            found.append(nearest)
+        return tuple(reversed(found))
+
+    def _drop_old(self) -> None:
+        oldest_ns = self._sweeps[-1].stamp_ns - self._settings.reach_ns
+        self._sweeps = [s for s in self._sweeps if s.stamp_ns >= oldest_ns][-MAX_SWEEPS_KEPT:]
+
+
+def _order(frame_set: FrameSet) -> tuple[int, int]:
+    return frame_set.order
+
+
+def count_frames(cameras: Sequence[str]) -> Mapping[str, int]:
+    """Return camera to the number of its pictures, in the order of their first pictures.
+
+    Args:
+        cameras: The camera of each picture; those of one camera stand side by side.
+    """
+    counts: dict[str, int] = {}
+    for camera in cameras:
+        counts[camera] = counts.get(camera, 0) + 1
+    return counts
