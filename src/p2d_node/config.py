@@ -287,8 +287,9 @@ class DriveConfig:
     retention_ratio: Mapping[str, float] = field(default_factory=dict)
     selector: str = option(
         'tfps',
-        'Method that selects the visual tokens to keep. tfps is that of the Prune2Drive paper.',
-        choices=('tfps', 'random', 'grid', 'divprune', 'dart'),
+        'Method that selects the visual tokens to keep. tfps is that of the Prune2Drive paper; '
+        'tfps_motion prefers new and moving tokens of a clip, and those that no other view has.',
+        choices=('tfps', 'tfps_motion', 'random', 'grid', 'divprune', 'dart'),
         runtime=True,
     )
     selection_scope: str = option(
@@ -437,6 +438,11 @@ class DriveConfig:
             raise ConfigError(
                 f'allocation: got adaptive with selection_scope {self.selection_scope!r}, '
                 'allowed: with clip only; set selection_scope to clip or allocation to fixed'
+            )
+        if self.selector == 'tfps_motion' and self.selection_scope != 'clip':
+            raise ConfigError(
+                f'selector: got tfps_motion with selection_scope {self.selection_scope!r}, '
+                'allowed: with clip only; set selection_scope to clip'
             )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')

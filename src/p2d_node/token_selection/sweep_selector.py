@@ -15,9 +15,13 @@ from p2d_node.token_selection.base import (
 )
 from p2d_node.token_selection.factory import make_selector
 from p2d_node.token_selection.tfps import TfpsSelector
+from p2d_node.token_selection.tfps_motion import MotionTfpsSelector
 from p2d_node.views import Grid, ViewBatch, Views
 import torch
 from torch import Tensor
+
+MOTION = 'tfps_motion'
+"""The selector that sees which frames and cameras tokens are of, and not only their features."""
 
 
 class SweepSelector:
@@ -30,6 +34,7 @@ class SweepSelector:
         """Select for pictures that are made of `views`."""
         self._views = views
         self._tfps = TfpsSelector()
+        self._motion = MotionTfpsSelector()
         self._selectors: dict[tuple[str, Grid], TokenSelector] = {}
 
     def select(
@@ -97,7 +102,14 @@ class SweepSelector:
         self, batch: ViewBatch, num_keep: Mapping[str, int], config: DriveConfig
     ) -> dict[str, Tensor]:
         counts = [num_keep[camera] for camera in batch.cameras]
-        if config.selection_scope == 'frame':
+        if config.selector == MOTION:
+            kept = self._motion.select(
+                batch.states,
+                counts,
+                num_frames=batch.num_frames,
+                neighbours=_neighbours(batch.cameras, config),
+            )
+        elif config.selection_scope == 'frame':
             kept = self._select_frames(batch, counts, config.selector)
         else:
             rows, columns = batch.grid
@@ -122,3 +134,19 @@ class SweepSelector:
         if key not in self._selectors:
             self._selectors[key] = make_selector(method, grid)
         return self._selectors[key]
+
+
+def _neighbours(cameras: Sequence[str], config: DriveConfig) -> list[list[int]]:
+    """Return per camera the places of the cameras beside it.
+
+    The cameras are a ring in the order of their exposure, as a spinning lidar triggers them, or
+    in the configured order if they expose together.
+    """
+    offsets_ms = {name: camera.exposure_offset_ms for name, camera in config.cameras.items()}
+    ring = [cameras.index(name) for name in sorted(cameras, key=offsets_ms.__getitem__)]
+    if len(ring) == 1:
+        return [[]]
+    beside: dict[int, list[int]] = {}
+    for place, view in enumerate(ring):
+        beside[view] = sorted({ring[place - 1], ring[(place + 1) % len(ring)]})
+    return [beside[view] for view in range(len(ring))]
