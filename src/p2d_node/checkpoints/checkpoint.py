@@ -11,7 +11,8 @@ from p2d_node.checkpoints.settings_limits import check_limits
 from p2d_node.checkpoints.weight_files import check_files, find_weight_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import ConfigError, quote
-from p2d_node.views import Mosaic
+from p2d_node.prompt_layout import PROMPT_KEY, PromptLayout
+from p2d_node.views import Mosaic, MOSAIC_KEY
 
 UNTRAINED_KEY = 'p2d_untrained'
 """Set in the config.json of models with random weights."""
@@ -52,12 +53,14 @@ class Checkpoint:
         model_type: The model's family.
         untrained: Whether the weights are random.
         mosaic: How the views are stitched into one picture; None if each view is one picture.
+        prompt_layout: The texts around the pictures; None for the sentence of DriveLM.
     """
 
     folder: Path
     model_type: str
     untrained: bool
     mosaic: Mosaic | None = None
+    prompt_layout: PromptLayout | None = None
 
     @property
     def name(self) -> str:
@@ -108,9 +111,16 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         )
     refuse_custom_code(path)
     check_limits(path)
+    mosaic, layout = Mosaic.from_config(config), PromptLayout.from_config(config)
+    if mosaic is not None and layout is not None:
+        raise ConfigError(
+            f'model: {path}: config.json: got {MOSAIC_KEY} and {PROMPT_KEY}, allowed: one of '
+            'them: a stitched picture has no texts between its views; remove one'
+        )
     return Checkpoint(
         path,
         model_type,
         untrained=bool(config.get(UNTRAINED_KEY, False)),
-        mosaic=Mosaic.from_config(config),
+        mosaic=mosaic,
+        prompt_layout=layout,
     )

@@ -194,41 +194,61 @@ class Conversation:
         for question in questions:
             self.count_tokens(question)
 
+    def check_context(self, context: str, questions: Sequence[str] = ('',)) -> None:
+        """Raise `ConfigError` for a context that cannot stand before questions.
+
+        Any thread may call it. What is checked is that of `check_questions`.
+
+        Args:
+            context: The text.
+            questions: Questions that it will stand before, for the length of the prompt.
+        """
+        self._check_text('context', context)
+        for question in questions:
+            self._count_suffix('context', question, context)
+
     def count_tokens(self, question: str) -> int:
         """Return the number of tokens after the pictures; any thread may call it.
 
         Raises:
             ConfigError: As `check_questions`.
         """
-        if len(question) > MAX_QUESTION_CHARACTERS:
+        self._check_text('question', question)
+        return self._count_suffix('question', question)
+
+    def _check_text(self, name: str, text: str) -> None:
+        if len(text) > MAX_QUESTION_CHARACTERS:
             raise ConfigError(
-                f'question: got a text of {len(question)} characters, allowed: up to '
+                f'{name}: got a text of {len(text)} characters, allowed: up to '
                 f'{MAX_QUESTION_CHARACTERS}'
             )
-        if not _is_unicode(question):
-            raise ConfigError('question: got a text with half a surrogate pair; write it again')
+        if not _is_unicode(text):
+            raise ConfigError(f'{name}: got a text with half a surrogate pair; write it again')
         with self._tokenizer_lock:
-            special = self._family.find_special_tokens(question)
+            special = self._family.find_special_tokens(text)
         if special:
             raise ConfigError(
-                f'question: got a text with {special[0]}, which only the chat template of '
+                f'{name}: got a text with {special[0]}, which only the chat template of '
                 f'{self._model_name} may write; remove it'
             )
-        prompt = self._build_prompt(question, self._cameras)
+
+    def _count_suffix(self, name: str, question: str, context: str = '') -> int:
+        """Return the number of tokens after the pictures, if the whole prompt is short enough."""
+        prompt = self._build_prompt(question, self._cameras, context)
         num_text_tokens = sum(map(len, prompt.segments)) + len(prompt.suffix)
         length = num_text_tokens + self._num_visual_tokens
         if length >= self._family.max_positions:
             raise ConfigError(
-                f'question: got a text of {len(question)} characters, which with the pictures '
-                f'makes {length} tokens; allowed with {self._model_name}: fewer than '
+                f'{name}: got a text of {len(context or question)} characters, which with the '
+                f'pictures makes {length} tokens; allowed with {self._model_name}: fewer than '
                 f'{self._family.max_positions}; shorten it, or lower view_max_pixels if the model '
                 'takes views of any size'
             )
         return len(prompt.suffix)
 
-    def _build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+    def _build_prompt(self, question: str, cameras: Sequence[str], context: str) -> Prompt:
         with self._tokenizer_lock:
-            return self._family.build_prompt(question, cameras)
+            return self._family.build_prompt(question, cameras, context)
 
     @torch.inference_mode()
     def begin(
@@ -237,6 +257,8 @@ class Conversation:
         cameras: Sequence[str],
         visual_tokens: Tensor,
         prune_layer: int,
+        *,
+        context: str = '',
     ) -> PausedConversation:
         """Run the layers before `prune_layer` over the shared prefix, with all visual tokens.
 
@@ -245,9 +267,10 @@ class Conversation:
             cameras: The camera of each picture; in a clip once per frame, oldest first.
             visual_tokens: [pictures, tokens, features], as the vision encoder returns them.
             prune_layer: The layer before which tokens are dropped.
+            context: What stands before each question, such as a route; may be empty.
         """
         self.drafter.begin_sweep()
-        prompts = [self._build_prompt(question, cameras) for question in questions]
+        prompts = [self._build_prompt(question, cameras, context) for question in questions]
         opening, endings = split_opening([prompt.suffix for prompt in prompts])
         inputs = self._family.embed_prefix(prompts[0], visual_tokens)
         prefill = self._family.decoder.begin_prefill(inputs, prune_layer)

@@ -36,16 +36,18 @@ class Family(Protocol):
         """Free the vision weights; an engine replaces them."""
         ...
 
-    def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+    def build_prompt(self, question: str, cameras: Sequence[str], context: str = '') -> Prompt:
         """Tokenise the chat with its pictures and `question`.
 
         Args:
             question: The question.
             cameras: The camera of each picture; in a clip once per frame, oldest first. A mosaic
                 is one picture of all of them.
+            context: What stands before the question; may be empty.
 
         Raises:
-            ConfigError: The chat template fails, or drops or repeats pictures.
+            ConfigError: The chat template fails, or drops or repeats pictures, or the model does
+                not know a camera.
         """
         ...
 

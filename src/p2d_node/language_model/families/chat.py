@@ -273,15 +273,10 @@ class ChatModel:
         for name in self.VISION_KEYS:
             setattr(self._model.model, name, None)
 
-    def build_prompt(self, question: str, cameras: Sequence[str]) -> Prompt:
+    def build_prompt(self, question: str, cameras: Sequence[str], context: str = '') -> Prompt:
         """Tokenise the chat with its pictures and `question`; see `Family`."""
-        if self._mosaic_rows:
-            missing = [name for row in self._mosaic_rows for name in row if name not in cameras]
-            num_pictures = 1
-            text = f'{describe_missing_views(missing)} {question}' if missing else question
-        else:
-            num_pictures, text = len(cameras), f'{describe_views(cameras)} {question}'
-        token_ids = self.tokenize(self._chat_template.render(num_pictures, text))
+        num_pictures = 1 if self._mosaic_rows else len(cameras)
+        token_ids = self.tokenize(self._write_chat(question, cameras, context))
         try:
             return split_at_images(
                 self._add_image_delimiters(token_ids), self._image_token_id, num_pictures
@@ -291,6 +286,16 @@ class ChatModel:
                 f'model: its chat template gives {err}; use the template that came with the '
                 'checkpoint, and no image placeholder in questions'
             ) from err
+
+    def _write_chat(self, question: str, cameras: Sequence[str], context: str) -> str:
+        template = self._chat_template
+        if template.layout is not None:
+            return template.render_layout(template.layout, cameras, question, context)
+        text = f'{context} {question}' if context else question
+        if not self._mosaic_rows:
+            return template.render(len(cameras), f'{describe_views(cameras)} {text}')
+        missing = [name for row in self._mosaic_rows for name in row if name not in cameras]
+        return template.render(1, f'{describe_missing_views(missing)} {text}' if missing else text)
 
     def find_special_tokens(self, text: str) -> list[str]:
         """Return the special tokens in `text`, such as image placeholders and ends of turns."""
@@ -381,8 +386,9 @@ class FixedSizeModel(ChatModel):
 
 
 def _special_token_ids(tokenizer: Any) -> set[int]:
-    """Return the ids of special tokens, except that of unknown words."""
-    return set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    """Return the ids of special tokens, named or only added, except that of unknown words."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (set(tokenizer.all_special_ids) | added) - {tokenizer.unk_token_id}
 
 
 def _end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

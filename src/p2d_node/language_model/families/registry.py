@@ -83,7 +83,7 @@ def load_family(
         family: Family = find_family(checkpoint).load(
             checkpoint.folder,
             tokenizer,
-            ChatTemplate(tokenizer),
+            ChatTemplate(tokenizer, checkpoint.prompt_layout),
             view_size=view_size,
             dtype=dtype,
             device=device,
