@@ -14,6 +14,7 @@ from p2d_node.ros.overlay import draw_kept_tokens
 from p2d_node.units import NS_PER_MS
 import pytest
 from sweeps import jpeg, make_frame_set, picture, STAMP_NS
+from tiny_qwen3 import write_byte_qwen3_vl
 import torch
 
 NUM_FRAMES = 4
@@ -293,3 +294,61 @@ def test_the_picture_of_kept_tokens_shows_all_frames(pipeline):
     alone = draw_kept_tokens(replace(whole, earlier=()), answer, pipeline.views)
     assert drawn.shape[0] == alone.shape[0] + 2 * 90  # two rows of cameras, 160 px wide frames
     assert picture(0).shape == (90, 160, 3)
+
+
+def test_the_cameras_are_put_into_the_order_that_the_model_knows(tmp_path):
+    names = {name: f'{name.removeprefix("CAM_").lower()} camera' for name in NUSCENES_CAMERAS}
+    layout = {
+        'camera_names': names,
+        'camera': '{name}: ',
+        'frame': 'frame {frame} ',
+        'frames_per_camera': 2,
+    }
+    folder = write_byte_qwen3_vl(tmp_path / 'laid-out', layout=layout)
+    in_order = DriveConfig(model=str(folder), device='cpu', max_new_tokens=6, drafts='none')
+    turned = replace(in_order, cameras=dict(reversed(in_order.cameras.items())))
+    pipelines = [DrivingPipeline.from_config(config) for config in (in_order, turned)]
+    try:
+        assert [p.clip.num_frames for p in pipelines] == [2, 2]
+        assert [list(p.num_tokens) for p in pipelines] == [list(NUSCENES_CAMERAS)] * 2
+        clip = replace(clip_at(8), earlier=(sweep_at(7),))
+        backwards = replace(
+            clip,
+            frames=dict(reversed(clip.frames.items())),
+            earlier=tuple(
+                replace(s, frames=dict(reversed(s.frames.items()))) for s in clip.earlier
+            ),
+        )
+        (ours,) = pipelines[0].answer(clip, QUESTIONS[:1])
+        (other,) = pipelines[1].answer(backwards, QUESTIONS[:1])
+        assert tuple(other.keep_indices) == NUSCENES_CAMERAS
+        assert ours.answer == other.answer
+        assert ours.mean_log_probability == pytest.approx(other.mean_log_probability, rel=1e-5)
+
+        tokens = pipelines[1].encode(backwards)
+        (again,) = pipelines[1].answer_tokens(backwards, tokens, QUESTIONS[:1])
+        assert again.answer == other.answer
+    finally:
+        for pipeline in pipelines:
+            pipeline.close()
+
+
+def test_a_camera_that_the_model_has_no_name_for_is_refused(tmp_path):
+    layout = {'camera_names': {'CAM_FRONT': 'Front camera'}}
+    folder = write_byte_qwen3_vl(tmp_path / 'laid-out', layout=layout)
+    with pytest.raises(ConfigError, match=r'cameras: got CAM_FRONT_LEFT, allowed: CAM_FRONT, wh'):
+        DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu'))
+
+
+def test_a_context_stands_before_the_question(pipeline, config):
+    (alone,) = pipeline.answer(sweep_at(0), QUESTIONS[:1])
+    pipeline.reconfigure(replace(config, context='Turn left.'))
+    (route,) = pipeline.answer(sweep_at(0), QUESTIONS[:1])
+    (other,) = pipeline.answer(sweep_at(0), QUESTIONS[:1], context='')
+    assert (alone.context, route.context, other.context) == ('', 'Turn left.', '')
+    assert alone.mean_log_probability == other.mean_log_probability != route.mean_log_probability
+
+
+def test_a_context_that_cannot_be_given_is_refused_at_start(config):
+    with pytest.raises(ConfigError, match=r'context: got a text of 4001 characters'):
+        DrivingPipeline.from_config(replace(config, context='x' * 4001))

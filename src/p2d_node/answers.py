@@ -47,6 +47,7 @@ def to_driving_answers(
     questions: Sequence[str],
     texts: Sequence[TextAnswer],
     *,
+    context: str,
     keep_indices: Sequence[Tensor],
     views: Views,
     model: ModelIdentity,
@@ -58,6 +59,7 @@ def to_driving_answers(
         frame_set: The sweep.
         questions: What was asked.
         texts: The answer to each.
+        context: What stood before each question; may be empty.
         keep_indices: Per camera the kept tokens; copied to the host once for all answers.
         views: Knows the number of tokens of each camera.
         model: What answered.
@@ -71,6 +73,7 @@ def to_driving_answers(
         DrivingAnswer(
             stamp_ns=frame_set.stamp_ns,
             question=question,
+            context=context,
             answer=text.text,
             model=model.name,
             encoder=model.encoder,

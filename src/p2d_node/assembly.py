@@ -20,6 +20,7 @@ from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.registry import hash_vision_part, load_family
 from p2d_node.language_model.quantize import AS_IS
 from p2d_node.preprocessing import ImageProcessing
+from p2d_node.prompt_layout import PromptLayout
 from p2d_node.token_selection import SweepSelector
 from p2d_node.units import NS_PER_MS
 from p2d_node.views import make_views, Views
@@ -44,6 +45,7 @@ class Stages:
         device: Where the models run.
         model: What answers say about the model.
         clip: How many frames of each camera the model sees.
+        layout: The texts around the pictures, if the model has its own.
         encoders_refused: With backend auto: why the preferred backends do not run.
         picture_settings: Resize and normalisation of pictures, as JSON data.
     """
@@ -56,6 +58,7 @@ class Stages:
     device: torch.device
     model: ModelIdentity
     clip: ClipSettings
+    layout: PromptLayout | None
     encoders_refused: Mapping[str, str]
     picture_settings: Mapping[str, Any]
 
@@ -92,6 +95,8 @@ def _assemble(
         )
         views = _make_views(checkpoint, family, processing, device)
     views.check_cameras(tuple(config.cameras))
+    if checkpoint.prompt_layout is not None:
+        checkpoint.prompt_layout.check_cameras(tuple(config.cameras))
     clip = _clip_settings(config, views, checkpoint)
     _check_prune_layer(config, family, checkpoint)
     request = _engine_request(config, checkpoint, views, processing)
@@ -125,6 +130,7 @@ def _assemble(
         device=device,
         model=model,
         clip=clip,
+        layout=checkpoint.prompt_layout,
         encoders_refused=chosen.refused,
         picture_settings=processing.to_json(),
     )
@@ -140,13 +146,15 @@ def _make_views(
 
 
 def _clip_settings(config: DriveConfig, views: Views, checkpoint: Checkpoint) -> ClipSettings:
-    num_frames = config.frames_per_camera or 1
+    layout = checkpoint.prompt_layout
+    num_frames = config.frames_per_camera or (layout.frames_per_camera if layout else 1)
     if num_frames > 1 and views.stitched:
         raise ConfigError(
             f'frames_per_camera: got {num_frames}, allowed with {checkpoint.name}: 1, as '
             'its views are stitched into one picture'
         )
-    interval_ms = config.frame_interval_ms or DEFAULT_INTERVAL_MS
+    usual_ms = layout.frame_interval_ms if layout else DEFAULT_INTERVAL_MS
+    interval_ms = config.frame_interval_ms or usual_ms
     return ClipSettings(num_frames, round(interval_ms * NS_PER_MS))
 
 

@@ -68,12 +68,12 @@ class EncodedSweeps:
         self._sweeps.clear()
 
 
-def join_tokens(sweeps: Sequence[EncodedSweep]) -> Tensor:
+def join_tokens(sweeps: Sequence[EncodedSweep], newest: FrameSet) -> Tensor:
     """Return the tokens of a clip: camera by camera, the frames of each from old to new.
 
     Args:
-        sweeps: Of the clip, oldest first. The cameras are those of the last one; a sweep that
-            lacks one of them adds no frame of it.
+        sweeps: Of the clip, oldest first. A sweep that lacks a camera adds no frame of it.
+        newest: The last one, with its cameras in the wanted order.
 
     Returns:
         Float [pictures, tokens, features].
@@ -82,7 +82,7 @@ def join_tokens(sweeps: Sequence[EncodedSweep]) -> Tensor:
     return torch.stack(
         [
             sweep.tokens[place[camera]]
-            for camera in sweeps[-1].frame_set.frames
+            for camera in newest.frames
             for sweep, place in zip(sweeps, places, strict=True)
             if camera in place
         ]

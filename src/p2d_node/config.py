@@ -320,6 +320,20 @@ class DriveConfig:
         max_characters=MAX_QUESTIONS_CHARACTERS,
         runtime=True,
     )
+    context: str = option(
+        '',
+        'Text that stands before every question, such as the route. A text of ~/context takes its '
+        'place. Empty: none.',
+        runtime=True,
+    )
+    max_context_age_ms: float = option(
+        2000.0,
+        'Age, in ms, from which a text of ~/context is no longer used. 0: no limit.',
+        minimum=0.0,
+        smallest=1.0,
+        maximum=3_600_000.0,
+        runtime=True,
+    )
     asked_tokens_per_sweep: int = option(
         1024,
         'Largest number of question tokens per sweep of ~/ask and ~/question; further questions '

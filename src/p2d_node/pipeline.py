@@ -47,6 +47,7 @@ class _Sweep:
     config: DriveConfig
     clock: StageClock
     must_stop: MustStop
+    context: str
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -97,6 +98,7 @@ class DrivingPipeline:
         self._last_questions: tuple[str, ...] = ()
         self._last_stamp_ns = 0
         self._encoded = EncodedSweeps(stages.clip)
+        self._layout = stages.layout
         self.clip = stages.clip
         self.views = stages.views
         self.device = stages.device
@@ -117,7 +119,10 @@ class DrivingPipeline:
         """
         pipeline = cls(config, assemble(config))
         # Without questions too: a chat template that fails is found here.
-        pipeline.check_questions(config.questions or ('',))
+        questions = config.questions or ('',)
+        pipeline.check_questions(questions)
+        if config.context:
+            pipeline.check_context(config.context, questions)
         return pipeline
 
     def answer(
@@ -125,6 +130,7 @@ class DrivingPipeline:
         frame_set: FrameSet,
         questions: Sequence[str],
         *,
+        context: str | None = None,
         must_stop: MustStop = never,
         on_partial: OnPartial | None = None,
     ) -> list[DrivingAnswer]:
@@ -133,6 +139,7 @@ class DrivingPipeline:
         Args:
             frame_set: The sweep; its payloads are ROS messages or records with the same fields.
             questions: If empty, nothing is computed.
+            context: Text that stands before each question; None: the parameter `context`.
             must_stop: Called between tokens; True cuts the answers as the deadline does.
             on_partial: Called with a question and its answer so far after each of its tokens.
 
@@ -148,7 +155,7 @@ class DrivingPipeline:
         if isinstance(questions, str):
             raise ConfigError(f'questions: got the text {questions!r}, allowed: a list of texts')
         groups = self.answer_groups(
-            frame_set, [questions], must_stop=must_stop, on_partial=on_partial
+            frame_set, [questions], context=context, must_stop=must_stop, on_partial=on_partial
         )
         return [answer for group in groups for answer in group]
 
@@ -158,6 +165,7 @@ class DrivingPipeline:
         frame_set: FrameSet,
         groups: Sequence[Sequence[str]],
         *,
+        context: str | None = None,
         must_stop: MustStop = never,
         on_partial: OnPartial | None = None,
         prepared: Future[PreparedFrames] | None = None,
@@ -167,6 +175,7 @@ class DrivingPipeline:
         Args:
             frame_set: As for `answer`.
             groups: Questions; no batch holds questions of two groups.
+            context: As for `answer`.
             must_stop: As for `answer`.
             on_partial: As for `answer`.
             prepared: What `prepare` returns for this sweep; None: it is done here.
@@ -180,7 +189,8 @@ class DrivingPipeline:
         if not any(groups):
             yield from ([] for _ in groups)
             return
-        sweep, tokens = self._encode_clip(self._start(frame_set, must_stop), prepared)
+        sweep = self._start(frame_set, must_stop, context)
+        sweep, tokens = self._encode_clip(sweep, prepared)
         yield from self._answer_tokens(sweep, tokens, groups, on_partial=on_partial)
 
     def prepare(self, frame_set: FrameSet) -> PreparedFrames:
@@ -198,13 +208,25 @@ class DrivingPipeline:
     ) -> tuple[_Sweep, Tensor]:
         """Return the sweep without broken frames, and the visual tokens of its clip."""
         if self.clip.num_frames == 1:
-            return self._encode_sweep(sweep, prepared)
+            whole, tokens = self._encode_sweep(sweep, prepared)
+            frame_set = self._in_order(whole.frame_set)
+            if frame_set is not whole.frame_set:
+                tokens = join_tokens([EncodedSweep(whole.frame_set, tokens)], frame_set)
+            return replace(whole, frame_set=frame_set), tokens
         earlier = self._encode_earlier(sweep)
         whole, tokens = self._encode_sweep(sweep, prepared)
         newest = self._encoded.add(sweep.frame_set, whole.frame_set, tokens)
         clip = tuple(encoded.frame_set for encoded in earlier)
-        whole = replace(whole, frame_set=replace(whole.frame_set, earlier=clip))
-        return whole, join_tokens([*earlier, newest])
+        frame_set = self._in_order(replace(whole.frame_set, earlier=clip))
+        return replace(whole, frame_set=frame_set), join_tokens([*earlier, newest], frame_set)
+
+    def _in_order(self, frame_set: FrameSet) -> FrameSet:
+        """Return a sweep with its cameras in the order of the prompt."""
+        cameras = tuple(frame_set.frames)
+        ordered = self._layout.in_order(cameras) if self._layout else cameras
+        if ordered == cameras:
+            return frame_set
+        return replace(frame_set, frames={name: frame_set.frames[name] for name in ordered})
 
     def _encode_earlier(self, sweep: _Sweep) -> list[EncodedSweep]:
         """Return the earlier sweeps of the clip; a broken one and those before it are left out."""
@@ -247,7 +269,9 @@ class DrivingPipeline:
         config, clock, language_model = sweep.config, sweep.clock, self._language_model
         questions = [question for group in groups for question in group]
         with clock.stage('prefill'):
-            paused = language_model.begin(questions, sweep.cameras, tokens, config.prune_layer)
+            paused = language_model.begin(
+                questions, sweep.cameras, tokens, config.prune_layer, context=sweep.context
+            )
         with clock.stage('select'):
             keep = keep or self._selector.select(
                 paused.visual_states, sweep.cameras, config, missing=sweep.frame_set.missing
@@ -262,6 +286,7 @@ class DrivingPipeline:
                 sweep.frame_set,
                 group,
                 texts,
+                context=sweep.context,
                 keep_indices=keep,
                 views=self.views,
                 model=self._model,
@@ -313,7 +338,10 @@ class DrivingPipeline:
                 raise ImageDecodeError(decoded.broken)
             tokens = self._encoder.encode(self._to_pixels(decoded)).clone()
             clip.append(EncodedSweep(sweep, tokens))
-        return join_tokens(clip) if len(clip) > 1 else clip[0].tokens
+        ordered = self._in_order(frame_set)
+        if ordered is frame_set and not frame_set.earlier:
+            return clip[0].tokens
+        return join_tokens(clip, ordered)
 
     @guarded
     def answer_tokens(
@@ -331,13 +359,14 @@ class DrivingPipeline:
             frame_set: Names the cameras and the frames of the clip; its payloads are not used.
             visual_tokens: Of the sweep, from `encode`, on this pipeline's device.
             questions: One or more.
-            keep_indices: Per camera the kept tokens, int64, ascending; None: they are selected.
+            keep_indices: Per camera, in the order of `num_tokens`, the kept tokens, int64,
+                ascending; None: they are selected.
             must_stop: As for `answer`.
 
         Raises:
             InferenceError: A model stage failed.
         """
-        sweep = self._start(frame_set, must_stop)
+        sweep = self._start(self._in_order(frame_set), must_stop)
         (answers,) = self._answer_tokens(sweep, visual_tokens, [questions], keep=keep_indices)
         return answers
 
@@ -351,7 +380,7 @@ class DrivingPipeline:
         Returns:
             Float [pictures, tokens, hidden].
         """
-        cameras = frame_set.picture_cameras
+        cameras = self._in_order(frame_set).picture_cameras
         return self._language_model.begin(('',), cameras, visual_tokens, 0).visual_states
 
     @guarded
@@ -372,7 +401,9 @@ class DrivingPipeline:
         answers = language_model.tokenize_choices(choices)
         sweep, tokens = self._encode_clip(self._start(frame_set, never))
         cameras, config = sweep.cameras, sweep.config
-        paused = language_model.begin((question,), cameras, tokens, config.prune_layer)
+        paused = language_model.begin(
+            (question,), cameras, tokens, config.prune_layer, context=sweep.context
+        )
         keep = self._selector.select(
             paused.visual_states, cameras, config, missing=sweep.frame_set.missing
         )
@@ -389,6 +420,13 @@ class DrivingPipeline:
     def check_questions(self, questions: Sequence[str]) -> None:
         """Raise `ConfigError` for a question that cannot be asked; any thread may call it."""
         self._language_model.check_questions(questions)
+
+    def check_context(self, context: str, questions: Sequence[str] = ('',)) -> None:
+        """Raise `ConfigError` for a text that cannot stand before questions.
+
+        Any thread may call it.
+        """
+        self._language_model.check_context(context, questions)
 
     def count_tokens(self, question: str) -> int:
         """Return how many tokens a question adds to the prompt; any thread may call it.
@@ -447,16 +485,23 @@ class DrivingPipeline:
 
     @property
     def num_tokens(self) -> dict[str, int]:
-        """Camera to the number of visual tokens of its full clip before any is dropped."""
-        num_frames = self.clip.num_frames
-        return {name: num_frames * self.views.count_tokens(name) for name in self._config.cameras}
+        """Camera to the number of visual tokens of its full clip before any is dropped.
+
+        The cameras are in the order of the prompt.
+        """
+        cameras, num_frames = tuple(self._config.cameras), self.clip.num_frames
+        if self._layout is not None:
+            cameras = self._layout.in_order(cameras)
+        return {name: num_frames * self.views.count_tokens(name) for name in cameras}
 
     @property
     def num_features(self) -> int:
         """Features of a visual token."""
         return self._language_model.num_features
 
-    def _start(self, frame_set: FrameSet, must_stop: MustStop) -> _Sweep:
+    def _start(
+        self, frame_set: FrameSet, must_stop: MustStop, context: str | None = None
+    ) -> _Sweep:
         """Start the clock of a sweep; its configuration no longer changes."""
         if len(frame_set.earlier) >= self.clip.num_frames:
             raise ConfigError(
@@ -471,4 +516,5 @@ class DrivingPipeline:
         must_stop = clock.noting(must_stop)
         if config.deadline_ms > 0.0:
             must_stop = stop_at(clock.started_ns + int(config.deadline_ms * NS_PER_MS), must_stop)
-        return _Sweep(frame_set, config, clock, must_stop)
+        context = config.context if context is None else context
+        return _Sweep(frame_set, config, clock, must_stop, context)

@@ -284,6 +284,7 @@ class DrivingAnswer:
     Attributes:
         stamp_ns: Capture time of the reference camera, ROS time in nanoseconds.
         question: The question as asked.
+        context: The text that stood before it; empty if there was none.
         answer: The model's text, without special tokens.
         model: Name of the checkpoint; contains `untrained` if the weights are random.
         encoder: Backend of the vision encoder and identity of its engine or weights.
@@ -315,6 +316,7 @@ class DrivingAnswer:
     num_generated_tokens: int
     cut: Cut
     passes: PassCounts = field(default_factory=PassCounts)
+    context: str = ''
     broken_frames: Mapping[str, str] = field(default_factory=dict)
     times: StageTimes = field(default_factory=StageTimes)
 

@@ -16,7 +16,9 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import FrameSet
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.clock_rate import ClockRate
+from p2d_node.ros.live_context import LiveContext
 from p2d_node.ros.outputs import Outputs
+from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.sweep_worker import SweepWorker
 from p2d_node.ros.throttled_log import ThrottledLog
@@ -50,6 +52,7 @@ class ActiveSession:
         pipeline: DrivingPipeline,
         outputs: Outputs,
         *,
+        refusals: Refusals,
         thread: Executor,
         look_ahead_thread: Executor,
         on_fault: Callable[[str], None],
@@ -61,6 +64,7 @@ class ActiveSession:
             config: The configuration at activation.
             pipeline: Answers questions about sweeps.
             outputs: Publishes the answers.
+            refusals: Gets the texts of ~/context that are refused.
             thread: Runs the worker.
             look_ahead_thread: Prepares the next sweep meanwhile.
             on_fault: Called with the reason, on the thread that spins the node, when the worker
@@ -83,11 +87,13 @@ class ActiveSession:
         self._clips = ClipAssembler(pipeline.clip)
         self.reference_camera = self.synchronizer.reference_camera
         self.clock_rate = ClockRate(now_ns, is_simulated=lambda: _uses_sim_time(node))
+        self._context = LiveContext(node, pipeline, refusals)
         self.worker = SweepWorker(
             pipeline,
             thread=thread,
             look_ahead_thread=look_ahead_thread,
             age=SweepAge(now_ns, lambda: self.clock_rate.rate),
+            context=lambda: self._context.text,
             on_answers=outputs.publish_answers,
             on_sweep=outputs.publish_sweep,
             on_failure=self._log_failure,
@@ -111,6 +117,7 @@ class ActiveSession:
             self._resources = resources.pop_all()
 
     def _start(self, node: Node, config: DriveConfig, resources: ExitStack) -> None:
+        resources.callback(self._context.destroy)
         for name in config.cameras:
             camera = CameraSubscription(node, name, config, self._on_frame)
             resources.callback(camera.destroy)

@@ -106,6 +106,7 @@ def to_answer(
     return DrivingAnswerMsg(
         header=header,
         question=answer.question,
+        context=answer.context,
         answer=answer.answer,
         model=answer.model,
         encoder=answer.encoder,

@@ -239,6 +239,7 @@ class DriveNode(QuietNode, LifecycleNode):
                 self._config,
                 pipeline,
                 outputs,
+                refusals=self._refusals,
                 thread=self._worker_thread,
                 look_ahead_thread=self._look_ahead_thread,
                 on_fault=self._on_fault,

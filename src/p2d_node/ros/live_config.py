@@ -72,6 +72,8 @@ class LiveConfig:
             config = updated_config(self.value, changes, configured=pipeline is not None)
             if pipeline is not None and 'questions' in changes:
                 pipeline.check_questions(config.questions)
+            if pipeline is not None and config.context and {'context', 'questions'} & set(changes):
+                pipeline.check_context(config.context, config.questions or ('',))
         except ConfigError as err:
             return SetParametersResult(successful=False, reason=str(err))
         self.value = config

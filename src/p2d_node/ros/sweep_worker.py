@@ -130,6 +130,7 @@ class SweepWorker:
         thread: Executor,
         look_ahead_thread: Executor,
         age: SweepAge,
+        context: Callable[[], str],
         on_answers: OnAnswers,
         on_sweep: Callable[[FrameSet, Sequence[DrivingAnswer]], None],
         on_failure: Callable[[P2dError], None],
@@ -145,6 +146,7 @@ class SweepWorker:
                 memory for each thread that it has run in.
             look_ahead_thread: The same, for the sweep that waits while another is in work.
             age: Tells the age of a sweep.
+            context: Returns what stands before each question.
             on_answers: Called with a sweep and the answers to the configured questions, and then
                 with those to the questions that were asked.
             on_sweep: Called with a sweep and the answers about it once all are published.
@@ -157,6 +159,7 @@ class SweepWorker:
         self.state = WorkerState()
         self._pipeline = pipeline
         self.age = age
+        self._context = context
         self._on_answers = on_answers
         self._on_sweep = on_sweep
         self._on_failure = on_failure
@@ -410,6 +413,7 @@ class SweepWorker:
         groups = self._pipeline.answer_groups(
             frame_set,
             (config.questions, tuple(question.text for question in asked)),
+            context=self._context(),
             must_stop=must_stop,
             on_partial=self._on_partial if config.stream_partial_answers else None,
             prepared=prepared,

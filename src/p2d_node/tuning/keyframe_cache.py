@@ -133,7 +133,7 @@ class KeyframeCache:
                 model_digest,
                 pipeline.encoder_identity,
                 pipeline.picture_settings,
-                list(pipeline.config.cameras),
+                list(pipeline.num_tokens),
                 self._has_order,
             ]
         )
@@ -180,7 +180,7 @@ class KeyframeCache:
         return self._folder / f'{key[:32]}.safetensors'
 
     def _encode(self, keyframe: Keyframe) -> bytes:
-        sweep = load_sweep(keyframe, self._image_root, tuple(self._pipeline.config.cameras))
+        sweep = load_sweep(keyframe, self._image_root, tuple(self._pipeline.num_tokens))
         try:
             visual_tokens = self._pipeline.encode(sweep)
         except P2dError as err:
@@ -214,7 +214,7 @@ class KeyframeCache:
             ) from err
         has_order = self._has_order
         order = TokenOrder(tensors['order'], tensors['distances']) if has_order else None
-        cameras = tuple(self._pipeline.config.cameras)
+        cameras = tuple(self._pipeline.num_tokens)
         frames = {camera: CameraFrame(camera, 0, None) for camera in cameras}
         return EncodedKeyframe(
             keyframe=keyframe,

@@ -1,0 +1,121 @@
+"""Several frames per camera, and the text before the questions, over ROS."""
+
+import time
+
+from camera_rig import SWEEP_PERIOD_NS, wait_until
+from diagnostic_msgs.msg import DiagnosticStatus
+from drive_client import Health, next_answer, set_parameter
+from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.units import NS_PER_MS
+import pytest
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+
+PERIOD_MS = SWEEP_PERIOD_NS / NS_PER_MS
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def test_an_answer_names_the_frames_that_it_rests_on(drive, node, rig, watcher):
+    drive(frames_per_camera=3, frame_interval_ms=PERIOD_MS)
+    wait_until(lambda: rig.heard)
+    answers = [next_answer(watcher, rig) for _ in range(4)]
+    assert [list(answer.num_frames) for answer in answers] == [[n] * 6 for n in (1, 2, 3, 3)]
+    last = answers[-1]
+    assert list(last.tokens_total) == [3 * 81] * 6
+    assert list(last.tokens_kept) == [int(3 * 81 * 0.1)] * 6
+    assert sum(last.tokens_kept_per_frame) == sum(last.tokens_kept)
+    stamps = list(map(to_nanoseconds, last.frame_stamps))
+    assert len(stamps) == len(last.tokens_kept_per_frame) == 18
+    assert stamps[2] == to_nanoseconds(last.camera_stamps[0])
+    assert stamps[2] - stamps[1] == stamps[1] - stamps[0] == SWEEP_PERIOD_NS
+
+
+def test_sweeps_with_a_short_clip_are_dropped_where_that_is_asked_for(drive, node, rig, watcher):
+    drive_node = drive(frames_per_camera=2, frame_interval_ms=PERIOD_MS, short_clip_policy='skip')
+    wait_until(lambda: rig.heard)
+    rig.publish_sweep()
+    wait_until(lambda: drive_node.session.worker.state.short_clips == 1)
+    assert list(next_answer(watcher, rig).num_frames) == [2] * 6
+    assert len(watcher.answers) == 1
+
+
+@pytest.mark.faults(
+    'The cameras are slower than the interval of a clip, or sweeps are lost again and again',
+    'the sweeps are answered with the frames that are there, and diagnostics warn',
+)
+def test_clips_that_never_become_full_are_reported(drive, node, rig, watcher):
+    health = Health(node)
+    drive_node = drive(frames_per_camera=2, frame_interval_ms=PERIOD_MS / 4)
+    wait_until(lambda: rig.heard)
+    while drive_node.session.worker.state.short_in_a_row < 17:
+        rig.publish_sweep()
+        time.sleep(0.1)
+    status = health.wait_for('pipeline', DiagnosticStatus.WARN, 'had not all 2 frames per camera')
+    assert 'set frame_interval_ms (250)' in status.message
+    assert list(next_answer(watcher, rig).num_frames) == [1] * 6
+
+
+def test_a_context_stands_before_the_questions_until_it_is_old(drive, node, rig, watcher):
+    drive_node = drive(context='speed unknown', max_context_age_ms=1500.0)
+    wait_until(lambda: rig.heard)
+    assert next_answer(watcher, rig).context == 'speed unknown'
+
+    publisher = node.create_publisher(String, '/p2d/context', 1)
+    wait_until(lambda: publisher.get_subscription_count() == 1)
+    time.sleep(0.4)
+    publisher.publish(String(data='speed 8.3 m/s'))
+    session = drive_node.session
+    wait_until(lambda: session._context.text == 'speed 8.3 m/s')
+    assert next_answer(watcher, rig).context == 'speed 8.3 m/s'
+    time.sleep(1.6)
+    assert next_answer(watcher, rig).context == 'speed unknown'
+
+    assert set_parameter(node, 'context', '').successful
+    assert next_answer(watcher, rig).context == ''
+    refused = set_parameter(node, 'context', 'x' * 5000)
+    assert not refused.successful
+    assert refused.reason.startswith('context: got a text of 5000 characters')
+
+
+def test_an_empty_text_ends_the_context(drive, node, rig, watcher):
+    drive_node = drive(context='turn left')
+    publisher = node.create_publisher(String, '/p2d/context', 1)
+    wait_until(lambda: publisher.get_subscription_count() == 1)
+    time.sleep(0.4)
+    publisher.publish(String(data=''))
+    wait_until(lambda: drive_node.session._context.text == '')
+
+
+@pytest.mark.faults(
+    'The program that sent the last context has ended long ago, and its text is latched',
+    'the age counts from when it was sent: the text is not used',
+)
+def test_a_latched_context_counts_from_when_it_was_sent(drive, node, rig, watcher):
+    publisher = node.create_publisher(String, '/p2d/context', LATCHED)
+    publisher.publish(String(data='turn left in 30 m'))
+    drive_node = drive(max_context_age_ms=60000.0)
+    wait_until(lambda: drive_node.session._context.text == 'turn left in 30 m')
+    drive_node.trigger_deactivate()
+    time.sleep(1.0)
+    assert set_parameter(node, 'max_context_age_ms', 900.0).successful
+    drive_node.trigger_activate()
+    wait_until(lambda: drive_node.session._context._latest is not None)
+    assert drive_node.session._context.text == ''
+
+
+@pytest.mark.attack(
+    'A peer sends contexts with special tokens, without end, or with half surrogate pairs',
+    'refused like such questions; the last good context stays until it is old',
+)
+@pytest.mark.parametrize('text', ['turn <image> left', 'x' * 4001])
+def test_a_context_that_cannot_be_given_is_refused(drive, node, rig, watcher, text):
+    drive_node = drive(max_context_age_ms=0.0)
+    publisher = node.create_publisher(String, '/p2d/context', 10)
+    wait_until(lambda: publisher.get_subscription_count() == 1)
+    time.sleep(0.4)
+    publisher.publish(String(data='turn left'))
+    session = drive_node.session
+    wait_until(lambda: session._context.text == 'turn left')
+    publisher.publish(String(data=text))
+    publisher.publish(String(data='turn right'))
+    wait_until(lambda: session._context.text == 'turn right')
