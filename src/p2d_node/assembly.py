@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from p2d_node.answers import ModelIdentity
 from p2d_node.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from p2d_node.checkpoints.devices import choose_device, choose_dtype, default_num_threads
 from p2d_node.checkpoints.model_folder import model_folder
-from p2d_node.clips import ClipSettings, DEFAULT_INTERVAL_MS
+from p2d_node.clips import ClipSettings
 from p2d_node.config import DriveConfig
 from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.language_model.conversation import Conversation
@@ -97,7 +97,7 @@ def _assemble(
     views.check_cameras(tuple(config.cameras))
     if checkpoint.prompt_layout is not None:
         checkpoint.prompt_layout.check_cameras(tuple(config.cameras))
-    clip = _clip_settings(config, views, checkpoint)
+    clip = _make_clip(config, views, checkpoint)
     _check_prune_layer(config, family, checkpoint)
     request = _engine_request(config, checkpoint, views, processing)
     chosen = make_vision_encoder(
@@ -145,17 +145,42 @@ def _make_views(
     )
 
 
-def _clip_settings(config: DriveConfig, views: Views, checkpoint: Checkpoint) -> ClipSettings:
-    layout = checkpoint.prompt_layout
-    num_frames = config.frames_per_camera or (layout.frames_per_camera if layout else 1)
+def clip_settings(config: DriveConfig, layout: PromptLayout | None = None) -> ClipSettings:
+    """Return what a clip consists of.
+
+    Args:
+        config: Where it says nothing, `layout` counts.
+        layout: Of the model, if it has one.
+    """
+    usual = (layout.frames_per_camera, layout.frame_interval_ms) if layout else (1, 100)
+    interval_ms = config.frame_interval_ms or usual[1]
+    return ClipSettings(config.frames_per_camera or usual[0], round(interval_ms * NS_PER_MS))
+
+
+def with_clip_of_model(config: DriveConfig) -> DriveConfig:
+    """Return `config` with the frames per camera and the interval that the model will see.
+
+    Raises:
+        ConfigError: The model folder cannot be used.
+    """
+    with model_folder(config.model) as folder:
+        clip = clip_settings(config, open_checkpoint(folder).prompt_layout)
+    return replace(
+        config,
+        frames_per_camera=clip.num_frames,
+        frame_interval_ms=clip.interval_ns / NS_PER_MS,
+    )
+
+
+def _make_clip(config: DriveConfig, views: Views, checkpoint: Checkpoint) -> ClipSettings:
+    clip = clip_settings(config, checkpoint.prompt_layout)
+    num_frames = clip.num_frames
     if num_frames > 1 and views.stitched:
         raise ConfigError(
             f'frames_per_camera: got {num_frames}, allowed with {checkpoint.name}: 1, as '
             'its views are stitched into one picture'
         )
-    usual_ms = layout.frame_interval_ms if layout else DEFAULT_INTERVAL_MS
-    interval_ms = config.frame_interval_ms or usual_ms
-    return ClipSettings(num_frames, round(interval_ms * NS_PER_MS))
+    return clip
 
 
 def _check_prune_layer(config: DriveConfig, family: Family, checkpoint: Checkpoint) -> None:

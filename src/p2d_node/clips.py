@@ -21,8 +21,6 @@ from places that are 100 ms apart."""
 MAX_SWEEPS_KEPT = 64
 """Bounds memory where sweeps come much faster than the interval."""
 
-DEFAULT_INTERVAL_MS = 100.0
-
 
 @dataclass(frozen=True, slots=True)
 class ClipSettings:
@@ -34,12 +32,39 @@ class ClipSettings:
     """
 
     num_frames: int = 1
-    interval_ns: int = round(DEFAULT_INTERVAL_MS * NS_PER_MS)
+    interval_ns: int = 100 * NS_PER_MS
 
     @property
     def reach_ns(self) -> int:
         """How long before the newest sweep the oldest one of its clip may lie, nanoseconds."""
         return round((self.num_frames - 1 + TOLERANCE) * self.interval_ns)
+
+
+NO_CLIP = ClipSettings()
+
+
+def find_earlier(newest_ns: int, stamps_ns: Sequence[int], settings: ClipSettings) -> list[int]:
+    """Return the places of the earlier sweeps of a clip, oldest first.
+
+    Where no sweep is near enough, the clip begins after that place.
+
+    Args:
+        newest_ns: Stamp of the newest sweep of the clip.
+        stamps_ns: Of all sweeps, ascending; those that are not older are not used.
+        settings: What a clip consists of.
+    """
+    found: list[int] = []
+    for number in range(1, settings.num_frames):
+        wanted_ns = newest_ns - number * settings.interval_ns
+        place = bisect_left(stamps_ns, wanted_ns)
+        beside = [i for i in (place - 1, place) if 0 <= i < len(stamps_ns)]
+        nearest = min(beside, key=lambda i: abs(stamps_ns[i] - wanted_ns), default=None)
+        if nearest is None:
+            break
+        if abs(stamps_ns[nearest] - wanted_ns) >= TOLERANCE * settings.interval_ns:
+            break
+        found.append(nearest)
+    return found[::-1]
 
 
 class ClipAssembler:
@@ -67,21 +92,11 @@ class ClipAssembler:
         if self._sweeps and self._sweeps[-1].epoch != frame_set.epoch:
             self._sweeps.clear()
         place = bisect_left(self._sweeps, frame_set.order, key=_order)
-        earlier = self._find_earlier(frame_set.stamp_ns, self._sweeps[:place])
+        before = self._sweeps[:place]
+        places = find_earlier(frame_set.stamp_ns, [s.stamp_ns for s in before], self._settings)
         insort(self._sweeps, frame_set, key=_order)
         self._drop_old()
-        return replace(frame_set, earlier=earlier)
-
-    def _find_earlier(self, newest_ns: int, sweeps: Sequence[FrameSet]) -> tuple[FrameSet, ...]:
-        interval_ns = self._settings.interval_ns
-        found: list[FrameSet] = []
-        for number in range(1, self._settings.num_frames):
-            wanted_ns = newest_ns - number * interval_ns
-            nearest = min(sweeps, key=lambda s: abs(s.stamp_ns - wanted_ns), default=None)
-            if nearest is None or abs(nearest.stamp_ns - wanted_ns) >= TOLERANCE * interval_ns:
-                break  # older sweeps belong to another clip
-            found.append(nearest)
-        return tuple(reversed(found))
+        return replace(frame_set, earlier=tuple(before[i] for i in places))
 
     def _drop_old(self) -> None:
         oldest_ns = self._sweeps[-1].stamp_ns - self._settings.reach_ns

@@ -62,6 +62,8 @@ def run(options: DemoOptions) -> int:
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch  # needs ROS
 
     say(f'cameras: {drive.title}')
+    if options.frames_per_camera is not None:
+        say(_clip_line(options, drive))
     isolate()
     with tempfile.TemporaryDirectory(prefix='p2d-demo-') as folder:
         bag = Path(folder) / 'bag'
@@ -120,10 +122,20 @@ def _parameters(options: DemoOptions, drive: DemoDrive) -> dict[str, Any]:
         'max_new_tokens': options.max_new_tokens,
         'questions': list(drive.questions),
     }
+    if options.frames_per_camera is not None:
+        parameters['frames_per_camera'] = options.frames_per_camera
+        parameters['frame_interval_ms'] = drive.period_ms
     if options.retention_ratio is not None:
         ratios = dict.fromkeys(DriveConfig().cameras, options.retention_ratio)
         parameters['retention_ratio'] = ratios
     return parameters
+
+
+def _clip_line(options: DemoOptions, drive: DemoDrive) -> str:
+    line = f'frames per camera: {options.frames_per_camera}, {drive.period_ms:.0f} ms apart'
+    if options.model == SHIPPED_MODEL and options.frames_per_camera != 1:
+        line += f'; {SHIPPED_MODEL} was trained on one frame, so expect worse answers'
+    return line
 
 
 def _show(viewer: Viewer, watcher: AnswerWatcher, drive: DemoDrive) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
+import statistics
 
 from p2d_node.bags.image_files import camera_and_stamp_of, read_image, resolve_image, stamp_ns_of
 from p2d_node.bags.records import BagImage
@@ -16,6 +17,7 @@ from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import check_images, group_keyframes, Keyframe
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.units import NS_PER_MS
 
 SCENARIO = 'lead-brakes'
 NUM_SWEEPS = 10
@@ -44,6 +46,13 @@ class DemoDrive:
     questions: tuple[str, ...]
     references: Mapping[tuple[int, str], str] = field(default_factory=dict)
     is_drawn: bool = False
+
+    @property
+    def period_ms(self) -> float:
+        """Usual time from one sweep to the next, milliseconds."""
+        stamps = sorted(i.stamp_ns for i in self.images if i.camera == NUSCENES_CAMERAS[0])
+        periods = [after - before for before, after in pairwise(stamps)]
+        return statistics.median(periods) / NS_PER_MS if periods else PERIOD_MS
 
 
 def drawn_drive(seed: int) -> DemoDrive:

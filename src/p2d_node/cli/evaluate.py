@@ -30,6 +30,7 @@ def run(options: EvaluateOptions) -> int:
 
 
 def _run(options: EvaluateOptions) -> int:
+    from p2d_node.assembly import clip_settings
     from p2d_node.evaluation.bag_keyframes import keyframes_of_bag
     from p2d_node.evaluation.data_formats import FORMATS, recognize_format
     from p2d_node.evaluation.language_metrics import choose_tokenizer
@@ -41,7 +42,8 @@ def _run(options: EvaluateOptions) -> int:
     all_questions = data_format.read_questions(options.data)
     if options.bag is None:
         return _evaluate(options, data_format, judge, all_questions, all_questions)
-    with keyframes_of_bag(options.bag, all_questions) as (images, questions):
+    clip = clip_settings(_config(options, data_format))
+    with keyframes_of_bag(options.bag, all_questions, clip) as (images, questions):
         there = replace(options, bag=None, images=images)
         return _evaluate(there, data_format, judge, questions, all_questions)
 
@@ -65,12 +67,17 @@ def _evaluate(
         predictions, costs = _answer(options, data_format, questions, all_questions)
     if any(question.reference is None for question in questions) and options.predictions is None:
         notes = ['the data has no reference answers: nothing is scored']
-        notes += [*notes_of_bag, *_cut_note(costs, len(questions))]
+        notes += [*notes_of_bag, *_notes_of_answers(costs, len(questions))]
         report = {'num_questions': len(questions), 'scores': None, **costs, 'notes': notes}
         _finish(options, data_format, questions, predictions, report)
         return 0
     scores = _score(options, data_format, questions, predictions, judge)
-    notes = [*scores.pop('notes'), *notes_of_bag, *_cut_note(costs, len(questions))]
+    notes = [
+        *scores.pop('notes'),
+        *notes_of_bag,
+        *_clip_note(costs),
+        *_cut_note(costs, len(questions)),
+    ]
     report = {**scores, **costs, 'notes': notes}
     _finish(options, data_format, questions, predictions, report)
     return 0
@@ -106,6 +113,22 @@ def _bag_note(num_there: int, num_questions: int) -> list[str]:
     if num_there == num_questions:
         return []
     return [f'the bag has the images of {num_there} of the {num_questions} questions of the data']
+
+
+def _notes_of_answers(costs: Mapping[str, Any], num_answers: int) -> list[str]:
+    return [*_clip_note(costs), *_cut_note(costs, num_answers)]
+
+
+def _clip_note(costs: Mapping[str, Any]) -> list[str]:
+    lengths = costs.get('num_frames', {})
+    full = str(costs.get('frames_per_camera', 1))
+    num_short = sum(count for length, count in lengths.items() if length != full)
+    if not num_short:
+        return []
+    return [
+        f'{num_short} of {sum(lengths.values())} keyframes have not all {full} frames per camera: '
+        'there are no images at the interval before them'
+    ]
 
 
 def _cut_note(costs: Mapping[str, Any], num_answers: int) -> list[str]:
@@ -211,7 +234,7 @@ def _answer(
     check_images(keyframes, job.image_root, job.cameras)
     provenance = _provenance(job, all_questions)
     with RecordFile(options.out / 'answers.jsonl', provenance, RECORD_FIELDS) as answers:
-        check_pictures(keyframes, job.image_root, job.cameras, answers)
+        check_pictures(job, keyframes, answers)
         left = unanswered(keyframes, answers)
         if left:
             _answer_the_rest(job, left, answers, len(questions))
@@ -281,6 +304,7 @@ def _make_job(options: EvaluateOptions, data_format: DataFormat) -> AnswerJob:
 
 
 def _config(options: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
+    from p2d_node.cli.clip_options import with_clip_options
     from p2d_node.cli.parameter_file import read_drive_config
 
     defaults = {'max_new_tokens': data_format.max_new_tokens}
@@ -290,7 +314,11 @@ def _config(options: EvaluateOptions, data_format: DataFormat) -> DriveConfig:
         config = replace(config, retention_ratio=ratios)
     if options.max_new_tokens is not None:
         config = replace(config, max_new_tokens=options.max_new_tokens)
-    return config
+    return with_clip_options(
+        config,
+        frames_per_camera=options.frames_per_camera,
+        frame_interval_ms=options.frame_interval_ms,
+    )
 
 
 def _provenance(job: AnswerJob, all_questions: Sequence[Any]) -> dict[str, Any]:
@@ -321,12 +349,19 @@ def _costs(
     return {
         'model': job.config.model,
         'max_new_tokens': job.config.max_new_tokens,
+        'frames_per_camera': job.config.frames_per_camera,
         'num_cut_by_length': sum(record['cut'] == Cut.LENGTH.value for record in records),
+        'num_frames': _count_lengths(firsts),
         'tokens_kept_share': kept / sum(record['tokens_total'] for record in records),
         'num_answers_by_workers': Counter(str(record['workers']) for record in records),
         'latency_per_sweep': _percentiles(firsts, ('encode_ms', 'select_ms')),
         'latency_per_question': _percentiles(records, ('prefill_ms', 'generate_ms')),
     }
+
+
+def _count_lengths(firsts: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return number of frames per camera to how many keyframes had a clip of this length."""
+    return dict(sorted(Counter(str(record['num_frames']) for record in firsts).items()))
 
 
 def _percentiles(

@@ -140,11 +140,17 @@ def _tokenizer(name: str) -> str:
 
 
 def _config(options: TuneOptions) -> DriveConfig:
+    from p2d_node.cli.clip_options import with_clip_options
     from p2d_node.cli.parameter_file import read_drive_config
     from p2d_node.evaluation.data_formats import FORMATS
 
     defaults = {'max_new_tokens': FORMATS['drivelm'].max_new_tokens}
-    return read_drive_config(options.params_file, model=options.model, defaults=defaults)
+    config = read_drive_config(options.params_file, model=options.model, defaults=defaults)
+    return with_clip_options(
+        config,
+        frames_per_camera=options.frames_per_camera,
+        frame_interval_ms=options.frame_interval_ms,
+    )
 
 
 def _read_held_out(options: TuneOptions, study: TuningOptions) -> QuestionSet | None:
@@ -156,7 +162,7 @@ def _read_held_out(options: TuneOptions, study: TuningOptions) -> QuestionSet | 
         options.held_out,
         options.held_out_images or options.images,
         objective=study.objective,
-        cameras=tuple(study.config.cameras),
+        config=study.config,
     )
 
 

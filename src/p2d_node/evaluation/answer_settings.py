@@ -17,11 +17,13 @@ IRRELEVANT = frozenset(
         'cameras',
         'device',
         'encoder',
+        'max_context_age_ms',
         'missing_camera_policy',
         'num_threads',
         'question_batch',
         'questions',
         'retention_ratio',
+        'short_clip_policy',
         'stream_partial_answers',
         'sync',
     }

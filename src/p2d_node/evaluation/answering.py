@@ -7,16 +7,19 @@ the work: see `answer_workers`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import hashlib
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from p2d_node.assembly import clip_settings
 from p2d_node.bags.image_files import camera_and_stamp_of, file_below, sample_name, stamp_ns_of
+from p2d_node.clips import ClipSettings, NO_CLIP
 from p2d_node.config import DriveConfig
 from p2d_node.durable_files import MAX_IMAGE_BYTES, read_file
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError, quote
+from p2d_node.evaluation.clip_images import earlier_images
 from p2d_node.evaluation.record_file import OTHER_FOLDER, RecordFile
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import CameraFrame, CompressedImage, DrivingAnswer, FrameSet
@@ -32,6 +35,7 @@ RECORD_FIELDS: Mapping[str, Any] = {
     'encode_ms': int | float,
     'select_ms': int | float,
     'workers': int,
+    'num_frames': int,
     'pictures': str,
 }
 """Fields of the record of an answer beside its `id`: name to type."""
@@ -83,6 +87,11 @@ class AnswerJob:
     def cameras(self) -> tuple[str, ...]:
         """Names of the cameras, in the model's order."""
         return tuple(self.config.cameras)
+
+    @property
+    def clip(self) -> ClipSettings:
+        """What the clip of a keyframe consists of; `config` has it, see `with_clip_of_model`."""
+        return clip_settings(self.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,36 +158,43 @@ def describe_failure(keyframe: Keyframe, err: P2dError) -> str:
     return ': '.join([f'keyframe {keyframe.name}', *images, str(err)])
 
 
-def load_sweep(keyframe: Keyframe, image_root: Path, cameras: Sequence[str]) -> FrameSet:
-    """Read the images of a keyframe, as its cameras would have sent them.
+def load_sweep(
+    keyframe: Keyframe, image_root: Path, cameras: Sequence[str], clip: ClipSettings = NO_CLIP
+) -> FrameSet:
+    """Read the images of a keyframe and of its clip, as its cameras would have sent them.
 
     Raises:
         ConfigError: An image cannot be read.
     """
+    names = _image_names(keyframe.questions[0], cameras)
+    earlier = [_read_sweep(image_root, n) for n in earlier_images(image_root, names, clip)]
+    return replace(_read_sweep(image_root, names), earlier=tuple(earlier))
+
+
+def _read_sweep(image_root: Path, names: Mapping[str, str]) -> FrameSet:
     frames = {}
-    for camera, name in _image_names(keyframe.questions[0], cameras).items():
+    for camera, name in names.items():
         path = file_below(image_root, name)
         try:
             image = CompressedImage(format='jpeg', data=read_file(path, MAX_IMAGE_BYTES))
         except OSError as err:
             raise ConfigError(f'{path}: cannot be read: {err.strerror}') from err
         frames[camera] = CameraFrame(camera, stamp_ns_of(path), image)
-    stamp_ns = frames[cameras[0]].stamp_ns
+    stamp_ns = next(iter(frames.values())).stamp_ns
     return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)
 
 
 def digest_sweep(sweep: FrameSet) -> str:
-    """Return the SHA-256 of the image files of a sweep from `load_sweep`."""
+    """Return the SHA-256 of the image files of a sweep from `load_sweep`, with its clip."""
     digest = hashlib.sha256()
-    for camera, frame in sweep.frames.items():
-        digest.update(f'{camera} {len(frame.payload.data)} '.encode())
-        digest.update(frame.payload.data)
+    for camera, clip in sweep.clip.items():
+        for frame in clip:
+            digest.update(f'{camera} {len(frame.payload.data)} '.encode())
+            digest.update(frame.payload.data)
     return digest.hexdigest()
 
 
-def check_pictures(
-    keyframes: Iterable[Keyframe], image_root: Path, cameras: Sequence[str], answers: RecordFile
-) -> None:
+def check_pictures(job: AnswerJob, keyframes: Iterable[Keyframe], answers: RecordFile) -> None:
     """Check that stored answers are about the pictures that now lie in the folder.
 
     Each picture of a keyframe with stored answers is read once.
@@ -191,7 +207,7 @@ def check_pictures(
         stored = [answers.done[q.id] for q in keyframe.questions if q.id in answers.done]
         if not stored:
             continue
-        digest = digest_sweep(load_sweep(keyframe, image_root, cameras))
+        digest = digest_sweep(load_sweep(keyframe, job.image_root, job.cameras, job.clip))
         for record in stored:
             if record['pictures'] != digest:
                 raise ConfigError(
@@ -229,7 +245,7 @@ def answer_keyframe(
         ConfigError: An image cannot be read.
         InferenceError: The bytes are not an image, or a model stage failed.
     """
-    sweep = load_sweep(keyframe, job.image_root, job.cameras)
+    sweep = load_sweep(keyframe, job.image_root, job.cameras, job.clip)
     questions = [_prompt(question, job.instruction) for question in keyframe.questions]
     try:
         answers = pipeline.answer(sweep, questions)
@@ -259,6 +275,7 @@ def _to_record(
         'encode_ms': times.encode_ms,
         'select_ms': times.select_ms,
         'workers': job.workers,
+        'num_frames': max(map(len, answer.clip_stamps_ns.values())),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from p2d_node.bags.camera_images import CameraMessage, IMAGE_TYPES, read_camera_
 from p2d_node.bags.image_files import camera_and_stamp_of, sample_name, write_below
 from p2d_node.bags.limits import check_bytes, max_file_bytes
 from p2d_node.bags.reading import BagReader
+from p2d_node.clips import ClipSettings, NO_CLIP
 from p2d_node.durable_files import write_faults
 from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.evaluation.clip_images import sweep_name
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import CameraFrame
 from p2d_node.sparse_files import stored_bytes
@@ -28,21 +31,25 @@ Place = tuple[str, int]
 
 
 @contextmanager
-def keyframes_of_bag(bag: Path, questions: Sequence[Any]) -> Iterator[tuple[Path, list[Any]]]:
+def keyframes_of_bag(
+    bag: Path, questions: Sequence[Any], clip: ClipSettings = NO_CLIP
+) -> Iterator[tuple[Path, list[Any]]]:
     """Write the images that the questions name to a folder, which exists during the body.
 
     Args:
         bag: A rosbag2, or a file of nuscenes2mcap, with true capture stamps.
         questions: Each a `SweepQuestion`.
+        clip: Images that their clips need are written too.
 
     Yields:
-        The folder, which holds `samples/`, and the questions whose images the bag has.
+        The folder, which holds `samples/` and `sweeps/`, and the questions whose images the bag
+        has.
 
     Raises:
         ConfigError: The bag cannot be read, or has all images of no question.
     """
     with tempfile.TemporaryDirectory(prefix='p2d-images-') as folder:
-        found = _write_images(bag, _names_of(questions), Path(folder))
+        found = _write_images(bag, _Names(questions, clip), Path(folder))
         there = [q for q in questions if _places_of(q) <= found]
         if not there:
             raise ConfigError(
@@ -56,13 +63,30 @@ def _places_of(question: Any) -> set[Place]:
     return {camera_and_stamp_of(Path(sample_name(name))) for name in question.images.values()}
 
 
-def _names_of(questions: Sequence[Any]) -> dict[Place, str]:
-    """Return place to file name of all images."""
-    names = {sample_name(name) for question in questions for name in question.images.values()}
-    return {camera_and_stamp_of(Path(name)): name for name in names}
+class _Names:
+    """The names of the images that questions and their clips need."""
+
+    def __init__(self, questions: Sequence[Any], clip: ClipSettings) -> None:
+        names = {sample_name(name) for question in questions for name in question.images.values()}
+        self._keyframes = {camera_and_stamp_of(Path(name)): name for name in names}
+        self._reach_ns = clip.reach_ns if clip.num_frames > 1 else 0
+        self._stamps_ns: dict[str, list[int]] = {}
+        for camera, stamp_ns in sorted(self._keyframes):
+            self._stamps_ns.setdefault(camera, []).append(stamp_ns)
+
+    def of(self, place: Place) -> str:
+        """Return the file name of an image; empty if no question needs it."""
+        if name := self._keyframes.get(place):
+            return name
+        camera, stamp_ns = place
+        keyframes_ns = self._stamps_ns.get(camera, [])
+        after = bisect_left(keyframes_ns, stamp_ns)
+        if after == len(keyframes_ns) or keyframes_ns[after] - stamp_ns > self._reach_ns:
+            return ''
+        return sweep_name(self._keyframes[camera, keyframes_ns[after]], camera, stamp_ns)
 
 
-def _write_images(bag: Path, names: dict[Place, str], folder: Path) -> set[Place]:
+def _write_images(bag: Path, names: _Names, folder: Path) -> set[Place]:
     """Write the images that are in the bag; return their places."""
     found: set[Place] = set()
     num_bytes = 0
@@ -71,13 +95,13 @@ def _write_images(bag: Path, names: dict[Place, str], folder: Path) -> set[Place
             max_bytes = _max_bytes(bag, folder)
         for item in read_camera_messages(reader, IMAGE_TYPES):
             place = item.camera, item.stamp_ns
-            if place not in names or place in found:
+            name = names.of(place)
+            if not name or place in found:
                 continue
             with reader.faults():
                 content = _to_file(item)
                 num_bytes += len(content)
                 check_bytes('images', num_bytes, max_bytes)
-            name = names[place]
             with write_faults(f'bag: {folder / name}', 'free some space, or set TMPDIR'):
                 write_below(folder, name, content)
             found.add(place)

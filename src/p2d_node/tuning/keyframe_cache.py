@@ -9,7 +9,7 @@ with access to the folder share them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import hashlib
 import json
 import math
@@ -17,6 +17,7 @@ from pathlib import Path
 import time
 
 from filelock import FileLock, Timeout
+from p2d_node.clips import ClipSettings, NO_CLIP
 from p2d_node.durable_files import write_bytes, write_faults
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.evaluation.answering import (
@@ -86,13 +87,17 @@ class EncodedKeyframe:
 def selects_by_order(pipeline: DrivingPipeline) -> bool:
     """Return whether one order of each view's tokens gives the selection for every ratio."""
     config = pipeline.config
-    return config.selector == 'tfps' and config.prune_layer == 0 and not pipeline.views.stitched
+    by_features = config.selector == 'tfps' and config.selection_scope == 'clip'
+    return by_features and config.prune_layer == 0 and not pipeline.views.stitched
 
 
 def digest_pictures(
-    keyframes: Sequence[Keyframe], image_root: Path, cameras: Sequence[str]
+    keyframes: Sequence[Keyframe],
+    image_root: Path,
+    cameras: Sequence[str],
+    clip: ClipSettings = NO_CLIP,
 ) -> dict[str, str]:
-    """Return keyframe name to the SHA-256 of its images.
+    """Return keyframe name to the SHA-256 of its images, with those of its clip.
 
     Raises:
         ConfigError: An image is missing, empty, or cannot be read.
@@ -100,7 +105,7 @@ def digest_pictures(
     check_images(keyframes, image_root, cameras)
     digests = {}
     for keyframe in keyframes:
-        sweep = load_sweep(keyframe, image_root, cameras)
+        sweep = load_sweep(keyframe, image_root, cameras, clip)
         for camera, frame in sweep.frames.items():
             if not frame.payload.data:
                 name = keyframe.questions[0].images[camera]
@@ -180,7 +185,8 @@ class KeyframeCache:
         return self._folder / f'{key[:32]}.safetensors'
 
     def _encode(self, keyframe: Keyframe) -> bytes:
-        sweep = load_sweep(keyframe, self._image_root, tuple(self._pipeline.num_tokens))
+        cameras = tuple(self._pipeline.num_tokens)
+        sweep = load_sweep(keyframe, self._image_root, cameras, self._pipeline.clip)
         try:
             visual_tokens = self._pipeline.encode(sweep)
         except P2dError as err:
@@ -188,6 +194,7 @@ class KeyframeCache:
         tensors = {'visual_tokens': visual_tokens.cpu().contiguous()}
         if self._has_order:
             states = self._pipeline.selection_features(sweep, visual_tokens)
+            states = states.reshape(len(cameras), -1, states.shape[2])
             order = order_tokens(states, states.shape[1])
             tensors['order'] = order.indices.cpu().contiguous()
             tensors['distances'] = order.distances.cpu().contiguous()
@@ -216,22 +223,29 @@ class KeyframeCache:
         order = TokenOrder(tensors['order'], tensors['distances']) if has_order else None
         cameras = tuple(self._pipeline.num_tokens)
         frames = {camera: CameraFrame(camera, 0, None) for camera in cameras}
+        frame_set = FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=0, closed_ns=0)
+        num_pictures = tensors['visual_tokens'].shape[0]
+        num_frames = num_pictures // self._pipeline.views.count_pictures(len(cameras))
+        if num_frames < self._pipeline.clip.num_frames:
+            order = None  # the ratios are those of a full clip
         return EncodedKeyframe(
             keyframe=keyframe,
-            frame_set=FrameSet(stamp_ns=0, frames=frames, first_arrival_ns=0, closed_ns=0),
+            frame_set=replace(frame_set, earlier=(frame_set,) * (num_frames - 1)),
             visual_tokens=tensors['visual_tokens'],
             order=order,
         )
 
-    def _shape(self) -> list[int]:
-        """Return pictures, tokens and features of the visual tokens of a keyframe."""
+    def _shapes(self) -> list[list[int]]:
+        """Return pictures, tokens and features of a keyframe, for clips of 1 frame and more."""
         views = self._pipeline.views
         num_pictures = views.count_pictures(len(self._pipeline.config.cameras))
-        return [num_pictures, math.prod(views.grid), self._pipeline.num_features]
+        sizes = [math.prod(views.grid), self._pipeline.num_features]
+        num_frames = self._pipeline.clip.num_frames
+        return [[frames * num_pictures, *sizes] for frames in range(1, num_frames + 1)]
 
     def _check_size(self, num_bytes: int) -> None:
         """Raise `ValueError` if a file is larger than any file of an encoded keyframe."""
-        num_pictures, num_tokens, num_features = self._shape()
+        num_pictures, num_tokens, num_features = self._shapes()[-1]
         num_values = num_pictures * num_tokens * (num_features + 2)  # order and distances
         max_bytes = MAX_HEADER_BYTES + MAX_VALUE_BYTES * num_values
         if num_bytes > max_bytes:
@@ -243,11 +257,16 @@ class KeyframeCache:
         Raises:
             ValueError: Names the tensor, its shape and the allowed one.
         """
-        size = self._shape()
+        sizes = self._shapes()
+        got = list(shapes['visual_tokens'])
+        if got not in sizes:
+            allowed = ' or '.join(map(str, sizes))
+            raise ValueError(f'visual_tokens: got the shape {got}, allowed: {allowed}')
+        num_views = sizes[0][0]
+        allowed_order = [num_views, got[0] // num_views * got[1]]
         for name, shape in shapes.items():
-            allowed = size if name == 'visual_tokens' else size[:2]
-            if list(shape) != allowed:
-                raise ValueError(f'{name}: got the shape {list(shape)}, allowed: {allowed}')
+            if name != 'visual_tokens' and list(shape) != allowed_order:
+                raise ValueError(f'{name}: got the shape {list(shape)}, allowed: {allowed_order}')
 
 
 def _check_values(tensors: Mapping[str, Tensor]) -> None:

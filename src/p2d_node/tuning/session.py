@@ -5,7 +5,7 @@ Every worker on every machine runs this with the same options on the same storag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 import hashlib
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.study import StudyDirection
+from p2d_node.assembly import clip_settings
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, quote
@@ -115,7 +116,7 @@ def read_question_set(
     image_root: Path,
     *,
     objective: Objective,
-    cameras: Sequence[str],
+    config: DriveConfig,
     limit: int | None = None,
 ) -> QuestionSet:
     """Read a DriveLM file and check its questions and images.
@@ -128,7 +129,8 @@ def read_question_set(
         keyframes = keyframes[:limit]
     questions = [question for keyframe in keyframes for question in keyframe.questions]
     objective.check_questions(questions, str(data))
-    digests = digest_pictures(keyframes, image_root, cameras)
+    cameras, clip = tuple(config.cameras), clip_settings(config)
+    digests = digest_pictures(keyframes, image_root, cameras, clip)
     return QuestionSet(tuple(keyframes), digests, image_root)
 
 
@@ -138,7 +140,7 @@ def read_tuning_set(options: TuningOptions) -> QuestionSet:
         options.data,
         options.images,
         objective=options.objective,
-        cameras=tuple(options.config.cameras),
+        config=options.config,
         limit=options.limit,
     )
 

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from p2d_node.cli.options import argument, Options, require_at_most_one, same_as
 from p2d_node.cli.verb import Verb
-from p2d_node.cli.verbs.shared import json_output, PARAMETER_FILE_HELP, retention_ratio
+from p2d_node.cli.verbs.shared import (
+    frame_interval,
+    frames_per_camera,
+    json_output,
+    PARAMETER_FILE_HELP,
+    retention_ratio,
+)
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 
@@ -71,6 +77,8 @@ class _Answering(Options):
         'DriveLM, 2000 for DriveLMM-o1, whose answers reason first',
         unless='predictions',
     )
+    frames_per_camera: int | None = frames_per_camera(unless='predictions')
+    frame_interval_ms: float | None = frame_interval(unless='predictions')
     instruction: str = argument(
         '',
         'Text before each question, for a model that must be told how to answer.',

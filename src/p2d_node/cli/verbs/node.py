@@ -8,7 +8,7 @@ from typing import Any
 
 from p2d_node.cli.options import argument, Options, same_as
 from p2d_node.cli.verb import Verb
-from p2d_node.cli.verbs.shared import duration, json_output, retention_ratio
+from p2d_node.cli.verbs.shared import duration, frames_per_camera, json_output, retention_ratio
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.viewers.shown_sweep import VIEWER
@@ -76,6 +76,7 @@ class DemoOptions(Options):
         None, flag='--retention', default_text='as tuned for the model, else 0.1'
     )
     max_new_tokens: int = same_as(DriveConfig, 'max_new_tokens', default=16)
+    frames_per_camera: int | None = frames_per_camera(default_text='as the model says')
     rate: float = argument(
         1.0, 'Speed of the replay, as a multiple of real time.', above=0.0, maximum=100.0
     )

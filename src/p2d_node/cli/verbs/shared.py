@@ -9,6 +9,8 @@ from p2d_node.config import DriveConfig, RETENTION_RATIO
 
 PARAMETER_FILE_HELP = 'Parameter file of the drive node.'
 
+AS_IN_FILE = {'default': None, 'default_text': 'as in --params-file, else as the model says'}
+
 
 def json_output(help: str = 'Print the result as JSON.') -> Any:
     """Declare `--json`."""
@@ -30,6 +32,16 @@ def threads(default_text: str = "torch's own choice") -> Any:
         maximum=1024,
         default_text=default_text,
     )
+
+
+def frames_per_camera(**changes: Any) -> Any:
+    """Declare `--frames-per-camera`."""
+    return same_as(DriveConfig, 'frames_per_camera', **{'minimum': 1, **AS_IN_FILE, **changes})
+
+
+def frame_interval(**changes: Any) -> Any:
+    """Declare `--frame-interval-ms`."""
+    return same_as(DriveConfig, 'frame_interval_ms', **{'minimum': 5.0, **AS_IN_FILE, **changes})
 
 
 def duration() -> Any:

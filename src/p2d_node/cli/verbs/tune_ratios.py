@@ -7,7 +7,12 @@ from pathlib import Path
 
 from p2d_node.cli.options import argument, Options, same_as
 from p2d_node.cli.verb import Verb
-from p2d_node.cli.verbs.shared import json_output, PARAMETER_FILE_HELP
+from p2d_node.cli.verbs.shared import (
+    frame_interval,
+    frames_per_camera,
+    json_output,
+    PARAMETER_FILE_HELP,
+)
 from p2d_node.config import DriveConfig
 
 EXAMPLES = """examples:
@@ -41,6 +46,8 @@ class _Data(Options):
         DriveConfig, 'model', default=None, default_text='as in --params-file, else p2d-mini'
     )
     params_file: Path | None = argument(None, PARAMETER_FILE_HELP)
+    frames_per_camera: int | None = frames_per_camera()
+    frame_interval_ms: float | None = frame_interval()
 
 
 @dataclass(frozen=True, kw_only=True)
