@@ -63,9 +63,43 @@ def coverage_table(report: dict[str, Any]) -> str:
     return head + markdown_table(header, 'lrrrr', rows)
 
 
+CLIP_METHODS = {
+    'tfps clip': 'T-FPS over the clip (default)',
+    'tfps frame': 'T-FPS in each frame (`selection_scope: frame`)',
+    'tfps_motion clip': '`tfps_motion`',
+    'dart clip': 'DART over the clip',
+    'random clip': 'random over the clip',
+    'grid clip': 'uniform grid over the clip',
+}
+
+
+def clip_table(report: dict[str, Any]) -> str:
+    """Return the figures of benchmarks/clip_coverage.py."""
+    parts = [report[motion]['methods'] for motion in ('driving', 'standing')]
+    kept = parts[0]['tfps clip']['kept']
+    head = (
+        f'{report["model"]}, {report["driving"]["clips"]} drawn clips of {report["num_frames"]} '
+        f'frames, {report["period_ms"]:.0f} ms apart, {kept:.0f} tokens kept '
+        f'({report["retention_ratio"]:.0%}). A kept token repeats another one of its camera if '
+        f'their distance is below {report["near"]:g}.\n\n'
+    )
+    rows = [
+        [label]
+        + [f'{part[method]["worst"]:.3f}' for part in parts]
+        + [f'{part[method]["repeated"]:.1%}' for part in parts]
+        + [f'{part[method]["of_newest_frame"]:.0%}' for part in parts]
+        for method, label in CLIP_METHODS.items()
+    ]
+    header = ['selector', 'worst, driving', 'worst, standing']
+    header += ['repeats, driving', 'repeats, standing', 'newest frame, driving', 'standing']
+    return head + markdown_table(header, 'lrrrrrr', rows)
+
+
 def make_table(name: str) -> str:
     """Return the table of the report in the JSON file `name`."""
     report = read_report(name)
+    if report.get('benchmark') == 'coverage of clips':
+        return clip_table(report)
     return timing_table(report) if 'cases' in report else coverage_table(report)
 
 

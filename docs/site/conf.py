@@ -13,6 +13,7 @@ CONTENTS = {
         'docs/install',
         'docs/vehicle',
         'docker/README',
+        'docs/clips',
         'docs/checkpoints',
         'engines/README',
         'docs/synchronisation',

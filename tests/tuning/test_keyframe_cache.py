@@ -87,6 +87,42 @@ def test_answers_from_cached_tokens_are_those_from_the_images(
             assert [indices.tolist() for indices in kept] == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('scope', ['clip', 'frame'])
+def test_answers_about_clips_from_cached_tokens_are_those_from_the_images(
+    keyframes, searched_folder, tmp_path, scope
+):
+    config = replace(
+        in_torch(),
+        retention_ratio=RATIOS,
+        frames_per_camera=2,
+        frame_interval_ms=500.0,
+        selection_scope=scope,
+    )
+    pipeline = DrivingPipeline.from_config(config)
+    try:
+        clip = pipeline.clip
+        digests = digest_pictures(keyframes, searched_folder, NUSCENES_CAMERAS, clip)
+        cache = KeyframeCache(tmp_path, pipeline, searched_folder, model_digest='a model')
+        list(cache.prepare(keyframes, digests))
+        space = SearchSpace(num_tokens=pipeline.num_tokens)
+        evaluator = TrialEvaluator(
+            pipeline, cache, Objective(), space, keyframes=keyframes, digests=digests
+        )
+        lengths = []
+        for keyframe in keyframes:
+            sweep = load_sweep(keyframe, searched_folder, NUSCENES_CAMERAS, clip)
+            direct = pipeline.answer(sweep, [q.question for q in keyframe.questions])
+            answered = evaluator.answer(keyframe, RATIOS)
+            assert [text for _, text in answered] == [answer.answer for answer in direct]
+            lengths.append(len(sweep.earlier) + 1)
+            has_order = lengths[-1] == 2 and scope == 'clip'
+            assert (cache.load(keyframe, digests[keyframe.name]).order is not None) == has_order
+        assert sorted(lengths) == [1, 2]
+    finally:
+        pipeline.close()
+
+
 def test_a_cached_keyframe_is_not_encoded_again(pipeline, keyframes, searched_folder, tmp_path):
     pipeline.reconfigure(in_torch())
     encode_all(pipeline, keyframes, searched_folder, tmp_path)

@@ -51,7 +51,7 @@ def _make_config(size: ModelSize, tokenizer: PreTrainedTokenizerFast) -> LlavaOn
         num_hidden_layers=size.text_layers,
         num_attention_heads=max(1, size.text_hidden // HEAD_DIM),
         num_key_value_heads=max(1, size.text_hidden // HEAD_DIM),
-        max_position_embeddings=4096,
+        max_position_embeddings=8192,
         rope_parameters={'rope_type': 'default', 'rope_theta': 1e6},
         tie_word_embeddings=False,
     )

@@ -1,0 +1,133 @@
+"""Which images belong to the clip of a keyframe, and what `p2d evaluate` says of them."""
+
+import json
+
+import cv2
+from p2d_node.bags.image_files import camera_and_stamp_of, read_image
+from p2d_node.bags.writing import write_bag
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.clips import ClipSettings
+from p2d_node.evaluation.clip_images import earlier_images
+from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.units import NS_PER_MS
+import pytest
+from sweeps import picture
+
+START_US = 1_533_151_603_500_000
+KEYFRAMES_MS = (0, 500, 1000)
+SWEEPS_MS = (250, 333, 417, 900)
+QUESTIONS = (('What is ahead?', 'A car.'), ('Is it red?', 'No.'), ('Choose.', 'A'))
+
+
+def name_of(folder, camera, time_ms, log='a'):
+    return f'{folder}/{camera}/{log}__{camera}__{START_US + 1000 * time_ms}.jpg'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Three keyframes at 2 Hz, four sweeps between them, and an image of another log."""
+    root = tmp_path_factory.mktemp('clips')
+    places = [('samples', t, 'a') for t in KEYFRAMES_MS] + [('sweeps', t, 'a') for t in SWEEPS_MS]
+    for number, (kind, time_ms, log) in enumerate([*places, ('sweeps', 800, 'another')]):
+        for index, camera in enumerate(NUSCENES_CAMERAS):
+            path = root / name_of(kind, camera, time_ms, log)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), picture(10 * number + index))
+    qas = [{'Q': q, 'A': a, 'tag': [0] if len(a) == 1 else [2]} for q, a in QUESTIONS]
+    frames = {
+        f'f{time_ms}': {
+            'QA': {'perception': qas},
+            'image_paths': {c: name_of('samples', c, time_ms) for c in NUSCENES_CAMERAS},
+        }
+        for time_ms in KEYFRAMES_MS
+    }
+    (root / 'data.json').write_text(json.dumps({'s': {'key_frames': frames}}))
+    return root
+
+
+def times_of(folder, time_ms, num_frames, interval_ms):
+    names = {c: name_of('samples', c, time_ms) for c in NUSCENES_CAMERAS}
+    clip = ClipSettings(num_frames, interval_ms * NS_PER_MS)
+    found = earlier_images(folder, names, clip)
+    return [
+        (camera_and_stamp_of(folder / n['CAM_BACK'])[1] // 1000 - START_US) // 1000 for n in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ('time_ms', 'num_frames', 'interval_ms', 'expected'),
+    [
+        (500, 4, 83, [250, 333, 417]),
+        (500, 2, 83, [417]),
+        (500, 4, 100, [333, 417]),  # 250 is as near to 300 as to 200
+        (1000, 4, 100, [900]),  # at 800 there is only an image of another log
+        (1000, 3, 500, [0, 500]),
+        (0, 4, 100, []),
+        (1000, 1, 100, []),
+    ],
+)
+def test_the_nearest_images_of_the_same_log_are_the_clip(
+    folder, time_ms, num_frames, interval_ms, expected
+):
+    assert times_of(folder, time_ms, num_frames, interval_ms) == expected
+
+
+def test_a_frame_that_one_camera_lacks_begins_the_clip(folder, tmp_path):
+    (tmp_path / 'sweeps').mkdir()
+    for kind in ('samples', 'sweeps'):
+        for camera in NUSCENES_CAMERAS:
+            if (kind, camera) != ('sweeps', 'CAM_FRONT'):
+                (tmp_path / kind).mkdir(exist_ok=True)
+                (tmp_path / kind / camera).symlink_to(folder / kind / camera)
+    assert times_of(tmp_path, 500, 4, 83) == []
+
+
+@pytest.fixture
+def evaluate(folder, tmp_path, tiny_checkpoint, capsys):
+    def run(out, *options):
+        words = ['evaluate', '--data', str(folder / 'data.json'), '--model', str(tiny_checkpoint)]
+        words += ['--out', str(tmp_path / out), '--max-new-tokens', '8', '--json', *options]
+        code = main(words)
+        captured = capsys.readouterr()
+        if code:
+            return code, captured.err
+        answers = json.loads((tmp_path / out / 'submission.json').read_text())
+        return json.loads(captured.out), {a['id']: a['answer'] for a in answers}
+
+    return run
+
+
+def test_answers_rest_on_the_clip_and_short_ones_are_counted(folder, evaluate):
+    images = ('--images', str(folder))
+    alone, texts = evaluate('alone', *images)
+    assert alone['num_frames'] == {'1': 3}
+    clips, others = evaluate('clips', *images, '--frames-per-camera', '4')
+    assert clips['num_frames'] == {'1': 1, '2': 1, '3': 1}
+    assert any(
+        note.startswith('3 of 3 keyframes have not all 4 frames') for note in clips['notes']
+    )
+    assert [i for i in texts if texts[i] != others[i] and '_f0_' in i] == []
+    assert texts != others
+    by_keyframes, _ = evaluate(
+        'keyframes', *images, '--frames-per-camera', '3', '--frame-interval-ms', '500'
+    )
+    assert by_keyframes['num_frames'] == {'1': 1, '2': 1, '3': 1}
+
+    code, error = evaluate('alone', *images, '--frames-per-camera', '4')
+    assert code == EXIT_BAD_INPUT
+    assert 'frames_per_camera' in error
+
+
+def test_a_bag_gives_the_clips_that_its_images_give(folder, tmp_path, evaluate):
+    paths = list(folder.glob('s*/*/a__*.jpg'))
+    images = [
+        read_image(path, camera=camera, stamp_ns=stamp_ns)
+        for path in paths
+        for camera, stamp_ns in [camera_and_stamp_of(path)]
+    ]
+    write_bag(sorted(images, key=lambda image: image.stamp_ns), tmp_path / 'bag')
+    clip = ('--frames-per-camera', '4')
+    report, answers = evaluate('bag', '--bag', str(tmp_path / 'bag'), *clip)
+    expected, texts = evaluate('images', '--images', str(folder), *clip)
+    assert report['num_frames'] == expected['num_frames']
+    assert answers == texts
