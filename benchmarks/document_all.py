@@ -18,6 +18,7 @@ from measured_tables import MakeTable, write_tables
 DOCUMENTS: dict[str, MakeTable] = {
     'README.md': document_figures.make_table,
     document_expected.DOCUMENT: document_expected.make_table,
+    'docs/checkpoints.md': document_figures.make_table,
     'docs/measured.md': document_figures.make_table,
     'docs/language_model.md': document_language_model.make_table,
     document_performance.DOCUMENT: document_performance.make_table,

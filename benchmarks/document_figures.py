@@ -121,6 +121,38 @@ def transformers_table() -> str:
     return head + markdown_table(['how', 'ms', 'faster', 'same text'], 'lrrr', rows)
 
 
+def alpamayo_table() -> str:
+    """Return what an imported Alpamayo 1.5 and the authors' code make of the same questions."""
+    report = read_result('against_alpamayo')
+    found, authors = report['comparisons'], report['authors']
+    rows = []
+    for num_cameras in sorted({case['num_cameras'] for case in found}, reverse=True):
+        cases = [case for case in found if case['num_cameras'] == num_cameras]
+        lengths = [case['num_prompt_tokens'] for case in cases]
+        rows.append(
+            [
+                f'{num_cameras} x 4',
+                f'{sum(case["same_prompt"] for case in cases)} of {len(cases)}',
+                f'{min(lengths):,} to {max(lengths):,}',
+                f'{max(case["logit_difference"] for case in cases):.1e}',
+                f'{max(case["largest_logit"] for case in cases):.1f}',
+                f'{sum(case["same_answer"] for case in cases)} of {len(cases)}',
+                f'{sum(case["same_text"] for case in cases)} of {len(cases)}',
+            ]
+        )
+    head = (
+        "`benchmarks/against_alpamayo.py`: the authors' classes write a checkpoint of tiny random "
+        'weights, their helper and processor the prompt, and their model decodes '
+        f'{found[0]["num_answer_tokens"]} tokens greedily; then it is imported and asked here, '
+        f'unpruned, in float32. {report["cpu"]}, {report["cpu_cores"]} cores, torch '
+        f'{report["torch"]}; transformers {authors["transformers"]} there, '
+        f'{report["transformers"]} here. Put in their place: {", ".join(report["stubs"])}.\n\n'
+    )
+    heads = ['pictures', 'same token ids', 'tokens', 'logits differ by', 'largest logit']
+    heads += ['same answer', 'same text of the pipeline']
+    return head + markdown_table(heads, 'r' * len(heads), rows)
+
+
 def encoder_table() -> str:
     """Return what number formats of the encoder cost and change."""
     report = read_result('encoder_weights', ONE_THREAD)
@@ -272,6 +304,7 @@ def _summary_of_accuracy() -> list[str]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    'figures/alpamayo': alpamayo_table,
     'figures/summary': summary_table,
     'figures/transport': transport_table,
     'figures/synchroniser': synchroniser_table,

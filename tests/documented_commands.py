@@ -95,6 +95,9 @@ IMPORT_O1 = ByTest(
 IMPORT_ADAPTER = ByTest(
     'tests/checkpoints/importing/test_drivelmm_o1.py::test_an_adapter_and_its_base_give_the_same'
 )
+IMPORT_ALPAMAYO = ByTest(
+    'tests/checkpoints/importing/test_alpamayo.py::test_the_command_imports_and_the_node_names_it'
+)
 ENGINES = ByTest('tests/cli/test_engines.py::test_a_model_goes_from_checkpoint_to_engine')
 RTX_ENGINE = ByTest(
     'tests/cli/test_engines.py::test_inspection_shows_line_by_line_what_does_not_fit'
@@ -171,6 +174,8 @@ HOW = {
     '--out models/drivelmm-o1': IMPORT_O1,
     'p2d import-checkpoint --from drivelmm-o1 adapter --base downloads/InternVL2_5-8B '
     '--out models/o1': IMPORT_ADAPTER,
+    'p2d import-checkpoint --from alpamayo1.5 downloads/Alpamayo --base Qwen3-VL '
+    '--out models/alpamayo': IMPORT_ALPAMAYO,
     'p2d build-engine --model /models/drivemm --backend tensorrt --camera-size 900x1600': GPU,
     'p2d build-engine --model models/drivemm --backend tensorrt': GPU,
     'p2d build-engine --model models/drivemm --backend tensorrt_rtx '

@@ -5,6 +5,7 @@ import re
 from xml.etree import ElementTree
 
 from p2d_node import data_folders, retention_presets
+from p2d_node.checkpoints.importing import alpamayo
 from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.config_parameters import config_from_parameters, list_parameters
@@ -15,6 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'config'
+RIGS = {'physical_ai': tuple(n for n in alpamayo.CAMERA_NAMES if n.startswith('camera_'))}
+"""Name of a preset to its cameras, where they are not those of nuScenes."""
 
 
 def read_parameters(path: Path) -> dict[str, object]:
@@ -129,13 +132,15 @@ def test_the_section_of_the_drive_node_is_read(tmp_path, node):
 
 
 @pytest.mark.parametrize('path', sorted((CONFIG / 'cameras').glob('*.yaml')), ids=lambda p: p.stem)
-def test_every_camera_preset_is_a_configuration_of_six_cameras(path):
+def test_every_camera_preset_is_a_configuration_of_all_cameras_of_its_rig(path):
     given = read_parameters(path)
     config = config_from_parameters(given.pop('camera_names'), given)
-    assert tuple(config.cameras) == NUSCENES_CAMERAS
-    assert len({camera.topic for camera in config.cameras.values()}) == 6
+    cameras = RIGS.get(path.stem, NUSCENES_CAMERAS)
+    assert tuple(config.cameras) == cameras
+    topics = [camera.topic for camera in config.cameras.values()]
+    assert len(set(topics)) == len(cameras)
     offsets = {name: camera.exposure_offset_ms for name, camera in config.cameras.items()}
-    triggered = dict.fromkeys(NUSCENES_CAMERAS, 0.0)
+    triggered = dict.fromkeys(cameras, 0.0)
     assert offsets in (NUSCENES_EXPOSURE_OFFSETS_MS, triggered)
 
 

@@ -28,8 +28,12 @@ def test_a_checkpoint_without_the_key_has_no_layout():
 
 
 def test_a_layout_is_written_as_it_was_read():
-    assert layout().to_json() == CONTENT
-    assert json.loads(json.dumps(layout().to_json())) == CONTENT
+    pairs = [list(pair) for pair in NAMES.items()]
+    assert layout().to_json() == CONTENT | {'camera_names': pairs}
+    # transformers sorts the keys of objects when it saves a config.
+    saved = json.loads(json.dumps({PROMPT_KEY: layout().to_json()}, sort_keys=True))
+    assert PromptLayout.from_config(saved) == layout()
+    assert list(PromptLayout.from_config(saved).camera_names) == list(NAMES)
 
 
 def test_only_names_are_needed():
@@ -81,12 +85,15 @@ def test_the_longest_prompt_has_every_name_once_with_all_its_frames():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'camera_names': {}}, 'camera_names: got {}, allowed: an object from 1 to 64 cameras'),
+        ({'camera_names': {}}, 'camera_names: got {}, allowed: 1 to 64 pairs of a camera'),
         ({'camera_names': ['FRONT']}, r'camera_names: got \[.FRONT.\]'),
+        ({'camera_names': [['FRONT', 'Front', 'a']]}, 'camera_names: got'),
+        ({'camera_names': [['FRONT', 'Front'], ['FRONT', 'Wide']]}, 'camera_names: got'),
+        ({'camera_names': [[[], 'Front']]}, 'camera_names: got'),
         ({'camera_names': {'FRONT': 3}}, r'camera_names: got \{.FRONT.: 3\}'),
         ({'camera_names': {'FRONT': ''}}, 'a text of 1 to 100 characters'),
         ({'camera_names': {'x' * 101: 'Front'}}, 'a text of 1 to 100 characters'),
-        ({'camera_names': dict.fromkeys(map(str, range(65)), 'A')}, '1 to 64 cameras'),
+        ({'camera_names': dict.fromkeys(map(str, range(65)), 'A')}, '1 to 64 pairs'),
         ({'system': 3}, 'system: got 3, allowed: a text of up to 4000 characters; edit config'),
         ({'system': 'x' * 4001}, 'system: got .* allowed: a text of up to 4000'),
         ({'system': '\ud800'}, 'system: got'),

@@ -76,18 +76,17 @@ class PromptLayout:
                 f'model: config.json: {PROMPT_KEY}: got {quote(content)}, allowed: an object with '
                 f'{", ".join(sorted(known))}; {NEXT_STEP}'
             )
-        _check('camera_names', content.get('camera_names'), _is_name_table, NAME_TABLE)
+        pairs = _read_pairs(content.get('camera_names'))
         for name, value in content.items():
             check = CHECKS.get(name)
             if check is not None:
                 _check(name, value, *check)
-        names = MappingProxyType(dict(content['camera_names']))
-        return cls(**{**content, 'camera_names': names})
+        return cls(**{**content, 'camera_names': MappingProxyType(dict(pairs))})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the value of `PROMPT_KEY`."""
+        """Return the value of `PROMPT_KEY`; names as pairs, whose order every program keeps."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**content, 'camera_names': dict(self.camera_names)}
+        return {**content, 'camera_names': [list(pair) for pair in self.camera_names.items()]}
 
     def check_cameras(self, cameras: Sequence[str]) -> None:
         """Check the cameras of a vehicle.
@@ -178,12 +177,21 @@ def _is_text(value: Any, max_characters: int) -> bool:
     return not any('\ud800' <= character <= '\udfff' for character in value)
 
 
-def _is_name_table(value: Any) -> bool:
-    if not isinstance(value, dict) or not 1 <= len(value) <= MAX_NAMED_CAMERAS:
+def _read_pairs(value: Any) -> list[tuple[str, str]]:
+    """Return camera and name of each entry of an object, or of a list of pairs, in its order."""
+    entries = list(value.items()) if isinstance(value, dict) else value
+    _check('camera_names', value, lambda _: _are_pairs(entries), NAME_TABLE)
+    return [(camera, name) for camera, name in entries]
+
+
+def _are_pairs(entries: Any) -> bool:
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_NAMED_CAMERAS:
         return False
-    return all(
-        name and _is_text(name, MAX_NAME_CHARACTERS) for pair in value.items() for name in pair
-    )
+    if not all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in entries):
+        return False
+    texts = [text for entry in entries for text in entry]
+    are_names = all(text and _is_text(text, MAX_NAME_CHARACTERS) for text in texts)
+    return are_names and len(dict(entries)) == len(entries)
 
 
 def _is_template(value: Any, placeholder: str) -> bool:
@@ -195,8 +203,8 @@ def _is_count(value: Any, largest: int) -> bool:
 
 
 NAME_TABLE = (
-    f"an object from 1 to {MAX_NAMED_CAMERAS} cameras of the vehicle to the model's names for "
-    f'them, each a text of 1 to {MAX_NAME_CHARACTERS} characters'
+    f"1 to {MAX_NAMED_CAMERAS} pairs of a camera of the vehicle and the model's name for it, or "
+    f'an object from one to the other, each a text of 1 to {MAX_NAME_CHARACTERS} characters'
 )
 _TEXT = f'a text of up to {MAX_TEXT_CHARACTERS} characters'
 _LABEL = f'a text of up to {MAX_LABEL_CHARACTERS} characters'

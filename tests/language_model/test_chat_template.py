@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 MARKS = ('<|question_start|>', '<|question_end|>', '<|answer_start|>', '<|answer_end|>')
 LAYOUT = {
-    'camera_names': {'CAM_FRONT_LEFT': 'Front left camera', 'CAM_FRONT': 'Front camera'},
+    'camera_names': [['CAM_FRONT_LEFT', 'Front left camera'], ['CAM_FRONT', 'Front camera']],
     'system': 'You drive.',
     'camera': '{name}: ',
     'frame': 'frame {frame} ',

@@ -47,6 +47,7 @@ def test_weights_shared_by_output_layer_and_embeddings_are_not_missing(tmp_path)
         ('qwen3_5', 'have linear attention'),
         ('gemma3', 'attend to a sliding window'),
         ('smolvlm', 'cuts a picture into tiles'),
+        ('alpamayo_r1', 'none for questions'),
         ('cosmos3_edge', 'has no class here yet'),
     ],
 )

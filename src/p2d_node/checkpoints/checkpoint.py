@@ -17,8 +17,12 @@ from p2d_node.views import Mosaic, MOSAIC_KEY
 UNTRAINED_KEY = 'p2d_untrained'
 """Set in the config.json of models with random weights."""
 
-IMPORTABLE = {'llava_llama': 'drivemm', 'internvl_chat': 'drivelmm-o1'}
-"""`model_type` of published driving models to the name of the import that converts them."""
+IMPORTABLE = {
+    'llava_llama': 'drivemm',
+    'internvl_chat': 'drivelmm-o1',
+    'alpamayo1_5': 'alpamayo1.5 --base QWEN3_VL',
+}
+"""`model_type` of published driving models to the import that converts them."""
 
 LINEAR_ATTENTION = (
     'most of its layers have linear attention, whose state holds all tokens before and cannot '
@@ -37,6 +41,7 @@ OBSTACLES = {
     'gemma3n': SLIDING_ATTENTION,
     'smolvlm': TILES,
     'idefics3': TILES,
+    'alpamayo_r1': 'its authors publish a prompt for trajectories only, and none for questions',
     'cosmos3_edge': 'its vision tower, a SigLIP 2 for packed pictures, has no class here yet',
 }
 """`model_type` to what stands in the way of running it."""

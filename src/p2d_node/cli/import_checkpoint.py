@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 import json
 
-from p2d_node.checkpoints.importing import drivelmm_o1, drivemm
+from p2d_node.checkpoints.importing import alpamayo, drivelmm_o1, drivemm
 from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.checkpoints.importing.plan import ImportPlan
 from p2d_node.cli.screen import InertConsole, say
-from p2d_node.cli.verbs.import_checkpoint import DRIVELMM_O1, ImportOptions
+from p2d_node.cli.verbs.import_checkpoint import ALPAMAYO, DRIVELMM_O1, ImportOptions
 from p2d_node.errors import ConfigError
 from rich.progress import (
     BarColumn,
@@ -45,6 +45,8 @@ def run(options: ImportOptions) -> int:
 def _plan(options: ImportOptions) -> ImportPlan:
     if options.kind == DRIVELMM_O1:
         return drivelmm_o1.plan_import(options.folder, options.base)
+    if options.kind == ALPAMAYO:
+        return alpamayo.plan_import(options.folder, options.base)
     return drivemm.plan_import(options.folder)
 
 

@@ -9,7 +9,12 @@ from p2d_node.checkpoints.importing.streaming import INDEX_FILE
 from safetensors.torch import save_file
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, Tokenizer
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 LLAMA_3_SPECIAL = (
     '<|begin_of_text|>',
@@ -326,4 +331,95 @@ def write_adapter(folder: Path, weights: dict, *, prefix: str, **changes) -> Pat
     save_file(adapter, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
     settings = {'peft_type': 'LORA', 'r': RANK, 'lora_alpha': 2 * RANK, 'bias': 'none'}
     write_json(folder / 'adapter_config.json', settings | changes)
+    return folder
+
+
+ALPAMAYO_MARKS = [
+    'prompt_start',
+    'prompt_end',
+    'image_start',
+    '_padding_0',
+    'image_end',
+    'traj_history_start',
+    '_padding_1',
+    'traj_history_end',
+    'cot_start',
+    'cot_end',
+    '_padding_2',
+    '_padding_3',
+    'traj_future_start',
+    '_padding_4',
+    'traj_future_end',
+    'traj_history',
+    'traj_future',
+    'image_pad',
+    '_padding_5',
+    '_padding_6',
+    '_padding_7',
+    '_padding_8',
+    'route_start',
+    'route_pad',
+    'route_end',
+    'question_start',
+    'question_end',
+    'answer_start',
+    'answer_end',
+]
+TRAJECTORY_MARKS = [
+    'traj_history',
+    'traj_future',
+    'traj_history_start',
+    'traj_future_start',
+    'traj_history_end',
+    'traj_future_end',
+]
+
+
+def alpamayo_config(num_tokens: int, first: int, **changes) -> dict:
+    """Alpamayo 1.5's config.json; `first` is the id of the first token of a trajectory."""
+    return {
+        'architectures': ['Alpamayo1_5'],
+        'model_type': 'alpamayo1_5',
+        'add_special_tokens': True,
+        'vlm_backend': 'qwenvl3',
+        'vlm_name_or_path': 'Qwen/Qwen3-VL-8B-Instruct',
+        'vocab_size': num_tokens,
+        'traj_token_start_idx': first,
+        'traj_token_ids': {},
+        'traj_vocab_size': 768,
+        'tokens_per_history_traj': 16,
+        'expert_cfg': {'hidden_size': 32, 'num_hidden_layers': 2},
+        'diffusion_cfg': {'_target_': 'alpamayo1_5.diffusion.flow_matching.FlowMatching'},
+        'dtype': 'float32',
+        **changes,
+    }
+
+
+def alpamayo_weights(base: Path, num_tokens: int) -> dict:
+    """The backbone with the shape of `base`, and the start of the part that plans."""
+    content = json.loads((base / 'config.json').read_text())
+    config = Qwen3VLConfig(**content)
+    config.text_config.vocab_size = num_tokens
+    model = Qwen3VLForConditionalGeneration(config)
+    weights = {f'vlm.{name}': 0.3 * torch.randn_like(t) for name, t in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        weights.pop('vlm.lm_head.weight')
+    linear(weights, 'expert.layers.0.mlp.up_proj', 8, 4)
+    linear(weights, 'expert.layers.0.mlp.down_proj', 4, 8)
+    linear(weights, 'action_out_proj', 2, 4, bias=True)
+    return weights
+
+
+def write_alpamayo(folder: Path, base: Path, **changes) -> Path:
+    """Alpamayo 1.5, scaled down, on the backbone in `base`; `changes` go into its config.json."""
+    folder.mkdir(parents=True)
+    first = len(AutoTokenizer.from_pretrained(base))
+    marked = changes.get('add_special_tokens', True)
+    # Qwen has <|image_pad|> already.
+    num_marks = len(ALPAMAYO_MARKS) - 1 if marked else len(TRAJECTORY_MARKS)
+    num_tokens = first + 768 + num_marks
+    write_json(folder / 'config.json', alpamayo_config(num_tokens, first, **changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_shards(folder, alpamayo_weights(base, num_tokens))
     return folder

@@ -20,6 +20,7 @@ from p2d_node.checkpoints.importing.plan import (
     require,
     take_fields,
     TEXT_FIELDS,
+    token_id,
 )
 from p2d_node.checkpoints.importing.streaming import Source
 from p2d_node.checkpoints.settings_limits import check_limits
@@ -92,7 +93,7 @@ def plan_import(folder: Path, base: Path | None = None) -> ImportPlan:
     tokenizer.chat_template = CHAT_TEMPLATE
     steps, unexpected = make_steps(source, config, lora_scale)
     with checked_config():
-        new_config = _make_config(config, _token_id(tokenizer, IMAGE_TOKEN))
+        new_config = _make_config(config, token_id(tokenizer, IMAGE_TOKEN))
     return ImportPlan(
         source=source,
         steps=steps,
@@ -100,7 +101,7 @@ def plan_import(folder: Path, base: Path | None = None) -> ImportPlan:
         model_class=InternVLForConditionalGeneration,
         config=new_config,
         tokenizer=tokenizer,
-        end_token_ids=[_token_id(tokenizer, END_TOKEN)],
+        end_token_ids=[token_id(tokenizer, END_TOKEN)],
         image_processor=_image_processor(config),
         notes=_notes(source),
     )
@@ -224,16 +225,6 @@ def _image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
         'image_mean': [0.485, 0.456, 0.406],
         'image_std': [0.229, 0.224, 0.225],
     }
-
-
-def _token_id(tokenizer: Any, token: str) -> int:
-    token_id = tokenizer.get_vocab().get(token)
-    if token_id is None:
-        raise ConfigError(
-            f'the tokenizer has no token {token!r}; copy the tokenizer files of the checkpoint '
-            'again, also tokenizer_config.json'
-        )
-    return int(token_id)
 
 
 def _notes(source: Source) -> list[str]:

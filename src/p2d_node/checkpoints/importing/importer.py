@@ -47,7 +47,7 @@ def import_checkpoint(
     """Write the checkpoint that `plan` describes.
 
     Args:
-        plan: The result of `drivemm.plan_import` or `drivelmm_o1.plan_import`.
+        plan: The result of `plan_import` of one of the formats.
         out: The folder to create; it appears when it is complete.
         on_progress: Called as weights are written.
         shard_bytes: Largest shard.

@@ -125,3 +125,18 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def jinja_literal(text: str) -> str:
     """Return `text` as a string literal of Jinja."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def token_id(tokenizer: Any, token: str) -> int:
+    """Return the id of a token that a model needs.
+
+    Raises:
+        ConfigError: The tokenizer does not have it.
+    """
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ConfigError(
+            f'the tokenizer has no token {token!r}; copy the tokenizer files of the checkpoint '
+            'again, also tokenizer_config.json'
+        )
+    return int(found)

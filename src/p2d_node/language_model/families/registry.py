@@ -9,9 +9,9 @@ from typing import Any
 import warnings
 
 from p2d_node.checkpoints.checkpoint import Checkpoint
+from p2d_node.checkpoints.processor_template import processor_chat_template
 from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
-from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.held_stderr import held_stderr
 from p2d_node.language_model.chat_template import ChatTemplate
@@ -103,37 +103,13 @@ def _load_tokenizer(folder: Path) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    tokenizer.chat_template = _processor_chat_template(folder) or tokenizer.chat_template
+    tokenizer.chat_template = processor_chat_template(folder) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise ConfigError(
             f'model: {folder}: the tokenizer has no chat template; copy chat_template.jinja from '
             'the checkpoint'
         )
     return tokenizer
-
-
-def _processor_chat_template(folder: Path) -> str | None:
-    """Return the processor's chat template, which replaces the tokenizer's, if it has one.
-
-    Up to transformers 4.4x it lies in chat_template.json, later in processor_config.json or in
-    chat_template.jinja, which the tokenizer reads too.
-    """
-    for name in ('processor_config.json', 'chat_template.json'):
-        path = folder / name
-        template = (
-            read_json_object(path, parameter='model').get('chat_template')
-            if path.exists()
-            else None
-        )
-        if template is None:
-            continue
-        if not isinstance(template, str):
-            raise ConfigError(
-                f'model: {path}: chat_template: got {template!r}, allowed: a text in '
-                'Jinja; copy the file from the checkpoint again'
-            )
-        return template
-    return None
 
 
 def load_vision_module(
