@@ -24,9 +24,7 @@ from p2d_sim.scenarios import SCENARIOS
 ROOT = Path(__file__).resolve().parents[1]
 RETENTION_RATIO = 0.1
 INTERVAL_MS = 500.0
-DRIVES = FolderOptions(
-    scenarios=tuple(SCENARIOS), seed=500, duration_s=8.0, height=450, width=800
-)
+DRIVES = FolderOptions(scenarios=tuple(SCENARIOS), seed=500, duration_s=8.0, height=450, width=800)
 SETTINGS = (
     (1, 'tfps', 'clip'),
     (1, 'tfps_motion', 'clip'),

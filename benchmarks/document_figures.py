@@ -153,6 +153,30 @@ def alpamayo_table() -> str:
     return head + markdown_table(heads, 'r' * len(heads), rows)
 
 
+def clips_table() -> str:
+    """Return the figures of benchmarks/clip_answers.py."""
+    report = read_report(f'{RESULTS}/clip_answers.json')
+    cases = report['cases']
+    head = (
+        f'{report["model"]}, {report["retention_ratio"]:.0%} kept, frames '
+        f'{report["interval_ms"]:.0f} ms apart, {cases[0]["num_questions"]:,} questions about '
+        f'{sum(cases[0]["clips"].values())} drawn keyframes; clips begin with each drive, so the '
+        'first ones are shorter.\n\n'
+    )
+    rows = [
+        [
+            str(case['frames_per_camera']),
+            f'`{case["selector"]}`',
+            f'`{case["scope"]}`' if case['frames_per_camera'] > 1 else '',
+            f'{case["accuracy"]:.1%}',
+            f'{case["language"]:.3f}',
+        ]
+        for case in cases
+    ]
+    header = ['frames', 'selector', 'scope', 'accuracy', 'language']
+    return head + markdown_table(header, 'rllrr', rows)
+
+
 def encoder_table() -> str:
     """Return what number formats of the encoder cost and change."""
     report = read_result('encoder_weights', ONE_THREAD)
@@ -311,6 +335,7 @@ TABLES: dict[str, Callable[[], str]] = {
     'figures/node': node_table,
     'figures/transformers': transformers_table,
     'figures/encoder': encoder_table,
+    'figures/clips': clips_table,
     'figures/engines': engine_table,
     'figures/accuracy': accuracy_table,
     'figures/machine': machine_text,

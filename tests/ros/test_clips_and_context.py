@@ -5,11 +5,14 @@ import time
 from camera_rig import SWEEP_PERIOD_NS, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import Health, next_answer, set_parameter
+from engine_helpers import CPU, ignore_progress, plan_of
+from p2d_node.engine_build.build import build_engine
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.units import NS_PER_MS
 import pytest
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
+from tiny_checkpoints import write_qwen2_5_vl, write_qwen3_vl
 
 PERIOD_MS = SWEEP_PERIOD_NS / NS_PER_MS
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -119,3 +122,33 @@ def test_a_context_that_cannot_be_given_is_refused(drive, node, rig, watcher, te
     publisher.publish(String(data=text))
     publisher.publish(String(data='turn right'))
     wait_until(lambda: session._context.text == 'turn right')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('write', [write_qwen2_5_vl, write_qwen3_vl])
+def test_clips_on_an_engine_of_qwen_vl_are_answered_as_on_torch(
+    drive, node, rig, watcher, tmp_path, write
+):
+    checkpoint = write(tmp_path / 'qwen')
+    plan = plan_of(checkpoint, 'onnxruntime')
+    built = build_engine(plan, tmp_path / 'engines', CPU, ignore_progress)
+    texts = {}
+    for backend in ('torch', 'onnxruntime'):
+        drive_node = drive(
+            model=str(checkpoint),
+            frames_per_camera=2,
+            frame_interval_ms=PERIOD_MS,
+            encoder__backend=backend,
+            encoder__engine_dir=str(tmp_path / 'engines'),
+        )
+        wait_until(lambda: rig.heard)
+        rig.num_sweeps, before = 0, len(watcher.answers)
+        for number in range(1, 4):
+            rig.publish_sweep()
+            wait_until(lambda count=before + number: len(watcher.answers) == count)
+        texts[backend] = [answer.answer for answer in watcher.answers[before:]]
+        assert list(watcher.answers[-1].num_frames) == [2] * 6
+        drive_node.stop_working()
+        wait_until(lambda: not rig.heard)
+    assert texts['onnxruntime'] == texts['torch']
+    assert watcher.answers[-1].encoder.endswith(built.folder.name)
