@@ -38,7 +38,7 @@ def import_torchvision() -> list[str]:
             library.define(f'{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor')
         importlib.import_module('torchvision')
         globals()['_library'] = library  # declarations end with it
-        return ['declarations of torchvision::nms and qnms']
+        return ['the compiled operators nms and qnms of torchvision']
     return []
 
 

@@ -144,9 +144,11 @@ def alpamayo_table() -> str:
         "`benchmarks/against_alpamayo.py`: the authors' classes write a checkpoint of tiny random "
         'weights, their helper and processor the prompt, and their model decodes '
         f'{found[0]["num_answer_tokens"]} tokens greedily; then it is imported and asked here, '
-        f'unpruned, in float32. {report["cpu"]}, {report["cpu_cores"]} cores, torch '
+        "unpruned, in float32. Attention is torch's sdpa on both sides, not the authors' "
+        f'flash_attention_2. {report["cpu"]}, {report["cpu_cores"]} cores, torch '
         f'{report["torch"]}; transformers {authors["transformers"]} there, '
-        f'{report["transformers"]} here. Put in their place: {", ".join(report["stubs"])}.\n\n'
+        f'{report["transformers"]} here. Of their packages only '
+        f'{", ".join(report["stubs"]) or "nothing"} had to be replaced.\n\n'
     )
     heads = ['pictures', 'same token ids', 'tokens', 'logits differ by', 'largest logit']
     heads += ['same answer', 'same text of the pipeline']
