@@ -20,6 +20,7 @@ DOCUMENTS: dict[str, MakeTable] = {
     document_expected.DOCUMENT: document_expected.make_table,
     'docs/checkpoints.md': document_figures.make_table,
     'docs/measured.md': document_figures.make_table,
+    'docs/clips.md': document_figures.make_table,
     'docs/language_model.md': document_language_model.make_table,
     document_performance.DOCUMENT: document_performance.make_table,
     document_reliability.DOCUMENT: document_reliability.make_table,

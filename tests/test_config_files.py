@@ -37,7 +37,7 @@ def test_drive_yaml_shows_the_defaults():
     assert config_from_parameters(NUSCENES_CAMERAS, given) == right
     parameters = {p.name for p in list_parameters(NUSCENES_CAMERAS)}
     unnamed = {n for n in parameters if not n.startswith(('cameras.', 'retention_ratio.'))}
-    empty = {'camera_namespace', 'encoder.engine_dir', 'hardware_id', 'stop'}
+    empty = {'camera_namespace', 'context', 'encoder.engine_dir', 'hardware_id', 'stop'}
     empty.add('sync.reference_camera')
     assert unnamed - set(given) == empty
 
