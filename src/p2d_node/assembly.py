@@ -31,6 +31,9 @@ from p2d_node.vision_encoder.torch_encoder import TorchVisionEncoder
 from p2d_node.vision_frontend import VisionFrontend
 import torch
 
+MAX_CLIP_TOKENS = 12_288
+"""Visual tokens of a camera that tokens are chosen from; 16 frames of DriveMM have 11,664."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
@@ -179,6 +182,13 @@ def _make_clip(config: DriveConfig, views: Views, checkpoint: Checkpoint) -> Cli
         raise ConfigError(
             f'frames_per_camera: got {num_frames}, allowed with {checkpoint.name}: 1, as '
             'its views are stitched into one picture'
+        )
+    most = max(1, MAX_CLIP_TOKENS // max(map(views.count_tokens, config.cameras)))
+    if num_frames > most:
+        raise ConfigError(
+            f'frames_per_camera: got {num_frames}, allowed with {checkpoint.name}: up to {most}, '
+            'as the memory of the selection grows with the square of the tokens of a clip; lower '
+            'it, or view_max_pixels if the model takes views of any size'
         )
     return clip
 

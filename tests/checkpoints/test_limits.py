@@ -1,6 +1,7 @@
 """Checkpoints whose settings would make the node hang or fill its memory."""
 
 import base64
+from dataclasses import replace
 import json
 import logging
 import os
@@ -17,14 +18,20 @@ from p2d_node.config import DriveConfig
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.held_stderr import held_stderr
+from p2d_node.language_model.families.registry import load_vision_module
 from p2d_node.limited_process import LimitError, run_limited
 from p2d_node.pipeline import DrivingPipeline
 import pytest
+from safetensors.torch import load_file, save_file
 from sweeps import make_frame_set
+from tiny_checkpoints import write_qwen2_vl
 from tokenizers import pre_tokenizers, Regex
 
 MAX_SECONDS = 10.0
 MAX_KIBIBYTES = 1 << 20
+
+LONG = {'max_position_embeddings': 1 << 31}
+"""So that no prompt is too long."""
 
 
 @pytest.fixture
@@ -70,6 +77,52 @@ def test_a_model_of_absurd_size_is_refused(folder, part, name, value, reason):
 
     edit_json(folder / 'config.json', edit)
     assert re.search(reason, refusal(folder))
+
+
+def edit_image_size(folder: Path, side: int) -> None:
+    """Give a tiny LLaVA-OneVision pictures of side x side patches, with weights that fit."""
+    config = json.loads((folder / 'config.json').read_text())
+    size_px = side * config['vision_config']['patch_size']
+    edit_json(folder / 'config.json', lambda c: c['vision_config'].update(image_size=size_px))
+    size = {'height': size_px, 'width': size_px}
+    edit_json(folder / 'preprocessor_config.json', lambda c: c.update(size=size))
+    weights = load_file(folder / WEIGHTS_FILE)
+    name = next(name for name in weights if 'position_embedding' in name)
+    weights[name] = weights[name][:1].repeat(side * side, 1)
+    save_file(weights, folder / WEIGHTS_FILE, {'format': 'pt'})
+
+
+@pytest.mark.attack(
+    'Weights of a megabyte whose pictures become so many patches that a sweep takes minutes, or '
+    'so many visual tokens that their selection takes 100 GB',
+    'refused at start: a picture has up to 16,384 patches and 4,096 visual tokens',
+)
+@pytest.mark.parametrize('family', ['llava', 'qwen'])
+def test_pictures_of_very_many_patches_are_refused(folder, tmp_path, family):
+    if family == 'llava':
+        edit_image_size(folder, 65)
+        assert 'got 4225 patches and 4225 visual tokens' in refusal(folder)
+        return
+    folder = write_qwen2_vl(tmp_path / 'qwen')
+    size = {'shortest_edge': 784, 'longest_edge': 10**9}
+    edit_json(folder / 'preprocessor_config.json', lambda c: c.update(size=size))
+    edit_json(folder / 'config.json', lambda c: c['text_config'].update(LONG))
+    assert 'got 89600 patches and 22400 visual tokens' in refusal(folder)
+    with pytest.raises(ConfigError, match='got 89600 patches'):  # for p2d export and build-engine
+        load_vision_module(open_checkpoint(folder), view_size=(896, 1600))
+
+
+@pytest.mark.attack(
+    'Weights of a megabyte with many visual tokens per picture, for a node that makes clips',
+    'refused at start: the clip of a camera has up to 12,288 visual tokens',
+)
+def test_clips_of_very_many_tokens_are_refused(folder):
+    edit_image_size(folder, 32)
+    edit_json(folder / 'config.json', lambda c: c['text_config'].update(LONG))
+    config = DriveConfig(model=str(folder), device='cpu', frames_per_camera=16)
+    with pytest.raises(ConfigError, match=r'frames_per_camera: got 16, allowed .*: up to 12, as'):
+        DrivingPipeline.from_config(config)
+    DrivingPipeline.from_config(replace(config, frames_per_camera=12)).close()
 
 
 def test_warnings_of_transformers_about_a_checkpoint_are_not_shown(folder, caplog, monkeypatch):

@@ -14,7 +14,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import call, Health, next_answer
 from lifecycle_msgs.srv import GetState
 from p2d_msgs.msg import DrivingAnswer
-from p2d_node.ros import camera_subscription
+from p2d_node.ros import camera_subscription, text_subscription
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.frame_limits import max_message_bytes, why_refused
 from p2d_node.ros.guarded_services import MAX_ENTRIES
@@ -182,6 +182,29 @@ def test_the_memory_of_large_messages_is_given_back(drive, node, rig, watcher, m
     wait_until(lambda: camera._subscription is not first)
     wait_until(lambda: rig.heard)
     assert next_answer(watcher, rig).answer
+
+
+@pytest.mark.attack(
+    'A peer sends large texts to ~/question and ~/context, for which Fast DDS keeps the memory',
+    'the topics are subscribed to anew ten seconds after the last of them, which frees it',
+)
+@pytest.mark.parametrize('topic', ['/p2d/question', '/p2d/context'])
+def test_the_memory_of_large_texts_is_given_back(drive, node, rig, watcher, monkeypatch, topic):
+    drive_node = drive(questions=[], max_context_age_ms=0.0)
+    monkeypatch.setattr(text_subscription, 'LARGE_OVER_NS', 10**9)
+    publisher = node.create_publisher(String, topic, 10)
+    wait_until(lambda: publisher.get_subscription_count() and rig.heard)
+    subscriptions = {id(s) for s in drive_node.subscriptions}
+    publisher.publish(String(data='x' * (2 << 20)))
+    wait_until(lambda: {id(s) for s in drive_node.subscriptions} - subscriptions, 10.0)
+    wait_until(publisher.get_subscription_count)
+    time.sleep(0.5)
+    publisher.publish(String(data='Is it wet?'))
+    if topic == '/p2d/context':
+        wait_until(lambda: drive_node.session._context.text == 'Is it wet?')
+    else:
+        wait_until(lambda: drive_node.session.worker._pending)
+        assert next_answer(watcher, rig).question == 'Is it wet?'
 
 
 @pytest.mark.attack(

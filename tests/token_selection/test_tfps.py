@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_growth_bytes
 import numpy as np
 from p2d_node.errors import InferenceError
 from p2d_node.token_selection import require_finite, select_tokens
@@ -18,6 +19,7 @@ from p2d_node.token_selection.tfps_exact import (
     similarity_error,
     similarity_matrices,
 )
+from p2d_node.token_selection.tfps_motion import MotionTfpsSelector
 import pytest
 from tfps_definition import (
     assert_every_pick_is_best,
@@ -116,6 +118,21 @@ def test_views_do_not_influence_each_other():
     together = select_tokens(tokens, num_keep)
     alone = [select_tokens(tokens[v : v + 1], [k])[0] for v, k in enumerate(num_keep)]
     assert as_lists(together) == as_lists(alone)
+
+
+@pytest.mark.attack(
+    'Weights of a megabyte with so many visual tokens that the similarities of all views take '
+    'gigabytes',
+    'views with many tokens are searched one after the other, and a view has few enough',
+)
+@pytest.mark.parametrize('selector', [TfpsSelector(), MotionTfpsSelector()])
+def test_views_of_many_tokens_take_the_memory_of_one(selector):
+    tokens = torch.randn(6, 5000, 16, generator=torch.Generator().manual_seed(0))
+    kept = []
+    grown = peak_growth_bytes(lambda: kept.extend(selector.select(tokens, [40, 30, 20, 10, 5, 1])))
+    assert grown < 300 << 20
+    alone = selector.select(tokens[2:3], [20])
+    assert torch.equal(kept[2], alone[0])
 
 
 def test_keeping_all_returns_all_indices():

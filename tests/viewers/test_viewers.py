@@ -196,6 +196,26 @@ class Client:
 
 
 @pytest.mark.attack(
+    'A web page sends the server of `p2d watch --foxglove` thousands of impossible subscriptions',
+    'the server logs nothing of what clients send',
+)
+def test_odd_messages_of_clients_are_not_logged(capfd):
+    pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    pytest.importorskip('websockets', reason='the test speaks the protocol itself')
+    viewer = FoxgloveViewer('/p2d', 0)
+    try:
+        viewer.show(sweep(0))
+        client = Client(viewer.port, 1)
+        odd = [{'id': 10**6 + number, 'channelId': 10**6} for number in range(2000)]
+        client.connection.send(json.dumps({'op': 'subscribe', 'subscriptions': odd}))
+        time.sleep(0.5)
+        client.connection.close()
+    finally:
+        viewer.close()
+    assert len(capfd.readouterr().err) < 1000
+
+
+@pytest.mark.attack(
     'Clients of the server of `p2d watch --foxglove` subscribe and read nothing',
     '64 messages are kept per client; with more than four clients no pictures are sent',
 )

@@ -216,7 +216,7 @@ class CameraSubscription:
         arrival_ns = time.monotonic_ns() - _lag_ns(info)
         self.num_received += 1
         self.last_arrival_ns = arrival_ns
-        self._note_size(len(message.data), arrival_ns)
+        self._note_size(_num_bytes(message), arrival_ns)
         if reason := why_refused(message, self._max_pixels):
             self.refusal = reason
             self.num_refused += 1
@@ -264,6 +264,16 @@ class CameraSubscription:
         if not HAS_MESSAGE_INFO:
             receive = partial(self._receive, info=NO_MESSAGE_INFO)
         return self._node.create_subscription(message_type, self._topic, receive, qos)
+
+
+def _num_bytes(message: Any) -> int:
+    """Return about how large a message is; any of its texts may be as large as the image."""
+    texts = (
+        message.header.frame_id,
+        getattr(message, 'format', ''),
+        getattr(message, 'encoding', ''),
+    )
+    return len(message.data) + sum(map(len, texts))
 
 
 def _lag_ns(info: Any) -> int:

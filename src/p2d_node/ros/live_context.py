@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import time
-from typing import Any
 
 from p2d_node.errors import ConfigError
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.ros.refusals import Refusals
+from p2d_node.ros.text_subscription import TextSubscription
 from p2d_node.units import NS_PER_MS
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from std_msgs.msg import String
 
 TOPIC = '~/context'
 
@@ -39,14 +38,13 @@ class LiveContext:
             pipeline: Checks the texts, and knows `context` and `max_context_age_ms`.
             refusals: Gets the texts that are refused.
         """
-        self._node = node
         self._pipeline = pipeline
         self._refusals = refusals
         self._latest: _Text | None = None
         # A latched subscription gets nothing from publishers that do not latch.
         self._subscriptions = [
-            node.create_subscription(
-                String, TOPIC, self._on_text, QoSProfile(depth=1, durability=durability)
+            TextSubscription(
+                node, TOPIC, self._on_text, QoSProfile(depth=1, durability=durability)
             )
             for durability in (DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE)
         ]
@@ -54,7 +52,7 @@ class LiveContext:
     def destroy(self) -> None:
         """Unsubscribe."""
         while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.pop())
+            self._subscriptions.pop().destroy()
 
     @property
     def text(self) -> str:
@@ -70,16 +68,17 @@ class LiveContext:
         is_old = 0.0 < config.max_context_age_ms * NS_PER_MS < age_ns
         return config.context if is_old else latest.text
 
-    def _on_text(self, message: String, info: Any) -> None:
+    def _on_text(self, text: str, sent_ns: int) -> None:
         questions = self._pipeline.config.questions
         try:
             # An empty text says that there is no context now.
-            if message.data:
+            if text:
                 longest = max(questions, key=len, default='')
-                self._pipeline.check_context(message.data, (longest,))
+                self._pipeline.check_context(text, (longest,))
         except ConfigError as err:
             self._refusals.add(TOPIC, str(err))
             return
-        said_ns = min(int(info['source_timestamp']) or time.time_ns(), time.time_ns())
+        now_ns = time.time_ns()
+        said_ns = min(sent_ns or now_ns, now_ns)
         if self._latest is None or said_ns >= self._latest.said_ns:
-            self._latest = _Text(message.data, said_ns)
+            self._latest = _Text(text, said_ns)

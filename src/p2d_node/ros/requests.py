@@ -17,6 +17,7 @@ from p2d_node.ros.quiet_node import QuietNode
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import spin_until_shutdown
 from p2d_node.ros.sweep_worker import AskedAnswer, MAX_PENDING_QUESTIONS, WorkerStoppedError
+from p2d_node.ros.text_subscription import TextSubscription
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -24,7 +25,6 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from std_msgs.msg import String
 
 NUM_THREADS = MAX_PENDING_QUESTIONS + 2
 """Each pending caller of ~/ask holds one; one refuses further callers, one runs the timer."""
@@ -82,8 +82,8 @@ class Requests:
         if hasattr(node, 'count_clients'):  # not in Humble; callers keep their place until timeout
             clock = Clock(clock_type=ClockType.STEADY_TIME)
             self._helper.create_timer(FREE_PLACES_EVERY_S, self._free_places, clock=clock)
-        self._question = node.create_subscription(
-            String, '~/question', self._on_question, QUEUE_DEPTH
+        self._question = TextSubscription(
+            node, '~/question', self._on_question, QoSProfile(depth=QUEUE_DEPTH)
         )
         self._executor = MultiThreadedExecutor(NUM_THREADS, context=node.context)
         self._executor.add_node(self._helper)
@@ -124,9 +124,9 @@ class Requests:
         with self._awaited_lock:
             session.worker.withdraw(set(self._awaited), P2dError('the caller of ~/ask has gone'))
 
-    def _on_question(self, message: String) -> None:
+    def _on_question(self, question: str, _sent_ns: int) -> None:
         try:
-            session, pending = self._submit_question(message.data, DEFAULT_TIMEOUT_S)
+            session, pending = self._submit_question(question, DEFAULT_TIMEOUT_S)
         except P2dError as err:
             self._refusals.add('~/question', str(err))
             return
@@ -135,7 +135,7 @@ class Requests:
             if isinstance(err := done.exception(), TimeoutError):
                 err = P2dError(_explain_timeout(session, DEFAULT_TIMEOUT_S))
             if err is not None and not isinstance(err, WorkerStoppedError):
-                self._log.warn(f'~/question: {quote(message.data)}: {err}')
+                self._log.warn(f'~/question: {quote(question)}: {err}')
 
         pending.add_done_callback(log_failure)
 

@@ -11,6 +11,7 @@ from p2d_node.token_selection.divprune import DivPruneSelector
 from p2d_node.token_selection.grid import GridSelector
 from p2d_node.token_selection.random_ import RandomSelector
 from p2d_node.token_selection.tfps import TfpsSelector, TokenOrder
+from p2d_node.token_selection.tfps_motion import MotionTfpsSelector
 from torch import Tensor
 
 MakeSelector = Callable[[tuple[int, int] | None], TokenSelector]
@@ -18,6 +19,7 @@ MakeSelector = Callable[[tuple[int, int] | None], TokenSelector]
 
 SELECTORS: dict[str, MakeSelector] = {
     'tfps': lambda grid_size: TfpsSelector(),
+    'tfps_motion': lambda grid_size: MotionTfpsSelector(),
     'random': lambda grid_size: RandomSelector(),
     'grid': GridSelector,
     'divprune': lambda grid_size: DivPruneSelector(),

@@ -31,6 +31,9 @@ TIE_TOLERANCE = 2.0**-45
 
 FLOAT32_ROUNDING = 2.0**-24
 
+MAX_SIMILARITIES = 1 << 26
+"""Of all views at once, 256 MiB; larger views are searched one after the other."""
+
 NUM_STRIPS = 4
 """Strips per similarity matrix. More of them save arithmetic (up to half), but run slower."""
 
@@ -55,6 +58,10 @@ def exact_orders(visual_tokens: Tensor, num_keep: Sequence[int]) -> list[Tensor]
     require_usable(usable)
     is_float64 = visual_tokens.dtype == torch.float64
     tokens = visual_tokens if is_float64 else visual_tokens.float()  # exact for half precision
+    num_views, num_tokens, _ = tokens.shape
+    if num_views > 1 and num_views * num_tokens**2 > MAX_SIMILARITIES:
+        views = zip(torch.split(tokens, 1), num_keep, strict=True)
+        return [order for view, count in views for order in exact_orders(view, [count])]
     search = _GreedySearch(tokens, inverse, num_keep)
     search.run()
     return [torch.from_numpy(picks) for picks in search.picks()]

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from p2d_node.token_selection.base import check_selection_input, inverse_norms, require_usable
+from p2d_node.token_selection.tfps_exact import MAX_SIMILARITIES
 import torch
 from torch import Tensor
 
@@ -58,8 +59,16 @@ class MotionTfpsSelector:
             require_usable(usable)
         unit = torch.where(usable[..., None], visual_tokens.float() * inverse[..., None], 0.0)
         weights = _weights(unit, num_frames, neighbours)
-        order = _pick(1.0 - unit @ unit.mT, weights, max(num_keep))
+        num_views, num_tokens, _ = unit.shape
+        at_once = num_views if num_views * num_tokens**2 <= MAX_SIMILARITIES else 1
+        parts = zip(torch.split(unit, at_once), torch.split(weights, at_once), strict=True)
+        order = torch.cat([_pick(_distances(part), w, max(num_keep)) for part, w in parts])
         return [picks[:count].sort().values for picks, count in zip(order, num_keep, strict=True)]
+
+
+def _distances(unit: Tensor) -> Tensor:
+    """Return 1 - cosine between the tokens of each view, float32 [views, tokens, tokens]."""
+    return (unit @ unit.mT).neg_().add_(1.0)
 
 
 def _weights(unit: Tensor, num_frames: int, neighbours: Sequence[Sequence[int]]) -> Tensor:

@@ -45,6 +45,8 @@ class FoxgloveViewer:
         require_library('foxglove', '--foxglove')
         import foxglove
 
+        # The server has a line for everything odd that a client sends, without a limit.
+        foxglove.set_log_level('CRITICAL')
         self._foxglove = foxglove
         self._node = node
         _check_free(host, port)

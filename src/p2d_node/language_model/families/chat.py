@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import logging
+import math
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 MAX_BUFFER_ELEMENTS = 1 << 26
 """Values of a model that are not stored, such as its positions."""
+
+MAX_PATCHES, MAX_TOKENS = 1 << 14, 1 << 12
+"""Of one picture. Attention and selection take time and memory by their squares, which weights of
+a megabyte do not show. Published models make up to 7,296 patches and 1,824 tokens of a frame."""
 
 
 def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
@@ -221,6 +226,30 @@ def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
         )
 
 
+def check_patches(num_patches: int, num_tokens: int) -> None:
+    """Check the number of patches and visual tokens that a model makes of one picture.
+
+    Raises:
+        ConfigError: They are more than the vision encoder and the selection have memory for.
+    """
+    if num_patches > MAX_PATCHES or num_tokens > MAX_TOKENS:
+        raise ConfigError(
+            f'model: got {num_patches} patches and {num_tokens} visual tokens per picture, '
+            f'allowed: up to {MAX_PATCHES} and {MAX_TOKENS}; copy config.json and '
+            'preprocessor_config.json again, or lower view_max_pixels if the model takes views of '
+            'any size'
+        )
+
+
+def _check_fixed_size(vision: Any, view_size: tuple[int, int] | None) -> None:
+    """Check the picture size of a family that has one, by its vision config."""
+    check_view_size(view_size, vision.image_size)
+    sizes = (vision.image_size, vision.patch_size)
+    images, patches = ([s, s] if isinstance(s, int) else s for s in sizes)
+    num_patches = math.prod(side // patch for side, patch in zip(images, patches, strict=True))
+    check_patches(num_patches, num_patches)  # InternVL makes fewer tokens
+
+
 def _check_vocabulary(tokenizer: Any, num_embeddings: int, placeholder: int) -> None:
     # The placeholder is replaced by visual tokens, and needs no embedding.
     ids = {i: token for token, i in tokenizer.get_vocab().items() if i != placeholder}
@@ -355,7 +384,7 @@ class FixedSizeModel(ChatModel):
     ) -> Self:
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
-        check_view_size(view_size, model.config.vision_config.image_size)
+        _check_fixed_size(model.config.vision_config, view_size)
         model = quantize_and_move(
             model,
             device,
@@ -371,7 +400,7 @@ class FixedSizeModel(ChatModel):
     ) -> nn.Module:
         """Load only vision tower and projector; see `registry.load_vision_module`."""
         model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
-        check_view_size(view_size, model.config.vision_config.image_size)
+        _check_fixed_size(model.config.vision_config, view_size)
         return cls.make_vision_module(model)
 
     @staticmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import (
     ChatModel,
+    check_patches,
     load_vision_weights,
     load_weights,
     quantize_and_move,
@@ -53,7 +55,7 @@ class _QwenVL(ChatModel):
         """Wrap a loaded model and its tokenizer; see `load`."""
         super().__init__(model, tokenizer, chat_template)
         vision = model.config.vision_config
-        self.grid = _grid(view_size, vision.patch_size * vision.spatial_merge_size)
+        self.grid = _grid(view_size, vision)
         self.vision_module = QwenVision(model.model.visual, self.grid)
         self.decoder = Decoder(model.model.language_model, model.lm_head)
         self.num_features *= 1 + len(getattr(vision, 'deepstack_visual_indexes', ()))
@@ -92,10 +94,7 @@ class _QwenVL(ChatModel):
     ) -> nn.Module:
         """Load only the vision tower; see `registry.load_vision_module`."""
         model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
-        vision = model.config.vision_config
-        grid = _grid(
-            _require_size(view_size, folder), vision.patch_size * vision.spatial_merge_size
-        )
+        grid = _grid(_require_size(view_size, folder), model.config.vision_config)
         return QwenVision(model.model.visual, grid)
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:
@@ -161,11 +160,15 @@ def _require_size(view_size: tuple[int, int] | None, folder: Path) -> tuple[int,
     return view_size
 
 
-def _grid(view_size: tuple[int, int], token_px: int) -> tuple[int, int]:
+def _grid(view_size: tuple[int, int], vision: Any) -> tuple[int, int]:
     height, width = view_size
+    token_px = vision.patch_size * vision.spatial_merge_size
     if height % token_px or width % token_px:
         raise ConfigError(
             f'picture size: got {height} x {width}, allowed: multiples of {token_px}; copy '
             'config.json and preprocessor_config.json from one checkpoint'
         )
-    return height // token_px, width // token_px
+    grid = height // token_px, width // token_px
+    num_tokens = math.prod(grid)
+    check_patches(num_tokens * vision.spatial_merge_size**2, num_tokens)
+    return grid
