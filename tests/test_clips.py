@@ -252,6 +252,7 @@ def test_a_broken_earlier_frame_shortens_the_clip(pipeline, config):
     assert len(answer.clip_stamps_ns['CAM_FRONT']) == 4
 
 
+@pytest.mark.slow
 def test_tokens_of_few_sweeps_are_held_over_gaps_loops_and_restarts(pipeline):
     clips, held = ClipAssembler(pipeline.clip), []
     gc.collect()

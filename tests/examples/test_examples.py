@@ -55,18 +55,28 @@ def test_answer_folder_refuses_bad_arguments_in_one_line(arguments, reason, monk
     assert reason in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_program_in_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
+def run_program_of(document, tmp_path, monkeypatch, capsys) -> list[str]:
+    """Run the program in a document on drawn images; return the lines that it prints."""
     from example_sweep import draw_images
 
     (tmp_path / 'FOLDER').mkdir()
     for camera, data in draw_images().items():
         (tmp_path / 'FOLDER' / f'{camera}.jpg').write_bytes(data)
     monkeypatch.chdir(tmp_path)
-    readme = (EXAMPLES.parent / 'README.md').read_text()
-    (program,) = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
-    exec(compile(program, 'README.md', 'exec'), {})
-    words = capsys.readouterr().out.split()
-    assert words[0] == 'brake'
+    text = (EXAMPLES.parent / document).read_text()
+    (program,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    exec(compile(program, document, 'exec'), {})
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_program_in_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
+    (line,) = run_program_of('README.md', tmp_path, monkeypatch, capsys)
+    assert line.split()[0] == 'brake'
+
+
+def test_the_program_about_clips_runs_as_written(tmp_path, monkeypatch, capsys):
+    lines = run_program_of('docs/clips.md', tmp_path, monkeypatch, capsys)
+    assert [line.split()[0] for line in lines] == ['1', '2', '3', '4']
 
 
 def test_add_selector_answers_with_its_own_selector_and_with_tfps(monkeypatch, capsys):
