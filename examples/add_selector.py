@@ -28,7 +28,7 @@ SELECTORS['largest_norm'] = lambda grid_size: LargestNormSelector()
 sweep = draw_sweep()
 pipeline = DrivingPipeline.from_config(DriveConfig(model='p2d-mini'))
 visual_tokens = pipeline.encode(sweep)
-features = pipeline.selection_features(visual_tokens)
+features = pipeline.selection_features(sweep, visual_tokens)
 for method in ('largest_norm', 'tfps'):
     keep = select_tokens(features, [19] * len(sweep.frames), method)
     question = 'What should the ego vehicle do next?'
