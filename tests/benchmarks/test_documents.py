@@ -77,33 +77,36 @@ def test_the_tables_are_those_of_the_code_and_the_measured_figures():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ('document', 'before', 'after'),
-    [
-        ('README.md', '734 of 734', '733 of 734'),
-        ('docs/measured.md', '| 4,396 | 0 | 0 |', '| 4,396 | 0 | 1 |'),
-        ('docs/token_selection.md', '| 17.6 |', '| 16.6 |'),
-        ('docs/parameters.md', '1 to 4096', '1 to 4095'),
-        ('docs/topics.md', '`uint32[]`', '`uint8[]`'),
-        ('docs/verbs.md', '`--seed SEED`', '`--sed SEED`'),
-        ('docs/architecture.md', '`durable_files`', '`files`'),
-        ('docs/reliability.md', 'A camera dies', 'A camera sleeps'),
-        ('docs/security.md', 'emits noise', 'emits music'),
-        ('docs/performance.md', '| `thor` | 273 |', '| `thor` | 274 |'),
-    ],
-)
-def test_a_table_that_differs_is_found(tmp_path, document, before, after):
+CHANGES = {
+    'README.md': ('734 of 734', '733 of 734'),
+    'docs/measured.md': ('| 4,396 | 0 | 0 |', '| 4,396 | 0 | 1 |'),
+    'docs/clips.md': ('| 90.4% |', '| 91.4% |'),
+    'docs/token_selection.md': ('| 17.6 |', '| 16.6 |'),
+    'docs/parameters.md': ('1 to 4096', '1 to 4095'),
+    'docs/topics.md': ('`uint32[]`', '`uint8[]`'),
+    'docs/verbs.md': ('`--seed SEED`', '`--sed SEED`'),
+    'docs/architecture.md': ('`durable_files`', '`files`'),
+    'docs/reliability.md': ('A camera dies', 'A camera sleeps'),
+    'docs/security.md': ('emits noise', 'emits music'),
+    'docs/performance.md': ('| `thor` | 273 |', '| `thor` | 274 |'),
+}
+"""Document to a text in one of its tables, and what another one would be."""
+
+
+def test_every_document_whose_tables_differ_is_named(tmp_path):
     for name in ('benchmarks', 'docs', 'src', 'tests', 'ros2_ws/src/p2d_msgs'):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ('README.md', 'pyproject.toml'):
         shutil.copy(ROOT / name, tmp_path)
-    path = tmp_path / document
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after))
+    for document, (before, after) in CHANGES.items():
+        path = tmp_path / document
+        text = path.read_text()
+        assert before in text
+        path.write_text(text.replace(before, after))
     done = run_check(tmp_path)
     assert done.returncode == 1
-    assert done.stdout.startswith(f'{document}: tables differ')
+    told = [line.partition(': tables differ')[0] for line in done.stdout.splitlines()]
+    assert sorted(told) == sorted(CHANGES)
 
 
 def test_every_parameter_is_documented():

@@ -84,7 +84,7 @@ def test_a_grid_may_have_another_shape_than_a_square():
 
 def test_an_unknown_method_is_refused_with_the_allowed_ones():
     with pytest.raises(
-        ConfigError, match="got 'best', allowed: tfps, random, grid, divprune, dart"
+        ConfigError, match="got 'best', allowed: tfps, tfps_motion, random, grid, divprune, dart"
     ):
         make_selector('best')
 
