@@ -5,6 +5,7 @@ import gc
 
 from memory import high_water_bytes
 import numpy as np
+from p2d_node.clip_tokens import EncodedSweeps
 from p2d_node.clips import ClipAssembler, ClipSettings, MAX_SWEEPS_KEPT
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
@@ -79,6 +80,27 @@ def test_few_sweeps_are_kept_however_fast_they_come():
     for number in range(1000):
         clips.add(empty_sweep(0.1 * number))
     assert len(clips._sweeps) == MAX_SWEEPS_KEPT
+
+
+@pytest.mark.parametrize(
+    ('rate_hz', 'num_frames', 'interval_ms'),
+    [(12, 16, 500), (36, 16, 200), (30, 4, 1000), (12, 4, 10000), (100, 16, 1000)],
+)
+def test_long_clips_of_fast_cameras_become_full(rate_hz, num_frames, interval_ms):
+    settings = ClipSettings(num_frames, interval_ms * NS_PER_MS)
+    reach = num_frames * interval_ms * rate_hz // 1000
+    found = lengths(1000 / rate_hz * np.arange(reach + 100), settings)
+    assert set(found[reach:]) == {num_frames}
+
+
+def test_the_tokens_of_a_long_clip_of_fast_cameras_are_all_held():
+    settings = ClipSettings(16, 500 * NS_PER_MS)
+    clips, encoded = ClipAssembler(settings), EncodedSweeps(settings)
+    for number in range(300):
+        sweep = clips.add(empty_sweep(number * 1000 / 12))
+        assert all(encoded.find(earlier) is not None for earlier in sweep.earlier)
+        encoded.add(sweep, sweep, torch.zeros(0))
+    assert len(encoded) == MAX_SWEEPS_KEPT
 
 
 @pytest.fixture(scope='module')
@@ -214,6 +236,12 @@ def test_within_each_frame_a_selector_keeps_an_equal_share(pipeline, config, sel
     pipeline.reconfigure(replace(config, selector=selector))
     (answer,) = pipeline.answer(clip_at(8), QUESTIONS[:1])
     assert answer.tokens_kept['CAM_FRONT'] == sum(counts)
+
+
+def test_cameras_that_the_configuration_does_not_name_have_neighbours_too(pipeline, config):
+    pipeline.reconfigure(replace(config, selector='tfps_motion'))
+    (answer,) = pipeline.answer(clip_at(8, cameras=('left', 'right')), QUESTIONS[:1])
+    assert list(answer.tokens_kept) == ['left', 'right']
 
 
 @pytest.mark.parametrize('scope', ['clip', 'frame'])

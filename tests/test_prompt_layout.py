@@ -1,4 +1,5 @@
 import json
+from multiprocessing.reduction import ForkingPickler
 
 from p2d_node.errors import ConfigError
 from p2d_node.prompt_layout import PROMPT_KEY, PromptLayout
@@ -108,9 +109,9 @@ def test_the_longest_prompt_has_every_name_once_with_all_its_frames():
         ({'frames_per_camera': 17}, 'frames_per_camera: got 17, allowed: 1 to 16'),
         ({'frames_per_camera': True}, 'frames_per_camera: got True, allowed: 1 to 16'),
         ({'frames_per_camera': 4.0}, 'frames_per_camera: got 4.0, allowed: 1 to 16'),
-        ({'frame_interval_ms': -1}, 'frame_interval_ms: got -1, allowed: 1 to 10000'),
-        ({'frame_interval_ms': '100'}, 'frame_interval_ms: got .100., allowed: 1 to 10000'),
-        ({'frames': 4}, 'allowed: an object with answer, camera, camera_names'),
+        ({'frame_interval_ms': 4}, 'frame_interval_ms: got 4, allowed: 5 to 10000'),
+        ({'frame_interval_ms': '100'}, 'frame_interval_ms: got .100., allowed: 5 to 10000'),
+        ({'frames': 4}, 'got .frames., allowed: an object with answer, camera, camera_names'),
     ],
 )
 def test_a_field_that_is_not_allowed_is_named_in_one_line(changes, message):
@@ -124,3 +125,8 @@ def test_a_field_that_is_not_allowed_is_named_in_one_line(changes, message):
 def test_a_layout_that_is_no_object_with_names_is_refused(content):
     with pytest.raises(ConfigError, match='p2d_prompt'):
         PromptLayout.from_config({PROMPT_KEY: content})
+
+
+def test_a_layout_can_be_sent_to_the_process_that_exports_an_engine():
+    whole = layout()
+    assert ForkingPickler.loads(ForkingPickler.dumps(whole)) == whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p2d_node.clips import ClipSettings, MAX_SWEEPS_KEPT
+from p2d_node.clips import ClipSettings, MAX_SWEEPS_KEPT, most_crowded
 from p2d_node.records import FrameSet
 import torch
 from torch import Tensor
@@ -57,7 +57,10 @@ class EncodedSweeps:
         """
         encoded = EncodedSweep(whole, tokens.clone())
         self._sweeps = [kept for kept in self._sweeps if self._may_share(kept[0], source)]
-        self._sweeps = [*self._sweeps, (source, encoded)][-MAX_SWEEPS_KEPT:]
+        self._sweeps.append((source, encoded))
+        self._sweeps.sort(key=lambda kept: kept[0].stamp_ns)
+        if len(self._sweeps) > MAX_SWEEPS_KEPT:
+            del self._sweeps[most_crowded([kept[0].stamp_ns for kept in self._sweeps])]
         return encoded
 
     def _may_share(self, one: FrameSet, other: FrameSet) -> bool:

@@ -19,7 +19,8 @@ the clips of cameras whose period is no divisor of the interval: at 12 Hz sweeps
 from places that are 100 ms apart."""
 
 MAX_SWEEPS_KEPT = 64
-"""Bounds memory where sweeps come much faster than the interval."""
+"""Bounds memory where sweeps come much faster than the interval. The longest clip has 16 places:
+each still has a sweep near enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,16 @@ def find_earlier(newest_ns: int, stamps_ns: Sequence[int], settings: ClipSetting
     return found[::-1]
 
 
+def most_crowded(stamps_ns: Sequence[int]) -> int:
+    """Return the place of the sweep that clips miss least: it has the nearest neighbours.
+
+    Args:
+        stamps_ns: Of three or more sweeps, ascending. The first and the last one are not chosen.
+    """
+    inner = range(1, len(stamps_ns) - 1)
+    return min(inner, key=lambda place: stamps_ns[place + 1] - stamps_ns[place - 1])
+
+
 class ClipAssembler:
     """Finds the earlier sweeps of a clip. Use it from one thread at a time.
 
@@ -100,7 +111,9 @@ class ClipAssembler:
 
     def _drop_old(self) -> None:
         oldest_ns = self._sweeps[-1].stamp_ns - self._settings.reach_ns
-        self._sweeps = [s for s in self._sweeps if s.stamp_ns >= oldest_ns][-MAX_SWEEPS_KEPT:]
+        self._sweeps = [s for s in self._sweeps if s.stamp_ns >= oldest_ns]
+        if len(self._sweeps) > MAX_SWEEPS_KEPT:
+            del self._sweeps[most_crowded([s.stamp_ns for s in self._sweeps])]
 
 
 def _order(frame_set: FrameSet) -> tuple[int, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Any
 
 from p2d_node.errors import ConfigError, quote
@@ -22,7 +21,7 @@ MAX_NAME_CHARACTERS = 100
 MAX_LABEL_CHARACTERS = 200
 MAX_TEXT_CHARACTERS = 4000
 MAX_FRAMES = 16
-MAX_INTERVAL_MS = 10_000
+MIN_INTERVAL_MS, MAX_INTERVAL_MS = 5, 10_000
 
 NAME, FRAME, QUESTION, CONTEXT = '{name}', '{frame}', '{question}', '{context}'
 """Placeholders of the templates."""
@@ -71,17 +70,18 @@ class PromptLayout:
         if content is None:
             return None
         known = {field.name for field in fields(cls)}
-        if not isinstance(content, dict) or not set(content) <= known:
+        unknown = sorted(set(content) - known) if isinstance(content, dict) else [content]
+        if unknown:
             raise ConfigError(
-                f'model: config.json: {PROMPT_KEY}: got {quote(content)}, allowed: an object with '
-                f'{", ".join(sorted(known))}; {NEXT_STEP}'
+                f'model: config.json: {PROMPT_KEY}: got {quote(unknown[0])}, allowed: an object '
+                f'with {", ".join(sorted(known))}; {NEXT_STEP}'
             )
         pairs = _read_pairs(content.get('camera_names'))
         for name, value in content.items():
             check = CHECKS.get(name)
             if check is not None:
                 _check(name, value, *check)
-        return cls(**{**content, 'camera_names': MappingProxyType(dict(pairs))})
+        return cls(**{**content, 'camera_names': dict(pairs)})
 
     def to_json(self) -> dict[str, Any]:
         """Return the value of `PROMPT_KEY`; names as pairs, whose order every program keeps."""
@@ -230,8 +230,8 @@ CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     'answer': (lambda value: _is_text(value, MAX_LABEL_CHARACTERS), _LABEL),
     'frames_per_camera': (lambda value: _is_count(value, MAX_FRAMES), f'1 to {MAX_FRAMES}'),
     'frame_interval_ms': (
-        lambda value: _is_count(value, MAX_INTERVAL_MS),
-        f'1 to {MAX_INTERVAL_MS}, whole milliseconds',
+        lambda value: _is_count(value, MAX_INTERVAL_MS) and value >= MIN_INTERVAL_MS,
+        f'{MIN_INTERVAL_MS} to {MAX_INTERVAL_MS}, whole milliseconds',
     ),
 }
 """Field to the check of its value, and what is allowed."""

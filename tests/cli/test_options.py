@@ -17,6 +17,9 @@ from p2d_node.cli.options import (
     with_flags,
 )
 from p2d_node.cli.verb import Parser
+from p2d_node.cli.verbs.evaluate import EvaluateOptions
+from p2d_node.cli.verbs.node import DemoOptions
+from p2d_node.cli.verbs.tune_ratios import TuneOptions
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 import pytest
@@ -139,3 +142,10 @@ def test_options_that_exclude_each_other_are_counted():
         require_one(none, 'model')
     with pytest.raises(ConfigError, match=r'^model, folders: got both, allowed: one of them$'):
         require_at_most_one(two, 'model', 'folders')
+
+
+@pytest.mark.parametrize('verb', [DemoOptions, EvaluateOptions, TuneOptions])
+def test_no_option_of_clips_offers_a_value_that_is_refused(verb):
+    for name in ('frames_per_camera', 'frame_interval_ms'):
+        item = verb.__dataclass_fields__.get(name)
+        assert item is None or ' 0: ' not in item.metadata['option'].help

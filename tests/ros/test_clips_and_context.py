@@ -124,6 +124,27 @@ def test_a_context_that_cannot_be_given_is_refused(drive, node, rig, watcher, te
     wait_until(lambda: session._context.text == 'turn right')
 
 
+def test_a_publisher_that_does_not_latch_fits(drive, node, capfd):
+    drive_node = drive()
+    publisher = node.create_publisher(String, '/p2d/context', 1)
+    wait_until(lambda: publisher.get_subscription_count() == 1)
+    time.sleep(0.4)
+    publisher.publish(String(data='turn left'))
+    wait_until(lambda: drive_node.session._context.text == 'turn left')
+    assert 'of a publisher does not fit' not in capfd.readouterr().err
+
+
+def test_a_refused_text_of_a_latched_publisher_counts_once(drive, node):
+    drive_node = drive()
+    publisher = node.create_publisher(String, '/p2d/context', LATCHED)
+    wait_until(lambda: publisher.get_subscription_count() == 2)
+    time.sleep(0.4)
+    publisher.publish(String(data='turn <image> left'))
+    wait_until(lambda: drive_node._refusals.num)
+    time.sleep(0.4)
+    assert drive_node._refusals.num == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('write', [write_qwen2_5_vl, write_qwen3_vl])
 def test_clips_on_an_engine_of_qwen_vl_are_answered_as_on_torch(

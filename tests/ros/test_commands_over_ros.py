@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+import json
 import os
 from pathlib import Path
 import shutil
@@ -14,8 +15,10 @@ from camera_rig import CameraRig, wait_until
 from documented_commands import commands_that, RunOverRos, words_in_samples
 from documented_samples import link_samples, SCENE
 from p2d_node.cli.main import main
+from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.answer_watcher import AnswerWatcher
 import pytest
+from tiny_qwen3 import write_byte_qwen3_vl
 import yaml
 
 BETWEEN_SWEEPS_S = 0.5
@@ -86,6 +89,18 @@ def test_the_demo_plays_data_of_drivelm(ros_domain, documented_samples, tmp_path
     words = ('demo', *data, *given, '--max-new-tokens', '4', '--rate', '10')
     run_command(sys.executable, '-m', 'p2d_node.cli.main', *words, cwd=tmp_path)
     assert (tmp_path / 'demo_output' / 'report.html').is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_plays_clips_to_a_model_that_was_trained_on_them(ros_domain, tmp_path):
+    cameras = [[name, name] for name in NUSCENES_CAMERAS]
+    layout = {'camera_names': cameras, 'frames_per_camera': 2, 'frame_interval_ms': 100}
+    model = write_byte_qwen3_vl(tmp_path / 'laid-out', layout=layout)
+    words = ('demo', '--model', str(model), '--max-new-tokens', '2', '--rate', '10')
+    output = run_command(sys.executable, '-m', 'p2d_node.cli.main', *words, cwd=tmp_path)
+    assert 'frames per camera: 2, 1000 ms apart' in output
+    answers = (tmp_path / 'demo_output' / 'answers.jsonl').read_text().splitlines()
+    assert json.loads(answers[-1])['num_frames'] == [2] * 6
 
 
 @pytest.fixture

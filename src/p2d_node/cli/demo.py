@@ -55,20 +55,20 @@ DRAWN_ONLY = f'{SHIPPED_MODEL} knows drawn scenes only: its answers about photog
 def run(options: DemoOptions) -> int:
     """Run the demo; returns 0 if every sweep that was played got its answers."""
     end_as_by_ctrl_c()
-    untrained = _check(options)
+    untrained, num_frames = _check(options)
     drive = _drive(options)
     _prepare_output(options.out)
     viewer = None if options.rerun is None else RerunViewer(options.rerun)
     from p2d_node.cli.node_process import drive_node, isolate, play_and_watch  # needs ROS
 
     say(f'cameras: {drive.title}')
-    if options.frames_per_camera is not None:
-        say(_clip_line(options, drive))
+    if num_frames > 1 or options.frames_per_camera is not None:
+        say(_clip_line(options, drive, num_frames))
     isolate()
     with tempfile.TemporaryDirectory(prefix='p2d-demo-') as folder:
         bag = Path(folder) / 'bag'
         num_sweeps = write_bag(drive.images, bag) // len(NUSCENES_CAMERAS)
-        parameters = _parameters(options, drive)
+        parameters = _parameters(options, drive, num_frames)
         with drive_node(parameters, Path(folder), options.out / LOG_FILE) as node:
             watcher, played = play_and_watch(bag, node, options.rate, pictures=True)
     warning = ''
@@ -82,8 +82,12 @@ def run(options: DemoOptions) -> int:
     return 0 if played else 1
 
 
-def _check(options: DemoOptions) -> bool:
-    """Check what the node would refuse; returns whether the model's weights are random."""
+def _check(options: DemoOptions) -> tuple[bool, int]:
+    """Check what the node would refuse.
+
+    Returns:
+        Whether the model's weights are random, and the number of frames per camera.
+    """
     if options.sample is not None and not (options.sample / SAMPLE_FILE).is_file():
         raise ConfigError(
             f'sample: got {options.sample}, allowed: a folder with {SAMPLE_FILE} and samples/; '
@@ -92,7 +96,9 @@ def _check(options: DemoOptions) -> bool:
     with model_folder(options.model) as folder:
         checkpoint = open_checkpoint(folder)
         find_family(checkpoint)
-        return checkpoint.untrained
+        layout = checkpoint.prompt_layout
+        num_frames = options.frames_per_camera or (layout.frames_per_camera if layout else 1)
+        return checkpoint.untrained, num_frames
 
 
 def _prepare_output(out: Path) -> None:
@@ -116,14 +122,15 @@ def _drive(options: DemoOptions) -> DemoDrive:
     return drawn_drive(options.seed)
 
 
-def _parameters(options: DemoOptions, drive: DemoDrive) -> dict[str, Any]:
+def _parameters(options: DemoOptions, drive: DemoDrive, num_frames: int) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         'model': options.model,
         'max_new_tokens': options.max_new_tokens,
         'questions': list(drive.questions),
     }
-    if options.frames_per_camera is not None:
-        parameters['frames_per_camera'] = options.frames_per_camera
+    if num_frames > 1 or options.frames_per_camera is not None:
+        # Whatever the model says: the drive has no frames in between.
+        parameters['frames_per_camera'] = num_frames
         parameters['frame_interval_ms'] = drive.period_ms
     if options.retention_ratio is not None:
         ratios = dict.fromkeys(DriveConfig().cameras, options.retention_ratio)
@@ -131,9 +138,9 @@ def _parameters(options: DemoOptions, drive: DemoDrive) -> dict[str, Any]:
     return parameters
 
 
-def _clip_line(options: DemoOptions, drive: DemoDrive) -> str:
-    line = f'frames per camera: {options.frames_per_camera}, {drive.period_ms:.0f} ms apart'
-    if options.model == SHIPPED_MODEL and options.frames_per_camera != 1:
+def _clip_line(options: DemoOptions, drive: DemoDrive, num_frames: int) -> str:
+    line = f'frames per camera: {num_frames}, {drive.period_ms:.0f} ms apart'
+    if options.model == SHIPPED_MODEL and num_frames != 1:
         line += f'; {SHIPPED_MODEL} was trained on one frame, so expect worse answers'
     return line
 

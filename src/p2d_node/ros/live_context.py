@@ -7,6 +7,7 @@ import time
 
 from p2d_node.errors import ConfigError
 from p2d_node.pipeline import DrivingPipeline
+from p2d_node.ros.quiet_node import NO_ENDPOINT_WARNINGS
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.text_subscription import TextSubscription
 from p2d_node.units import NS_PER_MS
@@ -41,12 +42,15 @@ class LiveContext:
         self._pipeline = pipeline
         self._refusals = refusals
         self._latest: _Text | None = None
-        # A latched subscription gets nothing from publishers that do not latch.
+        self._received = 0, 0
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        # A latched subscription gets nothing from publishers that do not latch. The other one
+        # does, and warns of those whose QoS fits neither.
         self._subscriptions = [
             TextSubscription(
-                node, TOPIC, self._on_text, QoSProfile(depth=1, durability=durability)
-            )
-            for durability in (DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE)
+                node, TOPIC, self._on_text, latched, event_callbacks=NO_ENDPOINT_WARNINGS
+            ),
+            TextSubscription(node, TOPIC, self._on_text, QoSProfile(depth=1)),
         ]
 
     def destroy(self) -> None:
@@ -69,6 +73,11 @@ class LiveContext:
         return config.context if is_old else latest.text
 
     def _on_text(self, text: str, sent_ns: int) -> None:
+        # Both subscriptions get the texts of publishers that latch.
+        received = sent_ns, hash(text)
+        if sent_ns and received == self._received:
+            return
+        self._received = received
         questions = self._pipeline.config.questions
         try:
             # An empty text says that there is no context now.

@@ -21,6 +21,9 @@ NO_TYPE_DESCRIPTIONS = Parameter('start_type_description_service', value=False)
 """rcl logs what is in a request to ~/get_type_description whole and unescaped, and serves it also
 with `access: locked`. Humble has no such service, and ignores values of unknown parameters."""
 
+NO_ENDPOINT_WARNINGS = SubscriptionEventCallbacks(use_default_callbacks=False)
+"""Value of `event_callbacks` for a subscription that need not fit every publisher."""
+
 
 class QuietNode(Node):
     """Covers also what rclpy itself creates in a node; for a `LifecycleNode` put it before that.

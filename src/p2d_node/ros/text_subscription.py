@@ -28,7 +28,9 @@ class TextSubscription:
     the thread that spins the node.
     """
 
-    def __init__(self, node: Node, topic: str, on_text: OnText, qos: QoSProfile) -> None:
+    def __init__(
+        self, node: Node, topic: str, on_text: OnText, qos: QoSProfile, **options: Any
+    ) -> None:
         """Subscribe.
 
         Args:
@@ -36,11 +38,13 @@ class TextSubscription:
             topic: Name of the topic.
             on_text: Called for every text.
             qos: Of the subscription.
+            options: Further arguments of `create_subscription`.
         """
         self._node = node
         self._topic = topic
         self._on_text = on_text
         self._qos = qos
+        self._options = options
         self._large_ns = 0
         self._subscription: Any = self._subscribe()
         clock = Clock(clock_type=ClockType.STEADY_TIME)
@@ -55,7 +59,9 @@ class TextSubscription:
         receive: Any = self._receive
         if not HAS_MESSAGE_INFO:
             receive = partial(self._receive, info={'source_timestamp': 0})
-        return self._node.create_subscription(String, self._topic, receive, self._qos)
+        return self._node.create_subscription(
+            String, self._topic, receive, self._qos, **self._options
+        )
 
     def _receive(self, message: String, info: Any) -> None:
         if len(message.data) > LARGE_CHARACTERS:

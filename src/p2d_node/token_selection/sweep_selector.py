@@ -140,10 +140,11 @@ def _neighbours(cameras: Sequence[str], config: DriveConfig) -> list[list[int]]:
     """Return per camera the places of the cameras beside it.
 
     The cameras are a ring in the order of their exposure, as a spinning lidar triggers them, or
-    in the configured order if they expose together.
+    in the order of the sweep if they expose together.
     """
     offsets_ms = {name: camera.exposure_offset_ms for name, camera in config.cameras.items()}
-    ring = [cameras.index(name) for name in sorted(cameras, key=offsets_ms.__getitem__)]
+    in_order = sorted(cameras, key=lambda name: offsets_ms.get(name, 0.0))
+    ring = [cameras.index(name) for name in in_order]
     if len(ring) == 1:
         return [[]]
     beside: dict[int, list[int]] = {}

@@ -13,9 +13,11 @@ from p2d_node.errors import one_line
 from p2d_node.tuning.search_space import ratio_of, SearchSpace
 import yaml
 
-SELECTION_FIELDS = ('selector', 'allocation', 'prune_layer')
+SELECTION_FIELDS = ('selector', 'selection_scope', 'allocation', 'prune_layer')
 """Other parameters that decide which tokens are kept; written if they differ from the default."""
 
+CLIP_FIELDS = ('frames_per_camera', 'frame_interval_ms')
+"""Written if there are several frames: other clips have other tokens."""
 
 STUDY_KEPT = 'choose another; the study is kept'
 """Next step if a result cannot be written."""
@@ -48,6 +50,8 @@ def write_retention_file(
         for name in SELECTION_FIELDS
         if getattr(config, name) != getattr(defaults, name)
     }
+    if config.frames_per_camera > 1:
+        parameters |= {name: getattr(config, name) for name in CLIP_FIELDS}
     parameters['retention_ratio'] = {
         camera: ratio_of(kept[camera], total) for camera, total in space.num_tokens.items()
     }

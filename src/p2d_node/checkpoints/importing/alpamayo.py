@@ -22,7 +22,7 @@ from p2d_node.checkpoints.importing.plan import (
 )
 from p2d_node.checkpoints.importing.streaming import Source, Step
 from p2d_node.checkpoints.processor_template import processor_chat_template
-from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.settings_limits import check_limits, TOKENIZER_FILE
 from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
@@ -179,6 +179,10 @@ def _backbone_name(config: Mapping[str, Any]) -> str:
 
 
 def _load_tokenizer(base: Path) -> Any:
+    if not (base / TOKENIZER_FILE).is_file():
+        raise ConfigError(
+            f'base: {base} has no {TOKENIZER_FILE}; copy it from the published Qwen3-VL'
+        )
     with checkpoint_faults(base, part='the tokenizer', parameter='base'), held_stderr():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             base, local_files_only=True, trust_remote_code=False

@@ -36,12 +36,18 @@ def threads(default_text: str = "torch's own choice") -> Any:
 
 def frames_per_camera(**changes: Any) -> Any:
     """Declare `--frames-per-camera`."""
-    return same_as(DriveConfig, 'frames_per_camera', **{'minimum': 1, **AS_IN_FILE, **changes})
+    return _clip_option('frames_per_camera', minimum=1, **changes)
 
 
 def frame_interval(**changes: Any) -> Any:
     """Declare `--frame-interval-ms`."""
-    return same_as(DriveConfig, 'frame_interval_ms', **{'minimum': 5.0, **AS_IN_FILE, **changes})
+    return _clip_option('frame_interval_ms', minimum=5.0, **changes)
+
+
+def _clip_option(name: str, **changes: Any) -> Any:
+    """Declare an option of clips; left out it is what 0 is for the parameter."""
+    text = DriveConfig.__dataclass_fields__[name].metadata['option'].help.partition(' 0: ')[0]
+    return same_as(DriveConfig, name, **{'help': text, **AS_IN_FILE, **changes})
 
 
 def duration() -> Any:
