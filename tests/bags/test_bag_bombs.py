@@ -7,6 +7,7 @@ from pathlib import Path
 import sqlite3
 import time
 
+from backports import zstd
 import bag_bombs as bombs
 from lz4 import frame as lz4
 from memory import peak_growth_bytes
@@ -95,6 +96,40 @@ def test_chunks_that_overlap_in_time_have_a_limit(tmp_path):
     assert time.monotonic() - start < 2.0
     bombs.write_indexed_mcap(path, lz4.compress(content), len(content), 'lz4', count=3)
     assert [len(message.data) for message in read_all(path)] == [2 << 20] * 3
+
+
+@pytest.mark.attack(
+    'an MCAP file of 332 kB with 40 chunks of 240 MB each, one after the other, with an index or '
+    'without',
+    'refused at once if its chunks have more than 1000 times its size (at least 1 GiB)',
+)
+@pytest.mark.parametrize('is_indexed', [True, False])
+def test_all_chunks_of_a_file_have_a_limit(tmp_path, monkeypatch, is_indexed):
+    monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 1 << 20)
+    content, path = bombs.message(1 << 20), tmp_path / 'bag.mcap'
+    packed = zstd.compress(content)
+    if is_indexed:
+        bombs.write_indexed_mcap(path, packed, len(content), 'zstd', count=100)
+    else:
+        chunks = bombs.chunk(packed, len(content), 'zstd') * 100
+        bombs.write_mcap(path, bombs.schema_and_channel() + chunks)
+    assert path.stat().st_size < 40_000
+    refuse(path, r'got chunks, decompressed, of 104\d{6} bytes, allowed: at most \d+')
+
+
+@pytest.mark.attack(
+    'a database of a bag with thousands of messages of 8 kB that expand to 240 MB each',
+    'refused at 1000 times its size (at least 1 GiB)',
+)
+def test_all_messages_of_a_bag_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 1 << 20)
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3', 'MESSAGE')
+    change(file, 'UPDATE messages SET data = ?', zstd.compress(bytes(4 << 20)))
+    add = 'INSERT INTO messages(topic_id, timestamp, data) SELECT topic_id, timestamp, data '
+    for _ in range(5):
+        change(file, f'{add} FROM messages')
+    assert file.stat().st_size < 60_000
+    refuse(tmp_path / 'bag', r'got messages, decompressed, of \d{8} bytes, allowed: at most \d+')
 
 
 @pytest.mark.attack(

@@ -1,12 +1,17 @@
 """Which images belong to the clip of a keyframe, and what `p2d evaluate` says of them."""
 
+from dataclasses import replace
 import json
+import os
+import time
+from types import SimpleNamespace
 
 import cv2
 from p2d_node.bags.image_files import camera_and_stamp_of, read_image
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.clips import ClipSettings
+from p2d_node.evaluation.bag_keyframes import keyframes_of_bag
 from p2d_node.evaluation.clip_images import earlier_images
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.units import NS_PER_MS
@@ -131,3 +136,46 @@ def test_a_bag_gives_the_clips_that_its_images_give(folder, tmp_path, evaluate):
     expected, texts = evaluate('images', '--images', str(folder), *clip)
     assert report['num_frames'] == expected['num_frames']
     assert answers == texts
+
+
+@pytest.mark.attack(
+    'a small bag for p2d evaluate with clips, with 100,000 images a microsecond apart',
+    'only the images that the clips need are decoded and written, each once',
+)
+def test_only_the_images_of_clips_are_written(folder, tmp_path):
+    names = {'CAM_BACK': name_of('samples', 'CAM_BACK', 500)}
+    image = read_image(folder / names['CAM_BACK'], camera='CAM_BACK', stamp_ns=0)
+    near_ns = 1000 * (START_US + 400_000)
+    stamps_ns = [near_ns + 1000 * i for i in range(300)] + [near_ns + 1, near_ns + 2]
+    stamps_ns += [1000 * (START_US + 300_000), 1000 * (START_US + 500_000)]
+    images = [replace(image, stamp_ns=stamp_ns) for stamp_ns in sorted(stamps_ns)]
+    write_bag(images, tmp_path / 'bag')
+    clip = ClipSettings(4, 100 * NS_PER_MS)
+    question = SimpleNamespace(images=names)
+    with keyframes_of_bag(tmp_path / 'bag', [question], clip) as (root, _):
+        found = sorted(root.rglob('*.jpg'))
+        clips = earlier_images(root, names, clip)
+    times_us = [camera_and_stamp_of(path)[1] // 1000 - START_US for path in found]
+    assert sorted(times_us) == [300_000, 400_000, 500_000]
+    assert len(clips) == 2
+
+
+@pytest.mark.attack(
+    'a folder of images with hundreds of thousands of names, those of samples/ after those of '
+    'sweeps/',
+    'the time grows as the number of names does',
+)
+def test_many_images_are_put_in_order_at_once(monkeypatch, tmp_path):
+    def seconds(case, num_samples):
+        def names(folder):
+            kind, start = ('samples', 10**6) if 'samples' in str(folder) else ('sweeps', 0)
+            count = num_samples if kind == 'samples' else 200_000
+            return [f'a__CAM_BACK__{START_US + start + i}.jpg' for i in range(count)]
+
+        monkeypatch.setattr(os, 'listdir', names)
+        image = {'CAM_BACK': f'samples/CAM_BACK/a__CAM_BACK__{START_US + 10**6}.jpg'}
+        start_s = time.process_time()
+        assert len(earlier_images(tmp_path / case, image, ClipSettings(2, 900 * NS_PER_MS))) == 1
+        return time.process_time() - start_s
+
+    assert seconds('many', 200_000) < 4 * seconds('few', 1)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 import sqlite3
+import struct
 from types import MappingProxyType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
-from p2d_node.bags.limits import check_bytes, limit_rosbags, MAX_MESSAGE_BYTES
+from p2d_node.bags.limits import (
+    check_bytes,
+    limit_rosbags,
+    max_content_bytes,
+    MAX_MESSAGE_BYTES,
+    RECORD,
+)
 from p2d_node.durable_files import read_file
 from p2d_node.errors import quote
+from p2d_node.sparse_files import stored_bytes
 from p2d_node.sqlite_files import check_rows_are_stored, MAX_TEXT_BYTES
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import reader
 from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
@@ -31,6 +40,11 @@ TABLES = {
 
 MAX_OVERLAP_BYTES = 512 << 20
 """Of the chunks of an MCAP file that share a moment: they are in memory together."""
+
+
+CHUNK = 6
+CHUNK_START = struct.Struct('<BQQQQ')
+"""Start of a record of a chunk: its kind and length, first and last log time, and size."""
 
 
 class _Chunk(Protocol):
@@ -59,7 +73,19 @@ class _Mcap(McapReader):
     def open(self) -> None:
         super().open()
         check_topics(len(self.connections))
-        check_chunks(self.chunks)
+        check_chunks(self.chunks, stored_bytes(Path(str(self.path))))
+        if not self.chunks:
+            self._check_unindexed()
+
+    def meta_scan(self) -> None:
+        self._check_unindexed()
+        super().meta_scan()
+
+    def _check_unindexed(self) -> None:
+        """Check what the chunks of a file without an index have together; none is read."""
+        assert self.bio is not None
+        sizes = _chunk_sizes(self.bio, self.data_start, self.data_end)
+        _check_sum(sum(sizes), stored_bytes(Path(str(self.path))))
 
 
 class _Sqlite3(Sqlite3Reader):
@@ -75,6 +101,22 @@ class _Directory(reader.DirectoryReader):
     def open(self) -> None:
         _check_metadata(Path(str(self.path)) / 'metadata.yaml')
         super().open()
+
+    def messages(
+        self,
+        connections: Collection[Connection],
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Generator[tuple[Connection, int, bytes], None, None]:
+        folder = Path(str(self.path))
+        files = [path for path in folder.iterdir() if not path.is_symlink()]
+        max_bytes = max_content_bytes(sum(stored_bytes(path) for path in files))
+        num_bytes = 0
+        for connection, time_ns, data in super().messages(connections, start, stop):
+            # Each may be compressed by itself.
+            num_bytes += len(data)
+            check_bytes('messages, decompressed,', num_bytes, max_bytes)
+            yield connection, time_ns, data
 
 
 class LimitedReader(reader.Reader):
@@ -118,14 +160,18 @@ def check_topics(num_topics: int) -> None:
         raise ValueError(f'got {num_topics} topics, allowed: at most {MAX_TOPICS}')
 
 
-def check_chunks(chunks: Collection[_Chunk]) -> None:
+def check_chunks(chunks: Collection[_Chunk], file_bytes: int) -> None:
     """Check the index of an MCAP file.
 
     A chunk is decompressed when its first message is due, and freed after its last message.
 
+    Args:
+        chunks: What the index says.
+        file_bytes: That the file takes on the disk.
+
     Raises:
         ValueError: Bytes of the file belong to two chunks, which would be read again for each; or
-            too many bytes of chunks are in memory at one time.
+            too many bytes of chunks are in memory at one time, or in the file.
     """
     places = sorted((chunk.chunk_start_offset, _end_in_file(chunk)) for chunk in chunks)
     for (_, end), (start, _) in pairwise(places):
@@ -135,6 +181,25 @@ def check_chunks(chunks: Collection[_Chunk]) -> None:
     ends = [(_end_of(chunk), -chunk.uncompressed_size) for chunk in chunks]
     held = accumulate(num_bytes for _, num_bytes in sorted(starts + ends))
     check_bytes('chunks that overlap in time', max(held, default=0), MAX_OVERLAP_BYTES)
+
+    _check_sum(sum(chunk.uncompressed_size for chunk in chunks), file_bytes)
+
+
+def _check_sum(num_bytes: int, file_bytes: int) -> None:
+    check_bytes('chunks, decompressed,', num_bytes, max_content_bytes(file_bytes))
+
+
+def _chunk_sizes(file: BinaryIO, start: int, end: int) -> Iterator[int]:
+    """Yield the decompressed sizes that the chunks between two places of an MCAP file claim."""
+    while start < end:
+        file.seek(start)
+        head = file.read(CHUNK_START.size)
+        if len(head) < CHUNK_START.size:
+            return
+        kind, length, _, _, size = CHUNK_START.unpack(head)
+        if kind == CHUNK:
+            yield size
+        start += RECORD.size + length
 
 
 def _end_in_file(chunk: _Chunk) -> int:

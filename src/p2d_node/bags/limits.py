@@ -151,7 +151,12 @@ def max_file_bytes(num_bytes: int, free_bytes: int) -> int:
         num_bytes: Compressed size.
         free_bytes: Of the disk that it is decompressed to; half of it is left to others.
     """
-    return min(max(ALWAYS_ALLOWED_FILE_BYTES, MAX_FILE_RATIO * num_bytes), free_bytes // 2)
+    return min(max_content_bytes(num_bytes), free_bytes // 2)
+
+
+def max_content_bytes(num_bytes: int) -> int:
+    """Return the largest decompressed size of a number of compressed bytes."""
+    return max(ALWAYS_ALLOWED_FILE_BYTES, MAX_FILE_RATIO * num_bytes)
 
 
 class _LimitedFile(zstd.ZstdFile):

@@ -18,6 +18,7 @@ from mcap.summary import Summary
 from p2d_node.bags.foxglove import converter_of, ROS_TYPES
 from p2d_node.bags.limited_reader import check_chunks, check_topics
 from p2d_node.bags.limits import decompress_chunk, MAX_MESSAGE_BYTES, RECORD
+from p2d_node.sparse_files import stored_bytes
 from rosbags.interfaces import (
     Connection,
     ConnectionExtRosbag2,
@@ -71,7 +72,7 @@ class ProtobufMcapReader:
         if summary is None or summary.statistics is None or not summary.chunk_indexes:
             raise ValueError('it has no index; write one with: mcap recover')
         check_topics(len(summary.channels))
-        check_chunks(summary.chunk_indexes)
+        check_chunks(summary.chunk_indexes, stored_bytes(Path(self._file.name)))
         self._chunks = summary.chunk_indexes
         self.message_count = summary.statistics.message_count
         self.start_time = summary.statistics.message_start_time

@@ -6,8 +6,7 @@ same form of names. Images belong together if their names begin with the same lo
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 import os
 from pathlib import Path
@@ -18,8 +17,8 @@ from p2d_node.units import NS_PER_US
 
 FOLDERS = ('samples', 'sweeps')
 
-Shots = list[tuple[int, str]]
-"""Capture stamp, nanoseconds, and name below the folder of the images; in order of time."""
+Shots = tuple[Sequence[int], Sequence[str]]
+"""Capture stamps, nanoseconds, in order of time, and names below the folder of the images."""
 
 
 def earlier_images(
@@ -41,10 +40,9 @@ def earlier_images(
         return []
     found: dict[str, list[str]] = {}
     for camera, name in names.items():
-        shots = _shots(root, camera).get(log_of(name), [])
+        stamps_ns, files = _shots(root, camera).get(log_of(name), ((), ()))
         stamp_ns = camera_and_stamp_of(Path(name))[1]
-        places = find_earlier(stamp_ns, [stamp for stamp, _ in shots], clip)
-        found[camera] = [shots[place][1] for place in places]
+        found[camera] = [files[place] for place in find_earlier(stamp_ns, stamps_ns, clip)]
     length = min(map(len, found.values()))
     return [
         {camera: images[len(images) - back] for camera, images in found.items()}
@@ -71,15 +69,21 @@ def sweep_name(like: str, camera: str, stamp_ns: int) -> str:
 @lru_cache(maxsize=64)
 def _shots(root: Path, camera: str) -> Mapping[str, Shots]:
     """Return log to the images of one camera."""
-    logs: dict[str, Shots] = {}
+    logs: dict[str, list[tuple[int, str]]] = {}
     for folder in FOLDERS:
         try:
-            files = sorted(os.listdir(root / folder / camera))
+            files = os.listdir(root / folder / camera)
         except OSError:  # there need not be any
             continue
         for file in files:
             match = IMAGE_NAME.search(file)
             if match is not None and match[1] == camera:
                 shot = int(match[2]) * NS_PER_US, f'{folder}/{camera}/{file}'
-                insort(logs.setdefault(log_of(file), []), shot)
-    return logs
+                logs.setdefault(log_of(file), []).append(shot)
+    # Sorted once: there may be as many files as a stranger likes.
+    return {log: _in_order(shots) for log, shots in logs.items()}
+
+
+def _in_order(shots: list[tuple[int, str]]) -> Shots:
+    shots.sort()
+    return [stamp for stamp, _ in shots], [file for _, file in shots]

@@ -19,6 +19,8 @@ TOPIC = '~/context'
 
 @dataclass(frozen=True, slots=True)
 class _Text:
+    """A text, and when it was said: nanoseconds on the steady clock."""
+
     text: str
     said_ns: int
 
@@ -68,7 +70,7 @@ class LiveContext:
         config, latest = self._pipeline.config, self._latest
         if latest is None:
             return config.context
-        age_ns = time.time_ns() - latest.said_ns
+        age_ns = time.monotonic_ns() - latest.said_ns
         is_old = 0.0 < config.max_context_age_ms * NS_PER_MS < age_ns
         return config.context if is_old else latest.text
 
@@ -87,7 +89,8 @@ class LiveContext:
         except ConfigError as err:
             self._refusals.add(TOPIC, str(err))
             return
-        now_ns = time.time_ns()
-        said_ns = min(sent_ns or now_ns, now_ns)
+        # From here on the steady clock counts: the other one may be set.
+        age_ns = max(0, time.time_ns() - sent_ns) if sent_ns else 0
+        said_ns = time.monotonic_ns() - age_ns
         if self._latest is None or said_ns >= self._latest.said_ns:
             self._latest = _Text(text, said_ns)
