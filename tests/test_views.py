@@ -1,6 +1,6 @@
 import numpy as np
 from p2d_node.checkpoints.importing import drivelmm_o1
-from p2d_node.errors import ImageDecodeError
+from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.records import CameraFrame, Cut, DecodedFrame, DrivingAnswer, FrameSet, RawImage
 from p2d_node.ros.overlay import CAPTION_HEIGHT_PX, draw_kept_tokens
 from p2d_node.views import make_views, Mosaic, SeparateViews
@@ -22,6 +22,12 @@ def test_views_of_different_sizes_cannot_be_stitched():
     ]
     with pytest.raises(ImageDecodeError, match=r'CAM_BACK: got 6 x 8 rgb, but CAM_FRONT 4 x 8'):
         views.to_pictures(frames)
+
+
+def test_a_mosaic_with_more_views_than_tokens_is_refused():
+    rows = tuple((f'CAM_{number}',) for number in range(6))
+    with pytest.raises(ConfigError, match=r'got 6 rows of 1 views, allowed with o1: up to 4 rows'):
+        stitched_views(rows, (4, 4))
 
 
 def test_every_token_belongs_to_one_view():

@@ -261,7 +261,16 @@ class MosaicViews:
             padded: Whether the grid covers the picture padded to a square, or the picture itself.
             device: Of the indices.
             model: Name of the model, for messages.
+
+        Raises:
+            ConfigError: The mosaic has more rows or columns than the picture has tokens.
         """
+        if any(views > tokens for views, tokens in zip(mosaic.shape, grid, strict=True)):
+            raise ConfigError(
+                f'model: config.json: {MOSAIC_KEY}: got {mosaic.shape[0]} rows of '
+                f'{mosaic.shape[1]} views, allowed with {model}: up to {grid[0]} rows of '
+                f'{grid[1]}, as its picture has no more tokens; copy config.json again'
+            )
         self.grid = grid
         self._mosaic = mosaic
         self._padded = padded

@@ -80,12 +80,13 @@ def test_a_context_stands_before_the_questions_until_it_is_old(drive, node, rig,
     assert refused.reason.startswith('context: got a text of 5000 characters')
 
 
-def test_an_empty_text_ends_the_context(drive, node, rig, watcher):
+@pytest.mark.parametrize('nothing', ['', ' \n'])
+def test_an_empty_text_ends_the_context(drive, node, rig, watcher, nothing):
     drive_node = drive(context='turn left')
     publisher = node.create_publisher(String, '/p2d/context', 1)
     wait_until(lambda: publisher.get_subscription_count() == 1)
     time.sleep(0.4)
-    publisher.publish(String(data=''))
+    publisher.publish(String(data=nothing))
     wait_until(lambda: drive_node.session._context.text == '')
 
 

@@ -81,6 +81,7 @@ class LiveContext:
             return
         self._received = received
         questions = self._pipeline.config.questions
+        text = text.strip()
         try:
             # An empty text says that there is no context now.
             if text:
