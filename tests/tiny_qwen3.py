@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import json
 from pathlib import Path
 
+from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.language_model.families.base import Family
+from p2d_node.language_model.families.registry import load_family
+from p2d_node.preprocessing import ImageProcessing
 from tiny_checkpoints import IMAGENET, qwen_settings, save, text_settings
 from tokenizers import (
     AddedToken,
@@ -17,6 +21,7 @@ from tokenizers import (
     Tokenizer,
     trainers,
 )
+import torch
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 SPECIAL_TOKENS = (
@@ -211,3 +216,14 @@ def write_byte_qwen3_vl(
         path = folder / 'config.json'
         _write_json(path, json.loads(path.read_text()) | {'p2d_prompt': layout})
     return folder
+
+
+def load(folder: Path) -> Family:
+    """The model of a folder in float32 on the CPU, for pictures of the size that it makes."""
+    processing = ImageProcessing.from_folder(folder)
+    return load_family(
+        open_checkpoint(folder),
+        view_size=(processing.height_px, processing.width_px),
+        dtype=torch.float32,
+        device=torch.device('cpu'),
+    )

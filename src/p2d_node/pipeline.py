@@ -12,7 +12,7 @@ kept tokens. Latency is measured here, not in the stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -222,11 +222,14 @@ class DrivingPipeline:
 
     def _in_order(self, frame_set: FrameSet) -> FrameSet:
         """Return a sweep with its cameras in the order of the prompt."""
-        cameras = tuple(frame_set.frames)
-        ordered = self._layout.in_order(cameras) if self._layout else cameras
-        if ordered == cameras:
+        ordered = self._ordered(frame_set.frames)
+        if ordered == tuple(frame_set.frames):
             return frame_set
         return replace(frame_set, frames={name: frame_set.frames[name] for name in ordered})
+
+    def _ordered(self, cameras: Iterable[str]) -> tuple[str, ...]:
+        names = tuple(cameras)
+        return self._layout.in_order(names) if self._layout else names
 
     def _encode_earlier(self, sweep: _Sweep) -> list[EncodedSweep]:
         """Return the earlier sweeps of the clip; a broken one and those before it are left out."""
@@ -489,9 +492,7 @@ class DrivingPipeline:
 
         The cameras are in the order of the prompt.
         """
-        cameras, num_frames = tuple(self._config.cameras), self.clip.num_frames
-        if self._layout is not None:
-            cameras = self._layout.in_order(cameras)
+        num_frames, cameras = self.clip.num_frames, self._ordered(self._config.cameras)
         return {name: num_frames * self.views.count_tokens(name) for name in cameras}
 
     @property

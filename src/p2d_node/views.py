@@ -149,6 +149,11 @@ class SeparateViews:
     def split_states(self, states: Tensor, cameras: Sequence[str]) -> list[ViewBatch]:
         """Return one batch per length of clips."""
         num_frames = count_frames(cameras)
+        if len(set(num_frames.values())) == 1:  # the usual case, without a copy
+            joined = states.reshape(len(num_frames), -1, states.shape[-1])
+            return [
+                ViewBatch(tuple(num_frames), joined, self.grid, len(cameras) // len(num_frames))
+            ]
         clips = dict(zip(num_frames, torch.split(states, list(num_frames.values())), strict=True))
         batches = []
         for length in dict.fromkeys(num_frames.values()):

@@ -7,10 +7,8 @@ from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.errors import ConfigError
 from p2d_node.language_model import chat_template
 from p2d_node.language_model.conversation import Conversation
-from p2d_node.language_model.families.registry import load_family
-from p2d_node.preprocessing import ImageProcessing
 import pytest
-from tiny_qwen3 import SPECIAL_TOKENS, TEMPLATE, write_byte_qwen3_vl
+from tiny_qwen3 import load, SPECIAL_TOKENS, TEMPLATE, write_byte_qwen3_vl
 import torch
 from transformers import AutoTokenizer
 
@@ -38,16 +36,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / 'copied')
-
-
-def load(folder):
-    processing = ImageProcessing.from_folder(folder)
-    return load_family(
-        open_checkpoint(folder),
-        view_size=(processing.height_px, processing.width_px),
-        dtype=torch.float32,
-        device=torch.device('cpu'),
-    )
 
 
 @pytest.fixture(scope='module')

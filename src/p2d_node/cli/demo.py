@@ -6,6 +6,7 @@ from pathlib import Path
 import tempfile
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.assembly import clip_settings
 from p2d_node.bags.writing import write_bag
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import model_folder
@@ -96,9 +97,9 @@ def _check(options: DemoOptions) -> tuple[bool, int]:
     with model_folder(options.model) as folder:
         checkpoint = open_checkpoint(folder)
         find_family(checkpoint)
-        layout = checkpoint.prompt_layout
-        num_frames = options.frames_per_camera or (layout.frames_per_camera if layout else 1)
-        return checkpoint.untrained, num_frames
+        config = DriveConfig(frames_per_camera=options.frames_per_camera or 0)
+        clip = clip_settings(config, checkpoint.prompt_layout)
+        return checkpoint.untrained, clip.num_frames
 
 
 def _prepare_output(out: Path) -> None:

@@ -72,12 +72,7 @@ def _evaluate(
         _finish(options, data_format, questions, predictions, report)
         return 0
     scores = _score(options, data_format, questions, predictions, judge)
-    notes = [
-        *scores.pop('notes'),
-        *notes_of_bag,
-        *_clip_note(costs),
-        *_cut_note(costs, len(questions)),
-    ]
+    notes = [*scores.pop('notes'), *notes_of_bag, *_notes_of_answers(costs, len(questions))]
     report = {**scores, **costs, 'notes': notes}
     _finish(options, data_format, questions, predictions, report)
     return 0

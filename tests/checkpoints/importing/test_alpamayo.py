@@ -9,7 +9,6 @@ from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.cli.main import main
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.families.registry import load_family
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.prompt_layout import PROMPT_KEY, PromptLayout
@@ -17,7 +16,7 @@ from published import ALPAMAYO_MARKS, TRAJECTORY_MARKS, write_alpamayo, write_js
 import pytest
 from safetensors.torch import load_file, save_file
 from sweeps import make_frame_set
-from tiny_qwen3 import TEMPLATE, write_published_qwen3_vl
+from tiny_qwen3 import load, TEMPLATE, write_published_qwen3_vl
 import torch
 from transformers import AutoTokenizer
 
@@ -59,16 +58,6 @@ def folder(plan, tmp_path_factory):
     out = tmp_path_factory.mktemp('models') / 'alpamayo'
     import_checkpoint(plan, out, on_progress=ignore_progress)
     return out
-
-
-def load(folder):
-    processing = ImageProcessing.from_folder(folder)
-    return load_family(
-        open_checkpoint(folder),
-        view_size=(processing.height_px, processing.width_px),
-        dtype=torch.float32,
-        device=torch.device('cpu'),
-    )
 
 
 def test_weights_are_those_of_the_backbone(folder, whole):
