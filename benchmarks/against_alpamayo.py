@@ -33,7 +33,7 @@ from p2d_node.checkpoints.importing.importer import import_checkpoint
 from p2d_node.config_parameters import config_from_parameters
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.generate import generate_greedy
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import DecodedFrame, FrameSet
@@ -286,5 +286,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    silence_import_warnings()
+    prepare_libraries()
     sys.exit(main())

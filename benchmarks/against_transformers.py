@@ -24,7 +24,7 @@ from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.config import DriveConfig
 from p2d_node.language_model.prompt import describe_views
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import FrameSet, NUSCENES_CAMERAS
 from PIL import Image
@@ -171,5 +171,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    silence_import_warnings()
+    prepare_libraries()
     sys.exit(main())

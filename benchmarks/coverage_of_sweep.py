@@ -15,9 +15,9 @@ from pathlib import Path
 import sys
 from typing import Any
 
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 
-silence_import_warnings()
+prepare_libraries()
 
 import numpy as np
 import numpy.typing as npt

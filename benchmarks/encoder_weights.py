@@ -22,7 +22,7 @@ from p2d_node.benchmarks.measuring import describe_machine
 from p2d_node.cli.bench_drafts import SCENARIOS, SEED
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.config import DriveConfig, EncoderConfig
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet, NUSCENES_CAMERAS
 import torch
@@ -119,5 +119,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    silence_import_warnings()
+    prepare_libraries()
     sys.exit(main())

@@ -15,9 +15,9 @@ import sys
 import time
 from typing import Any
 
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 
-silence_import_warnings()
+prepare_libraries()
 
 from p2d_node.benchmarks.measuring import describe_machine, percentile
 from p2d_node.benchmarks.model_shape import DRIVEMM

@@ -14,7 +14,7 @@ import sys
 from p2d_node.benchmarks.drafts import RandomModel
 from p2d_node.benchmarks.measuring import describe_machine, DTYPES, time_ms
 from p2d_node.benchmarks.plans import DraftBenchmark, DTYPE_NAMES
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 import torch
 
 CPU = torch.device('cpu')
@@ -52,5 +52,5 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    silence_import_warnings()
+    prepare_libraries()
     sys.exit(main())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.benchmarks.selection import choose_tokens
 from p2d_node.errors import ConfigError
+from p2d_node.figures import new_figure
 import torch
 from torch import Tensor
 
@@ -146,12 +147,8 @@ def plot_kept_tokens(
     Raises:
         ConfigError: `num_tokens` is not a square number, or the picture cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows, columns = len(keep_indices), len(view_names)
-    figure = Figure(figsize=(2.0 * columns, 2.0 * rows + 0.3), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.0 * columns, 2.0 * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False)
     for row, (method, kept) in enumerate(keep_indices.items()):
         for column, (name, indices) in enumerate(zip(view_names, kept, strict=True)):

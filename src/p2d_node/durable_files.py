@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 import errno
-import io
 import json
 import os
 from pathlib import Path
@@ -143,17 +142,6 @@ def _words(path: Path, parameter: str, next_step: str) -> tuple[str, str]:
     return f'{parameter}: {path}' if parameter else str(
         path
     ), f'; {next_step}' if next_step else ''
-
-
-def write_figure(path: Path, figure: Any, dpi: int) -> None:
-    """Write a figure of matplotlib as PNG, as `write_bytes` does: its savefig follows links.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    png = io.BytesIO()
-    figure.savefig(png, format='png', dpi=dpi)
-    write_bytes(path, png.getvalue())
 
 
 def write_json(path: Path, content: Any) -> None:

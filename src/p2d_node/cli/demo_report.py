@@ -10,13 +10,13 @@ import textwrap
 from typing import Any
 
 import cv2
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.table import stamp_ns, stamp_text, to_dict
-from p2d_node.durable_files import write_bytes, write_figure
+from p2d_node.durable_files import write_bytes
 from p2d_node.errors import one_line
+from p2d_node.figures import new_figure, write_figure
 from p2d_node.records import StageTimes
 from p2d_node.units import NS_PER_S
 from rich.table import Table
@@ -143,10 +143,8 @@ def _write(
 
 def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
     """Draw a stacked bar of stage times per sweep, milliseconds."""
-    mpl.use('Agg')
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 5), layout='constrained')
+    figure = new_figure(10, 5)
+    axes = figure.subplots()
     positions = np.arange(len(timings))
     bottom = np.zeros(len(timings))
     for index, stage in enumerate(STACKED_STAGES):
@@ -161,5 +159,4 @@ def write_latency_plot(timings: Sequence[Any], title: str, path: Path) -> None:
     axes.set_title(one_line(title), parse_math=False)
     # From top to bottom, as the bars are stacked.
     axes.legend(loc='upper left', bbox_to_anchor=(1.0, 1.0), reverse=True)
-    plt.close(figure)
     write_figure(path, figure, 110)

@@ -10,13 +10,12 @@ from p2d_node import __version__
 from p2d_node.cli.verb import add_verbs, EXIT_BAD_INPUT, Parser
 from p2d_node.cli.verbs import overview, VERBS
 from p2d_node.errors import P2dError
-from p2d_node.library_logs import forbid_downloads, silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 
 EXIT_INTERRUPTED = 130
 
 # At import, as worker processes import this module and call no main.
-forbid_downloads()
-silence_import_warnings()
+prepare_libraries()
 
 
 def make_parser() -> Parser:

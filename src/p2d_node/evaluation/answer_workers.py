@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 import secrets
 import signal
+import tempfile
 import threading
 from typing import Any, cast
 
@@ -151,7 +152,9 @@ def _connect(job: AnswerJob, num_keyframes: int) -> Iterator[Client]:
             yield client
         return
     with (
-        dask.config.set(EMBEDDED_CONFIG),
+        # Dask imports modules from its folder, by default one in /tmp that anyone can make first.
+        tempfile.TemporaryDirectory(prefix='p2d-workers-') as folder,
+        dask.config.set({**EMBEDDED_CONFIG, 'temporary-directory': folder}),
         _start_cluster(min(job.workers, num_keyframes)) as cluster,
         Client(cluster) as client,
     ):

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from p2d_node.interrupts import raise_lost_interrupts_again
-from p2d_node.library_logs import forbid_downloads, silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 from p2d_node.ros.malloc_settings import share_freed_memory
 from p2d_node.ros.missing_package import explain_missing_package
 from p2d_node.ros.systemd import notify_systemd, READY, STOPPING
@@ -41,8 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0 after a shutdown, 1 after a fault while the node was active, 2 if the
         node cannot start. The log says why.
     """
-    forbid_downloads()
-    silence_import_warnings()
+    prepare_libraries()
     share_freed_memory()
     raise_lost_interrupts_again()
     try:

@@ -8,9 +8,8 @@ from pathlib import Path
 import statistics
 from typing import Any
 
-import matplotlib as mpl
 from p2d_node.benchmarks.measuring import percentile
-from p2d_node.durable_files import write_figure
+from p2d_node.figures import new_figure, write_figure
 from p2d_node.soak.observer import SeenAnswer
 from p2d_node.soak.schedule import FaultResult, Sample
 
@@ -159,17 +158,10 @@ def write_timeline(result: SoakResult, start_s: float, path: Path) -> None:
         start_s: Its start, steady clock.
         path: PNG file.
     """
-    mpl.use('Agg')
-    from matplotlib import pyplot as plt
-
     kinds = sorted({fault.kind for fault in result.faults})
-    figure, (ages, faults, memory) = plt.subplots(
-        3,
-        figsize=(12, 9),
-        layout='constrained',
-        sharex=True,
-        height_ratios=(2, max(2.0, 0.25 * len(kinds)), 1),
-    )
+    figure = new_figure(12, 9)
+    heights = (2, max(2.0, 0.25 * len(kinds)), 1)
+    ages, faults, memory = figure.subplots(3, sharex=True, height_ratios=heights)
     on_time = [answer for answer in result.answers if not answer.late]
     late = [answer for answer in result.answers if answer.late]
     for answers, label, colour in ((on_time, 'answers', 'C0'), (late, 'marked late', 'C1')):
@@ -193,5 +185,4 @@ def write_timeline(result: SoakResult, start_s: float, path: Path) -> None:
     memory.set(ylabel='memory, MiB', xlabel='seconds from the start', xlim=(0.0, result.seconds))
     used = [sample.figures.memory_mib for sample in result.samples if sample.time_s > start_s]
     memory.set_ylim(0.95 * min(used, default=0.0), 1.02 * max(used, default=1.0))
-    plt.close(figure)
     write_figure(path, figure, 100)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from p2d_node.durable_files import write_figure
 from p2d_node.errors import one_line
+from p2d_node.figures import new_figure, write_figure
 from p2d_node.tuning.results import MethodResult, TrialResult
 
 COLOURS = {
@@ -32,11 +32,7 @@ def plot_study(path: Path, results: Sequence[MethodResult], title: str) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.6), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = new_figure(15, 4.6)
     history, ratios, tokens = figure.subplots(1, 3)
     _plot_history(history, results)
     _plot_ratios(ratios, results)

@@ -12,7 +12,7 @@ from typing import Any
 
 from p2d_node.cli.options import with_flags
 from p2d_node.errors import ConfigError, P2dError
-from p2d_node.library_logs import silence_import_warnings
+from p2d_node.library_settings import prepare_libraries
 
 from p2d_sim.cameras import FULL_HEIGHT_PX, FULL_WIDTH_PX
 
@@ -53,7 +53,7 @@ def run_command(
     Returns:
         What `run` returns; 2 after one line on standard error if it raises P2dError.
     """
-    silence_import_warnings()
+    prepare_libraries()
     args = parser.parse_args(arguments)
     try:
         return run(args)

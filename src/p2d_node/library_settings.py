@@ -1,0 +1,50 @@
+"""Settings of other libraries that programs make before they import them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from pathlib import Path
+import shutil
+import tempfile
+
+NOISY_LOGGERS = ('torchao', 'torch.utils._pytree')
+"""transformers imports torchao where it is installed. torchao then warns of compiled parts that do
+not load, which are not used here, and torch warns of how torchao calls it."""
+
+TORCH_CACHE = 'TORCHINDUCTOR_CACHE_DIR'
+
+
+def prepare_libraries() -> None:
+    """Set all of them. Programs call it before they import torch; libraries never do."""
+    _forbid_downloads()
+    _silence_import_warnings()
+    _keep_torch_cache_private()
+
+
+def _forbid_downloads() -> None:
+    """Keep Hugging Face's libraries from the network, also if a checkpoint names a repository."""
+    os.environ.update(HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1')
+
+
+def _silence_import_warnings() -> None:
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _keep_torch_cache_private() -> None:
+    """Give torch a folder of this user: its own lies in /tmp, where others can make it first."""
+    if TORCH_CACHE in os.environ:
+        return
+    cache = os.environ.get('XDG_CACHE_HOME', '')
+    folder = Path(cache if os.path.isabs(cache) else os.path.expanduser('~/.cache'))
+    folder = folder / 'p2d_node' / 'torch'
+    try:
+        if not folder.is_absolute():
+            raise FileNotFoundError('this user has no home')
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix='p2d-torch-'))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[TORCH_CACHE] = str(folder)

@@ -1,0 +1,72 @@
+"""Other libraries find nothing in folders that others can write, and no settings in data."""
+
+import getpass
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+CACHE = """
+import p2d_node.cli.main
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+print(cache_dir())
+"""
+
+FIGURE = """
+import os
+from pathlib import Path
+from p2d_node.figures import new_figure, write_figure
+
+here = os.getcwd()
+figure = new_figure(2, 1)
+figure.subplots().set_title('title')
+write_figure(Path('figure.png'), figure, 50)
+import matplotlib
+assert not matplotlib.rcParams['text.usetex']
+assert os.getcwd() == here
+"""
+
+
+def run(code, *, cwd, **environment):
+    kept = {name: value for name, value in os.environ.items() if name != 'TORCHINDUCTOR_CACHE_DIR'}
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=cwd,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.attack(
+    'another user makes the folder of torch in /tmp first, as a file',
+    'torch has a folder of this user: the node and p2d start',
+)
+@pytest.mark.parametrize('has_home', [True, False])
+def test_the_folder_of_torch_in_tmp_is_not_used(tmp_path, has_home):
+    temporary, home = tmp_path / 'tmp', tmp_path / 'home'
+    temporary.mkdir()
+    planted = temporary / f'torchinductor_{getpass.getuser()}'
+    planted.touch()
+    if not has_home:
+        home.touch()  # nothing can be made in it
+    used = Path(run(CACHE, cwd=tmp_path, TMPDIR=str(temporary), HOME=str(home), XDG_CACHE_HOME=''))
+    assert used.parents[2 if has_home else 0] == (home if has_home else temporary)
+    assert used.exists() == has_home  # one in /tmp is removed at the end
+    assert list(temporary.iterdir()) == [planted]
+
+
+@pytest.mark.attack(
+    'a data set has a file matplotlibrc, which matplotlib reads in the folder where p2d runs',
+    'matplotlib reads its own settings and those of the user only',
+)
+def test_settings_of_matplotlib_in_data_are_not_read(tmp_path):
+    (tmp_path / 'matplotlibrc').write_text('text.usetex: True\n')
+    run(FIGURE, cwd=tmp_path)
+    assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
