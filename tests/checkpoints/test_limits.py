@@ -201,7 +201,7 @@ def test_a_chat_template_that_is_too_long_is_refused(folder):
     'normalizer',
     [
         {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'x' * 1000},
-        {'type': 'Replace', 'pattern': {'Regex': ''}, 'content': 'x' * 64},
+        {'type': 'Replace', 'pattern': {'Regex': ''}, 'content': 'x' * 128},
         {'type': 'Prepend', 'prepend': 'x' * 1000},
         {'type': 'Sequence', 'normalizers': [{'type': 'Prepend', 'prepend': ' .' * 16}] * 3},
         {
@@ -217,7 +217,50 @@ def test_a_chat_template_that_is_too_long_is_refused(folder):
 )
 def test_a_normalizer_that_grows_is_refused(folder, normalizer):
     edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
-    assert 'normalizer: makes' in refusal(folder)
+    assert 'normalizer and pre_tokenizer: makes' in refusal(folder)
+
+
+BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False}
+BERT = {'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': True, 'lowercase': True}
+
+
+@pytest.mark.attack(
+    'A tokenizer with 27 steps, each of which doubles the letters with accents in a question',
+    'refused by what the steps before and after the parting of words make of a letter together',
+)
+@pytest.mark.parametrize(
+    ('normalizer', 'pre_tokenizer'),
+    [
+        (None, [BYTE_LEVEL] * 4),
+        (None, [{k: v for k, v in BYTE_LEVEL.items() if k != 'type'}] * 4),
+        ({'type': 'ByteLevel'}, [BYTE_LEVEL] * 3),
+        ({'type': 'NFKC'}, [BYTE_LEVEL] * 2),
+        ({'type': 'BertNormalizer', **BERT}, [BYTE_LEVEL] * 2),
+        (BERT, [BYTE_LEVEL] * 2),
+    ],
+)
+def test_steps_that_double_some_letters_are_refused(folder, normalizer, pre_tokenizer):
+    steps = {'type': 'Sequence', 'pretokenizers': pre_tokenizer}
+    change = {'normalizer': normalizer, 'pre_tokenizer': steps}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(change))
+    assert 'normalizer and pre_tokenizer: makes' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer of the kind WordPiece that takes minutes to part a word of thousands of letters',
+    'refused above 100 letters per word, and 16 that it puts before or after a part',
+)
+@pytest.mark.parametrize(
+    'setting',
+    [
+        {'max_input_chars_per_word': 4000},
+        {'continuing_subword_prefix': '#' * 4000},
+        {'end_of_word_suffix': '#' * 17},
+    ],
+)
+def test_long_parts_of_words_are_refused(folder, setting):
+    edit_json(folder / 'tokenizer.json', lambda content: content['model'].update(setting))
+    assert f'model: {next(iter(setting))}: got' in refusal(folder)
 
 
 @pytest.mark.attack(
@@ -522,7 +565,7 @@ def test_a_table_of_replacements_that_grows_is_refused(folder):
     charsmap = base64.b64encode(table).decode()
     normalizer = {'type': 'Precompiled', 'precompiled_charsmap': charsmap}
     edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
-    assert 'normalizer: makes 1000 characters of one' in refusal(folder)
+    assert 'normalizer and pre_tokenizer: makes 1000 characters of one' in refusal(folder)
 
 
 def test_a_chat_template_that_writes_much_is_refused(folder):

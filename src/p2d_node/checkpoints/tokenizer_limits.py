@@ -53,13 +53,25 @@ KNOWN_PATTERN = re.compile(rf'({PART})(\|({PART}))*')
 """Parts of `PATTERNS` and words, with a bar between each two."""
 
 MAX_PATTERN_CHARACTERS = 4096
-MAX_GROWTH = 64
-"""Largest number of characters that a tokenizer may make of one; NFKC makes 18 at most."""
+MAX_GROWTH = 72
+"""Largest number of characters that a tokenizer may make of one: NFKC and ByteLevel make as many,
+if each does its worst."""
+
+MAX_WORD_CHARACTERS = 100
+"""Of a word that WordPiece parts; its time grows with the square. Published ones have as many."""
+
+MAX_AFFIX_CHARACTERS = 16
+"""Of what a model puts before or after the parts of a word: `##`, or `</w>`."""
 
 MAX_STEPS = 64
 """Of a normalizer, a pre-tokenizer or a decoder; published ones have up to five."""
 
-UNICODE_GROWTH = {'NFC': 3, 'NFD': 4, 'NFKC': 18, 'NFKD': 18}
+UNICODE_GROWTH = {'NFC': 3, 'NFD': 4, 'NFKC': 18, 'NFKD': 18, 'Lowercase': 3}
+BYTE_LEVEL_GROWTH = 4
+"""It makes a character of each byte."""
+
+BERT_GROWTH = 4 * 3
+"""Accents are parted from their letters, and Chinese characters get spaces on both sides."""
 
 FILE_KEYS = ('fast_tokenizer_files', 'vocab', 'merges', 'gguf_file', 'init_inputs')
 """Keys of tokenizer_config.json that name other files or bring another vocabulary."""
@@ -93,21 +105,18 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: It makes a long text of a short one, or has a vocabulary that no model has.
     """
-    for part in ('normalizer', 'pre_tokenizer', 'decoder'):
-        steps = list(islice(_steps(content.get(part)), MAX_STEPS + 1))
-        if len(steps) > MAX_STEPS:
-            raise ConfigError(
-                f'{what}: {part}: got more than {MAX_STEPS} steps, allowed: up to {MAX_STEPS}; '
-                'copy the tokenizer again'
-            )
-        growth = _growth(steps)
+    for names in (('normalizer', 'pre_tokenizer'), ('decoder',)):
+        parts = {name: _some_steps(f'{what}: {name}', content.get(name)) for name in names}
+        growth = math.prod(map(_growth, parts.values()))
         if growth > MAX_GROWTH:
             raise ConfigError(
-                f'{what}: {part}: makes {growth} characters of one, allowed: up to '
+                f'{what}: {" and ".join(names)}: makes {growth} characters of one, allowed: up to '
                 f'{MAX_GROWTH}; copy the tokenizer again'
             )
-        for step in steps:
-            _check_pattern(f'{what}: {part}', step.get('Regex'))
+        for name, steps in parts.items():
+            for step in steps:
+                _check_pattern(f'{what}: {name}', step.get('Regex'))
+    _check_word_parts(f'{what}: model', content.get('model'))
     added = content.get('added_tokens') or []
     if len(added) > MAX_ADDED_TOKENS:
         raise ConfigError(
@@ -127,6 +136,34 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             f'{what}: got tokens of {sum(lengths)} characters together, allowed: up to {allowed}; '
             'copy the tokenizer again'
         )
+
+
+def _some_steps(what: str, part: Any) -> list[Mapping[str, Any]]:
+    """Return `_steps` of a part of a tokenizer; raises `ConfigError` if they are too many."""
+    steps = list(islice(_steps(part), MAX_STEPS + 1))
+    if len(steps) > MAX_STEPS:
+        raise ConfigError(
+            f'{what}: got more than {MAX_STEPS} steps, allowed: up to {MAX_STEPS}; '
+            'copy the tokenizer again'
+        )
+    return steps
+
+
+def _check_word_parts(what: str, model: Any) -> None:
+    settings = model if isinstance(model, dict) else {}
+    longest = settings.get('max_input_chars_per_word')
+    if isinstance(longest, int) and longest > MAX_WORD_CHARACTERS:
+        raise ConfigError(
+            f'{what}: max_input_chars_per_word: got {longest}, allowed: up to '
+            f'{MAX_WORD_CHARACTERS}; copy the tokenizer again'
+        )
+    for key in ('continuing_subword_prefix', 'end_of_word_suffix'):
+        length = len(str(settings.get(key) or ''))
+        if length > MAX_AFFIX_CHARACTERS:
+            raise ConfigError(
+                f'{what}: {key}: got {length} characters, allowed: up to '
+                f'{MAX_AFFIX_CHARACTERS}; copy the tokenizer again'
+            )
 
 
 def _check_pattern(what: str, pattern: Any) -> None:
@@ -166,6 +203,10 @@ def _growth_of_step(step: Mapping[str, Any]) -> int:
     kind = step.get('type')
     if kind in UNICODE_GROWTH:
         return UNICODE_GROWTH[kind]
+    if kind == 'ByteLevel' or 'trim_offsets' in step:
+        return BYTE_LEVEL_GROWTH
+    if kind == 'BertNormalizer' or 'handle_chinese_chars' in step:
+        return BERT_GROWTH
     if 'precompiled_charsmap' in step:
         return _longest_replacement(str(step['precompiled_charsmap']))
     if 'pattern' in step and 'content' in step:

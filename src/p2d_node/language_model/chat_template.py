@@ -24,7 +24,7 @@ PROBES = ('Is the road wet?', '7 questions,\nand a "quote".')
 Frame = tuple[str, str] | str
 """The text before and after the question, or why the template fails."""
 
-LONG_QUESTION = 'What is at <c1,CAM_FRONT,714.3,503.6>, and is it "too near"?\n' * 64
+LONG_QUESTION = 'Is the café at <c1,CAM_FRONT,714.3,503.6>, 車道, "too near"?\n' * 64
 """As long as a question may be; a tokenizer may take minutes for it."""
 
 USUAL_PICTURES = 12
