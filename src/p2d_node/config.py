@@ -43,6 +43,8 @@ DEFAULT_QUESTIONS = (
     'What should the ego vehicle do next, and why?',
 )
 
+MAX_FRAMES_PER_CAMERA = 16
+
 MAX_QUESTIONS, MAX_QUESTIONS_CHARACTERS = 256, 64_000
 """Limits of the questions per sweep, which are checked on the thread that receives frames. DriveLM
 has about 100 per keyframe, each a sentence or two."""
@@ -259,7 +261,7 @@ class DriveConfig:
         'Frames of each camera that the model sees: the newest and those before it. 0: as many '
         'as the model folder says, or 1.',
         minimum=0,
-        maximum=16,
+        maximum=MAX_FRAMES_PER_CAMERA,
     )
     frame_interval_ms: float = option(
         0.0,

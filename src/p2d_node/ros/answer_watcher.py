@@ -12,6 +12,7 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer, StageTiming
+from p2d_node.config import MAX_FRAMES_PER_CAMERA
 from p2d_node.config_parameters import MAX_CAMERAS
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.kept_messages import KeptMessages
@@ -29,8 +30,8 @@ MAX_KEPT = 10_000
 PICTURES_KEPT = 16
 """Pictures of kept tokens, of megabytes each."""
 
-MAX_TEXT_BYTES = 64 << 20
-"""Of the texts of the answers that are kept."""
+MAX_ANSWER_BYTES = 64 << 20
+"""Of the texts and frames of the answers that are kept, and of their timings."""
 
 MAX_PICTURE_BYTES = 64 << 20
 """Of the pictures that are kept: four with the tallest views, or all with views of usual shape."""
@@ -52,6 +53,12 @@ MAX_STATUS_VALUES = 64
 
 BYTES_PER_CHARACTER = 4
 """The most that Python needs."""
+
+BYTES_PER_FRAME = 256
+"""What a message takes for the stamp and the counts of a frame or camera."""
+
+TEXTS = [n for n, kind in DrivingAnswer.get_fields_and_field_types().items() if kind == 'string']
+"""Fields of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +87,8 @@ class AnswerWatcher:
         """
         self._prefix = f'{target}: '
         self._lock = threading.Lock()
-        self._answers: KeptMessages[DrivingAnswer] = KeptMessages(MAX_KEPT, MAX_TEXT_BYTES)
-        self._timings: KeptMessages[StageTiming] = KeptMessages(MAX_KEPT, MAX_TEXT_BYTES)
+        self._answers: KeptMessages[DrivingAnswer] = KeptMessages(MAX_KEPT, MAX_ANSWER_BYTES)
+        self._timings: KeptMessages[StageTiming] = KeptMessages(MAX_KEPT, MAX_ANSWER_BYTES)
         self._pictures: KeptMessages[Image] = KeptMessages(PICTURES_KEPT, MAX_PICTURE_BYTES)
         self._health: dict[str, _Status] = {}
         reliable = QoSProfile(depth=50)
@@ -147,14 +154,16 @@ class AnswerWatcher:
     def _on_answer(self, message: DrivingAnswer) -> None:
         if not _is_answer(message):
             return
-        for name in ('question', 'answer', 'model', 'encoder', 'cut'):
+        for name in TEXTS:
             setattr(message, name, _cut(getattr(message, name), MAX_CHARACTERS))
         message.cameras = [_cut(name, MAX_NAME_CHARACTERS) for name in message.cameras]
         for header in (message.header, message.timing.header):
             header.frame_id = _cut(header.frame_id, MAX_NAME_CHARACTERS)
-        texts = (message.question, message.answer, message.model, message.encoder, message.cut)
+        texts = (getattr(message, name) for name in TEXTS)
         num_characters = sum(map(len, (*texts, *message.cameras)))
-        self._answers.add(message, BYTES_PER_CHARACTER * num_characters)
+        num_frames = len(message.cameras) + len(message.frame_stamps)
+        num_bytes = BYTES_PER_CHARACTER * num_characters + BYTES_PER_FRAME * num_frames
+        self._answers.add(message, num_bytes)
 
     def _on_timing(self, message: StageTiming) -> None:
         if is_time(message.header.stamp):
@@ -194,9 +203,12 @@ def _is_answer(message: DrivingAnswer) -> bool:
     num_cameras, num_frames = len(message.cameras), sum(message.num_frames)
     if num_cameras > MAX_CAMERAS or any(len(values) != num_cameras for values in lists):
         return False
+    if max(message.num_frames, default=0) > MAX_FRAMES_PER_CAMERA:
+        return False
     if not len(message.frame_stamps) == len(message.tokens_kept_per_frame) == num_frames:
         return False
-    return all(map(is_time, (message.header.stamp, *message.camera_stamps)))
+    stamps = (message.header.stamp, *message.camera_stamps, *message.frame_stamps)
+    return all(map(is_time, stamps))
 
 
 def _is_picture(message: Image) -> bool:
