@@ -12,6 +12,7 @@ from pathlib import Path
 import re
 import sqlite3
 import stat
+import sys
 
 from p2d_node.errors import quote
 
@@ -98,14 +99,22 @@ def _last_bytes(path: Path) -> bytes:
         return b''
 
 
-def check_rows_are_stored(database: sqlite3.Connection) -> None:
+def check_rows_are_stored(
+    database: sqlite3.Connection, *, max_rows: int | None = None, max_bytes: int | None = None
+) -> None:
     """Check that a database has only tables that hold their rows, and indices.
 
     It reads all rows, but no blobs.
 
+    Args:
+        database: An open database.
+        max_rows: The largest number of rows of all tables; None: any.
+        max_bytes: The largest number of bytes in them; None: any.
+
     Raises:
         ValueError: It has a view, a trigger, a virtual table, a computed column, an expression,
-            a text above `MAX_TEXT_BYTES`, or more rows than its pages hold.
+            a text above `MAX_TEXT_BYTES`, or more rows than `max_rows`, `max_bytes` or its pages
+            hold.
         sqlite3.Error: It cannot be read.
     """
     # The schema is rows, too, and SQLite reads it before the first statement.
@@ -118,7 +127,7 @@ def check_rows_are_stored(database: sqlite3.Connection) -> None:
         raise ValueError('got a schema without end, allowed: tables and indices') from None
     finally:
         database.set_progress_handler(None, 0)
-    _check_rows_fit(database)
+    _check_rows_fit(database, max_rows or sys.maxsize, max_bytes or sys.maxsize)
 
 
 def _check_schema(database: sqlite3.Connection) -> None:
@@ -138,7 +147,7 @@ def _check_schema(database: sqlite3.Connection) -> None:
             )
 
 
-def _check_rows_fit(database: sqlite3.Connection) -> None:
+def _check_rows_fit(database: sqlite3.Connection, max_rows: int, max_bytes: int) -> None:
     """Check that no page is read again and again, as the page of many others or of many values.
 
     Then the rows would together have more bytes than all pages.
@@ -147,9 +156,17 @@ def _check_rows_fit(database: sqlite3.Connection) -> None:
     ((num_pages,),) = database.execute('PRAGMA page_count')
     ((page_bytes,),) = database.execute('PRAGMA page_size')
     left = num_pages * page_bytes
+    num_rows = num_row_bytes = 0
     for kind, name, table in objects:
         for num_bytes in _row_sizes(database, kind, name, table, left):
             left -= num_bytes
+            if kind == 'table':
+                num_rows, num_row_bytes = num_rows + 1, num_row_bytes + num_bytes
+            if num_rows > max_rows or num_row_bytes > max_bytes:
+                raise ValueError(
+                    f'got more than {max_rows} rows or {max_bytes} bytes in them, allowed: at most'
+                    ' as many; name another file, or a database server'
+                )
             if left < 0:
                 raise ValueError(
                     f'got rows in {quote(name)} that would need more than the {num_pages} pages '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 import json
 import os
 from pathlib import Path
@@ -396,6 +397,23 @@ def test_a_study_in_sqlite_that_is_too_large_is_refused(database, suffix):
     with open(f'{database}{suffix}', 'ab') as file:
         file.truncate(MAX_SQLITE_BYTES + 1)  # without a block on the disk
     refuse(database, 'has 268435457 bytes, allowed: at most 268435456; name another file')
+
+
+@pytest.mark.attack(
+    'a study in SQLite with millions of small rows, or of texts that are lists without end',
+    'refused above 262,144 rows, or 32 MiB in all rows',
+)
+@pytest.mark.parametrize(
+    ('num_rows', 'text'), [(1 << 18, '[]'), (40, '[' + '[],' * 300_000 + '[]]')]
+)
+def test_a_study_in_sqlite_of_too_many_rows_is_refused(database, num_rows, text):
+    with closing(sqlite3.connect(database)) as connection, connection:
+        ((study,),) = connection.execute('SELECT study_id FROM studies')
+        connection.executemany(
+            'INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (?, ?, ?)',
+            ((study, str(number), text) for number in range(num_rows)),
+        )
+    refuse(database, 'got more than 262144 rows or 33554432 bytes in them, allowed: at most')
 
 
 @pytest.mark.attack(

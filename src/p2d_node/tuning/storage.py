@@ -35,6 +35,10 @@ MAX_SQLITE_BYTES = 256 << 20
 """Of a study in SQLite, and of each file beside it. A trial takes about 2 kB, and Optuna keeps all
 trials in memory."""
 
+MAX_ROWS, MAX_ROW_BYTES = 1 << 18, 32 << 20
+"""Of a study in SQLite. A trial has about 12 rows of 50 bytes. Optuna makes 1.7 kB of a row, and
+texts of a study are JSON, of which Python makes 30 times as much."""
+
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
 """If two workers start at once and both create the tables, the second one tries again."""
@@ -153,7 +157,7 @@ class _PlainDatabase(sqlite3.Connection):
         _check_sizes(path)
         super().__init__(path, *args, **settings)
         try:
-            check_rows_are_stored(self)
+            check_rows_are_stored(self, max_rows=MAX_ROWS, max_bytes=MAX_ROW_BYTES)
         except BaseException:
             self.close()
             raise
