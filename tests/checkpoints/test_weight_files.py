@@ -205,7 +205,10 @@ def test_an_index_without_weights_is_refused(folder):
     'refused: a tensor has up to 8 sides, each up to 2^40',
 )
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize('shape', [[1 << 62] * 400_000 + [0], [0, 1 << 62, 1 << 62], [0, 1 << 70]])
+@pytest.mark.parametrize(
+    'shape',
+    [[1 << 62] * 400_000 + [0], [0, 1 << 62, 1 << 62], [0, 1 << 70], [0, 1 << 40, 1 << 40]],
+)
 def test_a_shape_that_no_tensor_has_is_refused(folder, shape):
     entry = {'dtype': 'F32', 'shape': shape, 'data_offsets': [0, 0]}
     header = json.dumps({'a': entry}).encode()

@@ -34,7 +34,7 @@ MAX_SHARDS = 1000
 OTHER_WEIGHTS = 'shard-*-model-*-of-*.safetensors'
 """Where there is such a file, transformers loads these and not those of `find_weight_files`."""
 
-MAX_DIMENSIONS, MAX_SIDE = 8, 1 << 40
+MAX_DIMENSIONS, MAX_SIDE, MAX_ELEMENTS = 8, 1 << 40, 1 << 50
 """Of a tensor; the largest weights have two to five dimensions, and sides of a million."""
 
 READ_SUFFIXES = ('.json', '.jinja', '.model', '.txt', '.tiktoken', SUFFIX)
@@ -269,7 +269,9 @@ def _stored(path: Path, entry: dict[str, Any], start: int) -> StoredTensor:
     shape, dtype = tuple(entry['shape']), entry['dtype']
     if not all(type(size) is int and size >= 0 for size in (*shape, first, last)):
         raise ValueError(f'sizes that are no numbers: {quote(entry)}')
-    if len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_SIDE:
+    is_long = len(shape) > MAX_DIMENSIONS or max(shape, default=0) > MAX_SIDE
+    # A side of 0 hides the others from the number of bytes, but not from torch.
+    if is_long or math.prod(side or 1 for side in shape) > MAX_ELEMENTS:
         raise ValueError(
             f'a shape that no tensor has: {quote(entry)}, allowed: up to {MAX_DIMENSIONS} sides, '
             f'each up to {MAX_SIDE}'

@@ -246,6 +246,21 @@ def test_a_config_that_cannot_be_imported_is_refused(published, base, changes, m
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.attack(
+    'A base for p2d import-checkpoint whose chat template is a link to a secret of the user',
+    'refused: the secret would be in the new checkpoint, which may be passed on',
+)
+def test_a_base_with_a_link_is_refused(published, copied_base, tmp_path):
+    secret = tmp_path / 'id_rsa'
+    secret.write_text('secret')
+    for name in ('chat_template.jinja', 'tokenizer_config.json'):
+        (copied_base / name).unlink(missing_ok=True)
+        (copied_base / name).symlink_to(secret)
+        with pytest.raises(ConfigError, match=rf'base: .*{name} .*link'):
+            plan_import(published, copied_base)
+        (copied_base / name).unlink()
+
+
 def test_a_checkpoint_without_embeddings_is_refused(published, base):
     name = 'vlm.model.language_model.embed_tokens.weight'
     index = json.loads((published / 'model.safetensors.index.json').read_text())

@@ -23,7 +23,7 @@ from p2d_node.checkpoints.importing.plan import (
 from p2d_node.checkpoints.importing.streaming import Source, Step
 from p2d_node.checkpoints.processor_template import processor_chat_template
 from p2d_node.checkpoints.settings_limits import check_limits, TOKENIZER_FILE
-from p2d_node.checkpoints.weight_files import find_weight_files
+from p2d_node.checkpoints.weight_files import check_files, find_weight_files
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
 from p2d_node.held_stderr import held_stderr
@@ -115,6 +115,7 @@ def plan_import(folder: Path, base: Path | None) -> ImportPlan:
         ConfigError: A file is missing or damaged, the checkpoint is of another format, or the two
             folders do not belong together.
     """
+    check_files(folder, parameter='folder')
     check_limits(folder, parameter='folder')
     config = read_json_object(folder / 'config.json')
     _check_format(config)
@@ -158,6 +159,7 @@ def _open_base(base: Path | None, config: Mapping[str, Any]) -> _Base:
             f'from ({_backbone_name(config)}), with config, tokenizer, chat template and picture '
             'settings, as the checkpoint has no tokenizer; its weights are not needed'
         )
+    check_files(base, parameter='base')
     check_limits(base, parameter='base')
     base_config = read_json_object(base / 'config.json', parameter='base')
     if base_config.get('model_type') != 'qwen3_vl':
