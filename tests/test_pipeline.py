@@ -342,6 +342,10 @@ def test_the_built_in_untrained_model_has_the_papers_geometry():
         ({'missing_camera_policy': 'wait'}, r'allowed: skip, drop_view'),
         ({'dtype': 'int8'}, r"dtype: got 'int8', allowed: auto, float32"),
         ({'cameras': {}}, r'cameras: got none'),
+        (
+            {'question_batch': 17, 'max_new_tokens': 4096},
+            r'question_batch: got 17 with max_new_tokens 4096, allowed: up to 65536 tokens per',
+        ),
     ],
 )
 def test_bad_values_are_refused_with_what_is_allowed(changes, reason):

@@ -43,6 +43,9 @@ DEFAULT_QUESTIONS = (
     'What should the ego vehicle do next, and why?',
 )
 
+MAX_BATCH_TOKENS = 1 << 16
+"""Of `question_batch` answers of `max_new_tokens`."""
+
 MAX_FRAMES_PER_CAMERA = 16
 
 MAX_QUESTIONS, MAX_QUESTIONS_CHARACTERS = 256, 64_000
@@ -347,7 +350,7 @@ class DriveConfig:
     question_batch: int = option(
         16,
         'Largest number of questions that are answered in one batch. A smaller batch needs less '
-        'memory.',
+        'memory. Together with max_new_tokens: up to 65,536 tokens per batch.',
         minimum=1,
         maximum=256,
         runtime=True,
@@ -459,6 +462,12 @@ class DriveConfig:
             raise ConfigError(
                 f'selector: got tfps_motion with selection_scope {self.selection_scope!r}, '
                 'allowed: with clip only; set selection_scope to clip'
+            )
+        if self.question_batch * self.max_new_tokens > MAX_BATCH_TOKENS:
+            raise ConfigError(
+                f'question_batch: got {self.question_batch} with max_new_tokens '
+                f'{self.max_new_tokens}, allowed: up to {MAX_BATCH_TOKENS} tokens per batch, for '
+                'which memory is reserved; lower one of them'
             )
         if '' in self.stop:
             raise ConfigError('stop: got an empty text, which ends every answer; remove it')

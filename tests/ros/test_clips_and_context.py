@@ -6,6 +6,7 @@ from camera_rig import SWEEP_PERIOD_NS, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import Health, next_answer, set_parameter
 from engine_helpers import CPU, ignore_progress, plan_of
+from p2d_msgs.srv import Ask
 from p2d_node.engine_build.build import build_engine
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.units import NS_PER_MS
@@ -39,6 +40,28 @@ def test_sweeps_with_a_short_clip_are_dropped_where_that_is_asked_for(drive, nod
     rig.publish_sweep()
     wait_until(lambda: drive_node.session.worker.state.short_clips == 1)
     assert list(next_answer(watcher, rig).num_frames) == [2] * 6
+    assert len(watcher.answers) == 1
+
+
+@pytest.mark.faults(
+    'A question and the context are too long for the model together',
+    'that question is refused with the reason; the other questions are answered',
+)
+def test_a_question_too_long_behind_the_context_costs_no_sweep(drive, node, rig, watcher):
+    drive_node = drive(context='turn left ' * 40)
+    family = drive_node._pipeline._language_model._family
+    question = 'what is there ' * 40
+    wait_until(lambda: rig.heard)
+    longest = family.build_prompt(question, rig.cameras, '')
+    num_text_tokens = sum(map(len, longest.segments)) + len(longest.suffix)
+    family.max_positions = num_text_tokens + 6 * 81 + 10
+    client = node.create_client(Ask, '/p2d/ask')
+    assert client.wait_for_service(timeout_sec=10.0)
+    future = client.call_async(Ask.Request(question=question, timeout_s=20.0))
+    wait_until(lambda: drive_node.session.worker._pending)
+    assert next_answer(watcher, rig).answer
+    response = wait_until(lambda: future.result() if future.done() else None)
+    assert response.message.startswith('context: got a text of 400 characters, which with the')
     assert len(watcher.answers) == 1
 
 

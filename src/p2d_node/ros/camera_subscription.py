@@ -47,7 +47,7 @@ LARGE_BYTES = 16 << 20
 """Buffers for messages up to this size are kept."""
 
 LARGE_OVER_NS = 10 * NS_PER_S
-"""Large messages are over if none of a quarter of the largest size has come for this time."""
+"""Large messages are over if none of half of the largest size has come for this time."""
 
 UNREADABLE_PUBLISHER = 'a publisher has a node name that is not UTF-8; stop it'
 
@@ -228,7 +228,7 @@ class CameraSubscription:
 
     def _note_size(self, num_bytes: int, arrival_ns: int) -> None:
         self._largest_bytes = max(self._largest_bytes, num_bytes)
-        if 4 * num_bytes >= self._largest_bytes:
+        if 2 * num_bytes >= self._largest_bytes:
             self._large_ns = arrival_ns
 
     def _publishers(self) -> list[Any]:

@@ -15,7 +15,7 @@ import threading
 import time
 
 from p2d_node.config import DriveConfig
-from p2d_node.errors import DeviceLostError, ImageDecodeError, P2dError
+from p2d_node.errors import ConfigError, DeviceLostError, ImageDecodeError, P2dError
 from p2d_node.language_model.conversation import OnPartial
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet, PassCounts
@@ -403,7 +403,8 @@ class SweepWorker:
         prepared: Future[PreparedFrames] | None,
         limit_ms: float,
     ) -> None:
-        config = self._pipeline.config
+        config, context = self._pipeline.config, self._context()
+        asked = self._fitting(asked, context)
 
         def must_stop() -> bool:
             with self._condition:
@@ -413,7 +414,7 @@ class SweepWorker:
         groups = self._pipeline.answer_groups(
             frame_set,
             (config.questions, tuple(question.text for question in asked)),
-            context=self._context(),
+            context=context,
             must_stop=must_stop,
             on_partial=self._on_partial if config.stream_partial_answers else None,
             prepared=prepared,
@@ -439,6 +440,20 @@ class SweepWorker:
         if published:
             self._count_passes(published)
             self._on_sweep(frame_set, published)
+
+    def _fitting(self, asked: list[_PendingQuestion], context: str) -> list[_PendingQuestion]:
+        """Fail the questions that are too long behind `context`; return the others."""
+        if not context:
+            return asked
+        fitting = []
+        for question in asked:
+            try:
+                self._pipeline.check_context(context, (question.text,))
+            except ConfigError as err:
+                self._fail_questions([question], err)
+            else:
+                fitting.append(question)
+        return fitting
 
     def _is_outdated(self, config: DriveConfig) -> bool:
         """Tell whether the limits of the work have changed since a sweep began with `config`.
