@@ -78,10 +78,12 @@ def write_indexed_mcap(
     *,
     count: int = 1,
     steps: Sequence[int] = (),
+    duration_ns: int = 0,
 ):
     """Write an MCAP file with `count` equal chunks of one time.
 
     Args:
+        duration_ns: From the first to the last message of a chunk, as the index says.
         steps: For each further entry of the index how many bytes after the first chunk its chunk,
             of a later time, begins.
     """
@@ -93,7 +95,7 @@ def write_indexed_mcap(
         record(
             8,
             number(time, 8),
-            number(time, 8),
+            number(time + duration_ns, 8),
             number(start + place, 8),
             number(len(data), 8),
             text(number(1, 2) + number(start + place + len(data), 8)),

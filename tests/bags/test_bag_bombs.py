@@ -11,12 +11,14 @@ from backports import zstd
 import bag_bombs as bombs
 from lz4 import frame as lz4
 from memory import peak_growth_bytes
-from p2d_node.bags import limits
+from p2d_node.bags import limits, mcap_chunks
 from p2d_node.bags.image_files import read_image
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 import page_bombs
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import get_typestore, Stores
 
 FOUR_GB = 1 << 32
 ALIASES = '- &a {history: 1, depth: 1, lifespan: {sec: 0, nsec: 0}}\n- *a\n'
@@ -163,6 +165,92 @@ def test_a_chunk_has_a_limit_of_records(tmp_path, is_indexed):
     assert path.stat().st_size < 300_000
     growth = peak_growth_bytes(lambda: refuse(path, 'a chunk has more than 262144 records'))
     assert growth < 32 << 20
+
+
+@pytest.mark.attack(
+    'an MCAP file with many small chunks, each full of empty records: 17 million in 58 kB',
+    'refused above 262,144 records of all chunks, unless the file has 2 bytes for each',
+)
+@pytest.mark.parametrize('is_indexed', [True, False])
+def test_the_records_of_a_file_have_a_limit(tmp_path, is_indexed):
+    content = bombs.record(0x7F) * 100_000
+    packed, path = zstd.compress(content), tmp_path / 'bag.mcap'
+    if is_indexed:
+        bombs.write_indexed_mcap(path, packed, len(content), 'zstd', count=4)
+    else:
+        chunks = bombs.chunk(packed, len(content), 'zstd') * 4
+        bombs.write_mcap(path, bombs.schema_and_channel() + chunks)
+    assert path.stat().st_size < 20_000
+    growth = peak_growth_bytes(lambda: refuse(path, 'it has more than 262144 records'))
+    assert growth < 64 << 20
+
+
+@pytest.mark.attack(
+    'a bag of 100 kB, compressed as a file, of 1 GB of empty records or of entries of an index',
+    'refused above 262,144 records, unless the bag has 2 bytes for each, or a 16 MiB index',
+)
+@pytest.mark.parametrize(
+    ('record', 'is_index', 'reason'),
+    [
+        (bombs.record(0x7F), False, 'it has more than 262144 records'),
+        (bombs.record(8, bytes(64)), True, r'got an index of \d+ bytes, allowed: at most 16777'),
+    ],
+    ids=['records', 'index'],
+)
+def test_a_compressed_file_has_limits_of_its_compressed_size(tmp_path, record, is_index, reason):
+    file = bombs.write_bag(tmp_path / 'bag', 'MCAP')
+    data, summary = (b'', record * 300_000) if is_index else (record * 600_000, b'')
+    bombs.write_mcap(file, data, [summary] if is_index else ())
+    packed = file.rename(file.with_name('bag.mcap.zstd'))
+    packed.write_bytes(zstd.compress(packed.read_bytes()))
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    text = metadata.read_text().replace(file.name, packed.name)
+    text = text.replace("compression_format: ''", 'compression_format: zstd')
+    metadata.write_text(text.replace("compression_mode: ''", 'compression_mode: FILE'))
+    assert peak_growth_bytes(lambda: refuse(tmp_path / 'bag', reason)) < 48 << 20
+
+
+@pytest.mark.attack(
+    'an MCAP file whose chunks are full of empty messages of one time, and large enough for them',
+    'refused if the chunks that share a moment have more than 262,144 messages',
+)
+def test_the_messages_of_chunks_that_overlap_in_time_have_a_limit(tmp_path):
+    content = bombs.message(0, 1) * 100_000 + bombs.record(0x7F, os.urandom(400_000))
+    path, packed = tmp_path / 'bag.mcap', zstd.compress(content)
+    options = {'count': 4, 'duration_ns': 1}
+    bombs.write_indexed_mcap(path, packed, len(content), 'zstd', **options)
+    assert limits.max_records(path.stat().st_size) > 400_000
+    reason = 'chunks that overlap in time have more than 262144 messages'
+    assert peak_growth_bytes(lambda: refuse(path, reason)) < 128 << 20
+
+
+def test_messages_of_chunks_one_after_the_other_do_not_add_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(mcap_chunks, 'MAX_RECORDS', 3)
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    text = store.types['std_msgs/msg/String']('a' * 600_000)
+    with Writer(tmp_path / 'bag', version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection('/text', text.__msgtype__, typestore=store)
+        data = store.serialize_cdr(text, text.__msgtype__)
+        for number in range(8):
+            writer.write(connection, number, data)
+    assert [message.log_time_ns for message in read_all(tmp_path / 'bag')] == list(range(8))
+
+
+@pytest.mark.attack(
+    'a bag that is compressed as a file, with millions of empty messages',
+    'refused above 262,144 messages, unless the bag has 2 bytes for each',
+)
+def test_the_messages_of_a_bag_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, 'MAX_RECORDS', 100)
+    monkeypatch.setattr(limits, 'BYTES_PER_RECORD', 100)
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3', 'FILE')
+    plain = tmp_path / 'plain.db3'
+    plain.write_bytes(zstd.decompress(file.read_bytes()))
+    numbers = 'WITH RECURSIVE n(i) AS (VALUES(2) UNION ALL SELECT i + 1 FROM n WHERE i < 5000)'
+    change(plain, f'{numbers} INSERT INTO messages SELECT i, 1, 1, "" FROM n')
+    file.write_bytes(zstd.compress(plain.read_bytes(), 19))
+    plain.unlink()
+    refuse(tmp_path / 'bag', r'it has more than \d+ messages')
 
 
 @pytest.mark.attack(

@@ -296,16 +296,62 @@ def test_scenes_are_named_up_to_a_number(nuscenes):
 
 
 @pytest.mark.attack(
-    'nuScenes tables that name one image a million times, so that make-bag fills the disk',
-    'refused: a file may be named once, however it is spelled',
+    'nuScenes tables that name one image a million times, also through links, so that make-bag '
+    'fills the disk',
+    'refused: a file has one name, however it is spelled',
 )
-def test_nuscenes_tables_name_a_file_once(nuscenes):
+@pytest.mark.parametrize('spelled', ['./{}', 'more/{}', 'samples/more/../{}'])
+def test_nuscenes_tables_name_a_file_once(nuscenes, spelled):
+    (nuscenes / 'more').symlink_to('.')
+    (nuscenes / 'samples/more').symlink_to('.')
     path = nuscenes / 'v1.0-mini' / 'sample_data.json'
     rows = json.loads(path.read_text())
-    rows.append({**rows[0], 'filename': f'./{rows[0]["filename"]}', 'token': 'again'})
+    rows.append({**rows[0], 'filename': spelled.format(rows[0]['filename']), 'token': 'again'})
     path.write_text(json.dumps(rows))
-    with pytest.raises(ConfigError, match=r"sample_data\.json: filename: got 'samples/.*' twice"):
+    with pytest.raises(ConfigError, match=r"samples/.*': the file of another image, allowed: one"):
         list(read_nuscenes_images(nuscenes, NuscenesSelection()))
+
+
+@pytest.mark.attack(
+    'DriveLM data that name one image a million times, through links, so that make-bag fills the '
+    'disk',
+    'refused: a file has one name, however it is spelled',
+)
+def test_drivelm_data_names_a_file_once(drivelm):
+    (drivelm / 'samples/more').symlink_to('.')
+    name = image_name('CAM_FRONT', FIRST_US)
+    names = [name, f'../nuscenes/{name}', name.replace('samples', 'samples/more')]
+    data = drivelm / 'flat.json'
+    data.write_text(json.dumps([{'image': [name]} for name in names[:2]]))
+    assert len(list(read_drivelm_images(data, drivelm))) == 1
+    data.write_text(json.dumps([{'image': [name]} for name in names]))
+    with pytest.raises(ConfigError, match=r"^'samples/.*': the file of another image, allowed"):
+        list(read_drivelm_images(data, drivelm))
+
+
+def test_folders_of_data_may_be_links(drivelm, nuscenes, tmp_path):
+    (tmp_path / 'link').symlink_to(tmp_path)
+    data = tmp_path / 'link' / 'drivelm.json'
+    assert len(list(read_drivelm_images(data, tmp_path / 'link'))) == 18
+    assert len(list(read_nuscenes_images(tmp_path / 'link', NuscenesSelection()))) == 48
+
+
+@pytest.mark.attack(
+    'a bag for make-bag with a link to a large file, so that its images may fill the disk',
+    'only bytes on the disk of files in the folder count',
+)
+def test_a_link_in_a_bag_allows_no_more_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 10)
+    monkeypatch.setattr(limits, 'MAX_FILE_RATIO', 1)
+    write_bag(generate_images(1, height=90, width=160), tmp_path / 'source')
+    (tmp_path / 'large').write_bytes(bytes(4 << 20))
+    (tmp_path / 'source' / 'notes.txt').symlink_to(tmp_path / 'large')
+    with pytest.raises(ConfigError, match=r'got images of \d+ bytes, allowed: at most \d+'):
+        write_bag(
+            generate_images(9, height=90, width=160),
+            tmp_path / 'bag',
+            source=tmp_path / 'source',
+        )
 
 
 @pytest.mark.attack(

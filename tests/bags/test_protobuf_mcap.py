@@ -1,7 +1,9 @@
 """Files of nuscenes2mcap that are damaged, or hold more than fits into memory."""
 
+import os
 from pathlib import Path
 
+from backports import zstd
 import bag_bombs as bombs
 from converter_bags import (
     CALIBRATION_FIELDS,
@@ -69,6 +71,7 @@ def write(
     schema: bytes | None = None,
     count: int = 1,
     again: int = 0,
+    duration_ns: int = 0,
 ) -> Path:
     """Write a file with `count` equal chunks of one time.
 
@@ -77,6 +80,7 @@ def write(
         size: What the chunk says about its size.
         claimed: What the index says about it.
         again: How often the index names the first chunk again, each time at a later time.
+        duration_ns: From the first to the last message of a chunk, as the index says.
     """
     size = len(content) if size is None else size
     head = bombs.MAGIC + bombs.record(1, bombs.text(''), bombs.text('test'))
@@ -87,7 +91,7 @@ def write(
         bombs.record(
             8,
             bombs.number(time, 8),
-            bombs.number(time, 8),
+            bombs.number(time + duration_ns, 8),
             bombs.number(place, 8),
             bombs.number(len(data), 8),
             bombs.text(b''),
@@ -187,6 +191,27 @@ def test_a_chunk_has_a_limit_of_records(tmp_path):
     assert path.stat().st_size < 300_000
     growth = peak_growth_bytes(lambda: refuse(path, 'more than 262144 records'))
     assert growth < 32 << 20
+
+
+@pytest.mark.attack(
+    'a file of protobuf of 37 kB whose chunks share a moment and have 10 million empty messages',
+    'refused above 262,144 records of all chunks, or of those that share a moment if it is large',
+)
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        (bombs.record(0x7F) * 100_000, 'it has more than 262144 rec'),
+        (
+            image(0, 1) * 100_000 + bombs.record(0x7F, os.urandom(400_000)),
+            'chunks that overlap in time have more than 262144 messages',
+        ),
+    ],
+    ids=['small', 'large'],
+)
+def test_the_records_of_chunks_have_a_limit(tmp_path, content, reason):
+    options = {'size': len(content), 'compression': 'zstd', 'count': 4, 'duration_ns': 1}
+    path = write(tmp_path / 'a.mcap', zstd.compress(content), **options)
+    assert peak_growth_bytes(lambda: refuse(path, reason)) < 128 << 20
 
 
 @pytest.mark.attack(
@@ -332,6 +357,8 @@ def test_topics_have_a_limit(tmp_path, monkeypatch):
 
 def test_records_and_checksums_of_a_chunk_are_checked(tmp_path):
     refuse(write(tmp_path / 'a.mcap', image(9)[:-3]), 'a record is longer than its chunk')
+    short = bombs.record(5, bytes(21)) + image(0)
+    refuse(write(tmp_path / 'a.mcap', short), 'got a message of 21 bytes, which has no log time')
     path = tmp_path / 'b.mcap'
     with path.open('wb') as file, Writer(file, compression=CompressionType.NONE) as writer:
         message_class = foxglove_class('CompressedImage', IMAGE_FIELDS)

@@ -7,10 +7,10 @@ import re
 import shutil
 import tempfile
 
+from p2d_node.bags import limits
 from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
-from p2d_node.evaluation import bag_keyframes
 import pytest
 from sweeps import jpeg, picture
 
@@ -150,16 +150,16 @@ def test_answers_about_other_pictures_are_refused(folder, evaluate, tiny_checkpo
     'only bytes on the disk of files in the folder count',
 )
 def test_links_and_sparse_files_in_a_bag_do_not_count(folder, monkeypatch):
-    monkeypatch.setattr(bag_keyframes, 'max_file_bytes', lambda num_bytes, _: num_bytes)
+    monkeypatch.setattr(limits, 'max_file_bytes', lambda num_bytes, _: num_bytes)
     bag = make_bag(folder)
-    before = bag_keyframes._max_bytes(bag, folder)
+    before = limits.max_image_bytes(bag, folder)
     assert before > 1000
     (bag / 'large').touch()
     os.truncate(bag / 'large', 1 << 40)
     (bag / 'link').symlink_to(folder / 'data.json')
     (bag / 'nowhere').symlink_to(folder / 'nothing')
     (bag / 'folder').mkdir()
-    assert bag_keyframes._max_bytes(bag, folder) == before
+    assert limits.max_image_bytes(bag, folder) == before
 
 
 @pytest.mark.attack(
@@ -168,7 +168,7 @@ def test_links_and_sparse_files_in_a_bag_do_not_count(folder, monkeypatch):
 )
 def test_images_of_a_bag_are_written_up_to_a_limit(folder, capsys, monkeypatch):
     bag = make_bag(folder)
-    monkeypatch.setattr(bag_keyframes, 'max_file_bytes', lambda *sizes: sizes[0] // 2)
+    monkeypatch.setattr(limits, 'max_file_bytes', lambda *sizes: sizes[0] // 2)
     line = refusal(folder, capsys, '--bag', str(bag))
     assert re.search(r'got images of \d+ bytes, allowed: at most \d+', line)
     assert list((folder / 'temporary').iterdir()) == []

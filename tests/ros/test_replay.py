@@ -5,6 +5,8 @@ from __future__ import annotations
 from camera_rig import wait_until
 from p2d_node.bags.reading import BagReader
 from p2d_node.bags.writing import write_bag
+from p2d_node.ros import latched
+from p2d_node.ros.latched import LatchedDepths
 from p2d_node.ros.replay import Replayer, ReplayOptions
 from p2d_sim.generated import generate_images
 import pytest
@@ -114,4 +116,44 @@ def test_there_is_one_clock_and_late_readers_get_what_was_latched(
     log = capfd.readouterr().err
     assert '/a  ]0;topic : ' in log
     assert '\x1b]' not in log
+    player.destroy_node()
+
+
+def test_depths_of_latched_topics_fit_into_the_memory_of_all(monkeypatch) -> None:
+    monkeypatch.setattr(latched, 'MAX_LATCHED_BYTES', 1000)
+    depths = LatchedDepths({'/a': 10, '/b': 9_999, '/c': 10})
+    assert (depths.of('/b'), depths.of('/camera')) == (1000, 0)
+    assert not depths.add('/camera', 10**9)
+    assert not depths.add('/a', 50)
+    assert depths.add('/b', 4)
+    assert (depths.of('/a'), depths.of('/b')) == (10, 125)
+    assert not depths.add('/b', 4)
+    assert depths.add('/c', 1)
+    assert depths.of('/c') == 0
+    assert not depths.add('/c', 1000)
+
+
+@pytest.mark.attack(
+    'a bag of 5 MB with a latched topic of hundreds of messages of 10 MB, which a replay keeps',
+    'latched messages take up to 256 MiB of all topics; late subscribers get fewer, and that is '
+    'said',
+)
+def test_latched_messages_have_a_memory(node, make_context, tmp_path, monkeypatch, capfd) -> None:
+    monkeypatch.setattr(latched, 'MAX_LATCHED_BYTES', 350)
+    with Writer(tmp_path / 'bag', version=8) as writer:
+        connection = writer.add_connection(
+            '/map', 'std_msgs/msg/String', typestore=STORE, offered_qos_profiles=[LATCHED]
+        )
+        for number in range(20):
+            text = STORE.types['std_msgs/msg/String'](f'{number:0100}')
+            writer.write(connection, number, STORE.serialize_cdr(text, text.__msgtype__))
+    player = rclpy.create_node('p2d_replay', context=make_context())
+    with BagReader(tmp_path / 'bag') as reader:
+        Replayer(player, reader, ReplayOptions()).play(lambda: False)
+    texts = []
+    qos = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    node.create_subscription(String, '/map', lambda m: texts.append(int(m.data)), qos)
+    wait_until(lambda: 19 in texts)
+    assert texts == [17, 18, 19]
+    assert '/map: late subscribers get its last 3 messages, as they' in capfd.readouterr().err
     player.destroy_node()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from p2d_node.bags.image_files import (
     camera_and_stamp_of,
+    FilesOnce,
     image_names,
     read_image,
     resolve_image,
@@ -30,7 +31,9 @@ def read_drivelm_images(json_path: Path, image_root: Path) -> Iterator[BagImage]
         ConfigError: A file is missing, or not in the format of DriveLM.
     """
     paths = {resolve_image(name, image_root) for name in _image_names(json_path)}
+    files = FilesOnce()
     for path in sorted(paths, key=stamp_ns_of):
+        files.add(path, str(path.relative_to(image_root)))
         camera, stamp_ns = camera_and_stamp_of(path)
         yield read_image(path, camera=camera, stamp_ns=stamp_ns)
 

@@ -106,6 +106,34 @@ def resolve_image(name: str, image_root: Path) -> Path:
     return file_below(image_root, sample_name(name))
 
 
+class FilesOnce:
+    """Notes the files of a data set, each of which may have one name.
+
+    Else data of kilobytes could name one image, through links, until the disk is full.
+    """
+
+    def __init__(self) -> None:
+        """Begin without files."""
+        self._found: set[tuple[int, int]] = set()
+
+    def add(self, path: Path, name: str) -> None:
+        """Note a file; one that is missing is left to the caller.
+
+        Raises:
+            ConfigError: The file has another name.
+        """
+        if not path.exists():
+            return
+        status = path.stat()
+        place = status.st_dev, status.st_ino
+        if place in self._found:
+            raise ConfigError(
+                f'{quote(name)}: the file of another image, allowed: one name for each file; '
+                'remove the links'
+            )
+        self._found.add(place)
+
+
 def camera_and_stamp_of(path: Path) -> tuple[str, int]:
     """Return camera and capture stamp in the name of a nuScenes image.
 

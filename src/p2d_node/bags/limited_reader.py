@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator
 from contextlib import closing, suppress
-from itertools import accumulate, pairwise
+import os
 from pathlib import Path
 import sqlite3
-import struct
 from types import MappingProxyType
-from typing import BinaryIO, Protocol
 
 from p2d_node.bags.limits import (
+    bag_bytes,
     check_bytes,
     limit_rosbags,
     max_content_bytes,
     MAX_MESSAGE_BYTES,
-    RECORD,
+    max_records,
 )
+from p2d_node.bags.mcap_chunks import check_chunks, check_unindexed, ChunkMessages
 from p2d_node.durable_files import read_file
 from p2d_node.errors import quote
 from p2d_node.sparse_files import stored_bytes
@@ -38,54 +38,57 @@ TABLES = {
 }
 """Tables that rosbags reads, and the largest size of their values."""
 
-MAX_OVERLAP_BYTES = 512 << 20
-"""Of the chunks of an MCAP file that share a moment: they are in memory together."""
 
-
-CHUNK = 6
-CHUNK_START = struct.Struct('<BQQQQ')
-"""Start of a record of a chunk: its kind and length, first and last log time, and size."""
-
-
-class _Chunk(Protocol):
-    """What an index says about a chunk: log times in nanoseconds, sizes and place in the file."""
-
-    @property
-    def message_start_time(self) -> int: ...
-
-    @property
-    def message_end_time(self) -> int: ...
-
-    @property
-    def uncompressed_size(self) -> int: ...
-
-    @property
-    def chunk_start_offset(self) -> int: ...
-
-    @property
-    def chunk_length(self) -> int: ...
-
-    @property
-    def compressed_size(self) -> int: ...
+MIN_INDEX_BYTES, INDEX_RATIO = 16 << 20, 16
+"""Of the index of an MCAP file: always allowed, and the data of the file to the rest. A chunk has
+100 bytes of it, which take several times as much memory."""
 
 
 class _Mcap(McapReader):
     def open(self) -> None:
+        self._is_checked = False
         super().open()
         check_topics(len(self.connections))
-        check_chunks(self.chunks, stored_bytes(Path(str(self.path))))
+        check_chunks(self.chunks, self._file_bytes())
         if not self.chunks:
             self._check_unindexed()
+
+    def read_index(self) -> None:
+        assert self.bio is not None
+        num_bytes = self.bio.seek(0, os.SEEK_END) - self.data_end
+        max_bytes = MIN_INDEX_BYTES + self.data_end // INDEX_RATIO
+        check_bytes('an index', num_bytes, max_bytes)
+        super().read_index()
 
     def meta_scan(self) -> None:
         self._check_unindexed()
         super().meta_scan()
 
     def _check_unindexed(self) -> None:
-        """Check what the chunks of a file without an index have together; none is read."""
+        """Check the chunks of a file without an index, which are read for that; once."""
         assert self.bio is not None
-        sizes = _chunk_sizes(self.bio, self.data_start, self.data_end)
-        _check_sum(sum(sizes), stored_bytes(Path(str(self.path))))
+        if not self._is_checked:
+            check_unindexed(self.bio, self.data_start, self.data_end, self._file_bytes())
+        self._is_checked = True
+
+    def _file_bytes(self) -> int:
+        return stored_bytes(Path(str(self.path)))
+
+    def messages(
+        self,
+        connections: Collection[Connection],
+        start: int | None = None,
+        stop: int | None = None,
+    ) -> Generator[tuple[Connection, int, bytes], None, None]:
+        if not self.chunks:
+            yield from super().messages(connections, start, stop)
+            return
+        assert self.bio is not None
+        by_channel = {connection.id: connection for connection in connections}
+        messages = ChunkMessages(self.bio, self.chunks, by_channel, self._file_bytes())
+        for channel, time_ns, data in messages:
+            if (start is None or start <= time_ns) and (stop is None or time_ns < stop):
+                yield by_channel[channel], time_ns, data
 
 
 class _Sqlite3(Sqlite3Reader):
@@ -96,10 +99,17 @@ class _Sqlite3(Sqlite3Reader):
 
 
 class _Directory(reader.DirectoryReader):
-    STORAGE_PLUGINS = MappingProxyType({'mcap': _Mcap, 'sqlite3': _Sqlite3})
-
     def open(self) -> None:
-        _check_metadata(Path(str(self.path)) / 'metadata.yaml')
+        folder = Path(str(self.path))
+        _check_metadata(folder / 'metadata.yaml')
+        num_bytes = bag_bytes(folder)
+
+        class McapOfBag(_Mcap):
+            def _file_bytes(self) -> int:
+                # It may have been compressed as a whole.
+                return min(super()._file_bytes(), num_bytes)
+
+        self.STORAGE_PLUGINS = {'mcap': McapOfBag, 'sqlite3': _Sqlite3}
         super().open()
 
     def messages(
@@ -108,14 +118,16 @@ class _Directory(reader.DirectoryReader):
         start: int | None = None,
         stop: int | None = None,
     ) -> Generator[tuple[Connection, int, bytes], None, None]:
-        folder = Path(str(self.path))
-        files = [path for path in folder.iterdir() if not path.is_symlink()]
-        max_bytes = max_content_bytes(sum(stored_bytes(path) for path in files))
+        num_stored = bag_bytes(Path(str(self.path)))
+        max_bytes, max_messages = max_content_bytes(num_stored), max_records(num_stored)
         num_bytes = 0
-        for connection, time_ns, data in super().messages(connections, start, stop):
-            # Each may be compressed by itself.
+        messages = super().messages(connections, start, stop)
+        for count, (connection, time_ns, data) in enumerate(messages, 1):
+            # Each may be compressed by itself, or all together.
             num_bytes += len(data)
             check_bytes('messages, decompressed,', num_bytes, max_bytes)
+            if count > max_messages:
+                raise ValueError(f'it has more than {max_messages} messages')
             yield connection, time_ns, data
 
 
@@ -158,56 +170,6 @@ def check_topics(num_topics: int) -> None:
     """Raise `ValueError` if a bag has too many topics."""
     if num_topics > MAX_TOPICS:
         raise ValueError(f'got {num_topics} topics, allowed: at most {MAX_TOPICS}')
-
-
-def check_chunks(chunks: Collection[_Chunk], file_bytes: int) -> None:
-    """Check the index of an MCAP file.
-
-    A chunk is decompressed when its first message is due, and freed after its last message.
-
-    Args:
-        chunks: What the index says.
-        file_bytes: That the file takes on the disk.
-
-    Raises:
-        ValueError: Bytes of the file belong to two chunks, which would be read again for each; or
-            too many bytes of chunks are in memory at one time, or in the file.
-    """
-    places = sorted((chunk.chunk_start_offset, _end_in_file(chunk)) for chunk in chunks)
-    for (_, end), (start, _) in pairwise(places):
-        if start < end:
-            raise ValueError(f'its index names two chunks that share the byte {start}')
-    starts = [(chunk.message_start_time, chunk.uncompressed_size) for chunk in chunks]
-    ends = [(_end_of(chunk), -chunk.uncompressed_size) for chunk in chunks]
-    held = accumulate(num_bytes for _, num_bytes in sorted(starts + ends))
-    check_bytes('chunks that overlap in time', max(held, default=0), MAX_OVERLAP_BYTES)
-
-    _check_sum(sum(chunk.uncompressed_size for chunk in chunks), file_bytes)
-
-
-def _check_sum(num_bytes: int, file_bytes: int) -> None:
-    check_bytes('chunks, decompressed,', num_bytes, max_content_bytes(file_bytes))
-
-
-def _chunk_sizes(file: BinaryIO, start: int, end: int) -> Iterator[int]:
-    """Yield the decompressed sizes that the chunks between two places of an MCAP file claim."""
-    while start < end:
-        file.seek(start)
-        head = file.read(CHUNK_START.size)
-        if len(head) < CHUNK_START.size:
-            return
-        kind, length, _, _, size = CHUNK_START.unpack(head)
-        if kind == CHUNK:
-            yield size
-        start += RECORD.size + length
-
-
-def _end_in_file(chunk: _Chunk) -> int:
-    return chunk.chunk_start_offset + max(1, chunk.chunk_length, chunk.compressed_size)
-
-
-def _end_of(chunk: _Chunk) -> int:
-    return max(chunk.message_start_time, chunk.message_end_time) + 1
 
 
 def _check_database(path: Path) -> None:

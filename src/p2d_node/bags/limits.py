@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import copy
 from functools import lru_cache, partial
 import os
+from pathlib import Path
 import shutil
 import struct
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 from backports import zstd
 from lz4 import frame as lz4  # type: ignore[import-untyped]
 from p2d_node.errors import BackendUnavailableError, quote
+from p2d_node.sparse_files import stored_bytes
 from p2d_node.yaml_text import parse_yaml
 from rosbags.rosbag2 import metadata, reader, storage_mcap
 from ruamel.yaml import YAML
@@ -27,7 +29,12 @@ RECORD = struct.Struct('<BQ')
 """Start of a record of an MCAP file: its kind and length."""
 
 MAX_RECORDS = 1 << 18
-"""Of a chunk. Recorders write up to 20,000. Each takes hundreds of bytes, even an empty one."""
+"""Of a chunk, of the chunks that share a moment, and of any file. Recorders write up to 20,000 per
+chunk. Each takes hundreds of bytes and some microseconds, even an empty one."""
+
+BYTES_PER_RECORD = 2
+"""Least number of a file with more records. Small messages at regular times take 2.3 and more in
+chunks of zstd, and 16 in the index of messages, which recorders write."""
 
 ALWAYS_ALLOWED_FILE_BYTES = 1 << 30
 MAX_FILE_RATIO = 1000
@@ -102,18 +109,19 @@ def decompress_chunk(compression: str, data: bytes, size: int) -> bytes:
     content = CHUNK_DECOMPRESSORS[compression](data, size)
     if len(content) != size:
         raise ValueError(f'a chunk has {len(content)} bytes, and not {size} as the file says')
-    _check_records(content)
+    if count_records(content) > MAX_RECORDS:
+        raise ValueError(f'a chunk has more than {MAX_RECORDS} records')
     return content
 
 
-def _check_records(content: bytes) -> None:
+def count_records(content: bytes) -> int:
+    """Return the number of records of a chunk, at most one above what a chunk may have."""
     at = count = 0
-    while at + RECORD.size <= len(content):
+    while at + RECORD.size <= len(content) and count <= MAX_RECORDS:
         _, length = RECORD.unpack_from(content, at)
         at += RECORD.size + length
         count += 1
-        if count > MAX_RECORDS:
-            raise ValueError(f'a chunk has more than {MAX_RECORDS} records')
+    return count
 
 
 def _decompress(decompressor: _Decompressor, data: bytes, what: str, max_bytes: int) -> bytes:
@@ -157,6 +165,22 @@ def max_file_bytes(num_bytes: int, free_bytes: int) -> int:
 def max_content_bytes(num_bytes: int) -> int:
     """Return the largest decompressed size of a number of compressed bytes."""
     return max(ALWAYS_ALLOWED_FILE_BYTES, MAX_FILE_RATIO * num_bytes)
+
+
+def max_records(num_bytes: int) -> int:
+    """Return the largest number of records of a file, or messages of a bag, of a size."""
+    return max(MAX_RECORDS, num_bytes // BYTES_PER_RECORD)
+
+
+def bag_bytes(bag: Path) -> int:
+    """Return how many bytes of a bag are on the disk; links in its folder are no part of it."""
+    files = [path for path in bag.iterdir() if not path.is_symlink()] if bag.is_dir() else [bag]
+    return sum(stored_bytes(path) for path in files)
+
+
+def max_image_bytes(bag: Path, folder: Path) -> int:
+    """Return how many bytes of images of a bag may be written to a folder."""
+    return max_file_bytes(bag_bytes(bag), shutil.disk_usage(folder).free)
 
 
 class _LimitedFile(zstd.ZstdFile):

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from p2d_node.bags.image_files import file_below, read_image
+from p2d_node.bags.image_files import file_below, FilesOnce, read_image
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.durable_files import read_json
 from p2d_node.errors import ConfigError, format_faults, quote
@@ -57,10 +57,12 @@ def read_nuscenes_images(root: Path, selection: NuscenesSelection) -> Iterator[B
     with format_faults(root, 'nuScenes tables', 'check the download'):
         tables = _read_tables(root, selection.version)
         images = sorted(_select_rows(tables, selection), key=lambda image: _stamp_ns(image[0]))
+        files = FilesOnce()
         for row, camera, sensor in images:
             path = file_below(root, row['filename'])
             if not os.path.exists(path):
                 raise ConfigError(f'{path} is missing; {_advice(root, tables, images, selection)}')
+            files.add(path, row['filename'])
             yield read_image(
                 path,
                 camera=camera,
@@ -152,17 +154,11 @@ def _select_rows(
     channels = {row['token']: row['channel'] for row in tables['sensor']}
     sensors = {row['token']: row for row in tables['calibrated_sensor']}
     rows = []
-    names = set()
     for row in tables['sample_data']:
         sensor = sensors[row['calibrated_sensor_token']]
         camera = channels[sensor['sensor_token']]
         wanted = row['is_key_frame'] or not selection.keyframes_only
         if camera in NUSCENES_CAMERAS and row['sample_token'] in samples and wanted:
-            name = os.path.normpath(row['filename'])
-            # Else a table of a few megabytes could name one image until the disk is full.
-            if name in names:
-                raise ValueError(f'sample_data.json: filename: got {quote(name)} twice')
-            names.add(name)
             rows.append((row, camera, sensor))
     return rows
 

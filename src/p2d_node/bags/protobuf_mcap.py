@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-import heapq
-from itertools import count
 from pathlib import Path
-import struct
-from typing import Any, NamedTuple
-import zlib
 
-from mcap.data_stream import ReadDataStream
-from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
-from mcap.records import Chunk, ChunkIndex
 from mcap.summary import Summary
 from p2d_node.bags.foxglove import converter_of, ROS_TYPES
-from p2d_node.bags.limited_reader import check_chunks, check_topics
-from p2d_node.bags.limits import decompress_chunk, MAX_MESSAGE_BYTES, RECORD
+from p2d_node.bags.limited_reader import check_topics
+from p2d_node.bags.limits import MAX_MESSAGE_BYTES
+from p2d_node.bags.mcap_chunks import check_chunks, ChunkMessages
 from p2d_node.sparse_files import stored_bytes
 from rosbags.interfaces import (
     Connection,
@@ -28,15 +21,6 @@ from rosbags.interfaces import (
 
 MAX_SCHEMAS = 16
 """Of images and calibrations, each of which is parsed; nuscenes2mcap writes one of each."""
-
-MESSAGE = struct.Struct('<HIQQ')
-"""Start of a message: its channel, number, log time and publishing time, nanoseconds."""
-
-
-class _Message(NamedTuple):
-    log_time_ns: int
-    channel: int
-    data: memoryview
 
 
 class ProtobufMcapReader:
@@ -72,7 +56,8 @@ class ProtobufMcapReader:
         if summary is None or summary.statistics is None or not summary.chunk_indexes:
             raise ValueError('it has no index; write one with: mcap recover')
         check_topics(len(summary.channels))
-        check_chunks(summary.chunk_indexes, stored_bytes(Path(self._file.name)))
+        self._file_bytes = stored_bytes(Path(self._file.name))
+        check_chunks(summary.chunk_indexes, self._file_bytes)
         self._chunks = summary.chunk_indexes
         self.message_count = summary.statistics.message_count
         self.start_time = summary.statistics.message_start_time
@@ -116,42 +101,9 @@ class ProtobufMcapReader:
         Raises:
             ValueError: The file is damaged.
         """
-        numbers = count()
-        queue: list[tuple[int, int, Any]] = [
-            (chunk.message_start_time, next(numbers), chunk) for chunk in self._chunks
-        ]
-        heapq.heapify(queue)
-        while queue:
-            log_time_ns, _, item = heapq.heappop(queue)
-            if isinstance(item, ChunkIndex):
-                for message in self._messages_of(item):
-                    heapq.heappush(queue, (message.log_time_ns, next(numbers), message))
-            else:
-                data = self._converters[item.channel](bytes(item.data))
-                yield self._connections[item.channel], log_time_ns, data
-
-    def _messages_of(self, index: ChunkIndex) -> Iterator[_Message]:
-        """Yield the messages of a chunk that become ROS messages."""
-        for kind, body in _records_of(self._read_chunk(index)):
-            if kind != Opcode.MESSAGE:
-                continue
-            channel, _, log_time_ns, _ = MESSAGE.unpack_from(body)
-            # Else the chunks that are in memory together would not be those of the index.
-            if not index.message_start_time <= log_time_ns <= index.message_end_time:
-                raise ValueError(f'a message of {log_time_ns} ns is not in the times of its chunk')
-            if channel in self._converters:
-                yield _Message(log_time_ns, channel, body[MESSAGE.size :])
-
-    def _read_chunk(self, index: ChunkIndex) -> memoryview:
-        self._file.seek(index.chunk_start_offset + RECORD.size)
-        chunk = Chunk.read(ReadDataStream(self._file))
-        sizes = len(chunk.data), chunk.uncompressed_size
-        if sizes != (index.compressed_size, index.uncompressed_size):
-            raise ValueError('the index is not that of the chunks')
-        content = decompress_chunk(chunk.compression, chunk.data, chunk.uncompressed_size)
-        if chunk.uncompressed_crc not in (0, zlib.crc32(content)):
-            raise ValueError('a chunk has a wrong checksum')
-        return memoryview(content)
+        messages = ChunkMessages(self._file, self._chunks, self._converters, self._file_bytes)
+        for channel, log_time_ns, data in messages:
+            yield self._connections[channel], log_time_ns, self._converters[channel](data)
 
 
 def _converters_of(summary: Summary) -> dict[int, Callable[[bytes], memoryview]]:
@@ -161,15 +113,3 @@ def _converters_of(summary: Summary) -> dict[int, Callable[[bytes], memoryview]]
     if len(schemas) > MAX_SCHEMAS:
         raise ValueError(f'got {len(schemas)} schemas of images, allowed: at most {MAX_SCHEMAS}')
     return {number: converter_of(schema) for number, schema in schemas.items()}
-
-
-def _records_of(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield kind and body of the records of a chunk."""
-    at = 0
-    while at < len(content):
-        kind, length = RECORD.unpack_from(content, at)
-        at += RECORD.size
-        if length > len(content) - at:
-            raise ValueError('a record is longer than its chunk')
-        yield kind, content[at : at + length]
-        at += length

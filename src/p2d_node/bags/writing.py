@@ -12,11 +12,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.bags import ros_messages
-from p2d_node.bags.limits import max_file_bytes
+from p2d_node.bags.limits import max_image_bytes
 from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
-from p2d_node.sparse_files import stored_bytes
 from rosbags.interfaces import (
     Connection,
     Qos,
@@ -123,7 +122,10 @@ def _write_complete(
         if compression == 'zstd':
             # Each chunk by itself: rosbag2's storage plugin reads it without further settings.
             writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-        max_bytes = _max_bytes(source, bag.parent)
+        if source is None:
+            max_bytes = shutil.disk_usage(bag.parent).free // 2
+        else:
+            max_bytes = max_image_bytes(source, bag.parent)
         with writer:
             count = _write_images(_BagWriter(writer, encoding, max_bytes), images)
         if count == 0:
@@ -137,15 +139,6 @@ def _write_complete(
                 f'bag: {bag} was written by another process meanwhile; name another folder'
             ) from err
     return count
-
-
-def _max_bytes(source: Path | None, folder: Path) -> int:
-    free_bytes = shutil.disk_usage(folder).free
-    if source is None:
-        return free_bytes // 2
-    # What is missing has no size; its reader names it.
-    num_bytes = sum(stored_bytes(path) for path in (source, *source.rglob('*')))
-    return max_file_bytes(num_bytes, free_bytes)
 
 
 def _write_images(writer: _BagWriter, images: Iterable[BagImage]) -> int:

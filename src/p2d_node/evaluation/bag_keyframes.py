@@ -7,14 +7,13 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-import shutil
 import tempfile
 from typing import Any
 
 import cv2
 from p2d_node.bags.camera_images import CameraMessage, IMAGE_TYPES, read_camera_messages
 from p2d_node.bags.image_files import camera_and_stamp_of, sample_name, write_below
-from p2d_node.bags.limits import check_bytes, max_file_bytes
+from p2d_node.bags.limits import check_bytes, max_image_bytes
 from p2d_node.bags.reading import BagReader
 from p2d_node.clips import ClipSettings, find_earlier, NO_CLIP
 from p2d_node.durable_files import write_faults
@@ -22,7 +21,6 @@ from p2d_node.errors import ConfigError, ImageDecodeError
 from p2d_node.evaluation.clip_images import log_of, sweep_name
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import CameraFrame
-from p2d_node.sparse_files import stored_bytes
 from p2d_node.units import NS_PER_US
 
 FILE_FORMATS = ('jpeg', 'jpg', 'png')
@@ -126,7 +124,7 @@ def _write_images(bag: Path, names: _Names, clip: ClipSettings, folder: Path) ->
     num_bytes = 0
     with BagReader(bag) as reader:
         with reader.faults():
-            max_bytes = _max_bytes(bag, folder)
+            max_bytes = max_image_bytes(bag, folder)
         for item in read_camera_messages(reader, IMAGE_TYPES):
             place = item.camera, item.stamp_ns
             name = names.of(place)
@@ -140,13 +138,6 @@ def _write_images(bag: Path, names: _Names, clip: ClipSettings, folder: Path) ->
                 write_below(folder, name, content)
             found[name] = place
     return set(found.values())
-
-
-def _max_bytes(bag: Path, folder: Path) -> int:
-    """Return how many bytes of images a bag may have; links in its folder are no part of it."""
-    files = [path for path in bag.iterdir() if not path.is_symlink()] if bag.is_dir() else [bag]
-    bag_bytes = sum(stored_bytes(path) for path in files)
-    return max_file_bytes(bag_bytes, shutil.disk_usage(folder).free)
 
 
 def _to_file(item: CameraMessage) -> bytes:

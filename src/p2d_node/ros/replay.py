@@ -14,6 +14,7 @@ from typing import Any
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError, one_line
 from p2d_node.ros.conversions import to_time
+from p2d_node.ros.latched import LatchedDepths
 from p2d_node.ros.rcl_errors import rcl_reason
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.units import NS_PER_S
@@ -35,7 +36,6 @@ DISCOVERY_MARGIN_S = 1.0
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 PUBLISHER_DEPTH = 10
-MAX_LATCHED = 1000
 CLOCK_TOPIC = '/clock'
 
 ACKNOWLEDGE_TIMEOUT_S = 1.0
@@ -71,8 +71,9 @@ class Replayer:
     def __init__(self, node: Node, bag: BagReader, options: ReplayOptions) -> None:
         """Create a publisher per topic.
 
-        A topic that was latched (transient local) is so again. One whose message type is not
-        installed is skipped, with a warning, and so is a recorded /clock beside the option.
+        A topic that was latched (transient local) is so again, up to a size of its messages. One
+        whose message type is not installed is skipped, with a warning, and so is a recorded
+        /clock beside the option.
 
         Args:
             node: The node that publishes.
@@ -83,6 +84,9 @@ class Replayer:
         self._node = node
         self._bag = bag
         self._options = options
+        self._latched = LatchedDepths(
+            {topic: max(PUBLISHER_DEPTH, num_kept) for topic, num_kept in bag.latched.items()}
+        )
         self._publishers = {
             topic: publisher
             for topic, type_name in bag.topics.items()
@@ -97,16 +101,19 @@ class Replayer:
         if message_type is None:
             self._log_skipped(topic, f'the message type {type_name!r} is not installed')
             return None
-        # Reliable publishers match reliable and best-effort readers, and latched ones all.
-        num_latched = self._bag.latched.get(topic, 0)
-        qos = QoSProfile(depth=max(PUBLISHER_DEPTH, min(num_latched, MAX_LATCHED)))
-        if num_latched:
-            qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
         try:
-            return self._node.create_publisher(message_type, topic, qos)
+            return self._node.create_publisher(message_type, topic, self._qos(topic))
         except NameValidationException as err:
             self._log_skipped(topic, rcl_reason(err))
             return None
+
+    def _qos(self, topic: str) -> QoSProfile:
+        # Reliable publishers match reliable and best-effort readers, and latched ones all.
+        num_kept = self._latched.of(topic)
+        qos = QoSProfile(depth=num_kept or PUBLISHER_DEPTH)
+        if num_kept:
+            qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
+        return qos
 
     def _log_skipped(self, topic: str, reason: str) -> None:
         text = f'{topic}: {reason}; this topic is skipped'
@@ -176,10 +183,25 @@ class Replayer:
             self._sleep_until(start_s + since_start_s / self._options.rate, start_s, must_stop)
             if must_stop():
                 return
-            publisher = self._publishers.get(message.topic)
-            if publisher is not None:
-                publisher.publish(bytes(message.data))
-                self.num_published += 1
+            if message.topic in self._publishers:
+                self._publish(message.topic, bytes(message.data))
+
+    def _publish(self, topic: str, data: bytes) -> None:
+        if self._latched.add(topic, len(data)):
+            self._keep_fewer(topic)
+        self._publishers[topic].publish(data)
+        self.num_published += 1
+
+    def _keep_fewer(self, topic: str) -> None:
+        """Put a publisher that keeps fewer messages in the place of that of a latched topic."""
+        num_kept = self._latched.of(topic)
+        text = f'{topic}: late subscribers get its last {num_kept} messages, as they are large'
+        self._node.get_logger().warning(one_line(text))
+        publisher = self._publishers[topic]
+        self._node.destroy_publisher(publisher)
+        self._publishers[topic] = self._node.create_publisher(
+            publisher.msg_type, topic, self._qos(topic)
+        )
 
     def _sleep_until(self, end_s: float, start_s: float, must_stop: Callable[[], bool]) -> None:
         """Sleep until `end_s` on the steady clock, and publish /clock meanwhile."""
