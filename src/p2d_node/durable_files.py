@@ -15,6 +15,7 @@ import tempfile
 from typing import Any
 
 from p2d_node.errors import ConfigError, P2dError
+from p2d_node.sparse_files import is_sparse
 
 MAX_JSON_BYTES = 64 << 20
 """Settings and vocabularies have up to 40 MB."""
@@ -35,11 +36,16 @@ HALF_PAIR = re.compile(rb'\\u[dD][89a-fA-F]')
 """What may be half of a surrogate pair, which is JSON, but no text."""
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
+def read_file(path: Path, max_bytes: int, *, may_be_sparse: bool = True) -> bytes:
     """Read a file of a limited size.
 
+    Args:
+        path: The file.
+        max_bytes: Its largest size.
+        may_be_sparse: Whether it may take far less of the disk than its size.
+
     Raises:
-        OSError: The file cannot be read, is a pipe, or is larger.
+        OSError: The file cannot be read, is a pipe, is larger, or is sparse and may not be.
     """
     # Without O_NONBLOCK, opening a pipe would wait for ever.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
@@ -48,6 +54,8 @@ def read_file(path: Path, max_bytes: int) -> bytes:
             raise OSError(errno.EINVAL, 'got a pipe, allowed: a file', str(path))
         # Reading decides: a device or a file that grows has no size.
         num_bytes = status.st_size
+        if not may_be_sparse and num_bytes <= max_bytes and is_sparse(file.fileno(), status):
+            raise OSError(errno.EINVAL, f'got {num_bytes} bytes, most of them a hole', str(path))
         content = b'' if num_bytes > max_bytes else file.read(max_bytes + 1)
     if max(num_bytes, len(content)) > max_bytes:
         got = num_bytes or f'more than {max_bytes}'

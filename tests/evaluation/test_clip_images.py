@@ -3,16 +3,22 @@
 from dataclasses import replace
 import json
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
 import cv2
+from memory import peak_growth_bytes
 from p2d_node.bags.image_files import camera_and_stamp_of, read_image
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.clips import ClipSettings
+from p2d_node.config import DriveConfig
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.answering import answer_keyframe, AnswerJob, group_keyframes
 from p2d_node.evaluation.bag_keyframes import keyframes_of_bag
 from p2d_node.evaluation.clip_images import earlier_images
+from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.units import NS_PER_MS
 import pytest
@@ -158,6 +164,28 @@ def test_only_the_images_of_clips_are_written(folder, tmp_path):
     times_us = [camera_and_stamp_of(path)[1] // 1000 - START_US for path in found]
     assert sorted(times_us) == [300_000, 400_000, 500_000]
     assert len(clips) == 2
+
+
+@pytest.mark.attack(
+    'images of clips of up to 128 MiB that take no room on the disk, all of which are read',
+    'refused by the size of the file or as sparse, before the first is read',
+)
+@pytest.mark.parametrize(
+    ('num_bytes', 'reason'), [(24 << 20, 'got 25165824 bytes, allowed:'), (4 << 20, 'a hole')]
+)
+def test_images_of_clips_are_limited_before_they_are_read(folder, tmp_path, num_bytes, reason):
+    shutil.copytree(folder, tmp_path / 'images')
+    for path in tmp_path.glob('images/sweeps/*/*'):
+        os.truncate(path, num_bytes)
+    config = DriveConfig(max_image_pixels=1 << 20, frames_per_camera=4, frame_interval_ms=83.0)
+    job = AnswerJob(config=config, image_root=tmp_path / 'images')
+    *_, keyframe = group_keyframes(read_questions(folder / 'data.json'))
+
+    def answer():
+        with pytest.raises(ConfigError, match=rf'__\d+\.jpg: cannot be read: .*{reason}'):
+            answer_keyframe(None, keyframe, job)
+
+    assert peak_growth_bytes(answer) < 16 << 20
 
 
 @pytest.mark.attack(

@@ -7,7 +7,6 @@ import time
 
 from memory import peak_growth_bytes
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation import language_metrics
 from p2d_node.evaluation.drivelm_questions import read_questions, Tag
 from p2d_node.evaluation.drivelm_scores import match_points, points_in, score_predictions
 from p2d_node.evaluation.language_metrics import score_language
@@ -59,20 +58,25 @@ PREDICTIONS = {
 
 
 @pytest.mark.attack(
-    'a data set or answers with texts of 14,000 words, all of which ROUGE_L puts into one table',
+    'a data set or answers with texts of a million words, all of which are compared',
     'a reference above 4,096 words is refused; of an answer the first 4,096 words count',
 )
-def test_words_that_are_compared_have_a_limit(data, monkeypatch):
-    words = [f'a{number % 50}' for number in range(14_000)]
+def test_words_that_are_compared_have_a_limit(data):
     content = json.loads(data.read_text())
-    content['s']['key_frames']['f1']['QA']['planning'][0]['A'] = ' '.join(words)
+    content['s']['key_frames']['f1']['QA']['planning'][0]['A'] = 'ab ' * (1 << 20)
     data.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match='s_f1_2: its reference has 14000 words, allowed: up to'):
-        read_questions(data)
-    text = ' '.join(words[:3000])
-    monkeypatch.setattr(language_metrics, 'MAX_WORDS', 256)
-    growth = peak_growth_bytes(lambda: score_language([text], [text], tokenizer='treebank'))
-    assert growth < 32 << 20
+
+    def read():
+        with pytest.raises(ConfigError, match='s_f1_2: its reference has more than 4096 words'):
+            read_questions(data)
+
+    assert peak_growth_bytes(read) < 32 << 20
+    words = [f'a{number % 50}' for number in range(14_000)]
+    scores = [
+        score_language([' '.join(words[:count])], ['a1 a2 a3'], tokenizer='treebank')
+        for count in (4096, 14_000)
+    ]
+    assert scores[0] == scores[1]
 
 
 def test_questions_are_numbered_as_the_challenge_numbers_them(data):
@@ -230,5 +234,36 @@ def test_predictions_may_be_a_list_or_a_submission(tmp_path):
 def test_a_text_of_digits_takes_no_time():
     begin = time.monotonic()
     assert points_in('1' * 200_000) == []
-    assert len(points_in('<c1,CAM_BACK,1.0,2.0> ' * 5000)) == 1000
+    assert len(points_in('<c1,CAM_BACK,1.0,2.0> ' * 5000)) == 256
     assert time.monotonic() - begin < 1.0
+
+
+@pytest.mark.attack(
+    'answers and references that name a thousand points each, of which each is compared with each',
+    'the first 256 points of a text count',
+)
+def test_points_are_matched_up_to_a_limit():
+    places = [(37 * i % 1500, 53 * i % 900) for i in range(1000)]
+    texts = [' '.join(f'{x}.{n} {y}.5' for x, y in places) for n in (1, 2)]
+    begin = time.process_time()
+    for _ in range(100):
+        match_points(*texts)
+    assert time.process_time() - begin < 2.0
+
+
+@pytest.mark.attack(
+    'data of 236 kB with a keyframe of thousands of images and questions, which takes 2.6 GB',
+    'a keyframe has up to 64 images, and its questions share them',
+)
+def test_the_images_of_a_keyframe_are_few_and_shared(data):
+    def read(num_images):
+        names = {f'CAM_{i}': f'samples/CAM_{i}/a__CAM_{i}__{i:016}.jpg' for i in range(num_images)}
+        content['s']['key_frames']['f1']['image_paths'] = names
+        data.write_text(json.dumps(content))
+        return read_questions(data)
+
+    content = json.loads(data.read_text())
+    first, second, *_ = read(64)
+    assert first.images is second.images
+    with pytest.raises(ConfigError, match='got 65 images of a keyframe, allowed: up to 64'):
+        read(65)

@@ -3,14 +3,25 @@
 import json
 import os
 import shutil
+import struct
+import zlib
 
+import cv2
 from disk_limits import files_up_to
 from memory import peak_growth_bytes
+import numpy as np
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.cli.report_parts import small_jpeg
 from p2d_node.durable_files import MAX_DATA_BYTES
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation.answering import RECORD_FIELDS
+from p2d_node.evaluation.answering import (
+    digest_sweep,
+    group_keyframes,
+    load_sweep,
+    RECORD_FIELDS,
+)
 from p2d_node.evaluation.data_formats import FORMATS
+from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
@@ -563,6 +574,63 @@ def test_answers_about_pictures_that_were_exchanged_are_refused(drivelm_folder, 
     assert answers.read_bytes() == before
     first.write_bytes(kept)
     assert run_json(capsys, words)['num_questions'] == 6
+
+
+def grey_png(side_px):
+    """Return a PNG of black pixels, a thousandth of their size."""
+
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content)
+        return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', check)
+
+    head = struct.pack('>IIBBBBB', side_px, side_px, 8, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(side_px * (side_px + 1)), 1)
+    signature = b'\x89PNG\r\n\x1a\n'
+    return signature + chunk(b'IHDR', head) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+
+
+@pytest.mark.attack(
+    'an earlier run with all answers, about a picture of 875 kB and 900 million pixels or none',
+    'the report decodes pictures within max_image_pixels, and leaves out those it cannot use',
+)
+@pytest.mark.parametrize('content', [grey_png(6000), b'no picture'], ids=['large', 'none'])
+def test_the_report_leaves_out_pictures_that_it_cannot_use(drivelm_folder, words, capsys, content):
+    words = [*words[:-1], '4']
+    run_json(capsys, words)
+    path = min((drivelm_folder / 'samples' / 'CAM_FRONT').glob('*.jpg'))
+    path.write_bytes(content)
+    keyframe, _ = group_keyframes(read_questions(drivelm_folder / 'data.json'))
+    digest = digest_sweep(load_sweep(keyframe, drivelm_folder, NUSCENES_CAMERAS))
+    answers = drivelm_folder / 'out' / 'answers.jsonl'
+    head, *records = map(json.loads, answers.read_text().splitlines())
+    changed = [r | ({'pictures': digest} if '_f0_' in r['id'] else {}) for r in records]
+    answers.write_text(''.join(f'{json.dumps(line)}\n' for line in (head, *changed)))
+    assert peak_growth_bytes(lambda: run_json(capsys, words)) < 64 << 20
+    page = (drivelm_folder / 'out' / 'report.html').read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 1
+
+
+@pytest.mark.attack(
+    'a picture of one pixel by thousands, which takes gigabytes at the width of the report',
+    'the longer side gets the size of the report',
+)
+def test_a_narrow_picture_stays_small_in_the_report():
+    narrow = cv2.imencode('.png', np.zeros((4000, 1, 3), np.uint8))[1].tobytes()
+    assert peak_growth_bytes(lambda: small_jpeg(narrow)) < 64 << 20
+    assert cv2.imdecode(np.frombuffer(small_jpeg(narrow), np.uint8), 1).shape == (480, 1, 3)
+
+
+def test_the_first_camera_of_the_settings_tells_the_story(drivelm_folder, words, capsys):
+    data = json.loads((drivelm_folder / 'data.json').read_text())
+    for frame in data['s']['key_frames'].values():
+        del frame['image_paths']['CAM_FRONT']
+    (drivelm_folder / 'data.json').write_text(json.dumps(data))
+    settings = drivelm_folder / 'drive.yaml'
+    cameras = ', '.join(NUSCENES_CAMERAS[1:])
+    settings.write_text(f'p2d:\n  ros__parameters:\n    camera_names: [{cameras}]\n')
+    run_json(capsys, [*words[:-1], '4', '--params-file', str(settings)])
+    page = (drivelm_folder / 'out' / 'report.html').read_text()
+    assert f'alt="{NUSCENES_CAMERAS[1]} of s_f1"' in page
 
 
 def test_answers_that_are_a_pipe_are_one_line(drivelm_folder, words, capsys):

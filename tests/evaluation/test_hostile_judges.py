@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 
+from memory import peak_growth_bytes
 from p2d_node.cli.main import main
 from p2d_node.errors import BackendUnavailableError
 from p2d_node.evaluation import judge_connection
@@ -121,6 +122,39 @@ def test_a_judge_does_not_choose_the_codec(start, status, charset):
     with suppress(BackendUnavailableError):
         assert judge(server) == [(0, None)]
     assert time.monotonic() - began_s < 20.0
+
+
+@pytest.mark.attack(
+    'a reply of a judge, of less than 1 MiB, of hundreds of thousands of empty objects',
+    'only the text of its first choice is read; the client makes no object of each',
+)
+def test_objects_in_a_reply_take_no_time(start):
+    bare = score('7').decode().rpartition('}]')
+    many = ','.join(['{}'] * 100_000)
+    body = f'{bare[0]}, "logprobs": {{"content": [{many}]}}{bare[1]}{bare[2]}'.encode()
+    server = start(lambda request: request.send(body=body))
+    judge(start(lambda request: request.send(body=score('7'))))
+    began_s = time.process_time()
+    assert peak_growth_bytes(lambda: judge(server)) < 48 << 20
+    assert time.process_time() - began_s < 1.0
+    assert judge(server) == [(0, 7.0)]
+
+
+@pytest.mark.parametrize(
+    'body',
+    [
+        b'5',
+        b'[]',
+        b'{"choices": []}',
+        b'{"choices": {"0": 5}}',
+        b'{"choices": [{"message": {"content": 5}}]}',
+        b'{"choices": [{"message": null}]}',
+        b'\xff',
+        b'[' * 100_000,
+    ],
+)
+def test_a_reply_without_a_text_is_no_judgement(start, body):
+    assert judge(start(lambda request: request.send(body=body))) == [(0, None)]
 
 
 def test_a_compressed_reply_is_not_unpacked(start):

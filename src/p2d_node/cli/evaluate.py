@@ -99,6 +99,7 @@ def _finish(
             data=options.data.name,
             images=options.images,
             ratios={name: config.retention_ratio_of(name) for name in config.cameras},
+            max_pixels=config.max_image_pixels,
         )
         write_page(page, options.out / REPORT_FILE)
     _print(options, report)
@@ -122,7 +123,7 @@ def _clip_note(costs: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f'{num_short} of {sum(lengths.values())} keyframes have not all {full} frames per camera: '
-        'there are no images at the interval before them'
+        'there are no images at the interval before them, or none that can be used'
     ]
 
 

@@ -13,7 +13,8 @@ from p2d_node.cli.report_parts import (
     ratios_chart,
     small_jpeg,
 )
-from p2d_node.records import NUSCENES_CAMERAS
+from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.evaluation.answering import read_camera_image
 from p2d_node.reports.parts import Gallery, Notes, Page, Picture, Section, Table
 
 STORY_LENGTH = 8
@@ -28,6 +29,7 @@ def evaluation_page(
     data: str,
     images: Path,
     ratios: Mapping[str, float],
+    max_pixels: int,
 ) -> Page:
     """Return the report of an evaluation.
 
@@ -38,7 +40,8 @@ def evaluation_page(
         predictions: Id of a question to its answer.
         data: Name of the data.
         images: Folder of the images.
-        ratios: Camera to retention ratio.
+        ratios: Camera to retention ratio; the first camera tells the story.
+        max_pixels: Largest image.
     """
     latency = [(name.split(' ', 1)[1], value) for name, value in rows if 'latency' in name]
     scores = [[n, 'absent' if v is None else v] for n, v in rows if not _is_no_score(n)]
@@ -48,7 +51,7 @@ def evaluation_page(
         ('visual tokens kept', f'{report["tokens_kept_share"]:.1%}'),
     ]
     sections = [
-        Section('Story', [_story(questions, predictions, images)]),
+        Section('Story', [_story(questions, predictions, images, next(iter(ratios)), max_pixels)]),
         Section(
             'Scores',
             [Table(('', 'value'), scores), Notes([f'{note}.' for note in report['notes']])],
@@ -70,19 +73,32 @@ def _lines(question: Any, predictions: Mapping[str, str]) -> list[str]:
     return [predictions.get(question.id, ''), question.question, *people]
 
 
-def _story(questions: Sequence[Any], predictions: Mapping[str, str], images: Path) -> Gallery:
-    """Return the front views of the first keyframes, with the answer to the first question."""
+def _story(
+    questions: Sequence[Any],
+    predictions: Mapping[str, str],
+    images: Path,
+    camera: str,
+    max_pixels: int,
+) -> Gallery:
+    """Return a camera's views of the first keyframes, with the answer to the first question.
+
+    A picture that cannot be used is left out: after an earlier run nobody has decoded it yet.
+    """
     firsts: dict[str, Any] = {}
     for question in questions:
         firsts.setdefault(question.keyframe, question)
     pictures = []
     for question in list(firsts.values())[:STORY_LENGTH]:
-        path = resolve_image(question.images[NUSCENES_CAMERAS[0]], images)
+        try:
+            path = resolve_image(question.images[camera], images)
+            view = small_jpeg(read_camera_image(path, max_pixels), camera, max_pixels)
+        except (ConfigError, ImageDecodeError):
+            continue
         pictures.append(
             Picture(
-                data=small_jpeg(path.read_bytes()),
+                data=view,
                 mime='image/jpeg',
-                alt=f'front camera of {question.keyframe}',
+                alt=f'{camera} of {question.keyframe}',
                 lines=_lines(question, predictions),
             )
         )

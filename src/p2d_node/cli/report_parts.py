@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node import __version__
 from p2d_node.benchmarks.measuring import processor_name
+from p2d_node.compressed_images import decode_compressed
+from p2d_node.config import DEFAULT_MAX_IMAGE_PIXELS
 from p2d_node.latency import LATENCY_TREE, percentile_field, PERCENTILES, percentiles_of
 from p2d_node.reports.parts import Bar, Chart, Section, Table
 import torch
 
 NUM_ANSWERS_SHOWN = 200
-STORY_WIDTH_PX = 480
+STORY_SIDE_PX = 480
 JPEG_QUALITY = 80
 
 
@@ -78,10 +80,17 @@ def to_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     return data.tobytes()
 
 
-def small_jpeg(image: bytes) -> bytes:
-    """Return a JPEG or PNG file as a JPEG of the width that a story needs."""
-    pixels = np.asarray(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+def small_jpeg(
+    image: bytes, camera: str = '', max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+) -> bytes:
+    """Return a JPEG or PNG file as a JPEG of the size that a story needs.
+
+    Raises:
+        ImageDecodeError: It is no image that the camera may have.
+    """
+    pixels, _ = decode_compressed(camera, 'jpeg', image, max_pixels=max_pixels)
     height, width = pixels.shape[:2]
-    size = (STORY_WIDTH_PX, max(1, round(height * STORY_WIDTH_PX / width)))
+    scale = STORY_SIDE_PX / max(height, width)  # of the longer side: the other may be one pixel
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
     resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return to_jpeg(np.asarray(resized, np.uint8))

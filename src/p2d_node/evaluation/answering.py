@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from p2d_node.assembly import clip_settings
 from p2d_node.bags.image_files import camera_and_stamp_of, file_below, sample_name, stamp_ns_of
 from p2d_node.clips import ClipSettings, NO_CLIP
-from p2d_node.config import DriveConfig
-from p2d_node.durable_files import MAX_IMAGE_BYTES, read_file
+from p2d_node.compressed_images import max_compressed_bytes
+from p2d_node.config import DEFAULT_MAX_IMAGE_PIXELS, DriveConfig
+from p2d_node.durable_files import read_file
 from p2d_node.errors import ConfigError, ImageDecodeError, InferenceError, P2dError, quote
 from p2d_node.evaluation.clip_images import earlier_images
 from p2d_node.evaluation.record_file import OTHER_FOLDER, RecordFile
@@ -159,29 +160,55 @@ def describe_failure(keyframe: Keyframe, err: P2dError) -> str:
 
 
 def load_sweep(
-    keyframe: Keyframe, image_root: Path, cameras: Sequence[str], clip: ClipSettings = NO_CLIP
+    keyframe: Keyframe,
+    image_root: Path,
+    cameras: Sequence[str],
+    clip: ClipSettings = NO_CLIP,
+    max_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
 ) -> FrameSet:
     """Read the images of a keyframe and of its clip, as its cameras would have sent them.
+
+    Args:
+        keyframe: The keyframe.
+        image_root: Folder of the images.
+        cameras: Names of the cameras.
+        clip: What a clip consists of.
+        max_pixels: Largest image; a file that is too large for it is not read.
 
     Raises:
         ConfigError: An image cannot be read.
     """
     names = _image_names(keyframe.questions[0], cameras)
-    earlier = [_read_sweep(image_root, n) for n in earlier_images(image_root, names, clip)]
-    return replace(_read_sweep(image_root, names), earlier=tuple(earlier))
+    sweeps = [*earlier_images(image_root, names, clip), names]
+    *earlier, newest = [_read_sweep(image_root, names, max_pixels) for names in sweeps]
+    return replace(newest, earlier=tuple(earlier))
 
 
-def _read_sweep(image_root: Path, names: Mapping[str, str]) -> FrameSet:
+def read_camera_image(path: Path, max_pixels: int) -> bytes:
+    """Read an image file that may be decoded: see `max_compressed_bytes`.
+
+    Raises:
+        ConfigError: It cannot be read, is too large, or hardly any of it is on the disk.
+    """
+    try:
+        return read_file(path, max_compressed_bytes(max_pixels), may_be_sparse=False)
+    except OSError as err:
+        raise ConfigError(f'{path}: cannot be read: {err.strerror}') from err
+
+
+def _read_sweep(image_root: Path, names: Mapping[str, str], max_pixels: int) -> FrameSet:
     frames = {}
     for camera, name in names.items():
         path = file_below(image_root, name)
-        try:
-            image = CompressedImage(format='jpeg', data=read_file(path, MAX_IMAGE_BYTES))
-        except OSError as err:
-            raise ConfigError(f'{path}: cannot be read: {err.strerror}') from err
+        image = CompressedImage(format='jpeg', data=read_camera_image(path, max_pixels))
         frames[camera] = CameraFrame(camera, stamp_ns_of(path), image)
     stamp_ns = next(iter(frames.values())).stamp_ns
     return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)
+
+
+def _load(job: AnswerJob, keyframe: Keyframe) -> FrameSet:
+    max_pixels = job.config.max_image_pixels
+    return load_sweep(keyframe, job.image_root, job.cameras, job.clip, max_pixels)
 
 
 def digest_sweep(sweep: FrameSet) -> str:
@@ -207,7 +234,7 @@ def check_pictures(job: AnswerJob, keyframes: Iterable[Keyframe], answers: Recor
         stored = [answers.done[q.id] for q in keyframe.questions if q.id in answers.done]
         if not stored:
             continue
-        digest = digest_sweep(load_sweep(keyframe, job.image_root, job.cameras, job.clip))
+        digest = digest_sweep(_load(job, keyframe))
         for record in stored:
             if record['pictures'] != digest:
                 raise ConfigError(
@@ -245,7 +272,7 @@ def answer_keyframe(
         ConfigError: An image cannot be read.
         InferenceError: The bytes are not an image, or a model stage failed.
     """
-    sweep = load_sweep(keyframe, job.image_root, job.cameras, job.clip)
+    sweep = _load(job, keyframe)
     questions = [_prompt(question, job.instruction) for question in keyframe.questions]
     try:
         answers = pipeline.answer(sweep, questions)

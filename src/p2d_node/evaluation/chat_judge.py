@@ -99,7 +99,8 @@ class ChatJudge:
 
     def _ask(self, task: JudgeTask, triple: Triple) -> Judgement:
         try:
-            reply = self._client.chat.completions.create(
+            # The client would make an object of each value that the service sends.
+            reply = self._client.chat.completions.with_raw_response.create(
                 model=self._model,
                 temperature=0,
                 messages=[
@@ -109,11 +110,10 @@ class ChatJudge:
             )
         except self._error as err:
             raise BackendUnavailableError(f'judge_url: {self.url}: {self._reason(err)}') from err
-        except NOT_JSON:
-            return None
         try:
-            return task.read(reply.choices[0].message.content or '')
-        except (UnreadableReplyError, LookupError, TypeError, AttributeError):
+            content = json.loads(reply.content)
+            return task.read(content['choices'][0]['message']['content'] or '')
+        except (UnreadableReplyError, LookupError, TypeError, AttributeError, *NOT_JSON):
             return None
 
     def _reason(self, err: Exception) -> str:

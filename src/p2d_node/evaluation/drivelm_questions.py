@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from p2d_node.bags.image_files import image_names
+from p2d_node.config_parameters import MAX_CAMERAS
 from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError, quote
 from p2d_node.evaluation.language_metrics import MAX_WORDS
@@ -76,11 +77,10 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
     if not any(question.reference is None or question.reference.strip() for question in questions):
         raise ConfigError(f'{path}: every reference answer is empty; copy the file again')
     for question in questions:
-        num_words = len((question.reference or '').split())
-        if num_words > MAX_WORDS:
+        if len((question.reference or '').split(maxsplit=MAX_WORDS)) > MAX_WORDS:
             raise ConfigError(
-                f'{path}: question {question.id}: its reference has {num_words} words, allowed: '
-                f'up to {MAX_WORDS}; copy the file again'
+                f'{path}: question {question.id}: its reference has more than {MAX_WORDS} words, '
+                'allowed: up to these; copy the file again'
             )
     twice = first_duplicate(question.id for question in questions)
     if twice is not None:
@@ -94,6 +94,8 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
             keyframe = f'{scene}_{frame}'
             items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
             paths = key_frame.get('image_paths', {})
+            # One object for all questions: there may be thousands of them.
+            images = dict(zip(paths, _image_names(paths), strict=True))
             for number, item in enumerate(items):
                 reference = None if item.get('A') is None else _text(item, 'A')
                 yield DriveLmQuestion(
@@ -103,14 +105,14 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
                     reference=reference,
                     tags=_tags_of(item.get('tag'), reference),
                     has_tags=item.get('tag') is not None,
-                    images=dict(zip(paths, image_names(paths), strict=True)),
+                    images=images,
                 )
 
 
 def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
     for item in data:
         texts = {turn['from']: _text(turn, 'value') for turn in item['conversations']}
-        names = image_names(item['image'])
+        names = _image_names(item['image'])
         reference = texts.get('gpt')
         yield DriveLmQuestion(
             id=str(item['id']),
@@ -121,6 +123,13 @@ def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
             has_tags=item.get('tag') is not None,
             images={camera_of(name): name for name in names},
         )
+
+
+def _image_names(images: Any) -> list[str]:
+    """Return the names of the images of one sweep; see `image_names`."""
+    if isinstance(images, (dict, list)) and len(images) > MAX_CAMERAS:
+        raise ValueError(f'got {len(images)} images of a keyframe, allowed: up to {MAX_CAMERAS}')
+    return image_names(images)
 
 
 def _text(item: Mapping[str, Any], field: str) -> str:

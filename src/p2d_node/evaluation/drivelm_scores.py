@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 import re
 import statistics
 
@@ -20,8 +20,8 @@ from p2d_node.evaluation.judge import CachedJudge, SCORE
 from p2d_node.evaluation.language_metrics import LanguageScores, score_language
 
 NUMBER = re.compile(r'(?<!\d)\d{1,9}\.\d+')
-MAX_POINTS = 1000
-"""Of a text; an answer about a sweep names about ten."""
+MAX_POINTS = 256
+"""Of a text; an answer about a sweep names about ten. Each is compared with each."""
 
 MATCH_DISTANCE_PX = 16.0
 """L1 distance below which two points are the same object."""
@@ -146,13 +146,13 @@ def _gate(
 ) -> list[DriveLmQuestion]:
     """Return a keyframe's first question, and the others whose points its answer found."""
     first, *rest = questions
-    found, _ = match_points(predictions[first.id], str(first.reference))
-    return [first, *(q for q in rest if all(point in found for point in points_in(q.question)))]
+    found = set(match_points(predictions[first.id], str(first.reference))[0])
+    return [first, *(q for q in rest if found.issuperset(points_in(q.question)))]
 
 
 def points_in(text: str) -> list[Point]:
     """Return the points in a text: its decimal numbers in pairs; an odd last one is ignored."""
-    numbers = [float(number) for number in NUMBER.findall(text)[: 2 * MAX_POINTS]]
+    numbers = [float(match[0]) for match in islice(NUMBER.finditer(text), 2 * MAX_POINTS)]
     return list(zip(numbers[::2], numbers[1::2], strict=False))
 
 

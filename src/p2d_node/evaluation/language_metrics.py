@@ -5,21 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 import re
 import shutil
 import statistics
+import subprocess
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from p2d_node.errors import BackendUnavailableError, ConfigError
+from p2d_node.evaluation.caption_counts import CountedTexts, GramFrequencies, rouge_l
 
 NUM_GRAMS = 4
 """BLEU-1 to BLEU-4."""
 
 MAX_WORDS = 4096
-"""Of a text that is scored: ROUGE_L makes a table of all words of the answer and the reference. No
-answer of a model has more tokens."""
+"""Of a text that is scored. No answer of a model has more tokens."""
+
+MAX_CHARACTERS = 8 * MAX_WORDS
+"""Of a text that is tokenised."""
+
+LONG_WORD = re.compile(r'\S{256}(?=\S)')
+"""Stanford's tokenizer takes time that grows with the square of a word."""
+
+LINE_END = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029]')
+"""All that Stanford's tokenizer may take for the end of a line, and other control characters."""
+
+JAVA_S, JAVA_CHARACTERS_PER_S = 30.0, 100_000
+"""Longest time of Stanford's tokenizer, and for each second more as many characters. It reads ten
+times as fast."""
 
 TOKENIZERS = ('auto', 'ptb', 'treebank')
 
@@ -101,8 +116,6 @@ def compare_texts(answers: Sequence[str], references: Sequence[str]) -> Compared
     """
     try:
         from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as err:
         raise BackendUnavailableError(
             f'language metrics: {err}; pip install -r requirements/evaluation.txt'
@@ -111,11 +124,21 @@ def compare_texts(answers: Sequence[str], references: Sequence[str]) -> Compared
     bleu = BleuScorer(n=NUM_GRAMS)
     for answer, reference in zip(answers, references, strict=True):
         bleu += (answer, [reference])
-    predicted = {i: [text] for i, text in enumerate(answers)}
-    expected = {i: [text] for i, text in enumerate(references)}
-    _, rouge_l = Rouge().compute_score(expected, predicted)
-    _, cider = Cider().compute_score(expected, predicted)
-    return ComparedTexts(bleu, rouge_l, cider)
+        bleu.crefs.clear()  # the sums of the answer are made
+    # A text without words has one that is empty, as in the COCO evaluation.
+    rouge = (rouge_l(a.split(' '), b.split(' ')) for a, b in zip(answers, references, strict=True))
+    return ComparedTexts(bleu, np.fromiter(rouge, np.float64), _cider(answers, references))
+
+
+def _cider(answers: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Return CIDEr of each answer; the scorer gets the counts one by one."""
+    from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, precook
+
+    scorer = CiderScorer(n=NUM_GRAMS)
+    scorer.document_frequency = GramFrequencies(CountedTexts(references, precook))
+    scorer.ctest = CountedTexts(answers, precook)
+    scorer.crefs = CountedTexts(references, lambda text: cook_refs([text]))
+    return np.array(scorer.compute_cider())
 
 
 def _cut(texts: Sequence[str]) -> list[str]:
@@ -141,12 +164,50 @@ def choose_tokenizer(name: str) -> str:
     return 'ptb' if has_java and name == 'auto' else name.replace('auto', 'treebank')
 
 
-def _tokenize_ptb(texts: Sequence[str]) -> list[str]:
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+def _plain(text: str) -> str:
+    """Return the beginning of a text in one line, and without long words."""
+    line = LINE_END.sub(' ', text[:MAX_CHARACTERS])
+    return LONG_WORD.sub(r'\g<0> ', line)
 
-    captions = {i: [{'caption': text}] for i, text in enumerate(texts)}
-    tokenized: Mapping[int, list[str]] = PTBTokenizer().tokenize(captions)
-    return [tokenized[i][0] for i in range(len(texts))]
+
+def _tokenize_ptb(texts: Sequence[str]) -> list[str]:
+    lines = _run_stanford([_plain(text) for text in texts])
+    if len(lines) != len(texts):
+        raise BackendUnavailableError(
+            f'tokenizer: ptb made {len(lines)} lines of {len(texts)} texts; use treebank'
+        )
+    return [
+        ' '.join(word for word in line.rstrip().split(' ') if word not in PUNCTUATION)
+        for line in lines
+    ]
+
+
+def _run_stanford(lines: Sequence[str]) -> list[str]:
+    """Return the tokens of each line, as pycocoevalcap asks for them, but for a limited time."""
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    words = ['java', '-cp', str(jar), 'edu.stanford.nlp.process.PTBTokenizer']
+    words += ['-preserveLines', '-lowerCase', '-encoding', 'UTF-8']
+    text = ''.join(f'{line}\n' for line in lines)
+    limit_s = JAVA_S + len(text) / JAVA_CHARACTERS_PER_S
+    try:
+        # Its warnings hold characters of the texts, which a terminal might execute.
+        done = subprocess.run(
+            words,
+            input=text.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=limit_s,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise BackendUnavailableError(
+            f'tokenizer: ptb takes longer than {limit_s:.0f} s; use treebank'
+        ) from err
+    except (OSError, subprocess.CalledProcessError) as err:
+        raise BackendUnavailableError(f'tokenizer: ptb: {err}; use treebank') from err
+    return done.stdout.decode().split('\n')[:-1]
 
 
 def _tokenize_treebank(texts: Sequence[str]) -> list[str]:
@@ -155,7 +216,7 @@ def _tokenize_treebank(texts: Sequence[str]) -> list[str]:
     tokenizer = TreebankWordTokenizer()
     lines = []
     for text in texts:
-        parted = COMMA_AFTER_WORD.sub(' ,', text.lower())
+        parted = COMMA_AFTER_WORD.sub(' ,', _plain(text).lower())
         words = tokenizer.tokenize(parted, convert_parentheses=True)
         kept = (word.lower().rstrip('.') for word in words if word not in PUNCTUATION)
         lines.append(' '.join(word for word in kept if word))
