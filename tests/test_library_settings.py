@@ -70,3 +70,26 @@ def test_settings_of_matplotlib_in_data_are_not_read(tmp_path):
     (tmp_path / 'matplotlibrc').write_text('text.usetex: True\n')
     run(FIGURE, cwd=tmp_path)
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.attack(
+    'a folder that p2d is run in has a shared library with the name of one of the system',
+    'tools/run.sh gives the loader no empty name in LD_LIBRARY_PATH, which is that folder',
+)
+@pytest.mark.parametrize('before', [{}, {'LD_LIBRARY_PATH': ''}])
+def test_no_library_is_loaded_from_the_working_folder(tmp_path, before):
+    root = Path(__file__).resolve().parents[1]
+    if Path(sys.prefix).parent != root or not (root / 'ros2_ws/install/setup.bash').exists():
+        pytest.skip('the environment of make setup is not there')
+    show = ['bash', '-c', 'echo "$LD_LIBRARY_PATH"']
+    result = subprocess.run(
+        [root / 'tools/run.sh', Path(sys.prefix).name, '', *show],
+        cwd=tmp_path,
+        env={'PATH': os.environ['PATH'], 'HOME': str(tmp_path), **before},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folders = result.stdout.strip().split(':')
+    assert str(root / 'ros2_ws/install/p2d_msgs/lib') in folders
+    assert all(map(os.path.isabs, folders))

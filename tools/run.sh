@@ -10,6 +10,9 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 venv=$root/$1 suffix=$2
 shift 2
 export PATH="$venv/bin:$PATH" AMENT_PREFIX_PATH="$venv" CMAKE_PREFIX_PATH="$venv"
+# colcon puts its folders before what is there; before nothing it leaves an empty name, which is the
+# working folder: a library that lies there would be loaded.
+export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:-$venv/lib}"
 set +u
 . "$root/ros2_ws/install$suffix/setup.bash"
 set -u
