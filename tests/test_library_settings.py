@@ -78,12 +78,14 @@ def test_settings_of_matplotlib_in_data_are_not_read(tmp_path):
 )
 @pytest.mark.parametrize('before', [{}, {'LD_LIBRARY_PATH': ''}])
 def test_no_library_is_loaded_from_the_working_folder(tmp_path, before):
-    root = Path(__file__).resolve().parents[1]
-    if Path(sys.prefix).parent != root or not (root / 'ros2_ws/install/setup.bash').exists():
+    root, venv = Path(__file__).resolve().parents[1], Path(sys.prefix)
+    suffix = venv.name.removeprefix('.venv')
+    install = root / f'ros2_ws/install{suffix}'
+    if venv.parent != root or not (install / 'setup.bash').exists():
         pytest.skip('the environment of make setup is not there')
     show = ['bash', '-c', 'echo "$LD_LIBRARY_PATH"']
     result = subprocess.run(
-        [root / 'tools/run.sh', Path(sys.prefix).name, '', *show],
+        [root / 'tools/run.sh', venv.name, suffix, *show],
         cwd=tmp_path,
         env={'PATH': os.environ['PATH'], 'HOME': str(tmp_path), **before},
         capture_output=True,
@@ -91,5 +93,5 @@ def test_no_library_is_loaded_from_the_working_folder(tmp_path, before):
         check=True,
     )
     folders = result.stdout.strip().split(':')
-    assert str(root / 'ros2_ws/install/p2d_msgs/lib') in folders
+    assert str(install / 'p2d_msgs/lib') in folders
     assert all(map(os.path.isabs, folders))

@@ -220,6 +220,28 @@ def test_a_normalizer_that_grows_is_refused(folder, normalizer):
     assert 'normalizer and pre_tokenizer: makes' in refusal(folder)
 
 
+@pytest.mark.attack(
+    'A tokenizer whose tokens become thousands of letters each, in an answer or while it is read',
+    'refused: a token has up to 256 letters, and a decoder makes up to four of one',
+)
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        (
+            {'decoder': {'type': 'Replace', 'pattern': {'String': 'z'}, 'content': 'z' * 5}},
+            'decoder: makes 5 characters of one, allowed: up to 4',
+        ),
+        (
+            {'added_tokens': [{'id': 0, 'content': 'z' * 257}]},
+            'got a token of 257 characters, allowed: up to 256',
+        ),
+    ],
+)
+def test_answers_and_tokens_have_a_largest_size(folder, change, reason):
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(change))
+    assert reason in refusal(folder)
+
+
 BYTE_LEVEL = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False}
 BERT = {'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': True, 'lowercase': True}
 
@@ -328,7 +350,9 @@ def test_the_regular_expressions_of_published_models_are_allowed_and_fast(tmp_pa
 def test_a_template_that_makes_the_tokenizer_slow_is_refused(folder):
     def make_slow(content):
         words = [[word, -1.0] for word in content['model']['vocab']]
-        runs = [['z' * length, -1.0] for length in range(1, 1500)]
+        runs = [['z' * length, -1.0] for length in range(1, 257)]
+        grow = {'type': 'Replace', 'pattern': {'String': 'z'}, 'content': 'z' * 72}
+        content['normalizer'] = grow
         content['model'] = {'type': 'Unigram', 'unk_id': 0, 'vocab': words + runs}
         content['pre_tokenizer'] = None
 
@@ -344,8 +368,8 @@ def test_a_template_that_makes_the_tokenizer_slow_is_refused(folder):
 )
 @pytest.mark.parametrize('kind', ['Unigram', 'BPE', 'added'])
 def test_tokens_of_many_characters_are_refused(folder, kind):
-    count = 1100 if kind == 'BPE' else 600
-    words = [f'{number:04000}' for number in range(count)]
+    count = 17_000 if kind == 'BPE' else 9_000
+    words = [f'{number:0250}' for number in range(count)]
 
     def edit(content):
         if kind == 'Unigram':
@@ -390,7 +414,7 @@ def test_tokens_and_files_of_absurd_size_are_refused(folder):
         content['model']['vocab']['x' * 5000] = 3
 
     edit_json(folder / 'tokenizer.json', add_word)
-    assert 'got a token of 5000 characters, allowed: up to 4096' in refusal(folder)
+    assert 'got a token of 5000 characters, allowed: up to 256' in refusal(folder)
     with (folder / 'tokenizer.json').open('wb') as file:
         file.truncate(100 << 20)
     assert 'tokenizer.json has 104857600 bytes, allowed: up to 67108864' in refusal(folder)
