@@ -70,6 +70,26 @@ def write_mcap(path: Path, data: bytes, summary: Sequence[bytes] = ()) -> Path:
     return path
 
 
+def write_sparse_mcap(path: Path, place: str, size: int) -> None:
+    """Write an MCAP file in which one record has a size that is not on the disk."""
+    header, footer = record(1, text('ros2'), text('test')), record(2, bytes(20))
+    schema = schema_and_channel()
+    parts = {'header': header, 'schema': schema, 'message': message(8), 'index': b''}
+    with path.open('wb') as file:
+        file.write(MAGIC)
+        for name, part in parts.items():
+            start = file.tell()
+            file.write(part)
+            if name == 'index' == place:
+                footer = record(2, number(start, 8), bytes(12))
+                file.write(schema + record(8, bytes(64)))
+            if name == place:  # its first record goes on in a hole
+                file.seek(start + 1)
+                file.write(number(size, 8))
+                file.seek(start + 9 + size)
+        file.write(footer + MAGIC)
+
+
 def write_indexed_mcap(
     path: Path,
     content: bytes,

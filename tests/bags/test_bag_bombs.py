@@ -509,3 +509,15 @@ def test_the_qos_profiles_of_a_topic_have_a_limit(tmp_path):
     profiles = '- {history: 1, depth: 1}\n' * 2000
     mcap = bombs.write_mcap(tmp_path / 'a.mcap', bombs.schema_and_channel(qos=profiles))
     refuse(mcap, 'the QoS profiles of a topic of 50000 bytes, allowed: at most 16384')
+
+
+@pytest.mark.attack(
+    'an MCAP file of some kilobytes (sparse) whose header, schema, message or index claims 3 GiB',
+    'refused by the size that a record claims, before it is read',
+)
+@pytest.mark.parametrize('place', ['header', 'schema', 'message', 'index'])
+def test_a_record_has_a_largest_size(tmp_path, place):
+    path, size = tmp_path / 'bag.mcap', 3 << 30
+    bombs.write_sparse_mcap(path, place, size)
+    reason = r'got (a record|an index|definitions) of 3\d{9} bytes, allowed: at most'
+    assert peak_growth_bytes(lambda: refuse(path, reason)) < 16 << 20

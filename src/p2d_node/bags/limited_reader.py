@@ -14,6 +14,7 @@ from p2d_node.bags.limits import (
     check_bytes,
     limit_rosbags,
     max_content_bytes,
+    max_index_bytes,
     MAX_MESSAGE_BYTES,
     max_records,
 )
@@ -39,11 +40,6 @@ TABLES = {
 """Tables that rosbags reads, and the largest size of their values."""
 
 
-MIN_INDEX_BYTES, INDEX_RATIO = 16 << 20, 16
-"""Of the index of an MCAP file: always allowed, and the data of the file to the rest. A chunk has
-100 bytes of it, which take several times as much memory."""
-
-
 class _Mcap(McapReader):
     def open(self) -> None:
         self._is_checked = False
@@ -56,8 +52,7 @@ class _Mcap(McapReader):
     def read_index(self) -> None:
         assert self.bio is not None
         num_bytes = self.bio.seek(0, os.SEEK_END) - self.data_end
-        max_bytes = MIN_INDEX_BYTES + self.data_end // INDEX_RATIO
-        check_bytes('an index', num_bytes, max_bytes)
+        check_bytes('an index', num_bytes, max_index_bytes(self._file_bytes()))
         super().read_index()
 
     def meta_scan(self) -> None:

@@ -36,6 +36,10 @@ BYTES_PER_RECORD = 2
 """Least number of a file with more records. Small messages at regular times take 2.3 and more in
 chunks of zstd, and 16 in the index of messages, which recorders write."""
 
+MIN_INDEX_BYTES, INDEX_RATIO = 16 << 20, 16
+"""Of the index of an MCAP file: always allowed, and what the file has to the rest. A chunk has
+100 bytes of it, which take several times as much memory."""
+
 ALWAYS_ALLOWED_FILE_BYTES = 1 << 30
 MAX_FILE_RATIO = 1000
 """Decompressed to compressed size of a file above that. Black images compress that well."""
@@ -54,7 +58,11 @@ def limit_rosbags() -> None:
     Raises:
         BackendUnavailableError: This version of rosbags has no place for them.
     """
-    places = ((reader, 'zstd', _LimitedZstd), (metadata, 'YAML', _Yaml))
+    places = (
+        (reader, 'zstd', _LimitedZstd),
+        (metadata, 'YAML', _Yaml),
+        (storage_mcap, 'read_exact', read_limited),
+    )
     for module, name, limited in places:
         if not hasattr(module, name):
             raise BackendUnavailableError(
@@ -64,6 +72,15 @@ def limit_rosbags() -> None:
         setattr(module, name, limited)
     for compression in CHUNK_DECOMPRESSORS:
         storage_mcap.DECOMPRESSORS[compression] = partial(decompress_chunk, compression)
+
+
+def read_limited(file: BinaryIO, size: int) -> bytes:
+    """Read a part of an MCAP file, whose size is what the file claims."""
+    check_bytes('a record', size, MAX_MESSAGE_BYTES)
+    content = file.read(max(0, size))
+    if len(content) != size:
+        raise ValueError(f'a record has {len(content)} bytes, and not {size} as the file says')
+    return content
 
 
 def check_bytes(what: str, num_bytes: int, max_bytes: int) -> None:
@@ -165,6 +182,11 @@ def max_file_bytes(num_bytes: int, free_bytes: int) -> int:
 def max_content_bytes(num_bytes: int) -> int:
     """Return the largest decompressed size of a number of compressed bytes."""
     return max(ALWAYS_ALLOWED_FILE_BYTES, MAX_FILE_RATIO * num_bytes)
+
+
+def max_index_bytes(num_bytes: int) -> int:
+    """Return the largest size of the index, or of all definitions, of a file of a size."""
+    return MIN_INDEX_BYTES + num_bytes // INDEX_RATIO
 
 
 def max_records(num_bytes: int) -> int:

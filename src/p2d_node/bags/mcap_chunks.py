@@ -14,6 +14,7 @@ from p2d_node.bags.limits import (
     count_records,
     decompress_chunk,
     max_content_bytes,
+    max_index_bytes,
     MAX_MESSAGE_BYTES,
     MAX_RECORDS,
     max_records,
@@ -24,6 +25,9 @@ MAX_OVERLAP_BYTES = 512 << 20
 """Of the chunks of a file that share a moment: they are in memory together."""
 
 MESSAGE, CHUNK = 5, 6
+DEFINITIONS = 3, 4
+"""Schemas and channels, which are kept while the file is open."""
+
 MESSAGE_START = struct.Struct('<HIQQ')
 """Start of a message: its channel, number, log time and publishing time, nanoseconds."""
 
@@ -177,11 +181,15 @@ def check_unindexed(file: BinaryIO, start: int, end: int, file_bytes: int) -> No
         ValueError: They have too many bytes, which is found before any is read, or records.
     """
     allowed = max_records(file_bytes)
+    max_definition_bytes = max_index_bytes(file_bytes)
     places: list[int] = []
-    num_records = num_bytes = 0
-    for kind, at, size in _find_records(file, start, end):
+    num_records = num_bytes = definition_bytes = 0
+    for kind, at, length, size in _find_records(file, start, end):
         num_records += 1
         _check_records(num_records, allowed)
+        if kind in DEFINITIONS:
+            definition_bytes += length
+            check_bytes('definitions', definition_bytes, max_definition_bytes)
         if kind == CHUNK:
             places.append(at)
             num_bytes += size
@@ -200,15 +208,15 @@ def _check_records(count: int, allowed: int) -> None:
         raise ValueError(f'it has more than {allowed} records')
 
 
-def _find_records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield kind, place, and what would be a chunk's claimed size, of the records of a file."""
+def _find_records(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield kind, place, length, and what would be a chunk's claimed size, of each record."""
     while start < end:
         file.seek(start)
         head = file.read(CHUNK_START.size)
         if len(head) < CHUNK_START.size:
             return
         kind, length, _, _, size, *_ = CHUNK_START.unpack(head)
-        yield kind, start, size
+        yield kind, start, length, size
         start += RECORD.size + length
 
 
