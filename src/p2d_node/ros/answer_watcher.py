@@ -16,9 +16,9 @@ from p2d_node.config import MAX_FRAMES_PER_CAMERA
 from p2d_node.config_parameters import MAX_CAMERAS
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.kept_messages import KeptMessages
+from p2d_node.ros.received_bytes import read_message
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image
 
 NOT_ACTIVE = 'not active'
@@ -188,11 +188,9 @@ def _within(max_bytes: int, kind: Any, receive: Callable[[Any], None]) -> Callab
     def check_and_receive(data: bytes) -> None:
         if len(data) > max_bytes:
             return
-        try:
-            message = deserialize_message(data, kind)
-        except Exception:  # malformed; rclpy has no class of its own for it
-            return
-        receive(message)
+        message = read_message(data, kind)
+        if message is not None:
+            receive(message)
 
     return check_and_receive
 

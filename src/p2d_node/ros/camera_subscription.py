@@ -13,8 +13,9 @@ from typing import Any
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_nanoseconds
-from p2d_node.ros.frame_limits import why_refused
+from p2d_node.ros.frame_limits import why_refused, why_too_large
 from p2d_node.ros.rcl_errors import rcl_reason
+from p2d_node.ros.received_bytes import read_message
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.units import NS_PER_S
 from rclpy.node import Node
@@ -42,6 +43,9 @@ MAX_LAG_NS = 10 * NS_PER_S
 
 HAS_MESSAGE_INFO = hasattr(Subscription, 'CallbackType')
 """Whether rclpy tells a callback when DDS received the message; that of Humble does not."""
+
+MAX_HEADER_BYTES = 4096
+"""Of a message without its image."""
 
 LARGE_BYTES = 16 << 20
 """Buffers for messages up to this size are kept."""
@@ -212,12 +216,13 @@ class CameraSubscription:
         expected = MESSAGE_TYPES[self.config.transport][1]
         return None if not types or expected in types else min(types)
 
-    def _receive(self, message: Any, info: Any) -> None:
+    def _receive(self, received: Any, info: Any) -> None:
         arrival_ns = time.monotonic_ns() - _lag_ns(info)
         self.num_received += 1
         self.last_arrival_ns = arrival_ns
-        self._note_size(_num_bytes(message), arrival_ns)
-        if reason := why_refused(message, self._max_pixels):
+        self._note_size(_num_bytes(received), arrival_ns)
+        message, reason = self._read(received)
+        if reason:
             self.refusal = reason
             self.num_refused += 1
             self._log.warn(f'{self.name}: a frame is refused: {reason}')
@@ -225,6 +230,17 @@ class CameraSubscription:
         stamp_ns = to_nanoseconds(message.header.stamp)
         self._stamps.append((arrival_ns, stamp_ns))
         self._on_frame(self.name, stamp_ns, arrival_ns, message)
+
+    def _read(self, received: Any) -> tuple[Any, str]:
+        """Return the message, and why it is refused; empty if it is not."""
+        if not isinstance(received, bytes):
+            return received, why_refused(received, self._max_pixels)
+        if reason := why_too_large(len(received) - MAX_HEADER_BYTES, self._max_pixels, raw=as_bytes):
+            return None, reason
+        message = read_message(received, CompressedImage)
+        if message is None:
+            return None, 'got bytes that are no message; correct the publisher'
+        return message, why_refused(message, self._max_pixels)
 
     def _note_size(self, num_bytes: int, arrival_ns: int) -> None:
         self._largest_bytes = max(self._largest_bytes, num_bytes)
@@ -263,11 +279,17 @@ class CameraSubscription:
         receive: Any = self._receive
         if not HAS_MESSAGE_INFO:
             receive = partial(self._receive, info=NO_MESSAGE_INFO)
-        return self._node.create_subscription(message_type, self._topic, receive, qos)
+        # Not so for Image: rclpy takes milliseconds to read one of a megabyte from bytes.
+        as_bytes = message_type is CompressedImage
+        return self._node.create_subscription(
+            message_type, self._topic, receive, qos, raw=False
+        )
 
 
 def _num_bytes(message: Any) -> int:
     """Return about how large a message is; any of its texts may be as large as the image."""
+    if isinstance(message, bytes):
+        return len(message)
     texts = (
         message.header.frame_id,
         getattr(message, 'format', ''),

@@ -23,12 +23,8 @@ def why_refused(message: Any, max_pixels: int) -> str:
         max_pixels: Largest height x width.
     """
     is_raw = isinstance(message, Image)
-    max_bytes = max_message_bytes(max_pixels, raw=is_raw)
-    if len(message.data) > max_bytes:
-        return (
-            f'got {len(message.data)} bytes, allowed: {max_bytes}; for larger images set '
-            'max_image_pixels'
-        )
+    if reason := why_too_large(len(message.data), max_pixels, raw=is_raw):
+        return reason
     texts = (message.header.frame_id, message.encoding if is_raw else message.format)
     if (longest := max(map(len, texts))) > MAX_TEXT_CHARACTERS:
         return (
@@ -42,6 +38,14 @@ def why_refused(message: Any, max_pixels: int) -> str:
             'than 1e9 ns; correct the publisher'
         )
     return ''
+
+
+def why_too_large(num_bytes: int, max_pixels: int, *, raw: bool) -> str:
+    """Return why a message cannot have `num_bytes`; empty if it can."""
+    max_bytes = max_message_bytes(max_pixels, raw=raw)
+    if num_bytes <= max_bytes:
+        return ''
+    return f'got {num_bytes} bytes, allowed: {max_bytes}; for larger images set max_image_pixels'
 
 
 def max_message_bytes(max_pixels: int, *, raw: bool) -> int:

@@ -8,12 +8,13 @@ import time
 from typing import Any
 
 from p2d_node.ros.camera_subscription import HAS_MESSAGE_INFO, LARGE_OVER_NS
+from p2d_node.ros.received_bytes import read_message
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
-LARGE_CHARACTERS = 1 << 20
+LARGE_BYTES = 1 << 20
 CHECK_EVERY_S = 1.0
 
 OnText = Callable[[str, int], None]
@@ -60,13 +61,15 @@ class TextSubscription:
         if not HAS_MESSAGE_INFO:
             receive = partial(self._receive, info={'source_timestamp': 0})
         return self._node.create_subscription(
-            String, self._topic, receive, self._qos, **self._options
+            String, self._topic, receive, self._qos, raw=True, **self._options
         )
 
-    def _receive(self, message: String, info: Any) -> None:
-        if len(message.data) > LARGE_CHARACTERS:
+    def _receive(self, data: bytes, info: Any) -> None:
+        if len(data) > LARGE_BYTES:
             self._large_ns = time.monotonic_ns()
-        self._on_text(message.data, max(0, int(info['source_timestamp'])))
+        message = read_message(data, String)
+        if message is not None:
+            self._on_text(message.data, max(0, int(info['source_timestamp'])))
 
     def _free_memory(self) -> None:
         if self._large_ns and time.monotonic_ns() - self._large_ns > LARGE_OVER_NS:
