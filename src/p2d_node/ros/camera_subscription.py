@@ -235,7 +235,7 @@ class CameraSubscription:
         """Return the message, and why it is refused; empty if it is not."""
         if not isinstance(received, bytes):
             return received, why_refused(received, self._max_pixels)
-        if reason := why_too_large(len(received) - MAX_HEADER_BYTES, self._max_pixels, raw=as_bytes):
+        if reason := why_too_large(len(received) - MAX_HEADER_BYTES, self._max_pixels, raw=False):
             return None, reason
         message = read_message(received, CompressedImage)
         if message is None:
@@ -282,7 +282,7 @@ class CameraSubscription:
         # Not so for Image: rclpy takes milliseconds to read one of a megabyte from bytes.
         as_bytes = message_type is CompressedImage
         return self._node.create_subscription(
-            message_type, self._topic, receive, qos, raw=False
+            message_type, self._topic, receive, qos, raw=as_bytes
         )
 
 
