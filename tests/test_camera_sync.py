@@ -1,4 +1,5 @@
 from dataclasses import replace
+import random
 import tracemalloc
 
 from nuscenes_timing import Arrival, simulate_nuscenes, START_NS, whole_sweeps
@@ -338,6 +339,31 @@ def test_auto_follows_a_camera_that_restarts_with_another_phase(camera, shift_ms
     expected = {s for s in whole_sweeps(arrivals, 150) if s[1] > (restart_ms + 3000) / 83}
     assert len(recovered) > 0.9 * len(expected)
     assert sync.residual_ns('CAM_BACK') == pytest.approx(0, abs=NS_PER_MS)
+
+
+@pytest.mark.attack(
+    'A peer sends pairs of frames that fit an exposure offset of the sweep before (auto)',
+    'once they are over, the smallest offset that explains the frames is learnt again',
+)
+@pytest.mark.parametrize('period_ms', [83.0, 250.0])
+def test_an_offset_of_another_sweep_does_not_outlast_strays(period_ms):
+    sync, clock = make({'CAM_FRONT': 0.0, 'CAM_BACK': 0.0}, exposure_offsets='auto')
+    rng = random.Random(0)
+    sets = []
+    for sweep in range(220):
+        frames = [('CAM_FRONT', 0.0, sweep), ('CAM_BACK', 25.0, sweep)]
+        if 60 <= sweep < 120:
+            phase_ms = rng.uniform(30.0, 60.0)
+            frames += [('CAM_FRONT', phase_ms, -1), ('CAM_BACK', phase_ms + 25.0 - period_ms, -1)]
+        for camera, offset_ms, payload in frames:
+            clock.now_ns = round((sweep * period_ms + max(offset_ms, 26.0)) * NS_PER_MS)
+            stamp_ns = START_NS + round((sweep * period_ms + offset_ms) * NS_PER_MS)
+            sets += filter(None, [sync.push(camera, stamp_ns, payload)])
+            sets += sync.poll()
+    assert sync.counters.relearned['CAM_BACK'] >= 2  # it was misled, and is right again
+    expected = set(range(165, 219))
+    assert expected <= {s.frames['CAM_FRONT'].payload for s in sets}
+    assert not [s for s in sets if len(sweeps_in(s)) > 1 and sweeps_in(s) & expected]
 
 
 def test_auto_changes_no_offset_while_the_cameras_do_not_change():

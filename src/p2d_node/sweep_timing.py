@@ -36,6 +36,9 @@ STAMPS_KEPT = 24
 MAX_MISSED_STAMPS = STAMPS_KEPT // 4
 """Of these, stamps that may miss the known offset, because their references were lost."""
 
+MAX_OFFSET_PERIODS = 0.5
+"""Longest offset, as a share of the usual period, that is not compared with smaller ones again."""
+
 OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
 """Time after which `auto` stops waiting for cameras that send no frames."""
 
@@ -118,17 +121,21 @@ class OffsetLearner:
         references = self._sorted_stamps(self._reference)
         if len(references) < OFFSET_SAMPLES:
             return {}
+        # Strays can make an offset of another sweep, which fits for ever at a constant period.
+        longest_ns = MAX_OFFSET_PERIODS * float(np.median(np.diff(references)))
         changed = {}
         for name in self._stamps:
             stamps = self._sorted_stamps(name)
             recent = stamps[(stamps >= references[0]) & (stamps <= references[-1])]
             known_ns = offsets_ns[name] - offsets_ns[self._reference]
             missed = recent[_distances_ns(recent - known_ns, references) > tolerance_ns]
-            if len(missed) <= MAX_MISSED_STAMPS:
+            if len(missed) > MAX_MISSED_STAMPS:
+                # Those that fit are from before the change, and would fit no longer.
+                self._stamps[name] = deque(missed.tolist(), maxlen=STAMPS_KEPT)
+                recent = missed
+            elif abs(known_ns) <= longest_ns or len(recent) < OFFSET_SAMPLES:
                 continue
-            # Those that fit are from before the change, and would fit no longer.
-            self._stamps[name] = deque(missed.tolist(), maxlen=STAMPS_KEPT)
-            offset_ns = _find_offset_ns(missed, references)
+            offset_ns = _find_offset_ns(recent, references)
             if abs(offset_ns - known_ns) > tolerance_ns:
                 changed[name] = offset_ns + offsets_ns[self._reference]
         return changed

@@ -700,6 +700,25 @@ def test_stamps_of_the_cameras_count_as_those_of_the_node_only_if_they_are():
     assert age.age_ms(ahead) == 1.0
 
 
+@pytest.mark.attack(
+    'A peer sends single frames of another time, each of which begins an epoch, to slow cameras',
+    'the age of the sweep in work still counts from its capture, and its answers are marked late',
+)
+def test_strays_do_not_make_a_sweep_in_work_younger():
+    from p2d_node.records import FrameSet
+    from p2d_node.ros.sweep_age import SweepAge
+
+    steady_ns = 5 * NS_PER_S
+    age = SweepAge(lambda: 100 * NS_PER_S, lambda: 1.0, lambda: steady_ns)
+    sweeps = [
+        FrameSet(stamp_ns=98 * NS_PER_S, frames={}, epoch=epoch, first_arrival_ns=steady_ns)
+        for epoch in range(0, 120, 2)
+    ]
+    for sweep in sweeps:
+        age.note(sweep)
+    assert [age.age_ms(sweep) for sweep in sweeps] == [2000.0] * 60
+
+
 def test_the_rate_of_simulated_time_is_measured_and_kept_while_it_is_paused():
     from p2d_node.ros.clock_rate import ClockRate
 
