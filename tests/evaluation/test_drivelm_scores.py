@@ -267,3 +267,19 @@ def test_the_images_of_a_keyframe_are_few_and_shared(data):
     assert first.images is second.images
     with pytest.raises(ConfigError, match='got 65 images of a keyframe, allowed: up to 64'):
         read(65)
+
+
+@pytest.mark.attack(
+    'data of 1 MB whose scene or image has a name of 100,000 characters, for 30,000 questions',
+    'a scene and a frame have names of up to 256 characters, an image of up to 1,024',
+)
+def test_names_that_each_question_repeats_are_short(data):
+    content = json.loads(data.read_text())
+    scene = content['s']
+    data.write_text(json.dumps({'s' * 300: scene}))
+    with pytest.raises(ConfigError, match='with 303 characters, allowed: up to 256'):
+        read_questions(data)
+    scene['key_frames']['f1']['image_paths'] = {'CAM_X': 'y' * 1025}
+    data.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match='got a name of 1025 characters, allowed: up to 1024'):
+        read_questions(data)

@@ -19,6 +19,8 @@ IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 
 MAX_NAME_CHARACTERS = 255
 """Of a file, as file systems have it."""
+MAX_PATH_CHARACTERS = 1024
+"""Of an image in data, where each of thousands of questions may name it."""
 
 
 def image_names(images: Any) -> list[str]:
@@ -26,6 +28,7 @@ def image_names(images: Any) -> list[str]:
 
     Raises:
         TypeError: It is none of these.
+        ConfigError: A name is too long.
     """
     if isinstance(images, str):
         images = [images]
@@ -33,7 +36,13 @@ def image_names(images: Any) -> list[str]:
         images = list(images.values())
     elif not isinstance(images, list):
         raise TypeError(f'image: got {quote(images)}, allowed: a list of names')
-    return [str(name).replace('\\', '/') for name in images]
+    names = [str(name).replace('\\', '/') for name in images]
+    longest = max(map(len, names), default=0)
+    if longest > MAX_PATH_CHARACTERS:
+        raise ConfigError(
+            f'image: got a name of {longest} characters, allowed: up to {MAX_PATH_CHARACTERS}'
+        )
+    return names
 
 
 def sample_name(name: str) -> str:
@@ -177,7 +186,7 @@ def read_image(
         ConfigError: The file is missing or not an image.
     """
     try:
-        jpeg = read_file(path, MAX_IMAGE_BYTES)
+        jpeg = read_file(path, MAX_IMAGE_BYTES, may_be_sparse=False)
     except FileNotFoundError as err:
         raise ConfigError(
             f'{path}: there is no such image; check the root folder of the images'

@@ -31,6 +31,10 @@ class Tag(IntEnum):
     MATCH = 3
 
 
+MAX_KEYFRAME_CHARACTERS = 256
+"""Of the names of a scene and a frame, which are in the id of each question."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveLmQuestion:
     """One question about one keyframe.
@@ -92,6 +96,11 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
     for scene, content in data.items():
         for frame, key_frame in content['key_frames'].items():
             keyframe = f'{scene}_{frame}'
+            if len(keyframe) > MAX_KEYFRAME_CHARACTERS:
+                raise ValueError(
+                    f'got the names of a scene and a frame with {len(keyframe)} characters, '
+                    f'allowed: up to {MAX_KEYFRAME_CHARACTERS}'
+                )
             items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
             paths = key_frame.get('image_paths', {})
             # One object for all questions: there may be thousands of them.
