@@ -100,7 +100,7 @@ def _last_bytes(path: Path) -> bytes:
 
 
 def check_rows_are_stored(
-    database: sqlite3.Connection, *, max_rows: int | None = None, max_bytes: int | None = None
+    database: sqlite3.Connection, *, max_rows: int = sys.maxsize, max_bytes: int = sys.maxsize
 ) -> None:
     """Check that a database has only tables that hold their rows, and indices.
 
@@ -108,8 +108,8 @@ def check_rows_are_stored(
 
     Args:
         database: An open database.
-        max_rows: The largest number of rows of all tables; None: any.
-        max_bytes: The largest number of bytes in them; None: any.
+        max_rows: The largest number of rows of all tables.
+        max_bytes: The largest number of bytes in them.
 
     Raises:
         ValueError: It has a view, a trigger, a virtual table, a computed column, an expression,
@@ -127,7 +127,7 @@ def check_rows_are_stored(
         raise ValueError('got a schema without end, allowed: tables and indices') from None
     finally:
         database.set_progress_handler(None, 0)
-    _check_rows_fit(database, max_rows or sys.maxsize, max_bytes or sys.maxsize)
+    _check_rows_fit(database, max_rows, max_bytes)
 
 
 def _check_schema(database: sqlite3.Connection) -> None:

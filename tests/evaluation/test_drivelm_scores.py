@@ -270,8 +270,9 @@ def test_the_images_of_a_keyframe_are_few_and_shared(data):
 
 
 @pytest.mark.attack(
-    'data of 1 MB whose scene or image has a name of 100,000 characters, for 30,000 questions',
-    'a scene and a frame have names of up to 256 characters, an image of up to 1,024',
+    'data of 1 MB whose scene, camera or image has a name of 100,000 characters, for 30,000 '
+    'questions',
+    'a scene and a frame, a camera and an id have up to 256 characters, an image up to 1,024',
 )
 def test_names_that_each_question_repeats_are_short(data):
     content = json.loads(data.read_text())
@@ -279,7 +280,16 @@ def test_names_that_each_question_repeats_are_short(data):
     data.write_text(json.dumps({'s' * 300: scene}))
     with pytest.raises(ConfigError, match='with 303 characters, allowed: up to 256'):
         read_questions(data)
-    scene['key_frames']['f1']['image_paths'] = {'CAM_X': 'y' * 1025}
-    data.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match='got a name of 1025 characters, allowed: up to 1024'):
+    for images, message in (
+        ({'CAM_X': 'y' * 1025}, 'got a name of 1025 characters, allowed: up to 1024'),
+        ({'C' * 257: 'y'}, 'got the name of a camera with 257 characters, allowed: up to 256'),
+    ):
+        scene['key_frames']['f1']['image_paths'] = images
+        data.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=message):
+            read_questions(data)
+    turn = {'from': 'human', 'value': 'q'}
+    item = {'id': 'i' * 257, 'image': ['samples/CAM_X/a.jpg'], 'conversations': [turn]}
+    data.write_text(json.dumps([item]))
+    with pytest.raises(ConfigError, match='got an id with 257 characters, allowed: up to 256'):
         read_questions(data)

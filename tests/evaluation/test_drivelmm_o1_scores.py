@@ -174,6 +174,7 @@ def test_answers_without_a_rating_are_left_out(one_keyframe, judge_command, make
         ({'final_answer': 3}, r'item 1 \(idx .s_f0_1.\): has no text final_answer'),
         ({'idx': 'one'}, r'item 1 \(idx .one.\): needed: an idx like <scene>_<frame>_<number>'),
         ({'idx': f's_f0_{"9" * 5000}'}, 'needed: an idx like <scene>_<frame>_<number>'),
+        ({'idx': f'{"s" * 255}_1'}, 'of up to 256 characters'),
         ({'idx': 's_f0_0'}, 'the idx s_f0_0 occurs twice'),
         ({'image': 'stitched.png'}, "image: got 'stitched.png', needed: a list of names"),
         ({'image': ['front.jpg']}, 'needed: a list of names of nuScenes images'),

@@ -19,6 +19,7 @@ IMAGE_NAME = re.compile(r'__(CAM_\w+)__(\d{16})\.jpg$')
 
 MAX_NAME_CHARACTERS = 255
 """Of a file, as file systems have it."""
+
 MAX_PATH_CHARACTERS = 1024
 """Of an image in data, where each of thousands of questions may name it."""
 

@@ -97,7 +97,7 @@ class _Directory(reader.DirectoryReader):
     def open(self) -> None:
         folder = Path(str(self.path))
         _check_metadata(folder / 'metadata.yaml')
-        num_bytes = bag_bytes(folder)
+        self._num_bytes = num_bytes = bag_bytes(folder)
 
         class McapOfBag(_Mcap):
             def _file_bytes(self) -> int:
@@ -113,8 +113,8 @@ class _Directory(reader.DirectoryReader):
         start: int | None = None,
         stop: int | None = None,
     ) -> Generator[tuple[Connection, int, bytes], None, None]:
-        num_stored = bag_bytes(Path(str(self.path)))
-        max_bytes, max_messages = max_content_bytes(num_stored), max_records(num_stored)
+        max_bytes = max_content_bytes(self._num_bytes)
+        max_messages = max_records(self._num_bytes)
         num_bytes = 0
         messages = super().messages(connections, start, stop)
         for count, (connection, time_ns, data) in enumerate(messages, 1):

@@ -15,9 +15,9 @@ from p2d_node.bags.limits import (
     decompress_chunk,
     max_content_bytes,
     max_index_bytes,
-    MAX_MESSAGE_BYTES,
     MAX_RECORDS,
     max_records,
+    read_limited,
     RECORD,
 )
 
@@ -103,6 +103,7 @@ class ChunkMessages:
         yield index.message_start_time, place, 0, None
         content = self._read(index)
         messages = sorted(self._times_and_places(index, content))
+        _check_records(self._num_records, self._max_records)
         self._num_held += len(messages)
         if self._num_held > MAX_RECORDS:
             raise ValueError(f'chunks that overlap in time have more than {MAX_RECORDS} messages')
@@ -114,9 +115,10 @@ class ChunkMessages:
         self._num_held -= len(messages)
 
     def _times_and_places(self, index: _Chunk, content: bytes) -> Iterator[tuple[int, int]]:
-        """Yield log time and place of the wanted messages of a chunk."""
+        """Yield log time and place of the wanted messages of a chunk, and count its records."""
         at = 0
         while at < len(content):
+            self._num_records += 1
             kind, length = RECORD.unpack_from(content, at)
             if length > len(content) - at - RECORD.size:
                 raise ValueError('a record is longer than its chunk')
@@ -134,15 +136,12 @@ class ChunkMessages:
             at += RECORD.size + length
 
     def _read(self, index: _Chunk) -> bytes:
-        """Return the content of a chunk, whose records count."""
+        """Return the content of a chunk."""
         head = _read_head(self._file, index.chunk_start_offset)
         sizes = index.uncompressed_size, index.compressed_size
         if (head.size, head.compressed_size) != sizes:
             raise ValueError('the index is not that of the chunks')
-        content = _read_content(self._file, head)
-        self._num_records += count_records(content)
-        _check_records(self._num_records, self._max_records)
-        return content
+        return _read_content(self._file, head)
 
 
 def check_chunks(chunks: Collection[_Chunk], file_bytes: int) -> None:
@@ -164,7 +163,6 @@ def check_chunks(chunks: Collection[_Chunk], file_bytes: int) -> None:
     ends = [(_end_of(chunk), -chunk.uncompressed_size) for chunk in chunks]
     held = accumulate(num_bytes for _, num_bytes in sorted(starts + ends))
     check_bytes('chunks that overlap in time', max(held, default=0), MAX_OVERLAP_BYTES)
-
     _check_sum(sum(chunk.uncompressed_size for chunk in chunks), file_bytes)
 
 
@@ -242,8 +240,8 @@ def _read_head(file: BinaryIO, at: int) -> _Head:
 
 
 def _read_content(file: BinaryIO, head: _Head) -> bytes:
-    check_bytes('a chunk', head.compressed_size, MAX_MESSAGE_BYTES)
-    content = decompress_chunk(head.compression, file.read(head.compressed_size), head.size)
+    data = read_limited(file, head.compressed_size)
+    content = decompress_chunk(head.compression, data, head.size)
     if head.checksum not in (0, zlib.crc32(content)):
         raise ValueError('a chunk has a wrong checksum')
     return content

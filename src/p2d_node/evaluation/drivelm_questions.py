@@ -31,8 +31,8 @@ class Tag(IntEnum):
     MATCH = 3
 
 
-MAX_KEYFRAME_CHARACTERS = 256
-"""Of the names of a scene and a frame, which are in the id of each question."""
+MAX_ID_CHARACTERS = 256
+"""Of the names of a scene and a frame, which are in the id of each question; and of a camera."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +96,13 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
     for scene, content in data.items():
         for frame, key_frame in content['key_frames'].items():
             keyframe = f'{scene}_{frame}'
-            if len(keyframe) > MAX_KEYFRAME_CHARACTERS:
-                raise ValueError(
-                    f'got the names of a scene and a frame with {len(keyframe)} characters, '
-                    f'allowed: up to {MAX_KEYFRAME_CHARACTERS}'
-                )
+            _check_length('the names of a scene and a frame', keyframe)
             items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
             paths = key_frame.get('image_paths', {})
             # One object for all questions: there may be thousands of them.
             images = dict(zip(paths, _image_names(paths), strict=True))
+            for camera in images:
+                _check_length('the name of a camera', camera)
             for number, item in enumerate(items):
                 reference = None if item.get('A') is None else _text(item, 'A')
                 yield DriveLmQuestion(
@@ -123,14 +121,23 @@ def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
         texts = {turn['from']: _text(turn, 'value') for turn in item['conversations']}
         names = _image_names(item['image'])
         reference = texts.get('gpt')
+        question_id = str(item['id'])
+        _check_length('an id', question_id)
         yield DriveLmQuestion(
-            id=str(item['id']),
-            keyframe=str(item['id']).rpartition('_')[0],
+            id=question_id,
+            keyframe=question_id.rpartition('_')[0],
             question=texts['human'].replace('<image>', '').strip(),
             reference=reference,
             tags=_tags_of(item.get('tag'), reference),
             has_tags=item.get('tag') is not None,
             images={camera_of(name): name for name in names},
+        )
+
+
+def _check_length(what: str, name: str) -> None:
+    if len(name) > MAX_ID_CHARACTERS:
+        raise ValueError(
+            f'got {what} with {len(name)} characters, allowed: up to {MAX_ID_CHARACTERS}'
         )
 
 

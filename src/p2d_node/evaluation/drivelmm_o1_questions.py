@@ -18,7 +18,7 @@ from typing import Any
 from p2d_node.bags.image_files import image_names
 from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError, quote
-from p2d_node.evaluation.drivelm_questions import camera_of
+from p2d_node.evaluation.drivelm_questions import camera_of, MAX_ID_CHARACTERS
 from p2d_node.evaluation.predictions import first_duplicate
 
 TEXTS = ('idx', 'question', 'steps', 'final_answer')
@@ -88,8 +88,11 @@ def _read_item(path: Path, number: int, item: Any) -> DriveLmmO1Question:
                 "DriveLMM-o1's test file"
             )
     parts = ID.fullmatch(fields['idx'])
-    if parts is None:
-        raise ConfigError(f'{where}: needed: an idx like <scene>_<frame>_<number>')
+    if parts is None or len(fields['idx']) > MAX_ID_CHARACTERS:
+        raise ConfigError(
+            f'{where}: needed: an idx like <scene>_<frame>_<number> of up to {MAX_ID_CHARACTERS} '
+            'characters'
+        )
     return DriveLmmO1Question(
         id=fields['idx'],
         keyframe=parts[1],

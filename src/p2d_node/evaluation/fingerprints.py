@@ -36,5 +36,10 @@ def digest_model(folder: Path) -> str:
 
 def digest_questions(questions: Iterable[SweepQuestion]) -> str:
     """Return the fingerprint of ids, questions and names of images."""
-    content = [[q.id, q.question, sorted(q.images.items())] for q in questions]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    digest = hashlib.sha256(b'[')
+    # One by one: together they repeat the names of the images for each question.
+    for number, q in enumerate(questions):
+        text = json.dumps([q.id, q.question, sorted(q.images.items())])
+        digest.update(f', {text}'.encode() if number else text.encode())
+    digest.update(b']')
+    return digest.hexdigest()

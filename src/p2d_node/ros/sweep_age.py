@@ -15,10 +15,6 @@ MAX_LAG_NS = 60 * NS_PER_S
 """So do stamps further behind it, such as those of a bag that is played without --clock."""
 
 
-EPOCHS_KEPT = 256
-"""Of those whose stamps are of the node's clock."""
-
-
 class SweepAge:
     """Measures ages since capture, or since arrival where capture stamps say nothing.
 
@@ -45,16 +41,15 @@ class SweepAge:
         self._ros_now_ns = ros_now_ns
         self._clock_rate = clock_rate
         self._steady_now_ns = steady_now_ns
-        self._common_epochs: tuple[int, ...] = ()
+        self._common_epoch: int | None = None
         self.lag_ns = 0
 
     def note(self, frame_set: FrameSet) -> None:
         """Learn from a sweep that has just arrived whether its stamps are of the node's clock."""
         self.lag_ns = self._ros_now_ns() - frame_set.stamp_ns
-        if not self.has_foreign_stamps and frame_set.epoch not in self._common_epochs:
-            # Later sweeps of this epoch may be older than that, after a pause of the process. Each
-            # stray of another time begins an epoch, while a sweep of the one before is in work.
-            self._common_epochs = (*self._common_epochs, frame_set.epoch)[-EPOCHS_KEPT:]
+        if not self.has_foreign_stamps:
+            # Sweeps of this epoch may become older than that, while the machine is suspended.
+            self._common_epoch = frame_set.epoch
 
     @property
     def has_foreign_stamps(self) -> bool:
@@ -70,6 +65,9 @@ class SweepAge:
         """
         rate = self._clock_rate()
         age_ns = (self._steady_now_ns() - frame_set.first_arrival_ns) * rate
-        if frame_set.epoch in self._common_epochs:
-            age_ns = max(age_ns, self._ros_now_ns() - frame_set.stamp_ns)
+        since_capture_ns = self._ros_now_ns() - frame_set.stamp_ns
+        # Each stray of another time begins an epoch, while a sweep of the one before is in work:
+        # the times of the sweep itself tell whether it arrived about when it was captured.
+        if since_capture_ns - age_ns <= MAX_LAG_NS or frame_set.epoch == self._common_epoch:
+            age_ns = max(age_ns, since_capture_ns)
         return age_ns / max(1.0, rate) / NS_PER_MS
