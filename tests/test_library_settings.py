@@ -14,6 +14,17 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 print(cache_dir())
 """
 
+PROCESS = """
+import p2d_node.cli.main
+import multiprocessing, sys
+
+if __name__ == '__main__':
+    process = multiprocessing.get_context('spawn').Process(target=print, args=('ran', ))
+    process.start()
+    process.join(30)
+    sys.exit(process.exitcode)
+"""
+
 FIGURE = """
 import os
 from pathlib import Path
@@ -29,10 +40,13 @@ assert os.getcwd() == here
 """
 
 
-def run(code, *, cwd, **environment):
-    kept = {name: value for name, value in os.environ.items() if name != 'TORCHINDUCTOR_CACHE_DIR'}
+SET_BY_P2D = {'TORCHINDUCTOR_CACHE_DIR', 'SKIP_DEFAULT_XML_FILE', 'PYTHONSAFEPATH'}
+
+
+def run(code, *, cwd, command=(), **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in SET_BY_P2D}
     result = subprocess.run(
-        [sys.executable, '-c', code],
+        [sys.executable, *(command or ('-c', code))],
         cwd=cwd,
         env={**kept, **environment},
         capture_output=True,
@@ -70,6 +84,20 @@ def test_settings_of_matplotlib_in_data_are_not_read(tmp_path):
     (tmp_path / 'matplotlibrc').write_text('text.usetex: True\n')
     run(FIGURE, cwd=tmp_path)
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='Python 3.10 has no PYTHONSAFEPATH')
+@pytest.mark.attack(
+    'a data set has a file multiprocessing.py, and p2d runs in its folder with several processes',
+    'processes that p2d starts import nothing from the working folder',
+)
+def test_processes_import_nothing_from_the_working_folder(tmp_path):
+    data, program = tmp_path / 'data', tmp_path / 'program.py'
+    data.mkdir()
+    (data / 'multiprocessing.py').write_text('open("ran", "w")\n')
+    program.write_text(PROCESS)
+    run(None, cwd=data, command=[program])
+    assert not (data / 'ran').exists()
 
 
 @pytest.mark.attack(

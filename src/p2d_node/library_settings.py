@@ -15,12 +15,20 @@ not load, which are not used here, and torch warns of how torchao calls it."""
 
 TORCH_CACHE = 'TORCHINDUCTOR_CACHE_DIR'
 
+SKIP_FASTDDS_FILE = 'SKIP_DEFAULT_XML_FILE'
+"""Of Fast DDS, which else reads profiles in the working folder; they may name files to write."""
+
+SAFE_PATH, SAFE_PATH_HERE = 'PYTHONSAFEPATH', 'p2d'
+"""Of Python from 3.11 on, and its value in these programs. Without it the processes that
+multiprocessing starts import its modules from the working folder."""
+
 
 def prepare_libraries() -> None:
     """Set all of them. Programs call it before they import torch; libraries never do."""
     _forbid_downloads()
     _silence_import_warnings()
     _keep_torch_cache_private()
+    _leave_working_folder_alone()
 
 
 def _forbid_downloads() -> None:
@@ -48,3 +56,17 @@ def _keep_torch_cache_private() -> None:
         folder = Path(tempfile.mkdtemp(prefix='p2d-torch-'))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ[TORCH_CACHE] = str(folder)
+
+
+def _leave_working_folder_alone() -> None:
+    """Let no library or process read files because they lie there: it may be a data set."""
+    os.environ.setdefault(SKIP_FASTDDS_FILE, '1')
+    os.environ.setdefault(SAFE_PATH, SAFE_PATH_HERE)
+
+
+def users_environment() -> dict[str, str]:
+    """Return the environment for a program of the user, whose modules may lie beside it."""
+    environment = dict(os.environ)
+    if environment.get(SAFE_PATH) == SAFE_PATH_HERE:
+        del environment[SAFE_PATH]
+    return environment

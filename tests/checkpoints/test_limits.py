@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from sweeps import make_frame_set
 from tiny_checkpoints import write_qwen2_vl
 from tokenizers import pre_tokenizers, Regex
+from transformers import PreTrainedTokenizerFast
 
 MAX_SECONDS = 10.0
 MAX_KIBIBYTES = 1 << 20
@@ -407,6 +408,23 @@ def test_tokens_of_many_characters_are_refused(folder, kind):
 def test_the_normalizers_of_published_models_are_allowed(tmp_path, normalizer):
     write_json(tmp_path / 'tokenizer.json', {'normalizer': normalizer})
     check_limits(tmp_path)
+
+
+@pytest.mark.attack(
+    'A token of megabytes in tokenizer_config.json or added_tokens.json: an answer of it takes '
+    'gigabytes',
+    'tokens of all files have up to 256 characters',
+)
+@pytest.mark.parametrize('file', ['tokenizer_config.json', 'added_tokens.json'])
+def test_tokens_of_other_files_are_short(folder, file):
+    token = 'A' * 5000
+    token_id = len(PreTrainedTokenizerFast.from_pretrained(folder))
+    if file == 'added_tokens.json':
+        write_json(folder / file, {token: token_id})
+    else:
+        added = {str(token_id): {'content': token}}
+        edit_json(folder / file, lambda content: content.update(added_tokens_decoder=added))
+    assert 'got a token of 5000 characters, allowed: up to 256' in refusal(folder)
 
 
 def test_tokens_and_files_of_absurd_size_are_refused(folder):

@@ -6,11 +6,15 @@ from pathlib import Path
 import re
 import shutil
 import tempfile
+import time
+from types import SimpleNamespace
 
 from p2d_node.bags import limits
 from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
+from p2d_node.errors import ConfigError
+from p2d_node.evaluation.bag_keyframes import keyframes_of_bag
 import pytest
 from sweeps import jpeg, picture
 
@@ -172,3 +176,17 @@ def test_images_of_a_bag_are_written_up_to_a_limit(folder, capsys, monkeypatch):
     line = refusal(folder, capsys, '--bag', str(bag))
     assert re.search(r'got images of \d+ bytes, allowed: at most \d+', line)
     assert list((folder / 'temporary').iterdir()) == []
+
+
+@pytest.mark.attack(
+    'data of 118 kB for p2d evaluate --bag, with 3,000 questions about 64 images with long names',
+    'the names of a keyframe are read once for all its questions',
+)
+def test_names_are_read_once_per_keyframe(folder):
+    deep = 'samples/' + 'x/' * 490
+    images = {f'CAM_{i}': f'{deep}__CAM_{i}__{10**15 + i}.jpg' for i in range(64)}
+    bag, questions = make_bag(folder), [SimpleNamespace(images=images)] * 3000
+    begin = time.process_time()
+    with pytest.raises(ConfigError, match='all images of none of the 3000 questions'):
+        keyframes_of_bag(bag, questions).__enter__()
+    assert time.process_time() - begin < 3.0

@@ -84,6 +84,16 @@ def test_a_redirect_is_not_followed(start, status):
     assert other.seen == []
 
 
+@pytest.mark.attack(
+    'a judge sets thousands of cookies with each reply, which add up and are sent back',
+    'no cookie is kept or sent',
+)
+def test_no_cookies_of_a_judge_are_kept(start):
+    server = start(lambda request: request.send(body=score('7'), Set_Cookie='a=b; Path=/'))
+    list(ChatJudge(server.url, 'some-model', 'KEY').judge(SCORE, ANSWERS * 2))
+    assert [headers['Cookie'] for headers in server.seen] == [None, None]
+
+
 def send_without_end(status: int) -> Callable[[Service], None]:
     def reply(request: Service) -> None:
         try:

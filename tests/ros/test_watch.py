@@ -1,15 +1,17 @@
+import struct
 import time
 
 from builtin_interfaces.msg import Time
 from camera_rig import CameraRig, wait_until
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from memory import peak_growth_bytes
 from p2d_msgs.msg import DrivingAnswer, StageTiming
 from p2d_node.cli import sweep_feed
 from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import SweepFeed
 from p2d_node.cli.table import answer_line, LiveTable
 from p2d_node.records import NUSCENES_CAMERAS
-from p2d_node.ros.answer_watcher import MAX_MESSAGE_BYTES
+from p2d_node.ros.answer_watcher import MAX_DIAGNOSTICS_BYTES, MAX_MESSAGE_BYTES
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.conversions import to_time
 from p2d_node.ros.kept_messages import KeptMessages
@@ -190,6 +192,28 @@ def test_messages_of_many_megabytes_are_not_read(node, watcher):
     wait_until(lambda: watcher.answers)
     time.sleep(0.3)
     assert [answer.question for answer in watcher.answers] == ['x' * 10]
+
+
+@pytest.mark.attack(
+    'A peer sends `p2d watch` diagnostics of 4 MiB that claim as many statuses, which takes 1 GiB',
+    'left out above 256 KiB, before they are read',
+)
+def test_diagnostics_that_claim_many_statuses_take_little_memory(node, watcher):
+    publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+    wait_until(lambda: count_of(publisher))
+
+    def send():
+        for size in (MAX_MESSAGE_BYTES, MAX_DIAGNOSTICS_BYTES):
+            # A stamp, an empty name, as many statuses as there are bytes, and a name without end.
+            count = size - 60
+            head = struct.pack('<IiIIBxxxIBxxxI', 256, 0, 0, 1, 0, count, 0, (1 << 32) - 1)
+            publisher.publish(head + bytes(count))
+        publisher.publish(
+            DiagnosticArray(status=[DiagnosticStatus(name='/p2d: a', level=b'\x02')])
+        )
+        wait_until(lambda: watcher.problems)
+
+    assert peak_growth_bytes(send) < 192 << 20
 
 
 @pytest.mark.attack(

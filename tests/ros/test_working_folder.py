@@ -1,4 +1,4 @@
-"""The node does not run files of the folder that it is started in, which may be a data set."""
+"""The node uses no files of the folder that it is started in, which may be a data set."""
 
 import os
 import subprocess
@@ -6,6 +6,12 @@ import sys
 
 from p2d_node.cli.node_process import START
 import pytest
+
+PROFILES = """
+<dds xmlns="http://www.eprosima.com"><log><consumer><class>FileConsumer</class>
+<property><name>filename</name><value>victim</value></property>
+<property><name>append</name><value>FALSE</value></property></consumer></log></dds>
+"""
 
 
 @pytest.mark.attack(
@@ -23,3 +29,20 @@ def test_files_of_the_working_folder_are_not_run(ros_domain, tmp_path):
     assert done.returncode == 2
     assert "model: got 'nowhere'" in done.stderr
     assert not (tmp_path / 'PWNED').exists()
+
+
+@pytest.mark.attack(
+    'A data set has a file DEFAULT_FASTDDS_PROFILES.xml, whose log empties a file of the victim',
+    'Fast DDS reads no profiles from the working folder',
+)
+def test_profiles_of_the_working_folder_are_not_read(ros_domain, tmp_path):
+    (tmp_path / 'DEFAULT_FASTDDS_PROFILES.xml').write_text(PROFILES)
+    (tmp_path / 'victim').write_text('kept')
+    code = 'from p2d_node.cli.main import main; main(["watch", "--duration", "0.1"])'
+    kept = {name: value for name, value in os.environ.items() if name != 'SKIP_DEFAULT_XML_FILE'}
+    words = [sys.executable, '-c', code]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=kept, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert 'p2d watch: error' not in done.stderr
+    assert (tmp_path / 'victim').read_text() == 'kept'

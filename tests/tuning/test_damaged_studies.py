@@ -468,6 +468,19 @@ def test_a_link_that_the_user_names_is_followed(database, tmp_path):
 
 
 @pytest.mark.attack(
+    'a link in place of a study that is to be made, to a place that a file there would change',
+    'a link that leads to no file is refused; nothing is made',
+)
+@pytest.mark.parametrize('name', ['mine.db', 'mine.log'])
+def test_no_study_is_made_through_a_link(tmp_path, name):
+    link = tmp_path / name
+    link.symlink_to(tmp_path / 'victim')
+    with pytest.raises(BackendUnavailableError, match='got a symbolic link, allowed: a file'):
+        open_storage(str(link))
+    assert not (tmp_path / 'victim').exists()
+
+
+@pytest.mark.attack(
     'a link in the output folder of a search, named like its picture, to a file of the user',
     'the link is replaced; its target stays as it was',
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 import math
 import re
@@ -133,17 +133,27 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             'copy the tokenizer again'
         )
     lengths = list(map(len, _words(content)))
-    if max(lengths, default=0) > MAX_TOKEN_CHARACTERS:
-        raise ConfigError(
-            f'{what}: got a token of {max(lengths)} characters, allowed: up to '
-            f'{MAX_TOKEN_CHARACTERS}; copy the tokenizer again'
-        )
+    check_token_lengths(what, lengths)
     is_unigram = isinstance(_vocabulary(content), list)
     allowed = MAX_UNIGRAM_CHARACTERS if is_unigram else MAX_CHARACTERS
     if sum(lengths) > allowed:
         raise ConfigError(
             f'{what}: got tokens of {sum(lengths)} characters together, allowed: up to {allowed}; '
             'copy the tokenizer again'
+        )
+
+
+def check_token_lengths(what: str, lengths: Iterable[int]) -> None:
+    """Check the lengths of tokens, in characters.
+
+    Raises:
+        ConfigError: A token is too long.
+    """
+    longest = max(lengths, default=0)
+    if longest > MAX_TOKEN_CHARACTERS:
+        raise ConfigError(
+            f'{what}: got a token of {longest} characters, allowed: up to '
+            f'{MAX_TOKEN_CHARACTERS}; copy the tokenizer again'
         )
 
 

@@ -34,7 +34,10 @@ MAX_SWEEP_NS = 100_000_000
 DOMAINS = range(1, 101)
 """ROS domains whose ports do not overlap with the ephemeral ports of Linux."""
 
-START = 'import sys; sys.path.pop(0); from p2d_node.cli.child_node import main; sys.exit(main())'
+START = (
+    'import sys; sys.path[:] = filter(None, sys.path); '
+    'from p2d_node.cli.child_node import main; sys.exit(main())'
+)
 """Starts the node without the working folder in Python's path: it may be a data set, with files
 that are named like modules."""
 

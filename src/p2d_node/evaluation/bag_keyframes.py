@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 import tempfile
@@ -50,7 +50,10 @@ def keyframes_of_bag(
     """
     with tempfile.TemporaryDirectory(prefix='p2d-images-') as folder:
         found = _write_images(bag, _Names(questions, clip), clip, Path(folder))
-        there = [q for q in questions if _places_of(q) <= found]
+        # Thousands of questions may be about one keyframe, and share its images.
+        images = {id(q.images): q.images for q in questions}
+        complete = {key for key, names in images.items() if _places_of(names) <= found}
+        there = [q for q in questions if id(q.images) in complete]
         if not there:
             raise ConfigError(
                 f'bag: {bag} has all images of none of the {len(questions)} questions, needed: '
@@ -59,16 +62,17 @@ def keyframes_of_bag(
         yield Path(folder), there
 
 
-def _places_of(question: Any) -> set[Place]:
-    return {camera_and_stamp_of(Path(sample_name(name))) for name in question.images.values()}
+def _places_of(images: Mapping[str, str]) -> set[Place]:
+    return {camera_and_stamp_of(Path(sample_name(name))) for name in images.values()}
 
 
 class _Names:
     """The names of the images that questions and their clips need."""
 
     def __init__(self, questions: Sequence[Any], clip: ClipSettings) -> None:
-        names = {sample_name(name) for question in questions for name in question.images.values()}
-        self._keyframes = {camera_and_stamp_of(Path(name)): name for name in names}
+        names = {name for question in questions for name in question.images.values()}
+        in_samples = map(sample_name, names)
+        self._keyframes = {camera_and_stamp_of(Path(name)): name for name in in_samples}
         self._clip = clip
         self._stamps_ns: dict[str, list[int]] = {}
         for camera, stamp_ns in sorted(self._keyframes):

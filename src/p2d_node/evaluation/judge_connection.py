@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 import socket
 import threading
 from typing import Any
@@ -31,6 +32,8 @@ class JudgeConnection(openai.DefaultHttpxClient):
         super().__init__(
             auth=login,
             follow_redirects=False,
+            # Cookies of its replies would add up, and be sent with every request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             # Without compression the limit holds for what is received and for what is unpacked.
             headers={'Accept-Encoding': 'identity'},
             # `_Deadline` ends a request by its connection, which so must be of its own.

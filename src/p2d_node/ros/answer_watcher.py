@@ -42,6 +42,10 @@ MAX_CHARACTERS = 20_000
 MAX_MESSAGE_BYTES = 4 << 20
 """Of a message other than a picture, before it is read."""
 
+MAX_DIAGNOSTICS_BYTES = 256 << 10
+"""Of diagnostics, before they are read: bytes that are no message take up to 300 times as much. A
+drive node sends some kilobytes."""
+
 MAX_NAME_CHARACTERS = 256
 """Of the name of a camera, frame or status."""
 
@@ -95,7 +99,7 @@ class AnswerWatcher:
         topics: list[tuple[str, Any, Callable[[Any], None], int]] = [
             (f'{target}/answer', DrivingAnswer, self._on_answer, MAX_MESSAGE_BYTES),
             (f'{target}/timing', StageTiming, self._on_timing, MAX_MESSAGE_BYTES),
-            ('/diagnostics', DiagnosticArray, self._on_diagnostics, MAX_MESSAGE_BYTES),
+            ('/diagnostics', DiagnosticArray, self._on_diagnostics, MAX_DIAGNOSTICS_BYTES),
         ]
         self.wants_pictures = pictures
         if pictures:

@@ -99,7 +99,7 @@ def open_storage(
 def _check_default(storage: str) -> None:
     """Refuse a link in place of the study that a search keeps in its output folder.
 
-    Who names a link of another name, or a URL, means its target.
+    Who names a link of another name, or a URL, means its target, if there is one.
 
     Raises:
         BackendUnavailableError: It is a symbolic link.
@@ -107,7 +107,7 @@ def _check_default(storage: str) -> None:
     if '://' in storage:
         return
     path = Path(storage).expanduser()
-    if path.name == DEFAULT_NAME and path.is_symlink():
+    if path.is_symlink() and (path.name == DEFAULT_NAME or not path.exists()):
         raise BackendUnavailableError(
             f'storage: {storage}: got a symbolic link, allowed: a file; remove the link, or name '
             'its target with --storage'

@@ -11,6 +11,7 @@ import warnings
 from p2d_node.checkpoints.checkpoint import Checkpoint
 from p2d_node.checkpoints.processor_template import processor_chat_template
 from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
+from p2d_node.checkpoints.tokenizer_limits import check_token_lengths
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.errors import checkpoint_faults, ConfigError
 from p2d_node.held_stderr import held_stderr
@@ -103,6 +104,8 @@ def _load_tokenizer(folder: Path) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+    # Other files than tokenizer.json bring tokens, too.
+    check_token_lengths(f'model: {folder}', map(len, tokenizer.get_added_vocab()))
     tokenizer.chat_template = processor_chat_template(folder) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise ConfigError(
