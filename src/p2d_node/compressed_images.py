@@ -6,6 +6,7 @@ with grey and only warns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import math
 from typing import Any
 
@@ -32,8 +33,12 @@ GREY = 'Gray'
 
 SEGMENT, SCAN = SCAN_START = b'\xff\xda'
 BASELINE_FRAMES = (0xC0, 0xC1)
+ARITHMETIC_FRAMES = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 TABLES_AND_COMMENTS = (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0))
 """Kinds of the segments of a JPEG before its scan."""
+
+WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD8))
+"""Kinds of segments that are their two bytes only."""
 
 MAX_BYTES_PER_PIXEL, MAX_METADATA_BYTES = 4, 1 << 20
 """Of a JPEG, in which noise at the best quality takes three bytes; a larger file holds something
@@ -153,18 +158,33 @@ def _has_one_scan(data: memoryview) -> bool:
     """Tell whether a JPEG is plainly baseline with one scan of all colours, as cameras write it.
 
     This saves the search through the whole file. Anything unusual before the scan is a no.
+
+    Raises:
+        ValueError: It has arithmetic coding, which takes several times as long, and which no
+            camera writes.
     """
-    at, num_colours = 2, 0
+    is_plain, num_colours = True, 0
+    for kind, at in _segments(data):
+        if kind == SCAN:
+            return is_plain and data[at + 2] == num_colours
+        if kind in ARITHMETIC_FRAMES:
+            raise ValueError('it has arithmetic coding, allowed: Huffman coding')
+        if kind in BASELINE_FRAMES:
+            num_colours = data[at + 7]
+        elif kind not in TABLES_AND_COMMENTS:
+            is_plain = False
+    return False
+
+
+def _segments(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield the kinds of the segments of a JPEG after its start, and where their lengths are."""
+    at = 2
     while data[at] == SEGMENT:
         kind = data[at + 1]
-        if kind == SCAN:
-            return data[at + 4] == num_colours
-        if kind in BASELINE_FRAMES:
-            num_colours = data[at + 9]
-        elif kind not in TABLES_AND_COMMENTS:
-            return False
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
-    return False
+        at += 1 if kind == SEGMENT else 2  # any number of these bytes may begin a segment
+        if kind != SEGMENT and kind not in WITHOUT_LENGTH:
+            yield kind, at
+            at += int.from_bytes(data[at : at + 2], 'big')
 
 
 def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:

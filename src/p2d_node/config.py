@@ -418,8 +418,8 @@ class DriveConfig:
     max_sweep_s: float = option(
         5.0,
         'Longest time, in s, that work on a sweep may stand still, without a stage that ends, '
-        'a decoded frame or a token. Then the node reports the stage, goes to its error state and '
-        'ends. 0: no limit.',
+        'a decoded frame (that may take up to 60 s) or a token. Then the node reports the stage, '
+        'goes to its error state and ends. 0: no limit.',
         minimum=0.0,
         smallest=0.5,
         maximum=3600.0,

@@ -176,6 +176,17 @@ def test_a_chunk_is_named_once(tmp_path):
     refuse(path, 'its index names two chunks that share the byte')
 
 
+@pytest.mark.attack(
+    'a file of protobuf of 438 MB that is an index of six million chunks, which takes 1.9 GB',
+    'refused above 16 MiB and a 16th of the file, before it is read',
+)
+def test_an_index_has_a_limit(tmp_path):
+    options = {'size': len(image(0)), 'again': 300_000}
+    path = write(tmp_path / 'a.mcap', image(0), **options)
+    assert path.stat().st_size > 20 << 20
+    assert peak_growth_bytes(lambda: refuse(path, 'got an index of .* allowed:')) < 16 << 20
+
+
 def test_a_message_is_at_a_time_of_its_chunk(tmp_path):
     refuse(write(tmp_path / 'a.mcap', image(0, 5)), 'a message of 5 ns is not in the times of its')
 

@@ -221,6 +221,10 @@ def test_a_normalizer_that_grows_is_refused(folder, normalizer):
     assert 'normalizer and pre_tokenizer: makes' in refusal(folder)
 
 
+EMPTY_SUFFIX = {'type': 'BPEDecoder', 'suffix': ''}
+EMPTY_DELIMITER = {'type': 'CTC', 'pad_token': 'p', 'word_delimiter_token': '', 'cleanup': False}
+
+
 @pytest.mark.attack(
     'A tokenizer whose tokens become thousands of letters each, in an answer or while it is read',
     'refused: a token has up to 256 letters, and a decoder makes up to four of one',
@@ -231,6 +235,14 @@ def test_a_normalizer_that_grows_is_refused(folder, normalizer):
         (
             {'decoder': {'type': 'Replace', 'pattern': {'String': 'z'}, 'content': 'z' * 5}},
             'decoder: makes 5 characters of one, allowed: up to 4',
+        ),
+        (
+            {'decoder': {'type': 'Sequence', 'decoders': [EMPTY_SUFFIX] * 2}},
+            'decoder: makes 9 characters of one, allowed: up to 4',
+        ),
+        (
+            {'decoder': {'type': 'Sequence', 'decoders': [EMPTY_DELIMITER] * 2}},
+            'decoder: makes 9 characters of one, allowed: up to 4',
         ),
         (
             {'added_tokens': [{'id': 0, 'content': 'z' * 257}]},
@@ -425,6 +437,30 @@ def test_tokens_of_other_files_are_short(folder, file):
         added = {str(token_id): {'content': token}}
         edit_json(folder / file, lambda content: content.update(added_tokens_decoder=added))
     assert 'got a token of 5000 characters, allowed: up to 256' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer with thousands of special tokens, each compared with all others: minutes',
+    'refused above 1,024 special and 20,000 added tokens of all files',
+)
+@pytest.mark.parametrize('file', ['tokenizer_config.json', 'special_tokens_map.json'])
+def test_special_tokens_are_few(folder, file):
+    words = [f'<|{number}|>' for number in range(1100)]
+    write = edit_json if (folder / file).exists() else write_json
+    write(
+        folder / file,
+        {'extra_special_tokens': words}
+        if write is write_json
+        else lambda content: content.update(extra_special_tokens=words),
+    )
+    assert re.search('got 1[0-9]+ special tokens, allowed: up to 1024', refusal(folder))
+
+
+def test_the_added_tokens_of_all_files_have_a_limit(folder):
+    tokens = [{'id': 1000 + n, 'content': f'<{n}>'} for n in range(10_001)]
+    edit_json(folder / 'tokenizer.json', lambda c: c.update(added_tokens=tokens))
+    write_json(folder / 'added_tokens.json', {f'<<{n}>>': 20_000 + n for n in range(10_000)})
+    assert 'got 20001 added tokens, allowed: up to 20000' in refusal(folder)
 
 
 def test_tokens_and_files_of_absurd_size_are_refused(folder):

@@ -378,6 +378,25 @@ def state_of(node) -> str:
     return call(node, GetState, '/p2d/get_state', GetState.Request()).current_state.label
 
 
+@pytest.mark.attack(
+    'A peer sends a frame that takes longer to decode than max_sweep_s, which ended the node',
+    'a slow frame delays its sweep and is no fault',
+)
+def test_a_frame_that_is_slow_to_decode_is_no_fault(drive, node, rig, watcher, monkeypatch):
+    decode = vision_frontend.decode_frame
+
+    def decode_slowly(frame, **options):
+        if frame.camera == 'CAM_FRONT':
+            time.sleep(2.0)
+        return decode(frame, **options)
+
+    monkeypatch.setattr(vision_frontend, 'decode_frame', decode_slowly)
+    drive_node = drive(max_sweep_s=0.5)
+    wait_until(lambda: rig.heard)
+    next_answer(watcher, rig)
+    assert not drive_node.has_lost_worker
+
+
 @pytest.mark.faults(
     'The GPU or a library hangs',
     'ERROR with the stage within 2 s of max_sweep_s, finalized; no second worker beside it',

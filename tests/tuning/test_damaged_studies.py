@@ -467,6 +467,32 @@ def test_a_link_that_the_user_names_is_followed(database, tmp_path):
     assert len(read(link)) == 1
 
 
+RUNNING = (
+    'INSERT INTO trials (number, study_id, state, datetime_start) '
+    "VALUES ({}, 1, 'RUNNING', '{}-01-01 00:00:00')"
+)
+HEARTBEAT = "REPLACE INTO trial_heartbeats (trial_id, heartbeat) VALUES (1, '2999-01-01 00:00:00')"
+
+
+@pytest.mark.attack(
+    'a study with trials of dead workers, each of which takes 15 ms to end: minutes',
+    'refused above 256 running trials',
+)
+def test_a_study_of_many_running_trials_is_refused(database):
+    change(database, ';'.join(RUNNING.format(number, 2020) for number in range(1, 258)))
+    refuse(database, 'got 257 running trials, allowed: up to 256')
+
+
+@pytest.mark.attack(
+    'a study with a trial that begins in 2999, or a worker that is alive then: it is waited for',
+    'refused if it is later than a day from now',
+)
+@pytest.mark.parametrize('statement', [RUNNING.format(1, 2999), HEARTBEAT])
+def test_trials_and_workers_of_the_future_are_refused(database, statement):
+    change(database, statement)
+    refuse(database, '2999-01-01 00:00:00.* later than now')
+
+
 @pytest.mark.attack(
     'a link in place of a study that is to be made, to a place that a file there would change',
     'a link that leads to no file is refused; nothing is made',

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+import os
 from pathlib import Path
+import struct
 
 from mcap.reader import SeekingReader
 from mcap.summary import Summary
 from p2d_node.bags.foxglove import converter_of, ROS_TYPES
 from p2d_node.bags.limited_reader import check_topics
-from p2d_node.bags.limits import MAX_MESSAGE_BYTES
+from p2d_node.bags.limits import check_bytes, max_index_bytes, MAX_MESSAGE_BYTES
 from p2d_node.bags.mcap_chunks import check_chunks, ChunkMessages
 from p2d_node.sparse_files import stored_bytes
 from rosbags.interfaces import (
@@ -18,6 +20,9 @@ from rosbags.interfaces import (
     MessageDefinition,
     MessageDefinitionFormat,
 )
+
+FOOTER = struct.Struct('<9xQ20x')
+"""End of an MCAP file, with the place of its index; 0: it has none."""
 
 MAX_SCHEMAS = 16
 """Of images and calibrations, each of which is parsed; nuscenes2mcap writes one of each."""
@@ -51,12 +56,13 @@ class ProtobufMcapReader:
             raise
 
     def _open(self) -> None:
+        self._file_bytes = stored_bytes(Path(self._file.name))
+        self._check_index()
         reader = SeekingReader(self._file, record_size_limit=MAX_MESSAGE_BYTES)
         summary = reader.get_summary()
         if summary is None or summary.statistics is None or not summary.chunk_indexes:
             raise ValueError('it has no index; write one with: mcap recover')
         check_topics(len(summary.channels))
-        self._file_bytes = stored_bytes(Path(self._file.name))
         check_chunks(summary.chunk_indexes, self._file_bytes)
         self._chunks = summary.chunk_indexes
         self.message_count = summary.statistics.message_count
@@ -73,6 +79,15 @@ class ProtobufMcapReader:
                 self._converters[channel.id] = converters[channel.schema_id]
         if not self._converters:
             raise ValueError(f'it has no messages of ROS 2, and none of {" or ".join(ROS_TYPES)}')
+
+    def _check_index(self) -> None:
+        """Check the size of the index, which is read as a whole."""
+        num_bytes = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, num_bytes - FOOTER.size))
+        footer = self._file.read(FOOTER.size)
+        self._file.seek(0)
+        if len(footer) == FOOTER.size and (start := FOOTER.unpack(footer)[0]):
+            check_bytes('an index', num_bytes - start, max_index_bytes(self._file_bytes))
 
     def _connection(self, id: int, topic: str, schema: str) -> Connection:
         return Connection(

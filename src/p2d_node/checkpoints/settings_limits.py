@@ -10,7 +10,11 @@ from pathlib import Path
 import re
 from typing import Any
 
-from p2d_node.checkpoints.tokenizer_limits import check_tokenizer, check_tokenizer_config
+from p2d_node.checkpoints.tokenizer_limits import (
+    check_token_numbers,
+    check_tokenizer,
+    check_tokenizer_config,
+)
 from p2d_node.durable_files import read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
 
@@ -90,7 +94,8 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
             names other files.
     """
     _check_templates(folder, parameter)
-    for name, content in read_settings(folder, parameter=parameter):
+    files = dict(read_settings(folder, parameter=parameter))
+    for name, content in files.items():
         what = f'{parameter}: {folder / name}'
         _check_entries(what, content, MAX_CONFIG_ENTRIES if name == CONFIG_FILE else MAX_ENTRIES)
         if name == CONFIG_FILE:
@@ -102,6 +107,8 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
         content = read_json_object(path, parameter=parameter)
         with checkpoint_faults(folder, part=TOKENIZER_FILE, parameter=parameter):
             check_tokenizer(f'{parameter}: {path}', content)
+        files[TOKENIZER_FILE] = content
+    check_token_numbers(f'{parameter}: {folder}', files)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

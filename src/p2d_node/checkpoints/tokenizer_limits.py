@@ -16,7 +16,10 @@ MAX_TOKEN_CHARACTERS = 256
 """Of a token. Published ones have up to 128, of spaces. The library looks from each character of a
 text as far as the longest token, and an answer has as many characters per token."""
 
-MAX_ADDED_TOKENS = 20_000
+MAX_ADDED_TOKENS, MAX_SPECIAL_TOKENS = 20_000, 1024
+"""Of all files together, where a token counts as often as it is there. transformers compares each
+special token with all the others. Published tokenizers have up to 6,400 and 30."""
+
 MAX_CHARACTERS, MAX_UNIGRAM_CHARACTERS = 1 << 22, 1 << 21
 """Of all tokens together. 150,000 to 250,000 published ones have one to two million. The library
 takes up to 80 bytes per character, and 350 for a vocabulary of the kind Unigram."""
@@ -76,8 +79,14 @@ UNICODE_GROWTH = {'NFC': 3, 'NFD': 4, 'NFKC': 18, 'NFKD': 18, 'Lowercase': 3}
 BYTE_LEVEL_GROWTH = 4
 """It makes a character of each byte."""
 
+EMPTY_GROWTH = 3
+"""Decoders replace these texts by spaces; an empty one is before and after each character."""
+
 BERT_GROWTH = 4 * 3
 """Accents are parted from their letters, and Chinese characters get spaces on both sides."""
+
+TOKEN_KEY = re.compile(r'.*_tokens?')
+"""Keys of tokenizer_config.json whose values are special tokens."""
 
 FILE_KEYS = ('fast_tokenizer_files', 'vocab', 'merges', 'gguf_file', 'init_inputs')
 """Keys of tokenizer_config.json that name other files or bring another vocabulary."""
@@ -126,12 +135,6 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             for step in steps:
                 _check_pattern(f'{what}: {name}', step.get('Regex'))
     _check_word_parts(f'{what}: model', content.get('model'))
-    added = content.get('added_tokens') or []
-    if len(added) > MAX_ADDED_TOKENS:
-        raise ConfigError(
-            f'{what}: got {len(added)} added tokens, allowed: up to {MAX_ADDED_TOKENS}; '
-            'copy the tokenizer again'
-        )
     lengths = list(map(len, _words(content)))
     check_token_lengths(what, lengths)
     is_unigram = isinstance(_vocabulary(content), list)
@@ -141,6 +144,50 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             f'{what}: got tokens of {sum(lengths)} characters together, allowed: up to {allowed}; '
             'copy the tokenizer again'
         )
+
+
+def check_token_numbers(what: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check how many tokens the files of a checkpoint add to its vocabulary.
+
+    Args:
+        what: The parameter and the folder, for messages.
+        files: Name to content.
+
+    Raises:
+        ConfigError: They are too many.
+    """
+    config = files.get('tokenizer_config.json', {})
+    special = [value for key, value in config.items() if TOKEN_KEY.fullmatch(key)]
+    num_special = _num_values([special, files.get('special_tokens_map.json', {})])
+    added = [
+        files.get('tokenizer.json', {}).get('added_tokens'),
+        config.get('added_tokens_decoder'),
+        files.get('added_tokens.json'),
+    ]
+    num_added = sum(len(part) for part in added if isinstance(part, (list, dict)))
+    for kind, count, allowed in (
+        ('special', num_special, MAX_SPECIAL_TOKENS),
+        ('added', num_added, MAX_ADDED_TOKENS),
+    ):
+        if count > allowed:
+            raise ConfigError(
+                f'{what}: got {count} {kind} tokens, allowed: up to {allowed}; copy the tokenizer '
+                'again'
+            )
+
+
+def _num_values(content: Any) -> int:
+    """Return the number of objects, and of values other than lists, in JSON data."""
+    waiting, count = [content], 0
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+            continue
+        count += 1
+        if isinstance(item, dict):
+            waiting += (value for value in item.values() if isinstance(value, (dict, list)))
+    return count
 
 
 def check_token_lengths(what: str, lengths: Iterable[int]) -> None:
@@ -230,7 +277,8 @@ def _growth_of_step(step: Mapping[str, Any]) -> int:
         return _longest_replacement(str(step['precompiled_charsmap']))
     if 'pattern' in step and 'content' in step:
         return _growth_of_replace(step['pattern'], len(str(step['content'])))
-    return 1
+    replaced = step.get('suffix'), step.get('word_delimiter_token')
+    return EMPTY_GROWTH if '' in replaced else 1
 
 
 def _growth_of_replace(pattern: Any, num_characters: int) -> int:

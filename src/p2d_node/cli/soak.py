@@ -24,7 +24,7 @@ from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.durable_files import write_faults, write_json
 from p2d_node.errors import P2dError
 from p2d_node.records import NUSCENES_CAMERAS
-from p2d_node.ros.quiet_node import QuietNode
+from p2d_node.ros.quiet_node import ToolNode
 from p2d_node.ros.spinning import spinning_node
 from p2d_node.soak.callers import Callers
 from p2d_node.soak.faults import Stage
@@ -101,7 +101,7 @@ def _stranger() -> Iterator[Node]:
     """Yield a node that is a DDS participant of its own."""
     context = rclpy.Context()
     rclpy.init(context=context)
-    node = QuietNode('p2d_soak_stranger', context=context)
+    node = ToolNode('p2d_soak_stranger', context=context)
     try:
         yield node
     finally:

@@ -8,7 +8,7 @@ import time
 
 from p2d_node.bags.reading import BagReader
 from p2d_node.ros.dds_profile import use_shipped_profiles
-from p2d_node.ros.quiet_node import QuietNode
+from p2d_node.ros.quiet_node import ToolNode
 from p2d_node.ros.rcl_errors import init_rclpy, node_creation_errors
 from p2d_node.ros.replay import Replayer, ReplayOptions
 import rclpy
@@ -45,7 +45,7 @@ def play_bag(
         use_shipped_profiles()
         init_rclpy()
         with node_creation_errors():
-            node = QuietNode('p2d_replay')
+            node = ToolNode('p2d_replay')
         try:
             replayer = Replayer(node, reader, options)
             all_subscribed = replayer.wait_for_subscribers(lambda: not rclpy.ok())

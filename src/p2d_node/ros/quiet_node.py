@@ -89,3 +89,11 @@ class QuietNode(Node):
         if self._endpoint_log is None:
             self._endpoint_log = ThrottledLog(self.get_logger())
         self._endpoint_log.warn(line)
+
+
+class ToolNode(QuietNode):
+    """The node of a command: without services, which would read requests of any size."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        """Create the node; arguments as of rclpy's."""
+        super().__init__(name, start_parameter_services=False, **options)

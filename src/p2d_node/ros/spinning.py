@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import threading
 import time
 
-from p2d_node.ros.quiet_node import QuietNode
+from p2d_node.ros.quiet_node import ToolNode
 from p2d_node.ros.rcl_errors import init_rclpy, node_creation_errors
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
@@ -81,7 +81,7 @@ def spinning_node(name: str) -> Iterator[Node]:
     init_rclpy(signal_handler_options=SignalHandlerOptions.NO)
     try:
         with node_creation_errors():
-            node = QuietNode(name)
+            node = ToolNode(name)
         with _spinning(node):
             yield node
     finally:

@@ -32,6 +32,10 @@ WORKER_NICENESS = 5
 """Lower priority than the thread that receives frames: with few cores a busy model must not make
 sweeps incomplete."""
 
+DECODE_S = 60.0
+"""Longest time without a decoded frame, if `max_sweep_s` is not longer. A frame takes seconds at
+most: it is slow, while a decoder that takes longer hangs."""
+
 LATENCY_WINDOW = 120
 """Sweeps over which latency is summarised: ten seconds at 12 Hz."""
 
@@ -215,6 +219,8 @@ class SweepWorker:
             return self._fault
         stage, standing_s = self._standing_still(watched_since_ns)
         limit_s = self._pipeline.config.max_sweep_s
+        if limit_s > 0.0 and stage == 'decode':
+            limit_s = max(limit_s, DECODE_S)
         if 0.0 < limit_s < standing_s:
             return (
                 f'a sweep has stood still for {standing_s:.0f} s in stage {stage}, allowed: '

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 import math
 import os
 from pathlib import Path
@@ -38,6 +39,9 @@ trials in memory."""
 MAX_ROWS, MAX_ROW_BYTES = 1 << 18, 32 << 20
 """Of a study in SQLite. A trial has about 12 rows of 50 bytes. Optuna makes 1.7 kB of a row, and
 texts of a study are JSON, of which Python makes 30 times as much."""
+
+MAX_LEAD = timedelta(days=1)
+"""Of the clock of another worker, which may be in another time zone."""
 
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
@@ -158,9 +162,20 @@ class _PlainDatabase(sqlite3.Connection):
         super().__init__(path, *args, **settings)
         try:
             check_rows_are_stored(self, max_rows=MAX_ROWS, max_bytes=MAX_ROW_BYTES)
+            _check_heartbeats(self)
         except BaseException:
             self.close()
             raise
+
+
+def _check_heartbeats(database: sqlite3.Connection) -> None:
+    """Raise ValueError if a worker seems alive until a time that is not yet."""
+    if not database.execute('PRAGMA table_info(trial_heartbeats)').fetchall():
+        return  # a new study
+    ((last,),) = database.execute('SELECT max(heartbeat) FROM trial_heartbeats')
+    latest = datetime.now(timezone.utc) + MAX_LEAD
+    if last is not None and str(last) > latest.isoformat(' '):
+        raise ValueError(f'a worker has the heartbeat {quote(last)}, later than now')
 
 
 def _check_sizes(path: str) -> None:

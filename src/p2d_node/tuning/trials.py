@@ -21,9 +21,12 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
-from p2d_node.tuning.storage import MAX_RETRIES, retry_callback, storage_errors
+from p2d_node.tuning.storage import MAX_LEAD, MAX_RETRIES, retry_callback, storage_errors
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+MAX_RUNNING = 256
+"""Trials of a study at one time. Ending that of a dead worker takes some 15 ms."""
 
 Evaluate = Callable[[Trial], float]
 """Returns the score of a trial, or raises `TrialPruned`."""
@@ -52,6 +55,16 @@ def rank_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     return sum(other.number < first_try and not retry_history(other) for other in trials)
 
 
+def _check_running(trials: Sequence[FrozenTrial]) -> None:
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    if len(running) > MAX_RUNNING:
+        raise ValueError(f'got {len(running)} running trials, allowed: up to {MAX_RUNNING}')
+    for trial in running:
+        begun = trial.datetime_start
+        if begun and begun > datetime.now() + MAX_LEAD:
+            raise ValueError(f'trial {trial.number} begins at {begun}, later than now')
+
+
 class MethodStudy:
     """The study of one method, as one worker sees it. Use it from one thread.
 
@@ -71,12 +84,17 @@ class MethodStudy:
             storage: Name of the storage, for messages.
             num_trials: Number of trials to finish, over all workers.
             grace_period_s: A trial that has no heartbeat for so long is not waited for.
+
+        Raises:
+            BackendUnavailableError: A trial begins in the future, or too many are running.
         """
         self.study = study
         self.num_trials = num_trials
         self.storage = storage
         self._grace_period = timedelta(seconds=grace_period_s)
         self._has_heartbeats = isinstance(study._storage, BaseHeartbeat)
+        with storage_errors(storage):
+            _check_running(self.trials)
 
     @property
     def trials(self) -> list[FrozenTrial]:
