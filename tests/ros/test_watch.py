@@ -15,6 +15,7 @@ from p2d_node.ros.answer_watcher import MAX_DIAGNOSTICS_BYTES, MAX_MESSAGE_BYTES
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.conversions import to_time
 from p2d_node.ros.kept_messages import KeptMessages
+from p2d_node.ros.quiet_node import ToolNode
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.viewers.shown_sweep import image_format
 import pytest
@@ -347,3 +348,14 @@ def read(capfd) -> str:
 
 def count_of(publisher) -> int:
     return publisher.get_subscription_count()
+
+
+@pytest.mark.attack(
+    'A peer sends the node of a command a request of 8 MB for its parameters, which takes 2 GB',
+    'the nodes of commands have no services',
+)
+def test_nodes_of_commands_have_no_services(node):
+    tool = ToolNode('tool', context=node.context)
+    assert node.get_service_names_and_types_by_node(node.get_name(), '/')
+    assert node.get_service_names_and_types_by_node('tool', '/') == []
+    tool.destroy_node()
