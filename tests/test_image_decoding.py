@@ -455,6 +455,52 @@ def test_a_png_of_too_many_bytes_per_pixel_is_refused_by_its_header():
 
 
 @pytest.mark.attack(
+    'a PNG of 64 MB that is five million empty parts, each of which takes 280 bytes',
+    'refused above 65,536 parts',
+)
+@pytest.mark.parametrize('kind', [b'IDAT', b'PLTE', b'teXt'])
+def test_a_png_has_few_parts(kind):
+    part = bytes(4) + kind + zlib.crc32(kind).to_bytes(4, 'big')
+    head, tail = png(picture())[:33], png(picture())[33:]
+    data = head + part * 1_000_000 + tail
+
+    def refuse():
+        with pytest.raises(ImageDecodeError, match='it has more than 65536 parts'):
+            decode(CompressedImage(format='png', data=data))
+
+    assert peak_growth_bytes(refuse) < 100 << 20
+
+
+COLOUR, GREY = (b'PLTE', bytes(3)), (b'IDAT', zlib.compress(bytes(2)))
+ONE_PIXEL = (1).to_bytes(4, 'big') * 2
+
+
+@pytest.mark.attack(
+    'PNGs whose header, palette or rows are damaged, about which libpng writes to stderr',
+    'refused before they are decoded; nothing is written',
+)
+def test_a_png_that_is_damaged_inside_is_refused_in_silence(capfd):
+    rows = zlib.compress(b'\x05' + bytes(1))
+    for header, chunks, reason in (
+        (b'\x05\x00\x00\x00\x00', (), 'its header is damaged'),
+        (b'\x08\x00\x01\x00\x00', (), 'its header is damaged'),
+        (b'\x08\x00\x00\x01\x00', (), 'its header is damaged'),
+        (b'\x08\x00\x00\x00\x02', (), 'its header is damaged'),
+        (b'\x08\x00\x00\x00\x00', ((b'IDAT', rows),), 'a row has an unknown filter'),
+        (b'\x08\x00\x00\x00\x01', ((b'IDAT', rows),), 'a row has an unknown filter'),
+        (b'\x08\x03\x00\x00\x00', ((b'PLTE', bytes(7)),), 'its palette is damaged'),
+        (b'\x08\x03\x00\x00\x00', (COLOUR, COLOUR, GREY), 'its header is damaged'),
+        (b'\x08\x03\x00\x00\x00', (GREY,), 'its header is damaged'),
+    ):
+        data = with_chunk(PNG_START + END_CHUNK, b'IHDR', ONE_PIXEL + header)
+        for kind, content in chunks or (GREY,):
+            data = with_chunk(data, kind, content)
+        with pytest.raises(ImageDecodeError, match=reason):
+            decode(CompressedImage(format='png', data=data))
+    assert capfd.readouterr() == ('', '')
+
+
+@pytest.mark.attack(
     'A PNG with a second header, of a picture of gigabytes, or with another part in its place',
     'refused: the header comes first and once',
 )
