@@ -6,7 +6,7 @@ import gc
 from memory import high_water_bytes
 import numpy as np
 from p2d_node.clip_tokens import EncodedSweeps
-from p2d_node.clips import ClipAssembler, ClipSettings, MAX_SWEEPS_KEPT
+from p2d_node.clips import ClipAssembler, ClipSettings
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.pipeline import DrivingPipeline
@@ -79,7 +79,7 @@ def test_few_sweeps_are_kept_however_fast_they_come():
     clips = ClipAssembler(SETTINGS)
     for number in range(1000):
         clips.add(empty_sweep(0.1 * number))
-    assert len(clips._sweeps) == MAX_SWEEPS_KEPT
+    assert len(clips._sweeps) == SETTINGS.max_sweeps == 4 * SETTINGS.num_frames
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_tokens_of_a_long_clip_of_fast_cameras_are_all_held():
         sweep = clips.add(empty_sweep(number * 1000 / 12))
         assert all(encoded.find(earlier) is not None for earlier in sweep.earlier)
         encoded.add(sweep, sweep, torch.zeros(0))
-    assert len(encoded) == MAX_SWEEPS_KEPT
+    assert len(encoded) == settings.max_sweeps == 64
 
 
 @pytest.fixture(scope='module')

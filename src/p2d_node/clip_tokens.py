@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p2d_node.clips import ClipSettings, MAX_SWEEPS_KEPT, most_crowded
+from p2d_node.clips import ClipSettings, most_crowded
 from p2d_node.records import FrameSet
 import torch
 from torch import Tensor
@@ -27,13 +27,13 @@ class EncodedSweep:
 class EncodedSweeps:
     """The sweeps that coming clips may need. Use it from one thread.
 
-    It holds the tokens of at most `MAX_SWEEPS_KEPT` sweeps within the reach of a clip, and their
+    It holds the tokens of at most `max_sweeps` sweeps within the reach of a clip, and their
     messages. A sweep is known by its frames themselves, not by its stamp.
     """
 
     def __init__(self, settings: ClipSettings) -> None:
         """Hold nothing yet."""
-        self._reach_ns = settings.reach_ns
+        self._reach_ns, self._max_sweeps = settings.reach_ns, settings.max_sweeps
         self._sweeps: list[tuple[FrameSet, EncodedSweep]] = []
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class EncodedSweeps:
         self._sweeps = [kept for kept in self._sweeps if self._may_share(kept[0], source)]
         self._sweeps.append((source, encoded))
         self._sweeps.sort(key=lambda kept: kept[0].stamp_ns)
-        if len(self._sweeps) > MAX_SWEEPS_KEPT:
+        if len(self._sweeps) > self._max_sweeps:
             del self._sweeps[most_crowded([kept[0].stamp_ns for kept in self._sweeps])]
         return encoded
 

@@ -18,9 +18,9 @@ TOLERANCE = 0.5
 the clips of cameras whose period is no divisor of the interval: at 12 Hz sweeps lie up to 42 ms
 from places that are 100 ms apart."""
 
-MAX_SWEEPS_KEPT = 64
-"""Bounds memory where sweeps come much faster than the interval. The longest clip has 16 places:
-each still has a sweep near enough."""
+SWEEPS_PER_PLACE = 4
+"""Bounds memory where sweeps come much faster than the interval: each place of the clip still has a
+sweep near enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class ClipSettings:
     def reach_ns(self) -> int:
         """How long before the newest sweep the oldest one of its clip may lie, nanoseconds."""
         return round((self.num_frames - 1 + TOLERANCE) * self.interval_ns)
+
+    @property
+    def max_sweeps(self) -> int:
+        """How many sweeps are held for coming clips."""
+        return SWEEPS_PER_PLACE * self.num_frames
 
 
 NO_CLIP = ClipSettings()
@@ -81,7 +86,7 @@ def most_crowded(stamps_ns: Sequence[int]) -> int:
 class ClipAssembler:
     """Finds the earlier sweeps of a clip. Use it from one thread at a time.
 
-    It keeps the frames of the sweeps that a coming clip may need, at most `MAX_SWEEPS_KEPT`.
+    It keeps the frames of the sweeps that a coming clip may need, at most `max_sweeps`.
     """
 
     def __init__(self, settings: ClipSettings) -> None:
@@ -112,7 +117,7 @@ class ClipAssembler:
     def _drop_old(self) -> None:
         oldest_ns = self._sweeps[-1].stamp_ns - self._settings.reach_ns
         self._sweeps = [s for s in self._sweeps if s.stamp_ns >= oldest_ns]
-        if len(self._sweeps) > MAX_SWEEPS_KEPT:
+        if len(self._sweeps) > self._settings.max_sweeps:
             del self._sweeps[most_crowded([s.stamp_ns for s in self._sweeps])]
 
 

@@ -342,7 +342,8 @@ class DriveConfig:
     asked_tokens_per_sweep: int = option(
         1024,
         'Largest number of question tokens per sweep of ~/ask and ~/question; further questions '
-        'wait for the next sweep. The standing questions are always answered first.',
+        'wait for the next sweep, and a longer one is refused. The standing questions are always '
+        'answered first.',
         minimum=1,
         maximum=1_000_000,
         runtime=True,

@@ -17,8 +17,11 @@ from typing import Any
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.sparse_files import is_sparse
 
+MAX_SETTINGS_BYTES = 4 << 20
+"""Of JSON files for which nothing else is said."""
+
 MAX_JSON_BYTES = 64 << 20
-"""Settings and vocabularies have up to 40 MB."""
+"""Tokenizers have up to 40 MB."""
 
 MAX_DATA_BYTES = 512 << 20
 """For files of questions, images and answers: DriveLM's has 200 MB."""
@@ -68,7 +71,7 @@ def read_json(
     *,
     parameter: str = '',
     next_step: str = 'copy it again',
-    max_bytes: int = MAX_JSON_BYTES,
+    max_bytes: int = MAX_SETTINGS_BYTES,
     error: type[P2dError] = ConfigError,
 ) -> Any:
     """Read a JSON file.
@@ -128,7 +131,7 @@ def read_json_object(
     *,
     parameter: str = '',
     next_step: str = 'copy it again',
-    max_bytes: int = MAX_JSON_BYTES,
+    max_bytes: int = MAX_SETTINGS_BYTES,
     error: type[P2dError] = ConfigError,
 ) -> dict[str, Any]:
     """Read a JSON object from a file; see `read_json`.

@@ -58,7 +58,7 @@ def edit_json(path: Path, edit) -> None:
 
 
 @pytest.mark.attack(
-    'A config.json with a billion layers, or layers of a million features',
+    'A config.json with a billion layers, or layers of a million features for each token',
     'refused before anything is built: sizes are bounded, and by the values in the weights',
 )
 @pytest.mark.parametrize(
@@ -66,9 +66,19 @@ def edit_json(path: Path, edit) -> None:
     [
         ('text_config', 'num_hidden_layers', 10**9, 'got 1000000000, allowed: up to 512'),
         ('vision_config', 'num_hidden_layers', 10**30, 'allowed: up to 512'),
-        ('text_config', 'vocab_size', 10**40, 'allowed: up to 2147483648'),
-        ('text_config', 'hidden_size', 1 << 20, 'describes a model of'),
-        ('text_config', 'intermediate_size', 1 << 30, 'describes a model of'),
+        ('text_config', 'vocab_size', 10**40, 'allowed: up to 1048576'),
+        ('text_config', 'hidden_size', 1 << 20, 'width of the model, 1048576'),
+        ('vision_config', 'out_hidden_size', 1 << 20, 'allowed: up to 16384'),
+        ('text_config', 'intermediate_size', 1 << 30, 'allowed: a 16th to 16 times the width'),
+        ('vision_config', 'intermediate_size', 1, 'intermediate_size: got 1, allowed: a 16th to'),
+        ('text_config', 'head_dim', 500, 'head_dim x num_attention_heads: got 2000, allowed: a'),
+        ('text_config', 'num_attention_heads', 300, 'allowed: up to 256'),
+        (
+            'vision_config',
+            'mlp_ratio',
+            1e9,
+            'mlp_ratio x width: got 4.8e[+]10, allowed: a',
+        ),
         ('vision_config', 'image_size', 1 << 20, 'describes a model of|allowed'),
     ],
 )

@@ -236,3 +236,31 @@ def test_a_header_that_lies_is_refused(folder, entry):
     (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
     with pytest.raises(ConfigError, match='not a complete safetensors file'):
         read_tensors(folder)
+
+
+@pytest.mark.attack(
+    'weights in a format of 4 bits, which take 8 to 16 times as much memory',
+    'refused by the header: numbers of 16 bits and more are allowed',
+)
+@pytest.mark.parametrize('dtype', ['F4', 'F8_E4M3', 'U8'])
+def test_numbers_of_few_bits_are_refused(folder, dtype):
+    header = json.dumps({'a': {'dtype': dtype, 'shape': [2], 'data_offsets': [0, 1]}}).encode()
+    content = len(header).to_bytes(8, 'little') + header + bytes(2)
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"numbers of '{dtype}', allowed: F64, I64, F32, I32, F"):
+        read_tensors(folder)
+
+
+@pytest.mark.attack(
+    'an index of 64 MiB, or a config.json, which is read again and again, and takes a gigabyte',
+    'refused: an index has up to 16 MiB and 50,000 tensors, and settings have up to 4 MiB',
+)
+def test_an_index_and_settings_have_a_largest_size(folder):
+    names = {f'a{number}': SHARD for number in range(50_001)}
+    write_json(folder / INDEX_FILE, {'weight_map': names})
+    (folder / WEIGHTS_FILE).unlink()
+    assert 'got 50001 tensors, allowed: up to 50000' in refusal(folder)
+    (folder / INDEX_FILE).write_bytes(b' ' * (17 << 20))
+    assert 'got 17825792 bytes, allowed: at most 16777216' in refusal(folder)
+    (folder / 'config.json').write_bytes(b' ' * (5 << 20))
+    assert 'got 5242880 bytes, allowed: at most 4194304' in refusal(folder)

@@ -246,6 +246,18 @@ def test_cleaning_counts_no_engine_whose_manifest_is_a_copy(engine_dir, tiny_che
     load(engine_dir, tiny_checkpoint, 'onnxruntime')
 
 
+@pytest.mark.attack(
+    'an engine folder of others that holds a copy of a verified engine, which is cleaned',
+    'the verification of the original stays',
+)
+def test_cleaning_another_folder_keeps_the_records_of_this_one(engine_dir, tiny_checkpoint):
+    other = engine_dir.parent / 'other'
+    shutil.copytree(engine_dir, other)
+    build_engine(plan_of(tiny_checkpoint, 'onnxruntime'), other, CPU, ignore_progress)
+    assert clean_engines(other, 1)
+    load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
 def write_manifest(folder, **changes):
     """Change the manifest of an engine, so that it agrees with itself."""
     manifest = replace(read_manifest(folder), **changes)

@@ -14,7 +14,9 @@ from p2d_node.bags.drivelm import read_drivelm_images
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation.answering import check_images
 from p2d_node.evaluation.bag_keyframes import keyframes_of_bag
+from p2d_node.evaluation.fingerprints import digest_questions
 import pytest
 from sweeps import jpeg, picture
 
@@ -179,14 +181,20 @@ def test_images_of_a_bag_are_written_up_to_a_limit(folder, capsys, monkeypatch):
 
 
 @pytest.mark.attack(
-    'data of 118 kB for p2d evaluate --bag, with 3,000 questions about 64 images with long names',
+    'data of megabytes for p2d evaluate, with 30,000 questions about 64 images with long names',
     'the names of a keyframe are read once for all its questions',
 )
 def test_names_are_read_once_per_keyframe(folder):
-    deep = 'samples/' + 'x/' * 490
+    deep = 'samples/' + 'x/' * 480
     images = {f'CAM_{i}': f'{deep}__CAM_{i}__{10**15 + i}.jpg' for i in range(64)}
-    bag, questions = make_bag(folder), [SimpleNamespace(images=images)] * 3000
+    (folder / deep).mkdir(parents=True)
+    for name in images.values():
+        (folder / name).touch()
+    bag = make_bag(folder)
+    questions = [SimpleNamespace(images=images, id=str(i), question='') for i in range(30_000)]
     begin = time.process_time()
-    with pytest.raises(ConfigError, match='all images of none of the 3000 questions'):
+    with pytest.raises(ConfigError, match='all images of none of the 30000 questions'):
         keyframes_of_bag(bag, questions).__enter__()
+    check_images([SimpleNamespace(questions=questions)], folder, list(images))
+    digest_questions(questions)
     assert time.process_time() - begin < 3.0

@@ -17,11 +17,13 @@ from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from p2d_msgs.srv import Ask
 from p2d_node import vision_frontend
+from p2d_node.errors import ConfigError, P2dError
 from p2d_node.image_decoding import decode_frame
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import drive_node as drive_node_module
 from p2d_node.ros import requests
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS
 from p2d_node.units import NS_PER_MS, NS_PER_S
 import pytest
 from rcl_interfaces.srv import SetParameters
@@ -232,6 +234,23 @@ def test_a_question_of_the_topic_that_nobody_answers_is_counted_and_logged(
     wait_until(lambda: health.value('pipeline', 'questions unanswered') == '1')
     log = capfd.readouterr().err
     assert '... (1102 characters): no answer within 0.3 s: no frames from' in log
+
+
+@pytest.mark.attack(
+    'A peer asks questions of 4,000 emoji, 300/s: counting their tokens and answering them takes '
+    'seconds, and the watchdog ended the node',
+    'refused above asked_tokens_per_sweep; tokens are counted only if there is a place',
+)
+def test_questions_of_very_many_tokens_are_refused(drive, rig, monkeypatch):
+    drive_node = drive()
+    worker = drive_node.session.worker
+    with pytest.raises(ConfigError, match=r'got \d{4,} tokens, allowed: up to 1024 \(asked_tok'):
+        worker.ask('\N{AUTOMOBILE}' * 4000, 60.0)
+    asked = [worker.ask('car', 60.0) for _ in range(MAX_PENDING_QUESTIONS)]
+    monkeypatch.setattr(drive_node._pipeline, 'count_tokens', None)
+    with pytest.raises(P2dError, match='too many questions wait'):
+        worker.ask('\N{AUTOMOBILE}' * 4000, 60.0)
+    worker.withdraw(asked, P2dError('over'))
 
 
 @pytest.mark.faults(

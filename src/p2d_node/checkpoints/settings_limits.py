@@ -15,7 +15,7 @@ from p2d_node.checkpoints.tokenizer_limits import (
     check_tokenizer,
     check_tokenizer_config,
 )
-from p2d_node.durable_files import read_json_object
+from p2d_node.durable_files import MAX_JSON_BYTES, read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
 
 CONFIG_FILE = 'config.json'
@@ -46,6 +46,19 @@ MAX_CONFIG_ENTRIES = 1024
 MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 1 << 16, 1 << 31
 LAYER_KEY = re.compile(r'(?!.*_size).*(layer|depth|block|expert|stage)')
 """Keys of config.json whose value is a number of modules to build, or a place among them."""
+
+WIDTHS = {
+    **dict.fromkeys(('hidden_size', 'embed_dim', 'out_hidden_size'), 1 << 14),
+    **dict.fromkeys(('num_attention_heads', 'num_key_value_heads', 'num_heads'), 256),
+    'vocab_size': 1 << 20,
+    'head_dim': 1 << 10,
+}
+"""Keys of config.json to their largest value. Each token or patch takes that much memory in a
+layer, also of a model with small weights. Published models have up to 16,384 (Llama 3.1 405B)."""
+
+WIDTH_RATIO = 16
+"""Of a layer inside of a block to the width of the model, or the other way round; published ones
+have up to 8. Else a token or patch would take much more memory than the weights."""
 
 SIDE_KEYS = ('image_size', 'patch_size')
 """Keys of config.json whose value is a number of pixels."""
@@ -104,7 +117,7 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
             check_tokenizer_config(what, content)
     path = folder / TOKENIZER_FILE
     if path.exists():
-        content = read_json_object(path, parameter=parameter)
+        content = read_json_object(path, parameter=parameter, max_bytes=MAX_JSON_BYTES)
         with checkpoint_faults(folder, part=TOKENIZER_FILE, parameter=parameter):
             check_tokenizer(f'{parameter}: {path}', content)
         files[TOKENIZER_FILE] = content
@@ -158,6 +171,8 @@ def _check_config(what: str, content: Mapping[str, Any]) -> None:
                 f'{", ".join(sorted(allowed))}; CONTRIBUTING.md says how to add a family'
             )
     for key, value in _values(content):
+        if isinstance(value, dict):
+            _check_inner_widths(what, value)
         instead = _allowed(key, value)
         if instead is not None:
             raise ConfigError(f'{what}: {key}: got {quote(value)}, allowed: {instead}')
@@ -174,7 +189,32 @@ def _allowed(key: str, value: Any) -> str | None:
     return None
 
 
+def _check_inner_widths(what: str, part: Mapping[str, Any]) -> None:
+    """Check the layers inside of the blocks of a part of a model."""
+    width = part.get('embed_dim', part.get('hidden_size'))
+    inner = {key: value for key, value in part.items() if key.endswith('intermediate_size')}
+    if 'head_dim' in part:
+        heads = part.get('num_attention_heads')
+        inner['head_dim x num_attention_heads'] = _product(part['head_dim'], heads)
+    inner['mlp_ratio x width'] = _product(part.get('mlp_ratio'), width)
+    for key, value in inner.items():
+        if type(width) is not int or not isinstance(value, (int, float)):
+            continue
+        if not width <= WIDTH_RATIO * value <= WIDTH_RATIO**2 * width:
+            raise ConfigError(
+                f'{what}: {key}: got {value:g}, allowed: a {WIDTH_RATIO}th to {WIDTH_RATIO} times '
+                f'the width of the model, {width}; copy the checkpoint again'
+            )
+
+
+def _product(one: Any, other: Any) -> float | None:
+    is_number = isinstance(one, (int, float)) and isinstance(other, (int, float))
+    return one * other if is_number else None
+
+
 def _limit_of(key: str) -> int:
+    if key in WIDTHS:
+        return WIDTHS[key]
     if LAYER_KEY.match(key):
         return MAX_LAYERS
     return MAX_COUNT if key.startswith('num_') or key in SIDE_KEYS else MAX_NUMBER

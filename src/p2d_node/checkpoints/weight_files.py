@@ -41,15 +41,12 @@ READ_SUFFIXES = ('.json', '.jinja', '.model', '.txt', '.tiktoken', SUFFIX)
 """Endings of the files that libraries read in a checkpoint folder."""
 
 DTYPE_BITS = {
-    **dict.fromkeys(('F64', 'I64', 'U64', 'C64'), 64),
-    **dict.fromkeys(('F32', 'I32', 'U32'), 32),
-    **dict.fromkeys(('F16', 'BF16', 'I16', 'U16'), 16),
-    **dict.fromkeys(('I8', 'U8', 'BOOL', 'F8_E4M3', 'F8_E5M2', 'F8_E8M0'), 8),
-    **dict.fromkeys(('F8_E4M3FNUZ', 'F8_E5M2FNUZ'), 8),
-    **dict.fromkeys(('F6_E2M3', 'F6_E3M2'), 6),
-    'F4': 4,
+    **dict.fromkeys(('F64', 'I64'), 64),
+    **dict.fromkeys(('F32', 'I32'), 32),
+    **dict.fromkeys(('F16', 'BF16'), 16),
 }
-"""Names in the format of safetensors."""
+"""Number formats, as safetensors names them. Smaller ones take several times as much memory once
+they are loaded; such weights are quantised, which is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +158,15 @@ def find_weight_files(
     index = folder / INDEX_FILE
     if not index.is_file():
         raise ConfigError(_no_weights(folder, parameter))
-    weight_map = read_json_object(index, parameter=parameter).get('weight_map')
+    settings = read_json_object(index, parameter=parameter, max_bytes=MAX_HEADER_BYTES)
+    weight_map = settings.get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConfigError(f'{parameter}: {index} has no weight_map; copy it again')
+    if len(weight_map) > MAX_TENSORS:
+        raise ConfigError(
+            f'{parameter}: {index}: got {len(weight_map)} tensors, allowed: up to {MAX_TENSORS}; '
+            'copy it again'
+        )
     names = sorted(set(map(str, weight_map.values())))
     shards = [_shard(folder, name, parameter) for name in names[: MAX_SHARDS + 1]]
     files = {(status.st_dev, status.st_ino) for status in map(Path.stat, shards)}
@@ -276,6 +279,8 @@ def _stored(path: Path, entry: dict[str, Any], start: int) -> StoredTensor:
             f'a shape that no tensor has: {quote(entry)}, allowed: up to {MAX_DIMENSIONS} sides, '
             f'each up to {MAX_SIDE}'
         )
+    if dtype not in DTYPE_BITS:
+        raise ValueError(f'numbers of {quote(dtype)}, allowed: {", ".join(DTYPE_BITS)}')
     if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (last - first):
         raise ValueError(f'a shape that does not fit its bytes: {quote(entry)}')
     return StoredTensor(path, dtype, shape, start + first, start + last)

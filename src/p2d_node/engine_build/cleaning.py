@@ -24,7 +24,7 @@ from p2d_node.vision_encoder.engine_checks import check_place
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.machine import Machine, this_machine
 from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
-from p2d_node.vision_encoder.verifications import remove_record, verification_gap
+from p2d_node.vision_encoder.verifications import verification_gap
 from p2d_node.whole_folders import MARKER_FILE
 import torch
 
@@ -53,15 +53,15 @@ def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list
     with engine_lock(engine_dir):
         old = _old_engines(engine_dir, keep)
         if not dry_run:
-            for folder, manifest in old.items():
-                _remove(folder, manifest)
+            for folder in old:
+                _remove(folder)
             for model in engine_dir.iterdir():
                 remove_unfinished(model)
-    return list(old)
+    return old
 
 
-def _old_engines(engine_dir: Path, keep: int) -> dict[Path, EngineManifest]:
-    old: dict[Path, EngineManifest] = {}
+def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
+    old: list[Path] = []
     num_newer: Counter[tuple[str, str, int, bool]] = Counter()
     machines = _machines()
     for folder, manifest in _whole_engines(engine_dir):
@@ -73,7 +73,7 @@ def _old_engines(engine_dir: Path, keep: int) -> dict[Path, EngineManifest]:
             is_verified,
         )
         if num_newer[kind] >= keep:
-            old[folder] = manifest
+            old.append(folder)
         num_newer[kind] += 1
     return old
 
@@ -95,7 +95,7 @@ def _whole_engines(engine_dir: Path) -> Iterator[tuple[Path, EngineManifest]]:
             is_whole = _has_its_files(folder, manifest)
         except (EngineMismatchError, OSError):
             continue
-        # Else it is a copy, and with it the record of the original would be removed.
+        # Else it is a copy, which the node does not load either.
         is_original = (manifest.model_name, manifest.key) == (folder.parent.name, folder.name)
         if is_whole and is_original:
             yield folder, manifest
@@ -107,8 +107,8 @@ def _has_its_files(folder: Path, manifest: EngineManifest) -> bool:
     return bool(files) and all(sizes.get(name) == file.num_bytes for name, file in files)
 
 
-def _remove(folder: Path, manifest: EngineManifest) -> None:
-    remove_record(manifest)
+def _remove(folder: Path) -> None:
+    # The record of its verification stays: it may be that of the original of a copy.
     with write_faults(f'engine_dir: {folder}', 'check who owns it'):
         # Renamed first: if the process is killed now, nothing loads half an engine.
         (folder / MARKER_FILE).touch()

@@ -119,18 +119,20 @@ def check_images(keyframes: Sequence[Keyframe], image_root: Path, cameras: Seque
             of one keyframe name different images.
     """
     for keyframe in keyframes:
-        names = _image_names(keyframe.questions[0], cameras)
+        first, *others = keyframe.questions
+        names = _image_names(first, cameras)
         for name in names.values():
             path = file_below(image_root, name)
             if not os.path.isfile(path):
                 raise ConfigError(
                     f'images: {quote(str(path))}: there is no such image; check the folder'
                 )
-        for question in keyframe.questions[1:]:
-            if _image_names(question, cameras) != names:
+        for question in others:
+            is_same = question.images is first.images  # or their names are
+            if not is_same and _image_names(question, cameras) != names:
                 raise ConfigError(
-                    f'question {question.id}: its images are not those of '
-                    f'{keyframe.questions[0].id}; needed: the same for all questions of a keyframe'
+                    f'question {question.id}: its images are not those of {first.id}; needed: the '
+                    'same for all questions of a keyframe'
                 )
 
 

@@ -281,20 +281,31 @@ class SweepWorker:
             failed or the worker was stopped, and `TimeoutError` after `timeout_s`.
 
         Raises:
-            ConfigError: The model cannot be asked this question.
+            ConfigError: The model cannot be asked this question, or it is too long.
             P2dError: Too many questions wait, or the worker was stopped.
         """
+        self._check_place()  # before the tokens are counted, which takes milliseconds
         num_tokens = self._pipeline.count_tokens(question)
+        budget = self._pipeline.config.asked_tokens_per_sweep
+        if num_tokens > budget:
+            raise ConfigError(
+                f'question: got {num_tokens} tokens, allowed: up to {budget} '
+                '(asked_tokens_per_sweep); ask a shorter one'
+            )
         expires_ns = time.monotonic_ns() + int(timeout_s * NS_PER_S)
         pending = _PendingQuestion(question, num_tokens, expires_ns)
         with self._condition:
-            if self._stopping.is_set():
-                raise _stopped_error()
-            if len(self._pending) >= MAX_PENDING_QUESTIONS:
-                self.state.unanswered += 1
-                raise P2dError('too many questions wait for a sweep; ask again later')
+            self._check_place()
             self._pending.append(pending)
         return pending.answer
+
+    def _check_place(self) -> None:
+        """Raise `P2dError` if no more questions can wait."""
+        if self._stopping.is_set():
+            raise _stopped_error()
+        if len(self._pending) >= MAX_PENDING_QUESTIONS:
+            self.state.unanswered += 1
+            raise P2dError('too many questions wait for a sweep; ask again later')
 
     def expire_questions(self) -> None:
         """Fail the questions whose time has run out; call it periodically."""

@@ -47,11 +47,6 @@ def write_record(manifest: EngineManifest, machine: Machine, result: Mapping[str
         write_json(path, content)
 
 
-def remove_record(manifest: EngineManifest) -> None:
-    """Remove the record of an engine that is removed, if there is one."""
-    record_path(manifest).unlink(missing_ok=True)
-
-
 def verification_gap(manifest: EngineManifest, machine: Machine) -> str:
     """Return why an engine is not verified on this machine; empty: it is verified."""
     path = record_path(manifest)
