@@ -19,8 +19,8 @@ the clips of cameras whose period is no divisor of the interval: at 12 Hz sweeps
 from places that are 100 ms apart."""
 
 SWEEPS_PER_PLACE = 4
-"""Bounds memory where sweeps come much faster than the interval: each place of the clip still has a
-sweep near enough."""
+"""Bounds memory where sweeps come much faster than the interval: each place of the clip still has
+a sweep near enough."""
 
 
 @dataclass(frozen=True, slots=True)

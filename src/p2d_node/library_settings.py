@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
 import logging
 import os
 from pathlib import Path
@@ -18,9 +20,8 @@ TORCH_CACHE = 'TORCHINDUCTOR_CACHE_DIR'
 SKIP_FASTDDS_FILE = 'SKIP_DEFAULT_XML_FILE'
 """Of Fast DDS, which else reads profiles in the working folder; they may name files to write."""
 
-SAFE_PATH, SAFE_PATH_HERE = 'PYTHONSAFEPATH', 'p2d'
-"""Of Python from 3.11 on, and its value in these programs. Without it the processes that
-multiprocessing starts import its modules from the working folder."""
+SAFE_PATH = 'PYTHONSAFEPATH'
+"""Of Python from 3.11 on."""
 
 
 def prepare_libraries() -> None:
@@ -28,7 +29,7 @@ def prepare_libraries() -> None:
     _forbid_downloads()
     _silence_import_warnings()
     _keep_torch_cache_private()
-    _leave_working_folder_alone()
+    _keep_fastdds_from_working_folder()
 
 
 def _forbid_downloads() -> None:
@@ -58,15 +59,22 @@ def _keep_torch_cache_private() -> None:
     os.environ[TORCH_CACHE] = str(folder)
 
 
-def _leave_working_folder_alone() -> None:
-    """Let no library or process read files because they lie there: it may be a data set."""
+def _keep_fastdds_from_working_folder() -> None:
     os.environ.setdefault(SKIP_FASTDDS_FILE, '1')
-    os.environ.setdefault(SAFE_PATH, SAFE_PATH_HERE)
 
 
-def users_environment() -> dict[str, str]:
-    """Return the environment for a program of the user, whose modules may lie beside it."""
-    environment = dict(os.environ)
-    if environment.get(SAFE_PATH) == SAFE_PATH_HERE:
-        del environment[SAFE_PATH]
-    return environment
+@contextmanager
+def safe_spawning() -> Iterator[None]:
+    """Keep the working folder, which may be a data set, from the processes that the body starts.
+
+    Those that multiprocessing spawns would import its own modules from there. Python 3.10 cannot
+    do without.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = '1'
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
+        if before is not None:
+            os.environ[SAFE_PATH] = before

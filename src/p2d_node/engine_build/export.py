@@ -15,6 +15,7 @@ from p2d_node.engine_build.export_plan import ExportPlan
 from p2d_node.engine_build.frame_resize import FrameEncoder
 from p2d_node.engine_build.reference import draw_frames, load_encoder
 from p2d_node.errors import ConfigError
+from p2d_node.library_settings import safe_spawning
 from p2d_node.vision_encoder.engine_buffers import INPUT_NAME, OUTPUT_NAME, PRECISIONS
 from p2d_node.vision_encoder.manifest import ONNX_FILE
 import torch
@@ -40,7 +41,10 @@ def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
     Raises:
         ConfigError: The checkpoint does not load, or there is not enough memory.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+    with (
+        safe_spawning(),
+        ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process,
+    ):
         try:
             return process.submit(_export, plan, folder).result()
         except BrokenProcessPool as err:

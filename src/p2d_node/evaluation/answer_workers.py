@@ -38,6 +38,7 @@ from p2d_node.config import SHIPPED_MODEL, UNTRAINED_MODEL
 from p2d_node.errors import BackendUnavailableError, first_line, InferenceError, P2dError
 from p2d_node.evaluation.answering import answer_keyframe, AnswerJob, check_prompts, Keyframe
 from p2d_node.evaluation.record_file import RecordFile
+from p2d_node.library_settings import safe_spawning
 from p2d_node.pipeline import DrivingPipeline
 import torch
 
@@ -152,6 +153,7 @@ def _connect(job: AnswerJob, num_keyframes: int) -> Iterator[Client]:
             yield client
         return
     with (
+        safe_spawning(),
         # Dask imports modules from its folder, by default one in /tmp that anyone can make first.
         tempfile.TemporaryDirectory(prefix='p2d-workers-') as folder,
         dask.config.set({**EMBEDDED_CONFIG, 'temporary-directory': folder}),

@@ -23,7 +23,6 @@ from p2d_node.evaluation.judge import (
     UnreadableReplyError,
 )
 from p2d_node.evaluation.url_secrets import mask_secrets
-from p2d_node.library_settings import users_environment
 
 NO_JUDGEMENT = 'null'
 
@@ -84,7 +83,6 @@ class CommandJudge:
                 stdin=items,
                 stdout=subprocess.PIPE,
                 stderr=said,
-                env=users_environment(),
                 encoding='utf-8',
                 errors='replace',
             )

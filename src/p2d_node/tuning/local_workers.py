@@ -11,6 +11,7 @@ import os
 import signal
 
 from p2d_node.errors import P2dError
+from p2d_node.library_settings import safe_spawning
 from p2d_node.tuning.session import read_tuning_set, TuningOptions, TuningSession
 from p2d_node.tuning.stop_request import StopRequest
 
@@ -41,8 +42,9 @@ def extra_workers(options: TuningOptions, count: int) -> Iterator[None]:
         context.Process(target=_work, args=(options, os.getpid()), daemon=True)
         for _ in range(count)
     ]
-    for worker in workers:
-        worker.start()
+    with safe_spawning():
+        for worker in workers:
+            worker.start()
     try:
         yield
     except BaseException:
