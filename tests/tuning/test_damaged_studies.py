@@ -467,30 +467,62 @@ def test_a_link_that_the_user_names_is_followed(database, tmp_path):
     assert len(read(link)) == 1
 
 
-RUNNING = (
-    'INSERT INTO trials (number, study_id, state, datetime_start) '
-    "VALUES ({}, 1, 'RUNNING', '{}-01-01 00:00:00')"
+@pytest.mark.attack(
+    'a study with trials of dead workers, or trials that wait, each of which takes time: minutes',
+    'refused above 256 trials that run or wait',
 )
-HEARTBEAT = "REPLACE INTO trial_heartbeats (trial_id, heartbeat) VALUES (1, '2999-01-01 00:00:00')"
+@pytest.mark.parametrize('state', ['RUNNING', 'WAITING'])
+def test_a_study_of_many_unfinished_trials_is_refused(database, state):
+    rows = ','.join(f"({number}, 1, '{state}')" for number in range(1, 258))
+    change(database, f'INSERT INTO trials (number, study_id, state) VALUES {rows}')
+    refuse(database, 'got 257 trials that run or wait, allowed: up to 256')
+
+
+AN_HOUR_AHEAD = "strftime('%Y-%m-%d %H:%M:%S', 'now', '+1 hour')"
+SET_RUNNING = "UPDATE trials SET state = 'RUNNING'"
+MANY_VALUES = json.dumps([0] * 300_000)
 
 
 @pytest.mark.attack(
-    'a study with trials of dead workers, each of which takes 15 ms to end: minutes',
-    'refused above 256 running trials',
+    'a study with a trial of a worker that seems alive, and that is waited for without end',
+    'refused if its heartbeat is ten minutes ahead, or if it has none',
 )
-def test_a_study_of_many_running_trials_is_refused(database):
-    change(database, ';'.join(RUNNING.format(number, 2020) for number in range(1, 258)))
-    refuse(database, 'got 257 running trials, allowed: up to 256')
-
-
-@pytest.mark.attack(
-    'a study with a trial that begins in 2999, or a worker that is alive then: it is waited for',
-    'refused if it is later than a day from now',
+@pytest.mark.parametrize(
+    ('statement', 'reason'),
+    [
+        (f'UPDATE trial_heartbeats SET heartbeat = {AN_HOUR_AHEAD}', 'later than now'),
+        ("UPDATE trial_heartbeats SET heartbeat = 'x'", "the heartbeat 'x', later than now"),
+        (f'DELETE FROM trial_heartbeats; {SET_RUNNING}', 'trial 0 is running without a heartbeat'),
+    ],
 )
-@pytest.mark.parametrize('statement', [RUNNING.format(1, 2999), HEARTBEAT])
-def test_trials_and_workers_of_the_future_are_refused(database, statement):
+def test_workers_that_only_seem_alive_are_refused(database, statement, reason):
     change(database, statement)
-    refuse(database, '2999-01-01 00:00:00.* later than now')
+    refuse(database, reason)
+
+
+@pytest.mark.attack(
+    'a study of 32 MiB of JSON in its attributes, which takes 2.9 GB and two minutes',
+    'refused above a million values',
+)
+@pytest.mark.parametrize('table', ['study_user', 'study_system', 'trial_user', 'trial_system'])
+def test_the_attributes_of_a_study_have_few_values(database, table):
+    column = f'{table[:5]}_id'
+    rows = ','.join(f"(1, 'k{number}', '{MANY_VALUES}')" for number in range(4))
+    change(database, f'INSERT INTO {table}_attributes ({column}, key, value_json) VALUES {rows}')
+    refuse(database, r'got 12\d+ values of attributes, allowed: up to 1048576')
+
+
+@pytest.mark.attack(
+    'a study whose trials have parameters out of range, for which a sampler searches without end',
+    'refused before the search',
+)
+@pytest.mark.parametrize(
+    'assignment',
+    ['param_value = -5.0', "distribution_json = replace(distribution_json, '0.', '0.0')"],
+)
+def test_parameters_out_of_range_are_refused(database, assignment):
+    change(database, f'UPDATE trial_params SET {assignment}')
+    refuse(database, 'trial 0 of tpe: .*: got .*, allowed: ')
 
 
 @pytest.mark.attack(

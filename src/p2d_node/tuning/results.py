@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import sys
 from typing import Any, TypeGuard
 
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 from p2d_node.config import RETENTION_RATIO
 from p2d_node.errors import ConfigError, quote
@@ -165,6 +166,8 @@ def _collect(method: str, study: MethodStudy, space: SearchSpace) -> MethodResul
     trials = study.trials
     done = finished(trials)
     with storage_errors(study.storage):
+        for trial in trials:
+            _check_parameters(method, trial, space)
         complete = {
             trial.number: TrialResult.of(method, trial, space)
             for trial in done
@@ -179,6 +182,19 @@ def _collect(method: str, study: MethodStudy, space: SearchSpace) -> MethodResul
             complete=tuple(complete.values()),
             history=tuple(_best_so_far(done, complete)),
         )
+
+
+def _check_parameters(method: str, trial: FrozenTrial, space: SearchSpace) -> None:
+    # Optuna's samplers may search without end for a value between two that are out of range.
+    low, high = space.bounds
+    expected = FloatDistribution(low, high)
+    for name, value in trial.params.items():
+        is_ours = name in space.cameras and trial.distributions[name] == expected
+        if not is_ours or not low <= value <= high:
+            raise ValueError(
+                f'trial {trial.number} of {method}: {quote(name)}: got {quote(value)}, allowed: '
+                f'{low:g} to {high:g} for each of {", ".join(space.cameras)}'
+            )
 
 
 def _best_so_far(

@@ -40,8 +40,19 @@ MAX_ROWS, MAX_ROW_BYTES = 1 << 18, 32 << 20
 """Of a study in SQLite. A trial has about 12 rows of 50 bytes. Optuna makes 1.7 kB of a row, and
 texts of a study are JSON, of which Python makes 30 times as much."""
 
-MAX_LEAD = timedelta(days=1)
-"""Of the clock of another worker, which may be in another time zone."""
+MAX_LEAD = timedelta(minutes=10)
+"""Of the clock of another worker. Heartbeats are in UTC."""
+
+ATTRIBUTES = tuple(
+    f'{of}_{kind}_attributes' for of in ('study', 'trial') for kind in ('user', 'system')
+)
+MAX_VALUES = 1 << 20
+"""Of the JSON in these tables. A trial has about 15; Optuna reads and copies them."""
+
+WITHOUT_HEARTBEAT = """SELECT number FROM trials WHERE state = 'RUNNING'
+    AND trial_id IN (SELECT trial_id FROM trial_params)
+    AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"""
+"""Trials that no worker of ours leaves behind, and that would be waited for without end."""
 
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
@@ -162,20 +173,34 @@ class _PlainDatabase(sqlite3.Connection):
         super().__init__(path, *args, **settings)
         try:
             check_rows_are_stored(self, max_rows=MAX_ROWS, max_bytes=MAX_ROW_BYTES)
-            _check_heartbeats(self)
+            _check_content(self)
         except BaseException:
             self.close()
             raise
 
 
-def _check_heartbeats(database: sqlite3.Connection) -> None:
-    """Raise ValueError if a worker seems alive until a time that is not yet."""
+def _check_content(database: sqlite3.Connection) -> None:
+    """Raise ValueError for what would take much time: many values, or workers that seem alive."""
     if not database.execute('PRAGMA table_info(trial_heartbeats)').fetchall():
         return  # a new study
+    num_values = sum(_count_values(database, table) for table in ATTRIBUTES)
+    if num_values > MAX_VALUES:
+        raise ValueError(f'got {num_values} values of attributes, allowed: up to {MAX_VALUES}')
     ((last,),) = database.execute('SELECT max(heartbeat) FROM trial_heartbeats')
     latest = datetime.now(timezone.utc) + MAX_LEAD
     if last is not None and str(last) > latest.isoformat(' '):
         raise ValueError(f'a worker has the heartbeat {quote(last)}, later than now')
+    for (number,) in database.execute(WITHOUT_HEARTBEAT):
+        raise ValueError(f'trial {quote(number)} is running without a heartbeat')
+
+
+def _count_values(database: sqlite3.Connection, table: str) -> int:
+    """Return about how many values the JSON of a table has."""
+    separators = "replace(replace(replace(value_json, ',', ''), '[', ''), '{', '')"
+    ((count,),) = database.execute(
+        f'SELECT sum(length(value_json) - length({separators})) FROM {table}'
+    )
+    return int(count or 0)
 
 
 def _check_sizes(path: str) -> None:

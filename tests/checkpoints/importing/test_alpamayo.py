@@ -300,7 +300,7 @@ def test_a_base_without_picture_settings_is_refused(published, copied_base):
 
 def test_a_base_without_a_tokenizer_is_refused(published, copied_base):
     (copied_base / 'tokenizer.json').unlink()
-    assert 'has no tokenizer.json; copy it' in refusal_of_base(published, copied_base)
+    assert 'tokenizer.json is missing; copy it' in refusal_of_base(published, copied_base)
 
 
 def test_picture_settings_of_another_model_are_refused(published, copied_base):

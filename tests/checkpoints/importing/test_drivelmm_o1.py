@@ -294,7 +294,7 @@ def test_a_sparse_tokenizer_model_is_refused_by_its_size(tmp_path):
     with path.open('r+b') as file:
         file.truncate(8 << 30)
     write_json(tmp_path / 'tokenizer_config.json', {})
-    with pytest.raises(P2dError, match='8589934592 bytes, allowed: at most 67108864'):
+    with pytest.raises(P2dError, match='8589934592 bytes, allowed: at most 8388608'):
         load_tokenizer(tmp_path)
 
 

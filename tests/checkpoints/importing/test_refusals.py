@@ -5,11 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 from p2d_node.checkpoints.importing import folder as folders
 from p2d_node.checkpoints.importing import streaming
 from p2d_node.checkpoints.importing.drivemm import plan_import, TOWER
 from p2d_node.checkpoints.importing.importer import import_checkpoint
+from p2d_node.checkpoints.importing.streaming import Source
 from p2d_node.checkpoints.settings_limits import MAX_LAYERS
 from p2d_node.checkpoints.weight_files import INDEX_FILE
 from p2d_node.cli.main import main
@@ -310,3 +312,29 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=100)
     # A pending shard, its copy while it is written, and the tensor that did not fit any more.
     assert int(done.stdout) << 10 < 130 << 20
+
+
+@pytest.mark.attack(
+    'A checkpoint without tokenizer.json but with a tokenizer.model, of which transformers would '
+    'make one: hours',
+    'refused: tokenizer.json is missing',
+)
+def test_no_tokenizer_is_made_of_unchecked_files(published, out, capsys):
+    (published / 'tokenizer.json').unlink()
+    (published / 'tokenizer.model').write_bytes(b'x')
+    assert 'tokenizer.json is missing; copy it' in refuse(published, out, capsys)
+
+
+@pytest.mark.attack(
+    'A checkpoint of 16 MB with a header of 12 MB, which is read again for each weight',
+    'a header is read once',
+)
+def test_a_header_is_read_once(tmp_path):
+    weights = {f'w{number}': torch.full((2, 3), number) + 0.5 for number in range(300)}
+    weights['none'] = torch.zeros(0, 4)
+    save_file(weights, tmp_path / 'a.safetensors', {'text': 'x' * (12 << 20)})
+    begin = time.process_time()
+    source = Source([tmp_path / 'a.safetensors'])
+    for name, tensor in weights.items():
+        torch.testing.assert_close(source.read(name), tensor, rtol=0.0, atol=0.0)
+    assert time.process_time() - begin < 2.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
 from p2d_node.checkpoints.importing.plan import (
     checked_config,
     ImportPlan,
@@ -22,14 +23,12 @@ from p2d_node.checkpoints.importing.plan import (
 )
 from p2d_node.checkpoints.importing.streaming import Source, Step
 from p2d_node.checkpoints.processor_template import processor_chat_template
-from p2d_node.checkpoints.settings_limits import check_limits, TOKENIZER_FILE
+from p2d_node.checkpoints.settings_limits import check_limits
 from p2d_node.checkpoints.weight_files import check_files, find_weight_files
 from p2d_node.durable_files import read_json_object
-from p2d_node.errors import checkpoint_faults, ConfigError, quote
-from p2d_node.held_stderr import held_stderr
+from p2d_node.errors import ConfigError, quote
 from p2d_node.prompt_layout import PROMPT_KEY, PromptLayout
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -181,14 +180,7 @@ def _backbone_name(config: Mapping[str, Any]) -> str:
 
 
 def _load_tokenizer(base: Path) -> Any:
-    if not (base / TOKENIZER_FILE).is_file():
-        raise ConfigError(
-            f'base: {base} has no {TOKENIZER_FILE}; copy it from the published Qwen3-VL'
-        )
-    with checkpoint_faults(base, part='the tokenizer', parameter='base'), held_stderr():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            base, local_files_only=True, trust_remote_code=False
-        )
+    tokenizer = load_fast_tokenizer(base, parameter='base')
     template = processor_chat_template(base, parameter='base') or tokenizer.chat_template
     if not template:
         raise ConfigError(

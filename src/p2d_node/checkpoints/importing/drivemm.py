@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from p2d_node.checkpoints.checkpoint_files import siglip_settings
+from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
 from p2d_node.checkpoints.importing.plan import (
     checked_config,
     ImportPlan,
@@ -26,14 +27,12 @@ from p2d_node.checkpoints.settings_limits import check_limits, MAX_LAYERS
 from p2d_node.checkpoints.template_process import render_limited
 from p2d_node.checkpoints.weight_files import find_weight_files
 from p2d_node.durable_files import read_json_object
-from p2d_node.errors import checkpoint_faults, ConfigError
-from p2d_node.held_stderr import held_stderr
+from p2d_node.errors import ConfigError
 from p2d_node.limited_process import LimitError
 from transformers import (
     LlamaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
 
@@ -200,11 +199,7 @@ def _image_processor(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_tokenizer(folder: Path) -> tuple[Any, int]:
     """Return the tokenizer with the chat template of the training, and the placeholder's id."""
-    with checkpoint_faults(folder, part='the tokenizer', parameter=''), held_stderr():
-        # AutoTokenizer would read config.json, and it does not know this model_type.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+    tokenizer = load_fast_tokenizer(folder, parameter='')
     vocabulary = tokenizer.get_vocab()
     placeholder = next((token for token in PLACEHOLDERS if token in vocabulary), None)
     if placeholder is None:

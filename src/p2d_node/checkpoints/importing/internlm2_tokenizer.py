@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from p2d_node.durable_files import MAX_JSON_BYTES, read_file, read_json_object
+from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
+from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
+from p2d_node.durable_files import read_file, read_json_object
 from p2d_node.errors import BackendUnavailableError, checkpoint_faults, ConfigError
 from p2d_node.held_stderr import held_stderr
 from tokenizers import AddedToken, decoders, normalizers, Regex, Tokenizer
@@ -20,6 +22,10 @@ SPACE = '▁'
 """SentencePiece's symbol for a space."""
 
 COPY_FILES = 'copy the tokenizer files again'
+MAX_MODEL_BYTES = 8 << 20
+"""Of tokenizer.model; published ones have up to 5 MB. An empty piece takes 2 bytes, and 70 in
+memory."""
+
 MAX_PIECE_CHARACTERS = 256
 MAX_PIECES, MAX_MERGES = 200_000, 500_000
 """InternLM2 has 92,544 pieces; most form in one to three ways."""
@@ -32,11 +38,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         BackendUnavailableError: The package sentencepiece is needed and does not load.
         ConfigError: Files are missing or damaged, or of another kind of tokenizer.
     """
+    if (folder / TOKENIZER_FILE).is_file():
+        return load_fast_tokenizer(folder, parameter='')
     with checkpoint_faults(folder, part='the tokenizer', parameter=''), held_stderr():
-        if (folder / 'tokenizer.json').is_file():
-            return PreTrainedTokenizerFast.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
         path = folder / 'tokenizer.model'
         if not path.is_file():
             raise ConfigError(
@@ -52,7 +56,7 @@ def _read_model(path: Path) -> Any:
         ConfigError: It is not a BPE model, it has no unknown token, or a piece has no text.
     """
     model = _make_model_proto()
-    model.ParseFromString(read_file(path, MAX_JSON_BYTES))
+    model.ParseFromString(read_file(path, MAX_MODEL_BYTES))
     kind, allowed = model.trainer_spec.model_type, model.trainer_spec.BPE
     if kind != allowed:
         raise ConfigError(f'{path} is of kind {kind}, allowed: {allowed}, BPE; {COPY_FILES}')

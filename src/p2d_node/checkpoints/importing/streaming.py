@@ -13,7 +13,6 @@ from pathlib import Path
 from p2d_node.checkpoints.weight_files import INDEX_FILE, read_headers, StoredTensor
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError
-from safetensors import safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ class Source:
         Raises:
             ConfigError: A file is truncated or not a safetensors file, or a tensor is quantised.
         """
-        self._files: dict[str, Path] = {}
+        self._stored: dict[str, StoredTensor] = {}
         self._metas: dict[str, Tensor] = {}
         for name, stored in read_headers(list(files), parameter='folder').items():
             self._add(name, stored)
@@ -76,13 +75,13 @@ class Source:
                 f'{stored.path}: {name} is stored as {stored.dtype}, allowed: '
                 f'{", ".join(DTYPES)}; import the checkpoint without quantisation'
             )
-        self._files[name] = stored.path
+        self._stored[name] = stored
         self._metas[name] = torch.empty(stored.shape, dtype=DTYPES[stored.dtype], device='meta')
 
     @property
     def names(self) -> Sequence[str]:
         """Names of all tensors, in the order of the files."""
-        return tuple(self._files)
+        return tuple(self._stored)
 
     def meta(self, name: str) -> Tensor:
         """Return a tensor on the meta device with the shape and dtype of `name`."""
@@ -102,9 +101,15 @@ class Source:
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
-        with safe_open(self._files[name], framework='pt') as file:
-            tensor: Tensor = file.get_tensor(name)
-        return tensor
+        # The library would read the header again for each tensor, and keep the file mapped.
+        stored = self._stored[name]
+        content = bytearray(stored.last - stored.first)
+        with stored.path.open('rb') as file:
+            file.seek(stored.first)
+            if file.readinto(content) < len(content):
+                raise ConfigError(f'{stored.path}: {name} is cut; copy the checkpoint again')
+        empty = torch.empty_like(self._metas[name], device='cpu')
+        return torch.frombuffer(content, dtype=empty.dtype).view(empty.shape) if content else empty
 
     def main_dtype(self) -> torch.dtype:
         """Return the dtype of most of the values."""

@@ -9,12 +9,10 @@ from typing import Any
 import warnings
 
 from p2d_node.checkpoints.checkpoint import Checkpoint
+from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
 from p2d_node.checkpoints.processor_template import processor_chat_template
-from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
-from p2d_node.checkpoints.tokenizer_limits import check_token_lengths
 from p2d_node.checkpoints.vision_fingerprint import hash_vision_weights
 from p2d_node.errors import checkpoint_faults, ConfigError
-from p2d_node.held_stderr import held_stderr
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.base import Family
 from p2d_node.language_model.families.internvl import InternVL
@@ -24,7 +22,6 @@ from p2d_node.language_model.int8_linear import check_int8_encoder
 from p2d_node.language_model.quantize import AS_IS, check_quantization, INT8
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 FAMILIES: dict[str, Any] = {
@@ -95,17 +92,7 @@ def load_family(
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    if not (folder / TOKENIZER_FILE).is_file():  # transformers would make one of unchecked files
-        raise ConfigError(
-            f'model: {folder / TOKENIZER_FILE} is missing; copy it, or save the '
-            'tokenizer with save_pretrained'
-        )
-    with checkpoint_faults(folder, part='the tokenizer'), held_stderr():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    # Other files than tokenizer.json bring tokens, too.
-    check_token_lengths(f'model: {folder}', map(len, tokenizer.get_added_vocab()))
+    tokenizer = load_fast_tokenizer(folder)
     tokenizer.chat_template = processor_chat_template(folder) or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise ConfigError(
