@@ -479,25 +479,32 @@ def test_a_study_of_many_unfinished_trials_is_refused(database, state):
 
 
 AN_HOUR_AHEAD = "strftime('%Y-%m-%d %H:%M:%S', 'now', '+1 hour')"
-SET_RUNNING = "UPDATE trials SET state = 'RUNNING'"
 MANY_VALUES = json.dumps([0] * 300_000)
 
 
 @pytest.mark.attack(
     'a study with a trial of a worker that seems alive, and that is waited for without end',
-    'refused if its heartbeat is ten minutes ahead, or if it has none',
+    'refused if its heartbeat is ten minutes ahead, and not waited for if it has none',
 )
 @pytest.mark.parametrize(
     ('statement', 'reason'),
     [
         (f'UPDATE trial_heartbeats SET heartbeat = {AN_HOUR_AHEAD}', 'later than now'),
         ("UPDATE trial_heartbeats SET heartbeat = 'x'", "the heartbeat 'x', later than now"),
-        (f'DELETE FROM trial_heartbeats; {SET_RUNNING}', 'trial 0 is running without a heartbeat'),
     ],
 )
 def test_workers_that_only_seem_alive_are_refused(database, statement, reason):
     change(database, statement)
     refuse(database, reason)
+
+
+@pytest.mark.parametrize('begun', ['2020', '2999'])
+def test_a_running_trial_without_a_heartbeat_is_not_waited_for(database, begun):
+    change(database, "UPDATE trials SET state = 'RUNNING'")
+    change(database, f"UPDATE trials SET datetime_start = '{begun}-01-01 00:00:00'")
+    assert not join_study(str(database), 's', 1).has_free_trial()
+    change(database, 'DELETE FROM trial_heartbeats')
+    assert join_study(str(database), 's', 1).has_free_trial()
 
 
 @pytest.mark.attack(

@@ -21,7 +21,7 @@ from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARA
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
 from p2d_node.sqlite_files import check_rows_are_stored, check_side_files, SIDE_FILES
 from p2d_node.tuning.journal import open_journal, SUFFIX
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 SQLITE_TIMEOUT_S = 60
@@ -48,11 +48,6 @@ ATTRIBUTES = tuple(
 )
 MAX_VALUES = 1 << 20
 """Of the JSON in these tables. A trial has about 15; Optuna reads and copies them."""
-
-WITHOUT_HEARTBEAT = """SELECT number FROM trials WHERE state = 'RUNNING'
-    AND trial_id IN (SELECT trial_id FROM trial_params)
-    AND trial_id NOT IN (SELECT trial_id FROM trial_heartbeats)"""
-"""Trials that no worker of ours leaves behind, and that would be waited for without end."""
 
 CONNECT_TIMEOUT_S = 10
 NUM_ATTEMPTS = 10
@@ -136,6 +131,15 @@ def retry_callback(max_retry: int | None) -> RetryHeartbeatStaleTrialCallback:
         return RetryHeartbeatStaleTrialCallback(max_retry=max_retry)
 
 
+def trials_with_heartbeat(storage: optuna.storages.BaseStorage) -> set[int]:
+    """Return the ids of the trials whose workers have recorded a heartbeat."""
+    backend = getattr(storage, '_backend', storage)  # Optuna puts a cache before it
+    if not isinstance(backend, RDBStorage):
+        return set()
+    with backend.engine.connect() as connection:
+        return set(connection.execute(text('SELECT trial_id FROM trial_heartbeats')).scalars())
+
+
 def _url_of(storage: str) -> str:
     return storage if '://' in storage else f'sqlite:///{Path(storage).expanduser()}'
 
@@ -190,8 +194,6 @@ def _check_content(database: sqlite3.Connection) -> None:
     latest = datetime.now(timezone.utc) + MAX_LEAD
     if last is not None and str(last) > latest.isoformat(' '):
         raise ValueError(f'a worker has the heartbeat {quote(last)}, later than now')
-    for (number,) in database.execute(WITHOUT_HEARTBEAT):
-        raise ValueError(f'trial {quote(number)} is running without a heartbeat')
 
 
 def _count_values(database: sqlite3.Connection, table: str) -> int:

@@ -21,13 +21,18 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
-from p2d_node.tuning.storage import MAX_RETRIES, retry_callback, storage_errors
+from p2d_node.tuning.storage import (
+    MAX_RETRIES,
+    retry_callback,
+    storage_errors,
+    trials_with_heartbeat,
+)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 MAX_UNFINISHED = 256
-"""Trials of a study that run or wait at one time: one per worker. Ending that of a dead worker takes
-some 15 ms, and Optuna reads all that wait before each trial."""
+"""Trials of a study that run or wait at one time: one per worker. Ending that of a dead worker
+takes some 15 ms, and Optuna reads all that wait before each trial."""
 
 Evaluate = Callable[[Trial], float]
 """Returns the score of a trial, or raises `TrialPruned`."""
@@ -89,7 +94,6 @@ class MethodStudy:
         self.num_trials = num_trials
         self.storage = storage
         self._grace_period = timedelta(seconds=grace_period_s)
-        self._has_heartbeats = isinstance(study._storage, BaseHeartbeat)
         with storage_errors(storage):
             _check_unfinished(self.trials)
 
@@ -116,17 +120,16 @@ class MethodStudy:
         with storage_errors(self.storage), warnings.catch_warnings():
             warnings.simplefilter('ignore', ExperimentalWarning)
             fail_stale_trials(self.study)
-        num_running = sum(map(self._is_running, self.trials))
+            alive = trials_with_heartbeat(self.study._storage)
+        running = [trial for trial in self.trials if trial.state == TrialState.RUNNING]
+        num_running = sum(t._trial_id in alive or self._has_just_begun(t) for t in running)
         return self.num_ended + num_running < self.num_trials
 
-    def _is_running(self, trial: FrozenTrial) -> bool:
-        if trial.state != TrialState.RUNNING:
-            return False
+    def _has_just_begun(self, trial: FrozenTrial) -> bool:
         # A worker that dies before its first heartbeat, or with a journal, leaves a trial that
         # never becomes stale.
-        has_heartbeat = self._has_heartbeats and bool(trial.params)
         begun = trial.datetime_start or datetime.now()
-        return has_heartbeat or abs(datetime.now() - begun) < self._grace_period
+        return abs(datetime.now() - begun) < self._grace_period
 
     def run_trial(self, evaluate: Evaluate) -> None:
         """Run one trial; the result is dropped if another worker has repeated the trial meanwhile.
