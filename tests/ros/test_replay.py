@@ -5,7 +5,8 @@ from __future__ import annotations
 from camera_rig import wait_until
 from p2d_node.bags.reading import BagReader
 from p2d_node.bags.writing import write_bag
-from p2d_node.ros import latched
+from p2d_node.errors import ConfigError
+from p2d_node.ros import latched, replay
 from p2d_node.ros.latched import LatchedDepths
 from p2d_node.ros.replay import Replayer, ReplayOptions
 from p2d_sim.generated import generate_images
@@ -157,3 +158,44 @@ def test_latched_messages_have_a_memory(node, make_context, tmp_path, monkeypatc
     assert texts == [17, 18, 19]
     assert '/map: late subscribers get its last 3 messages, as they' in capfd.readouterr().err
     player.destroy_node()
+
+
+@pytest.mark.attack(
+    'a bag of 4 MB with a message of 250 MB on each of 12 topics: DDS keeps a buffer for each',
+    'refused above 64 MiB per message, and 512 MiB as the sum of the largest of each topic',
+)
+@pytest.mark.parametrize(
+    ('limit', 'topics', 'reason'),
+    [
+        ('MAX_MESSAGE_BYTES', ['/t0'], "a message of '/t0': got 108 bytes, allowed: up to 100"),
+        ('MAX_TOPICS_BYTES', ['/t0', '/t1'], 'all topics: got 216 bytes, allowed: up to 200'),
+    ],
+)
+def test_messages_and_topics_have_a_largest_size(
+    node, tmp_path, monkeypatch, limit, topics, reason
+):
+    monkeypatch.setattr(replay, limit, 100 * len(topics))
+    write_texts(tmp_path / 'bag', dict.fromkeys(topics, 'x' * 99))
+    with BagReader(tmp_path / 'bag') as reader, pytest.raises(ConfigError, match=reason):
+        Replayer(node, reader, ReplayOptions()).play(lambda: False)
+
+
+def test_a_topic_whose_bytes_are_no_message_is_skipped(node, tmp_path, capfd):
+    with Writer(tmp_path / 'bag', version=8) as writer:
+        odd = writer.add_connection(
+            '/odd', 'geometry_msgs/msg/PoseWithCovariance', typestore=STORE
+        )
+        for number in range(2):
+            writer.write(odd, number, bytes(4000))
+    with BagReader(tmp_path / 'bag') as reader:
+        Replayer(node, reader, ReplayOptions()).play(lambda: False)
+    assert capfd.readouterr().err.count('/odd: ') == 1
+
+
+def write_texts(bag, texts):
+    """Write a bag with a text per topic."""
+    with Writer(bag, version=8) as writer:
+        for topic, content in texts.items():
+            connection = writer.add_connection(topic, 'std_msgs/msg/String', typestore=STORE)
+            text = STORE.types['std_msgs/msg/String'](content)
+            writer.write(connection, 0, STORE.serialize_cdr(text, text.__msgtype__))

@@ -12,14 +12,14 @@ import time
 from typing import Any
 
 from p2d_node.bags.reading import BagReader
-from p2d_node.errors import ConfigError, one_line
+from p2d_node.errors import ConfigError, one_line, quote
 from p2d_node.ros.conversions import to_time
 from p2d_node.ros.latched import LatchedDepths
 from p2d_node.ros.rcl_errors import rcl_reason
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.units import NS_PER_S
 from rclpy.duration import Duration
-from rclpy.exceptions import NameValidationException
+from rclpy.exceptions import InvalidHandle, NameValidationException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -39,6 +39,12 @@ PUBLISHER_DEPTH = 10
 CLOCK_TOPIC = '/clock'
 
 ACKNOWLEDGE_TIMEOUT_S = 1.0
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Of a message; a raw 4K image has 25 MB. Until it is sent there are five copies of it."""
+
+MAX_TOPICS_BYTES = 512 << 20
+"""Of the largest messages of all topics: DDS keeps a buffer of that size for each topic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +87,7 @@ class Replayer:
             options: How it is played.
         """
         self.num_published = 0
+        self._largest: dict[str, int] = {}
         self._node = node
         self._bag = bag
         self._options = options
@@ -187,10 +194,34 @@ class Replayer:
                 self._publish(message.topic, bytes(message.data))
 
     def _publish(self, topic: str, data: bytes) -> None:
+        self._check_size(topic, len(data))
         if self._latched.add(topic, len(data)):
             self._keep_fewer(topic)
-        self._publishers[topic].publish(data)
+        try:
+            self._publishers[topic].publish(data)
+        except InvalidHandle:  # it was destroyed
+            raise
+        except RuntimeError as err:  # rclpy's RCLError
+            if not self._node.context.ok():
+                raise
+            # Its bytes are no message of the type.
+            self._log_skipped(topic, rcl_reason(err))
+            self._node.destroy_publisher(self._publishers.pop(topic))
+            return
         self.num_published += 1
+
+    def _check_size(self, topic: str, num_bytes: int) -> None:
+        """Raise `ConfigError` if the messages are too large to be played."""
+        self._largest[topic] = max(num_bytes, self._largest.get(topic, 0))
+        for what, got, allowed in (
+            (f'a message of {quote(topic)}', num_bytes, MAX_MESSAGE_BYTES),
+            ('the largest messages of all topics', sum(self._largest.values()), MAX_TOPICS_BYTES),
+        ):
+            if got > allowed:
+                raise ConfigError(
+                    f'bag: {what}: got {got} bytes, allowed: up to {allowed}; play a bag without '
+                    'these topics'
+                )
 
     def _keep_fewer(self, topic: str) -> None:
         """Put a publisher that keeps fewer messages in the place of that of a latched topic."""

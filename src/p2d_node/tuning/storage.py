@@ -40,8 +40,15 @@ MAX_ROWS, MAX_ROW_BYTES = 1 << 18, 32 << 20
 """Of a study in SQLite. A trial has about 12 rows of 50 bytes. Optuna makes 1.7 kB of a row, and
 texts of a study are JSON, of which Python makes 30 times as much."""
 
-MAX_LEAD = timedelta(minutes=10)
+MAX_LEAD = timedelta(minutes=1)
 """Of the clock of another worker. Heartbeats are in UTC."""
+
+MAX_UNFINISHED = 256
+"""Trials of a study that run or wait at one time: one per worker. Ending that of a dead worker
+takes some 15 ms, and Optuna reads all that wait before each trial."""
+
+UNFINISHED = """SELECT count(*) FROM trials WHERE state IN ('RUNNING', 'WAITING')
+    GROUP BY study_id ORDER BY 1 DESC LIMIT 1"""
 
 ATTRIBUTES = tuple(
     f'{of}_{kind}_attributes' for of in ('study', 'trial') for kind in ('user', 'system')
@@ -190,10 +197,18 @@ def _check_content(database: sqlite3.Connection) -> None:
     num_values = sum(_count_values(database, table) for table in ATTRIBUTES)
     if num_values > MAX_VALUES:
         raise ValueError(f'got {num_values} values of attributes, allowed: up to {MAX_VALUES}')
+    for (count,) in database.execute(UNFINISHED):
+        check_unfinished(count)
     ((last,),) = database.execute('SELECT max(heartbeat) FROM trial_heartbeats')
     latest = datetime.now(timezone.utc) + MAX_LEAD
     if last is not None and str(last) > latest.isoformat(' '):
         raise ValueError(f'a worker has the heartbeat {quote(last)}, later than now')
+
+
+def check_unfinished(count: int) -> None:
+    """Raise `ValueError` if too many trials of a study run or wait."""
+    if count > MAX_UNFINISHED:
+        raise ValueError(f'got {count} trials that run or wait, allowed: up to {MAX_UNFINISHED}')
 
 
 def _count_values(database: sqlite3.Connection, table: str) -> int:

@@ -22,6 +22,7 @@ from optuna.storages import fail_stale_trials
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import FrozenTrial, Trial, TrialState
 from p2d_node.tuning.storage import (
+    check_unfinished,
     MAX_RETRIES,
     retry_callback,
     storage_errors,
@@ -29,10 +30,6 @@ from p2d_node.tuning.storage import (
 )
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-MAX_UNFINISHED = 256
-"""Trials of a study that run or wait at one time: one per worker. Ending that of a dead worker
-takes some 15 ms, and Optuna reads all that wait before each trial."""
 
 Evaluate = Callable[[Trial], float]
 """Returns the score of a trial, or raises `TrialPruned`."""
@@ -59,12 +56,6 @@ def rank_of(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     """Return the place of a trial in its method's plan: repeats have that of the first try."""
     first_try = [*retry_history(trial), trial.number][0]
     return sum(other.number < first_try and not retry_history(other) for other in trials)
-
-
-def _check_unfinished(trials: Sequence[FrozenTrial]) -> None:
-    count = sum(not trial.state.is_finished() for trial in trials)
-    if count > MAX_UNFINISHED:
-        raise ValueError(f'got {count} trials that run or wait, allowed: up to {MAX_UNFINISHED}')
 
 
 class MethodStudy:
@@ -95,7 +86,7 @@ class MethodStudy:
         self.storage = storage
         self._grace_period = timedelta(seconds=grace_period_s)
         with storage_errors(storage):
-            _check_unfinished(self.trials)
+            check_unfinished(sum(not trial.state.is_finished() for trial in self.trials))
 
     @property
     def trials(self) -> list[FrozenTrial]:
