@@ -366,6 +366,50 @@ def test_an_offset_of_another_sweep_does_not_outlast_strays(period_ms):
     assert not [s for s in sets if len(sweeps_in(s)) > 1 and sweeps_in(s) & expected]
 
 
+def regular_arrivals(period_ms: float, late_ms: float = 0.0, strays=range(0)) -> list[Arrival]:
+    """Return the frames of 240 sweeps; those of CAM_FRONT begin later, and strays precede some."""
+    arrivals = []
+    for sweep in range(240):
+        for camera, offset_ms in OFFSETS.items():
+            taken_ms = sweep * period_ms + offset_ms
+            if camera != 'CAM_FRONT' or sweep * period_ms >= late_ms:
+                arrivals.append((taken_ms + 3.0, camera, taken_ms, (0, sweep)))
+        if sweep in strays:
+            taken_ms = sweep * period_ms + OFFSETS['CAM_FRONT']
+            arrivals.append((taken_ms + 60.0, 'CAM_FRONT', taken_ms - 20.0, (-1, sweep)))
+    return [
+        Arrival(
+            camera=camera,
+            stamp_ns=START_NS + round(taken_ms * NS_PER_MS),
+            arrival_ns=round(arrival_ms * NS_PER_MS),
+            sweep=number,
+        )
+        for arrival_ms, camera, taken_ms, number in sorted(arrivals)
+    ]
+
+
+@pytest.mark.parametrize('period_ms', [83.3, 100.0])
+@pytest.mark.parametrize('late_ms', [0.0, 150.0, 1000.0])
+def test_auto_mixes_no_sweeps_if_the_reference_camera_begins_late(period_ms, late_ms):
+    sync, clock = make(TRIGGERED, exposure_offsets='auto')
+    sets = play(sync, clock, regular_arrivals(period_ms, late_ms))
+    assert len(sets) > 200
+    assert all(len(sweeps_in(s)) == 1 for s in sets)
+    assert not any(sync.counters.relearned.values())
+
+
+@pytest.mark.attack(
+    'A peer sends as many frames as the reference camera (auto), each 20 ms before one of it',
+    'the offsets of the other cameras stay, and no answer is about two sweeps',
+)
+def test_auto_mixes_no_sweeps_while_strays_of_the_reference_camera_come():
+    sync, clock = make(TRIGGERED, exposure_offsets='auto')
+    sets = play(sync, clock, regular_arrivals(250 / 3, strays=range(60, 200)))
+    assert not any(sync.counters.relearned.values())
+    true = [{sweep for loop, sweep in sweeps_in(s) if loop == 0} for s in sets]
+    assert all(len(sweeps) == 1 for sweeps in true)
+
+
 def test_auto_changes_no_offset_while_the_cameras_do_not_change():
     arrivals = simulate_nuscenes(1000, arrival_jitter_ms=5, loss=0.05)
     sync, clock = make(TRIGGERED, exposure_offsets='auto')

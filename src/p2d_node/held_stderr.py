@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import os
 import sys
 import tempfile
@@ -34,4 +34,5 @@ def held_stderr() -> Iterator[None]:
             os.dup2(stderr, STDERR)
             os.close(stderr)
             held.seek(0)
-            os.write(STDERR, held.read())
+            with suppress(OSError):  # its disk may be full
+                os.write(STDERR, held.read())

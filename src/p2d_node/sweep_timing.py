@@ -103,7 +103,8 @@ class OffsetLearner:
         """Return camera to exposure offset in nanoseconds; 0 for cameras without frames."""
         references = self._sorted_stamps(self._reference)
         return {
-            name: _find_offset_ns(self._sorted_stamps(name), references) for name in self._stamps
+            name: _find_offset_ns(_within(self._sorted_stamps(name), references), references)
+            for name in self._stamps
         }
 
     def _sorted_stamps(self, camera: str) -> Stamps:
@@ -121,24 +122,34 @@ class OffsetLearner:
         references = self._sorted_stamps(self._reference)
         if len(references) < OFFSET_SAMPLES:
             return {}
-        # Strays can make an offset of another sweep, which fits for ever at a constant period.
-        longest_ns = MAX_OFFSET_PERIODS * float(np.median(np.diff(references)))
         changed = {}
         for name in self._stamps:
-            stamps = self._sorted_stamps(name)
-            recent = stamps[(stamps >= references[0]) & (stamps <= references[-1])]
+            recent = _within(self._sorted_stamps(name), references)
+            # Strays can make an offset of another sweep, which fits for ever at a constant period.
+            # Those of one camera cannot make the period seem shorter than that of the other.
+            usual_ns = max(_usual_period_ns(references), _usual_period_ns(recent))
             known_ns = offsets_ns[name] - offsets_ns[self._reference]
             missed = recent[_distances_ns(recent - known_ns, references) > tolerance_ns]
             if len(missed) > MAX_MISSED_STAMPS:
                 # Those that fit are from before the change, and would fit no longer.
                 self._stamps[name] = deque(missed.tolist(), maxlen=STAMPS_KEPT)
                 recent = missed
-            elif abs(known_ns) <= longest_ns or len(recent) < OFFSET_SAMPLES:
+            elif abs(known_ns) <= MAX_OFFSET_PERIODS * usual_ns or len(recent) < OFFSET_SAMPLES:
                 continue
             offset_ns = _find_offset_ns(recent, references)
             if abs(offset_ns - known_ns) > tolerance_ns:
                 changed[name] = offset_ns + offsets_ns[self._reference]
         return changed
+
+
+def _within(stamps: Stamps, references: Stamps) -> Stamps:
+    """Return the sorted stamps that have references on both sides; others would fit any sweep."""
+    inside = (stamps >= references[0]) & (stamps <= references[-1])
+    return np.asarray(stamps[inside], np.int64)
+
+
+def _usual_period_ns(stamps: Stamps) -> float:
+    return float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
 
 
 def _distances_ns(stamps: Stamps, references: Stamps) -> Stamps:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 import json
+import os
 from pathlib import Path
 import re
 import shutil
@@ -246,6 +247,32 @@ sys.exit(main(['replay', '--bag', 'x']))
     )
     assert done.returncode == EXIT_BAD_INPUT
     assert 'rclpy is not installed; source the setup files' in done.stderr
+
+
+@pytest.mark.parametrize('output', ['/dev/full', 'pipe'])
+def test_output_that_cannot_be_written_is_one_line(tmp_path, output):
+    """As if its reader has ended, like `head`, or its disk is full."""
+    if output == 'pipe':
+        reader, file = os.pipe()
+        os.close(reader)
+    else:
+        file = os.open(output, os.O_WRONLY)
+    write_keyframe(tmp_path)
+    words = ['make-bag', '--drivelm', 'drivelm.json', '--images', '.', '--out', 'bag']
+    code = f'import sys; from p2d_node.cli.main import main; sys.exit(main({words}))'
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        stdout=file,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(file)
+    assert done.returncode == 1
+    reason = 'Broken pipe' if output == 'pipe' else 'No space left on device'
+    assert done.stderr == f'p2d make-bag: standard output: {reason}\n'
 
 
 def test_a_missing_verb_shows_the_verbs(capsys):

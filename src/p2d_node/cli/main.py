@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import errno
+import os
 import sys
 
 from p2d_node import __version__
@@ -13,6 +15,10 @@ from p2d_node.errors import P2dError
 from p2d_node.library_settings import prepare_libraries
 
 EXIT_INTERRUPTED = 130
+
+EXIT_NO_OUTPUT = 1
+OUTPUT_FAULTS = (errno.EPIPE, errno.ENOSPC)
+"""The reader of the output has ended, as `head` does, or its disk is full."""
 
 # At import, as worker processes import this module and call no main.
 prepare_libraries()
@@ -47,12 +53,25 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run `p2d`; returns the exit status."""
     parsed = parse(words)
     try:
-        return int(parsed.verb(parsed))
+        status = int(parsed.verb(parsed))
+        sys.stdout.flush()
+        return status
     except P2dError as err:
         print(f'{parsed.parser.prog}: {err}', file=sys.stderr)
         return EXIT_BAD_INPUT
+    except OSError as err:
+        if err.errno not in OUTPUT_FAULTS or err.filename is not None:
+            raise
+        _discard_output()
+        print(f'{parsed.parser.prog}: standard output: {err.strerror}', file=sys.stderr)
+        return EXIT_NO_OUTPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _discard_output() -> None:
+    """Let Python write what is left to nowhere when it ends; it would raise the error again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':
