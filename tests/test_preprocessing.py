@@ -185,6 +185,9 @@ def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
         ({'do_normalize': False}, 'do_normalize: got False'),
         ({'image_processor_type': 'CLIPImageProcessor'}, 'image_processor_type: got .CLIP'),
         ({'image_mean': None}, None),
+        ({'image_mean': [1e300, 0.5, 0.5]}, r'image_mean: got \[1e\+300.*above -16 and up to 16'),
+        ({'size': float('nan')}, 'image size: got nan, allowed: equal height, width'),
+        (QWEN_RANGE | {'size': 5}, 'image size: got 5, allowed: an object'),
         ({'image_mean': 'abc'}, "image_mean: got 'abc', allowed: three numbers"),
         (
             {'image_std': [0, 0.5, 0.5]},

@@ -43,6 +43,9 @@ MAX_SMALLEST_PIXELS = 1 << 21
 MAX_PATCH_PX, MAX_MERGED = 64, 8
 """Side of a patch, and patches per side of a token. Published models have 14 or 16, and 2."""
 
+MAX_COLOUR = 16.0
+"""Of a mean or deviation, in units of the range of a colour; published ones are 0.2 to 0.7."""
+
 FIT_OF_PROCESSOR = {
     'LlavaOnevision': 'pad',
     'Siglip': 'squash',
@@ -114,7 +117,7 @@ class ImageProcessing:
             fit=_read_fit(settings, folder),
             resample=_read_resample(settings, folder),
             rescale_factor=_read_positive(settings, 'rescale_factor', folder, 1 / 255),
-            mean=_read_colour(settings, 'image_mean', folder, -math.inf),
+            mean=_read_colour(settings, 'image_mean', folder, -MAX_COLOUR),
             std=_read_colour(settings, 'image_std', folder, 0.0),
         )
 
@@ -126,7 +129,7 @@ class ImageProcessing:
     @property
     def padding_colour(self) -> tuple[int, int, int]:
         """RGB colour of the bars, 0..255."""
-        red, green, blue = (int(value * 255) for value in self.mean)
+        red, green, blue = (min(max(0, int(value * 255)), 255) for value in self.mean)
         return red, green, blue
 
 
@@ -146,8 +149,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _fixed_size(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
-    size = settings.get('size', {})
-    height, width = size.get('height'), size.get('width')
+    size = settings.get('size')
+    sides = size if isinstance(size, dict) else {}
+    height, width = sides.get('height'), sides.get('width')
     if not isinstance(height, int) or height != width:
         raise ConfigError(f'{folder}: image size: got {size!r}, allowed: equal height, width')
     return height, width
@@ -183,6 +187,8 @@ def _variable_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> t
 def _pixel_range(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
     """Return the smallest and the largest number of pixels, each with transformers' default."""
     size = settings.get('size') or QWEN_PIXELS
+    if not isinstance(size, dict):
+        raise ConfigError(f'{folder}: image size: got {quote(size)}, allowed: an object')
     smallest = settings.get('min_pixels') or size.get('shortest_edge')
     largest = settings.get('max_pixels') or size.get('longest_edge')
     if not isinstance(smallest, int) or not isinstance(largest, int):
@@ -223,12 +229,11 @@ def _read_colour(
     values = settings[name]
     if isinstance(values, list) and len(values) == 3 and all(map(_is_number, values)):
         red, green, blue = values
-        if min(values) > above:
+        if min(values) > above and max(values) <= MAX_COLOUR:
             return float(red), float(green), float(blue)
-    limit = f' above {above:g}' if math.isfinite(above) else ''
     raise ConfigError(
-        f'{folder}: {name}: got {quote(values)}, allowed: three numbers{limit}; copy the '
-        "checkpoint's preprocessor_config.json again"
+        f'{folder}: {name}: got {quote(values)}, allowed: three numbers above {above:g} and up to '
+        f"{MAX_COLOUR:g}; copy the checkpoint's preprocessor_config.json again"
     )
 
 
