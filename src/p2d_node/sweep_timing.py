@@ -102,10 +102,12 @@ class OffsetLearner:
     def offsets_ns(self) -> dict[str, int]:
         """Return camera to exposure offset in nanoseconds; 0 for cameras without frames."""
         references = self._sorted_stamps(self._reference)
-        return {
-            name: _find_offset_ns(_within(self._sorted_stamps(name), references), references)
-            for name in self._stamps
-        }
+        offsets = {}
+        for name in self._stamps:
+            stamps = self._sorted_stamps(name)
+            # Those from before the first reference would fit an offset to the next sweep only.
+            offsets[name] = _find_offset_ns(stamps[stamps >= references[0]], references)
+        return offsets
 
     def _sorted_stamps(self, camera: str) -> Stamps:
         return np.sort(np.array(self._stamps[camera], np.int64))
@@ -124,7 +126,8 @@ class OffsetLearner:
             return {}
         changed = {}
         for name in self._stamps:
-            recent = _within(self._sorted_stamps(name), references)
+            stamps = self._sorted_stamps(name)
+            recent = stamps[(stamps >= references[0]) & (stamps <= references[-1])]
             # Strays can make an offset of another sweep, which fits for ever at a constant period.
             # Those of one camera cannot make the period seem shorter than that of the other.
             usual_ns = max(_usual_period_ns(references), _usual_period_ns(recent))
@@ -140,12 +143,6 @@ class OffsetLearner:
             if abs(offset_ns - known_ns) > tolerance_ns:
                 changed[name] = offset_ns + offsets_ns[self._reference]
         return changed
-
-
-def _within(stamps: Stamps, references: Stamps) -> Stamps:
-    """Return the sorted stamps that have references on both sides; others would fit any sweep."""
-    inside = (stamps >= references[0]) & (stamps <= references[-1])
-    return np.asarray(stamps[inside], np.int64)
 
 
 def _usual_period_ns(stamps: Stamps) -> float:

@@ -67,7 +67,7 @@ def edit_json(path: Path, edit) -> None:
         ('text_config', 'num_hidden_layers', 10**9, 'got 1000000000, allowed: up to 512'),
         ('vision_config', 'num_hidden_layers', 10**30, 'allowed: up to 512'),
         ('text_config', 'vocab_size', 10**40, 'allowed: up to 1048576'),
-        ('text_config', 'hidden_size', 1 << 20, 'width of the model, 1048576'),
+        ('text_config', 'hidden_size', 1 << 20, 'hidden_size: got 1048576, allowed: up to 16384'),
         ('vision_config', 'out_hidden_size', 1 << 20, 'allowed: up to 16384'),
         ('text_config', 'intermediate_size', 1 << 30, 'allowed: a 16th to 16 times the width'),
         ('vision_config', 'intermediate_size', 1, 'intermediate_size: got 1, allowed: a 16th to'),

@@ -198,8 +198,9 @@ def _check_inner_widths(what: str, part: Mapping[str, Any]) -> None:
         inner['head_dim x num_attention_heads'] = _product(part['head_dim'], heads)
     inner['mlp_ratio x width'] = _product(part.get('mlp_ratio'), width)
     for key, value in inner.items():
-        if type(width) is not int or not isinstance(value, (int, float)):
-            continue
+        are_numbers = type(width) is int and isinstance(value, (int, float))
+        if not are_numbers or value <= 0 or not 0 < width <= WIDTHS['hidden_size']:
+            continue  # what is wrong with them by themselves is said elsewhere
         if not width <= WIDTH_RATIO * value <= WIDTH_RATIO**2 * width:
             raise ConfigError(
                 f'{what}: {key}: got {value:g}, allowed: a {WIDTH_RATIO}th to {WIDTH_RATIO} times '
