@@ -55,7 +55,7 @@ def run(code, *, cwd, command=(), **environment):
         env={**kept, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert result.returncode == 0, result.stderr
