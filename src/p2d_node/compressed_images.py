@@ -173,7 +173,7 @@ def _has_one_scan(data: memoryview) -> bool:
             num_colours = data[at + 7]
         elif kind not in TABLES_AND_COMMENTS:
             is_plain = False
-    return False
+    raise ValueError('it has no scan')
 
 
 def _segments(data: memoryview) -> Iterator[tuple[int, int]]:
@@ -184,7 +184,10 @@ def _segments(data: memoryview) -> Iterator[tuple[int, int]]:
         at += 1 if kind == SEGMENT else 2  # any number of these bytes may begin a segment
         if kind != SEGMENT and kind not in WITHOUT_LENGTH:
             yield kind, at
-            at += int.from_bytes(data[at : at + 2], 'big')
+            num_bytes = int.from_bytes(data[at : at + 2], 'big')
+            if num_bytes < 2:  # libjpeg takes it for 2
+                raise ValueError(f'a segment has a length of {num_bytes}')
+            at += num_bytes
 
 
 def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:

@@ -90,6 +90,36 @@ def test_a_model_of_absurd_size_is_refused(folder, part, name, value, reason):
     assert re.search(reason, refusal(folder))
 
 
+@pytest.mark.attack(
+    'A config.json that leaves out or hides the width that its layers are compared with',
+    'the layers themselves are compared: each makes up to 16 times as many features as it gets',
+)
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'embed_dim': None, 'intermediate_size': 64 * 17},
+        {'embed_dim': 1 << 14, 'intermediate_size': 64 * 17},
+        {'model_type': 'qwen3', 'num_attention_heads': 16, 'num_key_value_heads': 16},
+    ],
+)
+def test_layers_that_are_too_wide_are_refused(folder, changes):
+    edit_json(folder / 'config.json', lambda config: config['text_config'].update(changes))
+    assert re.search('makes [0-9]+ features of 64, allowed: up to 16 times', refusal(folder))
+
+
+@pytest.mark.attack(
+    'A config.json with 64 deepstack layers or 512 experts per token, which take gigabytes',
+    'refused above 8 layers and 16 experts',
+)
+@pytest.mark.parametrize(
+    ('key', 'value', 'allowed'),
+    [('deepstack_visual_indexes', list(range(9)), 8), ('num_experts_per_tok', 17, 16)],
+)
+def test_features_per_token_are_few(folder, key, value, allowed):
+    edit_json(folder / 'config.json', lambda config: config['text_config'].update({key: value}))
+    assert f'allowed: up to {allowed}' in refusal(folder)
+
+
 def edit_image_size(folder: Path, side: int) -> None:
     """Give a tiny LLaVA-OneVision pictures of side x side patches, with weights that fit."""
     config = json.loads((folder / 'config.json').read_text())

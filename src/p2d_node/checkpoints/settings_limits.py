@@ -52,6 +52,7 @@ WIDTHS = {
     **dict.fromkeys(('num_attention_heads', 'num_key_value_heads', 'num_heads'), 256),
     'vocab_size': 1 << 20,
     'head_dim': 1 << 10,
+    'num_experts_per_tok': 16,
 }
 """Keys of config.json to their largest value. Each token or patch takes that much memory in a
 layer, also of a model with small weights. Published models have up to 16,384 (Llama 3.1 405B)."""
@@ -59,6 +60,9 @@ layer, also of a model with small weights. Published models have up to 16,384 (L
 WIDTH_RATIO = 16
 """Of a layer inside of a block to the width of the model, or the other way round; published ones
 have up to 8. Else a token or patch would take much more memory than the weights."""
+
+MAX_DEEPSTACK = 8
+"""Layers of the encoder whose features each visual token has too; published models have three."""
 
 SIDE_KEYS = ('image_size', 'patch_size')
 """Keys of config.json whose value is a number of pixels."""
@@ -184,6 +188,12 @@ def _allowed(key: str, value: Any) -> str | None:
         return f'none; {REFUSED[key]}'
     if key == 'return_dict' and not value:  # the vision part would return a tuple
         return 'true; copy the checkpoint again'
+    if (
+        key == 'deepstack_visual_indexes'
+        and isinstance(value, list)
+        and len(value) > MAX_DEEPSTACK
+    ):
+        return f'up to {MAX_DEEPSTACK} layers; copy the checkpoint again'
     if type(value) is int and abs(value) > _limit_of(key):
         return f'up to {_limit_of(key)}; copy the checkpoint again'
     return None

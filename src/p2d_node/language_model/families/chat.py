@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
-from p2d_node.checkpoints.settings_limits import read_config
+from p2d_node.checkpoints.settings_limits import read_config, WIDTH_RATIO
 from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.errors import ConfigError, InferenceError, panics
 from p2d_node.language_model.chat_template import ChatTemplate
@@ -86,12 +86,27 @@ def _check_size(model_class: Any, config: Any, folder: Path) -> None:
     with torch.device('meta'):
         model = model_class(config)
     num_described = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
+    _check_widths(model, folder)
     # Weights that are used twice may be stored once; buffers are not stored.
     if num_described > 2 * num_stored + MAX_BUFFER_ELEMENTS:
         raise ConfigError(
             f'model: {folder}: config.json describes a model of {num_described} values, the '
             f'weights have {num_stored}; copy config.json and the weights from one checkpoint'
         )
+
+
+def _check_widths(model: nn.Module, folder: Path) -> None:
+    """Check the layers of a model on the meta device, whose sizes config.json may leave out."""
+    output = getattr(model, 'lm_head', None)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.Linear) or layer is output:
+            continue
+        if layer.out_features > WIDTH_RATIO * layer.in_features:
+            raise ConfigError(
+                f'model: {folder}: {name}: makes {layer.out_features} features of '
+                f'{layer.in_features}, allowed: up to {WIDTH_RATIO} times as many; copy '
+                'config.json and the weights from one checkpoint'
+            )
 
 
 def _require_whole(folder: Path, wrong: Sequence[str]) -> None:
