@@ -113,7 +113,11 @@ def test_layers_that_are_too_wide_are_refused(folder, changes):
 )
 @pytest.mark.parametrize(
     ('key', 'value', 'allowed'),
-    [('deepstack_visual_indexes', list(range(9)), 8), ('num_experts_per_tok', 17, 16)],
+    [
+        ('deepstack_visual_indexes', list(range(9)), 8),
+        ('num_experts_per_tok', 17, 16),
+        ('temporal_patch_size', 5, 4),
+    ],
 )
 def test_features_per_token_are_few(folder, key, value, allowed):
     edit_json(folder / 'config.json', lambda config: config['text_config'].update({key: value}))

@@ -264,3 +264,15 @@ def test_an_index_and_settings_have_a_largest_size(folder):
     assert 'got 17825792 bytes, allowed: at most 16777216' in refusal(folder)
     (folder / 'config.json').write_bytes(b' ' * (5 << 20))
     assert 'got 5242880 bytes, allowed: at most 4194304' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'weights of 33 MB with 479 tensors of the same bytes, of which an import makes 6 GB',
+    'refused: each byte is of one tensor',
+)
+def test_tensors_share_no_bytes(folder):
+    entry = {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}
+    header = json.dumps({'a': entry, 'b': entry}).encode()
+    (folder / WEIGHTS_FILE).write_bytes(len(header).to_bytes(8, 'little') + header + bytes(8))
+    with pytest.raises(ConfigError, match='two tensors share the byte'):
+        read_tensors(folder)

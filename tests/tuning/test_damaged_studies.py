@@ -478,6 +478,17 @@ def test_a_study_of_many_unfinished_trials_is_refused(database, state):
     refuse(database, 'got 257 trials that run or wait, allowed: up to 256')
 
 
+def test_parameters_of_waiting_trials_out_of_range_are_refused(database):
+    change(database, "INSERT INTO trials (number, study_id, state) VALUES (1, 1, 'WAITING')")
+    camera = next(iter(SPACE.cameras))
+    change(
+        database,
+        'INSERT INTO trial_system_attributes (trial_id, key, value_json) '
+        f"VALUES (2, 'fixed_params', '{json.dumps({camera: -5.0})}')",
+    )
+    refuse(database, f"trial 1 of tpe: '{camera}': got -5.0, allowed: ")
+
+
 AHEAD = "strftime('%Y-%m-%d %H:%M:%S', 'now', '+5 minutes')"
 MANY_VALUES = json.dumps([0] * 300_000)
 

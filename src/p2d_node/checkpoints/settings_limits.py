@@ -53,6 +53,7 @@ WIDTHS = {
     'vocab_size': 1 << 20,
     'head_dim': 1 << 10,
     'num_experts_per_tok': 16,
+    **dict.fromkeys(('temporal_patch_size', 'in_channels', 'in_chans', 'num_channels'), 4),
 }
 """Keys of config.json to their largest value. Each token or patch takes that much memory in a
 layer, also of a model with small weights. Published models have up to 16,384 (Llama 3.1 405B)."""

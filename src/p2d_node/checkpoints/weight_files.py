@@ -5,8 +5,9 @@ Everything that reads weights asks here, so that what is fingerprinted is what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 import json
 import math
 import os
@@ -257,6 +258,7 @@ def _read_header(
         header.pop('__metadata__', None)
         tensors = {name: _stored(path, entry, 8 + size) for name, entry in header.items()}
         needed = max((tensor.last for tensor in tensors.values()), default=0)
+        _check_places(tensors.values())
         if needed > num_bytes:
             raise ValueError(f'{num_bytes} bytes, its header says {needed}')
         return tensors, size
@@ -265,6 +267,14 @@ def _read_header(
             f'{parameter}: {path}: not a complete safetensors file: {err}; copy the checkpoint '
             'again'
         ) from err
+
+
+def _check_places(tensors: Iterable[StoredTensor]) -> None:
+    """Raise `ValueError` if tensors share bytes: a small file could hold any number of them."""
+    places = sorted((tensor.first, tensor.last) for tensor in tensors)
+    for (_, end), (start, _) in pairwise(places):
+        if start < end:
+            raise ValueError(f'two tensors share the byte {start}')
 
 
 def _stored(path: Path, entry: dict[str, Any], start: int) -> StoredTensor:

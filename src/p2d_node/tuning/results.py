@@ -188,8 +188,9 @@ def _check_parameters(method: str, trial: FrozenTrial, space: SearchSpace) -> No
     # Optuna's samplers may search without end for a value between two that are out of range.
     low, high = space.bounds
     expected = FloatDistribution(low, high)
-    for name, value in trial.params.items():
-        is_ours = name in space.cameras and trial.distributions[name] == expected
+    waiting = trial.system_attrs.get('fixed_params', {})
+    for name, value in [*trial.params.items(), *waiting.items()]:
+        is_ours = name in space.cameras and trial.distributions.get(name, expected) == expected
         if not is_ours or not low <= value <= high:
             raise ValueError(
                 f'trial {trial.number} of {method}: {quote(name)}: got {quote(value)}, allowed: '
