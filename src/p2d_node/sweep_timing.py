@@ -27,8 +27,17 @@ MIN_PERIOD_NS = 2 * NS_PER_MS
 OFFSET_SAMPLES = 12
 """Frames per camera from which `auto` learns the offsets: one second of nuScenes."""
 
-SAME_OFFSET_NS = 5 * NS_PER_MS
-"""Largest jitter of a stamp that an offset explains."""
+SHORT_GAPS, LONG_GAPS = 0.25, 0.66
+"""Quantiles of the gaps between references that count as a short and as a long one."""
+
+MAX_JITTER_GAPS = 0.33
+"""Largest jitter that an offset explains, as a share of a short gap."""
+
+MIN_JITTER_NS, MAX_JITTER_NS = 5 * NS_PER_MS, 25 * NS_PER_MS
+"""Bounds of it."""
+
+LOST_GAPS = 1.5
+"""Gaps this many times a long one have lost a reference; a stamp inside may be of that."""
 
 STAMPS_KEPT = 24
 """Recent frames per camera by which `auto` notices another offset: two seconds of nuScenes."""
@@ -101,12 +110,12 @@ class OffsetLearner:
 
     def offsets_ns(self) -> dict[str, int]:
         """Return camera to exposure offset in nanoseconds; 0 for cameras without frames."""
-        references = self._sorted_stamps(self._reference)
+        references = _References(self._sorted_stamps(self._reference))
         offsets = {}
         for name in self._stamps:
             stamps = self._sorted_stamps(name)
             # Those from before the first reference would fit an offset to the next sweep only.
-            offsets[name] = _find_offset_ns(stamps[stamps >= references[0]], references)
+            offsets[name] = references.find_offset_ns(stamps[stamps >= references.stamps[0]])
         return offsets
 
     def _sorted_stamps(self, camera: str) -> Stamps:
@@ -121,25 +130,28 @@ class OffsetLearner:
             offsets_ns: Camera to the known offset, nanoseconds.
             tolerance_ns: Largest error of an offset that is right.
         """
-        references = self._sorted_stamps(self._reference)
-        if len(references) < OFFSET_SAMPLES:
+        if len(self._stamps[self._reference]) < OFFSET_SAMPLES:
             return {}
+        references = _References(self._sorted_stamps(self._reference))
         changed = {}
         for name in self._stamps:
             stamps = self._sorted_stamps(name)
-            recent = stamps[(stamps >= references[0]) & (stamps <= references[-1])]
+            recent = stamps[(stamps >= references.stamps[0]) & (stamps <= references.stamps[-1])]
             # Strays can make an offset of another sweep, which fits for ever at a constant period.
             # Those of one camera cannot make the period seem shorter than that of the other.
-            usual_ns = max(_usual_period_ns(references), _usual_period_ns(recent))
+            usual_ns = max(_usual_period_ns(references.stamps), _usual_period_ns(recent))
             known_ns = offsets_ns[name] - offsets_ns[self._reference]
-            missed = recent[_distances_ns(recent - known_ns, references) > tolerance_ns]
-            if len(missed) > MAX_MISSED_STAMPS:
+            missed = references.missed(recent - known_ns)
+            if missed.sum() > MAX_MISSED_STAMPS:
                 # Those that fit are from before the change, and would fit no longer.
-                self._stamps[name] = deque(missed.tolist(), maxlen=STAMPS_KEPT)
-                recent = missed
-            elif abs(known_ns) <= MAX_OFFSET_PERIODS * usual_ns or len(recent) < OFFSET_SAMPLES:
+                recent = recent[missed]
+                self._stamps[name] = deque(recent.tolist(), maxlen=STAMPS_KEPT)
+            elif len(recent) < OFFSET_SAMPLES or (
+                abs(known_ns) <= MAX_OFFSET_PERIODS * usual_ns
+                and abs(references.residual_ns(recent - known_ns)) <= tolerance_ns
+            ):
                 continue
-            offset_ns = _find_offset_ns(recent, references)
+            offset_ns = references.find_offset_ns(recent)
             if abs(offset_ns - known_ns) > tolerance_ns:
                 changed[name] = offset_ns + offsets_ns[self._reference]
         return changed
@@ -149,28 +161,51 @@ def _usual_period_ns(stamps: Stamps) -> float:
     return float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
 
 
-def _distances_ns(stamps: Stamps, references: Stamps) -> Stamps:
-    """Return the distance of each stamp, int64 [...], to the nearest of the sorted references."""
-    after = np.searchsorted(references, stamps).clip(1, len(references) - 1)
-    nearest = np.minimum(abs(stamps - references[after - 1]), abs(stamps - references[after]))
-    return np.asarray(nearest, np.int64)
-
-
-def _find_offset_ns(stamps: Stamps, references: Stamps) -> int:
-    """Return the offset to reference stamps that explains most stamps, in nanoseconds.
-
-    With a varying sweep period only the offset within the true sweep is constant. With a constant
-    period several are, and the smallest one is returned. A camera without frames gets 0.
+class _References:
+    """Recent stamps of the reference camera, to which an offset is fitted.
 
     Args:
-        stamps: int64 [stamps], sorted.
-        references: int64 [references], sorted, two or more.
+        stamps: int64 [stamps], sorted, two or more.
     """
-    if not len(stamps):
-        return 0
-    after = np.searchsorted(references, stamps)[:, None] + np.arange(-2, 2)
-    near = (stamps[:, None] - references[after.clip(0, len(references) - 1)]).ravel()
-    missed = _distances_ns(stamps - near[:, None], references) > SAME_OFFSET_NS
-    offset_ns = near[np.lexsort((abs(near), missed.sum(axis=1)))[0]]
-    same = near[abs(near - offset_ns) <= SAME_OFFSET_NS]
-    return int(np.median(same))
+
+    def __init__(self, stamps: Stamps) -> None:
+        self.stamps = stamps
+        short_ns, self._long_ns = np.quantile(np.diff(stamps), (SHORT_GAPS, LONG_GAPS))
+        self.jitter_ns = int(np.clip(MAX_JITTER_GAPS * short_ns, MIN_JITTER_NS, MAX_JITTER_NS))
+
+    def missed(self, stamps: Stamps) -> npt.NDArray[np.bool_]:
+        """Tell of each stamp less its offset, int64 [...], whether it should have had a reference.
+
+        Nothing is known where references were lost, or were not yet seen.
+        """
+        before_ns, after_ns = self._around(stamps)
+        far = np.minimum(abs(stamps - before_ns), abs(stamps - after_ns)) > self.jitter_ns
+        known = (stamps >= before_ns) & (stamps <= after_ns)
+        whole = after_ns - before_ns <= LOST_GAPS * self._long_ns
+        return np.asarray(far & known & whole, np.bool_)
+
+    def residual_ns(self, stamps: Stamps) -> float:
+        """Return the median distance of stamps, int64 [stamps], after their nearest references."""
+        before_ns, after_ns = self._around(stamps)
+        is_before = stamps - before_ns < after_ns - stamps
+        return float(np.median(stamps - np.where(is_before, before_ns, after_ns)))
+
+    def _around(self, stamps: Stamps) -> tuple[Stamps, Stamps]:
+        after = np.searchsorted(self.stamps, stamps).clip(1, len(self.stamps) - 1)
+        return self.stamps[after - 1], self.stamps[after]
+
+    def find_offset_ns(self, stamps: Stamps) -> int:
+        """Return the offset that explains most stamps, int64 [stamps], sorted, in nanoseconds.
+
+        With a varying sweep period only the offset within the true sweep is constant. With a
+        constant period several are, and the smallest one is returned. Without stamps it is 0.
+        """
+        if not len(stamps):
+            return 0
+        nearest = np.searchsorted(self.stamps, stamps)[:, None] + np.arange(-2, 2)
+        near = (stamps[:, None] - self.stamps[nearest.clip(0, len(self.stamps) - 1)]).ravel()
+        same = abs(near - near[:, None]) <= self.jitter_ns
+        offsets = np.array([np.median(near[row]) for row in same], np.int64)
+        num_missed = self.missed(stamps - offsets[:, None]).sum(axis=1)
+        offset_ns = offsets[np.lexsort((abs(offsets), num_missed))[0]]
+        return int(np.median(near[abs(near - offset_ns) <= self.jitter_ns]))
