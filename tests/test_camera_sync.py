@@ -313,6 +313,34 @@ def test_strays_of_the_reference_camera_do_not_outlast_their_end(num_strays, fir
     assert len(whole) >= 50
 
 
+@pytest.mark.attack(
+    'A peer sends old frames on the topic of the reference camera, so that the period seems long',
+    'the tolerance stays below half of the period, and no set mixes two sweeps',
+)
+@pytest.mark.parametrize('strays_per_sweep', [0.5, 2])
+def test_old_frames_of_the_reference_camera_do_not_raise_the_tolerance(strays_per_sweep):
+    sync, clock = make(TRIGGERED)
+    period_ms = 33
+    sets = []
+    for sweep in range(200):
+        start_ms = sweep * period_ms
+        strays = range(int(sweep * strays_per_sweep), int((sweep + 1) * strays_per_sweep))
+        stamps_ms = [('CAM_FRONT', start_ms - 400.0 * (stray % 7 + 1)) for stray in strays]
+        stamps_ms.append(('CAM_BACK', start_ms - period_ms / 2))
+        for camera, stamp_ms in stamps_ms if sweep >= 20 else ():
+            stamp_ns = START_NS + round(stamp_ms * NS_PER_MS)
+            sets += filter(None, [sync.push(camera, stamp_ns, -1.0)])
+        for camera in OFFSETS:
+            late_ms = period_ms if camera == 'CAM_FRONT_LEFT' else 0.0
+            stamp_ns = START_NS + round((start_ms - late_ms) * NS_PER_MS)
+            sets += filter(None, [sync.push(camera, stamp_ns, start_ms - late_ms)])
+        clock.now_ns += period_ms * NS_PER_MS
+        sets += sync.poll()
+    assert sync.tolerance_ns < period_ms / 2 * NS_PER_MS
+    assert len(sets) > 20
+    assert not [s for s in sets if len(sweeps_in(s) - {-1.0}) > 1]
+
+
 def restarted_at(arrivals: list[Arrival], camera: str, start_ms: float, shift_ms: float):
     """Return the arrivals with another phase of one camera from `start_ms` on."""
     shift_ns, start_ns = round(shift_ms * NS_PER_MS), start_ms * NS_PER_MS

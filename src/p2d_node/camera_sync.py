@@ -144,7 +144,7 @@ class SweepSynchronizer:
         self._deadline_ns = round(self.config.deadline_ms * NS_PER_MS)
         self._reset_threshold_ns = round(self.config.reset_threshold_ms * NS_PER_MS)
         self._tolerance_ns = round(self.config.tolerance_ms * NS_PER_MS)
-        self._period = ShortestPeriod()
+        self._periods = {name: ShortestPeriod() for name in self.cameras}
         self._learner = (
             OffsetLearner(self.cameras, self.reference_camera) if self.learning else None
         )
@@ -176,8 +176,14 @@ class SweepSynchronizer:
 
     @property
     def tolerance_ns(self) -> int:
-        """The tolerance in use: the configured one, or less if the sweep period is short."""
-        return min(self._tolerance_ns, self._period.max_tolerance_ns)
+        """The tolerance in use: the configured one, or less if the sweep period is short.
+
+        The reference camera tells the period, and half of the cameras, so strays on one topic
+        cannot make it seem long.
+        """
+        limits_ns = [period.max_tolerance_ns for period in self._periods.values()]
+        reference_ns = self._periods[self.reference_camera].max_tolerance_ns
+        return min(self._tolerance_ns, reference_ns, statistics.median_low(limits_ns))
 
     def push(
         self, camera: str, stamp_ns: int, payload: Any, *, arrival_ns: int | None = None
@@ -226,8 +232,7 @@ class SweepSynchronizer:
 
     def _place(self, frame: CameraFrame, now_ns: int) -> None:
         start_ns = frame.stamp_ns - self.offsets_ns[frame.camera]
-        if frame.camera == self.reference_camera:
-            self._period.add(frame.stamp_ns)
+        self._periods[frame.camera].add(frame.stamp_ns)
         sweep = self._nearest(start_ns)
         if isinstance(sweep, _ClosedSweep):
             if frame.camera in sweep.cameras:

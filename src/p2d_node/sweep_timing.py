@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import pairwise
 import statistics
 
 import numpy as np
@@ -13,7 +14,7 @@ from p2d_node.units import NS_PER_MS
 Stamps = npt.NDArray[np.int64]
 
 MAX_TOLERANCE_PERIODS = 0.49
-"""Largest tolerance as a share of the shortest period of the reference camera."""
+"""Largest tolerance as a share of the shortest period of a camera."""
 
 PERIODS_KEPT = 16
 """Frames of a peer are forgotten once half as many frames of the camera have followed them."""
@@ -22,7 +23,7 @@ MIN_USUAL_PERIODS = 0.5
 """Shortest period, as a share of the usual one; a frame that comes sooner is a stray."""
 
 MIN_PERIOD_NS = 2 * NS_PER_MS
-"""Reference frames closer than this are a frame published twice, not a period."""
+"""Frames closer than this are a frame published twice, not a period."""
 
 OFFSET_SAMPLES = 12
 """Frames per camera from which `auto` learns the offsets: one second of nuScenes."""
@@ -53,30 +54,30 @@ OFFSET_LEARNING_NS = 10_000 * NS_PER_MS
 
 
 class ShortestPeriod:
-    """The shortest of the last periods of the reference camera.
+    """The shortest of the last periods of a camera.
 
-    Any peer can send frames on its topic. Periods below half of the median are left out, so a few
-    strays change nothing; few periods are kept, so many strays change it only while they come.
+    Any peer can send frames on its topic. Periods below half of the median are left out, and
+    stamps are sorted, so fewer strays than frames change nothing; few stamps are kept, so many
+    strays change it only while they come.
 
     Attributes:
         max_tolerance_ns: Largest tolerance, in nanoseconds, that does not reach a neighbouring
-            sweep.
+            frame.
     """
 
     def __init__(self) -> None:
         self.max_tolerance_ns = 2**62
-        self._last_stamp_ns: int | None = None
-        self._periods_ns: deque[int] = deque(maxlen=PERIODS_KEPT)
+        self._stamps_ns: deque[int] = deque(maxlen=PERIODS_KEPT + 1)
 
     def add(self, stamp_ns: int) -> None:
-        """Add the stamp of the next reference frame, in order of arrival."""
-        last_ns, self._last_stamp_ns = self._last_stamp_ns, stamp_ns
-        if last_ns is None or abs(stamp_ns - last_ns) < MIN_PERIOD_NS:
-            return
-        self._periods_ns.append(abs(stamp_ns - last_ns))
-        usual_ns = statistics.median_low(self._periods_ns)
-        shortest_ns = min(p for p in self._periods_ns if p >= MIN_USUAL_PERIODS * usual_ns)
-        self.max_tolerance_ns = int(MAX_TOLERANCE_PERIODS * shortest_ns)
+        """Add the stamp of the next frame, in order of arrival."""
+        self._stamps_ns.append(stamp_ns)
+        gaps_ns = (after - before for before, after in pairwise(sorted(self._stamps_ns)))
+        periods_ns = [gap for gap in gaps_ns if gap >= MIN_PERIOD_NS]
+        if periods_ns:
+            usual_ns = statistics.median_low(periods_ns)
+            shortest_ns = min(p for p in periods_ns if p >= MIN_USUAL_PERIODS * usual_ns)
+            self.max_tolerance_ns = int(MAX_TOLERANCE_PERIODS * shortest_ns)
 
 
 class OffsetLearner:
