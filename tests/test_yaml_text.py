@@ -28,6 +28,20 @@ def test_aliases_are_refused(text):
 
 
 @pytest.mark.attack(
+    'A section of a parameter file is named by many wildcards, or by a regular expression',
+    'refused before rclpy compares it with the name of the node, which could take hours',
+)
+@pytest.mark.parametrize('name', ['/**' * 3, '/(a+)+b', '/***', '/**/' + 'a/' * 200, ''])
+def test_a_section_is_named_as_a_node_is(name):
+    text = '"{}": {{ros__parameters: {{stop: 1}}}}'
+    with pytest.raises(ConfigError, match=r'^a.yaml: got the section .*, allowed: the name of a'):
+        check_parameter_yaml(text.format(name), 'a.yaml')
+    for usual in ('/**', '/*/p2d', '/fleet/car_1/p2d', 'p2d', '/**/p2d'):
+        check_parameter_yaml(text.format(usual), 'a.yaml')
+    check_parameter_yaml('/fleet: {car_1: {p2d: {ros__parameters: {stop: 1}}}}', 'a.yaml')
+
+
+@pytest.mark.attack(
     'YAML nested thousands deep, which parsers read in quadratic time and recursion',
     'refused at 32 levels',
 )

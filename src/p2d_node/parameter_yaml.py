@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from p2d_node.errors import ConfigError
+import re
+
+from p2d_node.errors import ConfigError, quote
 from p2d_node.yaml_text import check_plain, FAST_LOADER
 import yaml
+
+SECTION = re.compile(r'/?(\w+|\*{1,2})(/+(\w+|\*{1,2}))*/?', re.ASCII)
+"""Names of nodes; rclpy makes a regular expression of them."""
+
+MAX_SECTION_CHARACTERS = 256
+MAX_SECTION_WILDCARDS = 2
+"""** in the name of a section; the time of the regular expression grows with each as a power."""
 
 
 def check_parameter_yaml(text: str | bytes, where: str) -> None:
@@ -18,8 +27,8 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
         where: The file or the parameter, for messages.
 
     Raises:
-        ConfigError: A list or group in a list, a name that is set twice, a second document, or
-            YAML that is not plain.
+        ConfigError: A list or group in a list, a name that is set twice, a second document, a
+            section whose name is none of a node, or YAML that is not plain.
     """
     try:
         check_plain(text)
@@ -62,5 +71,20 @@ def _check_mapping(mapping: yaml.MappingNode, prefix: str, where: str) -> None:
                 'one value; remove one of the lines'
             )
         lines[name] = line
+        if name == 'ros__parameters':
+            _check_section(prefix.replace('.', '/'), where)
         # The parts of a name begin below this key.
         _check_node(value, '' if name == 'ros__parameters' else full_name, where)
+
+
+def _check_section(name: str, where: str) -> None:
+    if (
+        len(name) > MAX_SECTION_CHARACTERS
+        or name.count('**') > MAX_SECTION_WILDCARDS
+        or not SECTION.fullmatch(name)
+    ):
+        raise ConfigError(
+            f'{where}: got the section {quote(name)}, allowed: the name of a node with its '
+            f'namespace, of up to {MAX_SECTION_CHARACTERS} characters, with * for one name and up '
+            f'to {MAX_SECTION_WILDCARDS} times ** for any number of them'
+        )

@@ -72,6 +72,7 @@ def write(
     count: int = 1,
     again: int = 0,
     duration_ns: int = 0,
+    in_index: bytes = b'',
 ) -> Path:
     """Write a file with `count` equal chunks of one time.
 
@@ -81,6 +82,7 @@ def write(
         claimed: What the index says about it.
         again: How often the index names the first chunk again, each time at a later time.
         duration_ns: From the first to the last message of a chunk, as the index says.
+        in_index: Records at the end of the index.
     """
     size = len(content) if size is None else size
     head = bombs.MAGIC + bombs.record(1, bombs.text(''), bombs.text('test'))
@@ -104,7 +106,7 @@ def write(
     )
     if schema is None:
         schema = schema_of(IMAGE_FIELDS)
-    summary = schema_and_channel(schema) + index + statistics(count)
+    summary = schema_and_channel(schema) + index + statistics(count) + in_index
     data *= count
     footer = bombs.record(2, bombs.number(len(head + data), 8), bombs.number(0, 8 + 4))
     path.write_bytes(head + data + summary + footer + bombs.MAGIC)
@@ -321,6 +323,20 @@ def test_the_schemas_of_the_library_of_foxglove_are_far_below_the_limit():
     for name in ('CompressedImage', 'RawImage', 'CameraCalibration'):
         message_class = getattr(library.messages, name)
         assert 4 * len(message_class.get_schema().data) < MAX_SCHEMA_BYTES
+
+
+@pytest.mark.attack(
+    'The index of a protobuf file holds a chunk, which the library decompresses to any size',
+    'refused before it is decompressed',
+)
+@pytest.mark.parametrize('compression', ['zstd', 'lz4'])
+def test_a_chunk_in_the_index_is_not_decompressed(tmp_path, compression):
+    content = bytes(64 << 20)
+    compress = zstd.compress if compression == 'zstd' else lz4.compress
+    chunk = bombs.chunk(compress(content), len(content), compression)
+    path = write(tmp_path / 'a.mcap', image(0), in_index=chunk)
+    growth = peak_growth_bytes(lambda: refuse(path, 'got a chunk in the index'))
+    assert growth < 16 << 20
 
 
 @pytest.mark.parametrize('kind', range(1, 16))

@@ -8,6 +8,8 @@ from pathlib import Path
 import struct
 
 from mcap.reader import SeekingReader
+from mcap.records import Chunk
+from mcap.stream_reader import StreamReader
 from mcap.summary import Summary
 from p2d_node.bags.foxglove import converter_of, ROS_TYPES
 from p2d_node.bags.limited_reader import check_topics
@@ -81,13 +83,20 @@ class ProtobufMcapReader:
             raise ValueError(f'it has no messages of ROS 2, and none of {" or ".join(ROS_TYPES)}')
 
     def _check_index(self) -> None:
-        """Check the size of the index, which is read as a whole."""
+        """Check the size of the index, which is read as a whole, and that it holds no chunk."""
         num_bytes = self._file.seek(0, os.SEEK_END)
         self._file.seek(max(0, num_bytes - FOOTER.size))
         footer = self._file.read(FOOTER.size)
         self._file.seek(0)
-        if len(footer) == FOOTER.size and (start := FOOTER.unpack(footer)[0]):
-            check_bytes('an index', num_bytes - start, max_index_bytes(self._file_bytes))
+        if len(footer) < FOOTER.size or not (start := FOOTER.unpack(footer)[0]):
+            return
+        check_bytes('an index', num_bytes - start, max_index_bytes(self._file_bytes))
+        self._file.seek(start)
+        # SeekingReader would decompress a chunk to whatever size it has.
+        index = StreamReader(self._file, skip_magic=True, emit_chunks=True).records
+        if any(isinstance(record, Chunk) for record in index):
+            raise ValueError('got a chunk in the index; write another with: mcap recover')
+        self._file.seek(0)
 
     def _connection(self, id: int, topic: str, schema: str) -> Connection:
         return Connection(
