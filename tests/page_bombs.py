@@ -1,8 +1,10 @@
 """SQLite files of a few pages that are named again and again (sqlite.org/fileformat.html)."""
 
 from contextlib import closing
+import os
 from pathlib import Path
 import sqlite3
+import struct
 
 LEVELS, FAN_OUT = 4, 100
 INNER, LEAF = {'table': 5, 'index': 2}, {'table': 13, 'index': 10}
@@ -96,6 +98,44 @@ def cut(path: Path, count: int) -> None:
     pages = Pages(path, '')
     del pages.content[count * pages.page_bytes :]
     pages.write()
+
+
+def claim_pages(path: Path, count: int) -> None:
+    """Make a file have `count` pages, most of which are not on the disk."""
+    pages = Pages(path, '')
+    pages.content[28:32] = number(count, 4)
+    path.write_bytes(pages.content)
+    os.truncate(path, count * pages.page_bytes)
+
+
+def claim_pages_in_wal(path: Path, count: int) -> None:
+    """Put a write-ahead log beside a file, after which the file has `count` pages.
+
+    See sqlite.org/fileformat.html, section 4.
+    """
+    pages = Pages(path, '')
+    pages.content[18:20] = b'\2\2'  # it has such a log
+    path.write_bytes(pages.content)
+    first_page = pages.content[: pages.page_bytes]
+    first_page[28:32] = number(count, 4)
+    salt = number(1, 4) * 2
+    head = number(0x377F0682, 4) + number(3007000, 4) + number(pages.page_bytes, 4)
+    head += number(0, 4) + salt
+    frame = number(1, 4) + number(count, 4)
+    sums = wal_sums(head, (0, 0))
+    frame_sums = wal_sums(frame + first_page, sums)
+    content = head + struct.pack('>II', *sums)
+    content += frame + salt + struct.pack('>II', *frame_sums) + first_page
+    Path(f'{path}-wal').write_bytes(content)
+
+
+def wal_sums(content: bytes, sums: tuple[int, int]) -> tuple[int, int]:
+    """Return the two sums of a write-ahead log, after `sums`."""
+    one, other = sums
+    for even, odd in struct.iter_unpack('<II', content):
+        one = (one + even + other) % (1 << 32)
+        other = (other + odd + one) % (1 << 32)
+    return one, other
 
 
 def make_schema_endless(path: Path) -> None:

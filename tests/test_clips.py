@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import gc
+import weakref
 
 from memory import high_water_bytes
 import numpy as np
@@ -101,6 +102,25 @@ def test_the_tokens_of_a_long_clip_of_fast_cameras_are_all_held():
         assert all(encoded.find(earlier) is not None for earlier in sweep.earlier)
         encoded.add(sweep, sweep, torch.zeros(0))
     assert len(encoded) == settings.max_sweeps == 64
+
+
+@pytest.mark.attack(
+    'With clips a peer sends many sweeps, lets time jump back, and sends broken images',
+    'the tokens of sweeps do not keep their messages, and go when nothing else holds these',
+)
+def test_tokens_do_not_keep_the_frames_of_a_sweep():
+    clips, encoded = ClipAssembler(SETTINGS), EncodedSweeps(SETTINGS)
+    frames = []
+    for number in range(8):
+        sweep = clips.add(sweep_at(number))
+        encoded.add(sweep, sweep, torch.zeros(1))
+        frames += map(weakref.ref, [sweep.frames])
+    clips.add(sweep_at(0, epoch=1))
+    del sweep
+    assert [ref() for ref in frames] == [None] * 8
+    newest = clips.add(sweep_at(1, epoch=1))
+    encoded.add(newest, newest, torch.zeros(1))
+    assert len(encoded) == 1
 
 
 @pytest.fixture(scope='module')

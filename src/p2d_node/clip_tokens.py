@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+import weakref
 
 from p2d_node.clips import ClipSettings, most_crowded
 from p2d_node.records import FrameSet
@@ -16,7 +18,7 @@ class EncodedSweep:
     """A sweep after the vision encoder.
 
     Attributes:
-        frame_set: The sweep, without its broken frames.
+        frame_set: The sweep, without its broken frames; `EncodedSweeps` keeps no images.
         tokens: Float [cameras, tokens, features], one view per camera of the sweep.
     """
 
@@ -27,14 +29,14 @@ class EncodedSweep:
 class EncodedSweeps:
     """The sweeps that coming clips may need. Use it from one thread.
 
-    It holds the tokens of at most `max_sweeps` sweeps within the reach of a clip, and their
-    messages. A sweep is known by its frames themselves, not by its stamp.
+    It holds the tokens of at most `max_sweeps` sweeps within the reach of a clip, as long as
+    others hold their frames. A sweep is known by its frames themselves, not by its stamp.
     """
 
     def __init__(self, settings: ClipSettings) -> None:
         """Hold nothing yet."""
         self._reach_ns, self._max_sweeps = settings.reach_ns, settings.max_sweeps
-        self._sweeps: list[tuple[FrameSet, EncodedSweep]] = []
+        self._sweeps: list[tuple[weakref.ref[Any], EncodedSweep]] = []
 
     def __len__(self) -> int:
         """Return the number of sweeps."""
@@ -42,8 +44,8 @@ class EncodedSweeps:
 
     def find(self, frame_set: FrameSet) -> EncodedSweep | None:
         """Return a sweep that was added; None if it was not, or is forgotten."""
-        for source, encoded in self._sweeps:
-            if source.frames is frame_set.frames:
+        for frames, encoded in self._sweeps:
+            if frames() is frame_set.frames:
                 return encoded
         return None
 
@@ -55,16 +57,18 @@ class EncodedSweeps:
             whole: The same without its broken frames.
             tokens: Of `whole`, from the vision encoder; they are copied.
         """
-        encoded = EncodedSweep(whole, tokens.clone())
-        self._sweeps = [kept for kept in self._sweeps if self._may_share(kept[0], source)]
-        self._sweeps.append((source, encoded))
-        self._sweeps.sort(key=lambda kept: kept[0].stamp_ns)
+        encoded = EncodedSweep(whole.without_images(), tokens.clone())
+        self._sweeps = [kept for kept in self._sweeps if self._may_share(*kept, source)]
+        self._sweeps.append((weakref.ref(source.frames), encoded))
+        self._sweeps.sort(key=lambda kept: kept[1].frame_set.stamp_ns)
         if len(self._sweeps) > self._max_sweeps:
-            del self._sweeps[most_crowded([kept[0].stamp_ns for kept in self._sweeps])]
+            del self._sweeps[most_crowded([kept.frame_set.stamp_ns for _, kept in self._sweeps])]
         return encoded
 
-    def _may_share(self, one: FrameSet, other: FrameSet) -> bool:
-        return one.epoch == other.epoch and abs(one.stamp_ns - other.stamp_ns) <= self._reach_ns
+    def _may_share(self, frames: weakref.ref[Any], kept: EncodedSweep, newest: FrameSet) -> bool:
+        distance_ns = abs(kept.frame_set.stamp_ns - newest.stamp_ns)
+        is_near = kept.frame_set.epoch == newest.epoch and distance_ns <= self._reach_ns
+        return is_near and frames() is not None
 
     def forget(self) -> None:
         """Free the tokens of all sweeps."""

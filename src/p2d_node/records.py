@@ -87,6 +87,12 @@ class CameraFrame:
     payload: Any
 
 
+class _Frames(dict[str, CameraFrame]):
+    """A dict that can be known after it is gone: tokens of a sweep do not keep its messages."""
+
+    __slots__ = ('__weakref__',)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameSet:
     """The frames of one sweep, at most one per camera.
@@ -113,6 +119,16 @@ class FrameSet:
     first_arrival_ns: int = 0
     closed_ns: int = 0
     earlier: tuple[FrameSet, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make `frames` an object of its own, which copies with other `earlier` sweeps share."""
+        if not isinstance(self.frames, _Frames):
+            object.__setattr__(self, 'frames', _Frames(self.frames))
+
+    def without_images(self) -> FrameSet:
+        """Return the set without `earlier`, and with None in place of the messages of frames."""
+        frames = {name: replace(frame, payload=None) for name, frame in self.frames.items()}
+        return replace(self, frames=frames, earlier=())
 
     @classmethod
     def from_images(

@@ -15,9 +15,10 @@ import stat
 import sys
 
 from p2d_node.errors import quote
+from p2d_node.sparse_files import SPARSE, stored_bytes
 
-JOURNAL = '-journal'
-SIDE_FILES = (JOURNAL, '-wal', '-shm')
+JOURNAL, WAL = '-journal', '-wal'
+SIDE_FILES = (JOURNAL, WAL, '-shm')
 """Endings of the files that SQLite keeps beside a database, and writes to."""
 
 JOURNAL_MAGIC = bytes.fromhex('d9d505f920a163d7')
@@ -100,7 +101,7 @@ def _last_bytes(path: Path) -> bytes:
 
 
 def check_rows_are_stored(
-    database: sqlite3.Connection, *, max_rows: int = sys.maxsize, max_bytes: int = sys.maxsize
+    database: sqlite3.Connection, path: Path, *, max_rows: int, max_bytes: int = sys.maxsize
 ) -> None:
     """Check that a database has only tables that hold their rows, and indices.
 
@@ -108,14 +109,16 @@ def check_rows_are_stored(
 
     Args:
         database: An open database.
-        max_rows: The largest number of rows of all tables.
+        path: Its file.
+        max_rows: The largest number of rows of all tables, and of entries of an index.
         max_bytes: The largest number of bytes in them.
 
     Raises:
         ValueError: It has a view, a trigger, a virtual table, a computed column, an expression,
-            a text above `MAX_TEXT_BYTES`, or more rows than `max_rows`, `max_bytes` or its pages
-            hold.
+            a text above `MAX_TEXT_BYTES`, or more rows than `max_rows`, `max_bytes`, its pages or
+            its bytes on the disk hold.
         sqlite3.Error: It cannot be read.
+        OSError: Its files cannot be opened.
     """
     # The schema is rows, too, and SQLite reads it before the first statement.
     database.set_progress_handler(lambda: 1, MAX_SCHEMA_STEPS)
@@ -127,7 +130,16 @@ def check_rows_are_stored(
         raise ValueError('got a schema without end, allowed: tables and indices') from None
     finally:
         database.set_progress_handler(None, 0)
-    _check_rows_fit(database, max_rows, max_bytes)
+    _check_rows_fit(database, _content_bytes(database, path), max_rows, max_bytes)
+
+
+def _content_bytes(database: sqlite3.Connection, path: Path) -> int:
+    """Return how many bytes all rows may have together."""
+    ((num_pages,),) = database.execute('PRAGMA page_count')
+    ((page_bytes,),) = database.execute('PRAGMA page_size')
+    # The number of pages is what a file says, the database or that with its last pages.
+    stored = sum(stored_bytes(Path(f'{path}{suffix}')) for suffix in ('', WAL))
+    return min(int(num_pages) * int(page_bytes), SPARSE * stored)
 
 
 def _check_schema(database: sqlite3.Connection) -> None:
@@ -147,43 +159,49 @@ def _check_schema(database: sqlite3.Connection) -> None:
             )
 
 
-def _check_rows_fit(database: sqlite3.Connection, max_rows: int, max_bytes: int) -> None:
+def _check_rows_fit(
+    database: sqlite3.Connection, content_bytes: int, max_rows: int, max_bytes: int
+) -> None:
     """Check that no page is read again and again, as the page of many others or of many values.
 
-    Then the rows would together have more bytes than all pages.
+    Then the rows would together have more bytes than the file.
     """
     objects = database.execute(OBJECTS).fetchall()
-    ((num_pages,),) = database.execute('PRAGMA page_count')
-    ((page_bytes,),) = database.execute('PRAGMA page_size')
-    left = num_pages * page_bytes
+    left = content_bytes
     num_rows = num_row_bytes = 0
     for kind, name, table in objects:
-        for num_bytes in _row_sizes(database, kind, name, table, left):
+        num_entries = 0
+        if kind == 'index':
+            max_entries = min(max_rows, left // MIN_ENTRY_BYTES)
+            num_entries = _count_entries(database, name, table, max_entries + 1)
+            left -= MIN_ENTRY_BYTES * num_entries
+        for num_bytes in _row_sizes(database, name) if kind == 'table' else ():
             left -= num_bytes
-            if kind == 'table':
-                num_rows, num_row_bytes = num_rows + 1, num_row_bytes + num_bytes
-            if num_rows > max_rows or num_row_bytes > max_bytes:
-                raise ValueError(
-                    f'got more than {max_rows} rows or {max_bytes} bytes in them, allowed: at most'
-                    ' as many; name another file, or a database server'
-                )
-            if left < 0:
-                raise ValueError(
-                    f'got rows in {quote(name)} that would need more than the {num_pages} pages '
-                    'of the file, allowed: each page is of one row or one group of rows'
-                )
+            num_rows, num_row_bytes = num_rows + 1, num_row_bytes + num_bytes
+            if left < 0 or num_rows > max_rows or num_row_bytes > max_bytes:
+                break
+        for is_over, allowed in (
+            (max(num_rows, num_entries) > max_rows, f'{max_rows} rows'),
+            (num_row_bytes > max_bytes, f'{max_bytes} bytes in its rows'),
+        ):
+            if is_over:
+                raise ValueError(f'got more than {allowed}, allowed: at most as many')
+        if left < 0:
+            raise ValueError(
+                f'got rows in {quote(name)} that would need more than the {content_bytes} bytes '
+                'of the file, allowed: each page is of one row or one group of rows'
+            )
 
 
-def _row_sizes(
-    database: sqlite3.Connection, kind: str, name: str, table: str, max_bytes: int
-) -> Iterator[int]:
-    """Yield the sizes of the rows of a table, or the size of an index up to a largest one."""
-    if kind == 'index':
-        entries = f'SELECT 1 FROM {_quoted(table)} INDEXED BY {_quoted(name)} LIMIT ?'
-        count = f'SELECT count(*) FROM ({entries})'
-        ((num_entries,),) = database.execute(count, [max_bytes // MIN_ENTRY_BYTES + 1])
-        yield MIN_ENTRY_BYTES * num_entries
-        return
+def _count_entries(database: sqlite3.Connection, name: str, table: str, most: int) -> int:
+    """Return the number of entries of an index, or `most`."""
+    entries = f'SELECT 1 FROM {_quoted(table)} INDEXED BY {_quoted(name)} LIMIT ?'
+    ((num_entries,),) = database.execute(f'SELECT count(*) FROM ({entries})', [most])
+    return int(num_entries)
+
+
+def _row_sizes(database: sqlite3.Connection, name: str) -> Iterator[int]:
+    """Yield the sizes of the rows of a table."""
     columns = [column for _, column, *_ in database.execute(f'PRAGMA table_info({_quoted(name)})')]
     sizes = [
         f"CASE WHEN typeof({c}) IN ('text', 'blob') THEN length({c}) ELSE 0 END"

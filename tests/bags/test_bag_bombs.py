@@ -15,6 +15,7 @@ from p2d_node.bags import limits, mcap_chunks
 from p2d_node.bags.image_files import read_image
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
+from p2d_node.sparse_files import stored_bytes
 import page_bombs
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -361,9 +362,29 @@ def test_a_page_that_is_named_again_and_again_is_refused(tmp_path, name, kind):
     file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
     page_bombs.repeat_pages(file, name, kind)
     assert file.stat().st_size < 50_000
-    reason = f"got rows in '{name}' that would need more than the 11 pages of the file"
+    reason = f"got rows in '{name}' that would need more than the 45056 bytes of the file"
     refuse(file, reason)
     refuse(tmp_path / 'bag', reason)
+
+
+@pytest.mark.attack(
+    'such a bag whose file seems to have gigabytes: it has a hole, or is compressed',
+    'refused: rows have no more bytes than are on the disk, and a number that follows from them',
+)
+@pytest.mark.timeout(20)
+def test_pages_that_are_only_claimed_hold_no_rows(tmp_path):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3', 'FILE')
+    plain = tmp_path / 'plain.db3'
+    plain.write_bytes(zstd.decompress(file.read_bytes()))
+    page_bombs.repeat_pages(plain, 'messages')
+    small = plain.read_bytes()
+    page_bombs.claim_pages(plain, (64 << 20) // 4096)
+    file.write_bytes(zstd.compress(plain.read_bytes()))
+    refuse(tmp_path / 'bag', 'got more than 270336 rows')
+    plain.write_bytes(small)
+    page_bombs.claim_pages(plain, (1 << 40) // 4096)
+    assert stored_bytes(plain) <= 2 * len(small)
+    refuse(plain, "got rows in 'messages' that would need more than the .* bytes of the file")
 
 
 @pytest.mark.attack(

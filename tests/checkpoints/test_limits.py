@@ -13,18 +13,20 @@ import time
 
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.settings_limits import check_limits
+from p2d_node.checkpoints.tokenizer_limits import OUTER_SPACES
 from p2d_node.checkpoints.weight_files import WEIGHTS_FILE
 from p2d_node.config import DriveConfig
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.held_stderr import held_stderr
-from p2d_node.language_model.families.registry import load_vision_module
+from p2d_node.language_model.families.chat import load_weights
+from p2d_node.language_model.families.registry import find_family, load_vision_module
 from p2d_node.limited_process import LimitError, run_limited
 from p2d_node.pipeline import DrivingPipeline
 import pytest
 from safetensors.torch import load_file, save_file
 from sweeps import make_frame_set
-from tiny_checkpoints import write_qwen2_vl
+from tiny_checkpoints import write_internvl, write_llava, write_qwen2_vl, write_qwen3_vl_moe
 from tokenizers import pre_tokenizers, Regex
 from transformers import PreTrainedTokenizerFast
 
@@ -358,7 +360,14 @@ def test_a_tokenizer_of_many_steps_is_refused(folder):
     'refused: only parts of the expressions in published tokenizers, and words, are allowed',
 )
 @pytest.mark.parametrize(
-    'slow', [r'(?:[^\x02]?[^\x02]?){13}[\x00\x01]|\w+|[^\w\s]', 'z+z*(?![ z])', 'x' * 5000, '']
+    'slow',
+    [
+        r'(?:[^\x02]?[^\x02]?){13}[\x00\x01]|\w+|[^\w\s]',
+        'z+z*(?![ z])',
+        r'\A +| +\z',  # looks at the rest of a run of spaces from each of them
+        'x' * 5000,
+        '',
+    ],
 )
 @pytest.mark.parametrize(
     ('part', 'step'),
@@ -374,9 +383,20 @@ def test_an_unknown_regular_expression_is_refused(folder, slow, part, step):
     assert f'{part}: got the regular expression' in refusal(folder)
 
 
+@pytest.mark.attack(
+    'A tokenizer whose decoder has regular expressions: each answer takes minutes',
+    'refused, also those that are allowed elsewhere',
+)
+def test_a_regular_expression_in_a_decoder_is_refused(folder):
+    step = {'type': 'Replace', 'pattern': {'Regex': ' +'}, 'content': ' '}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(decoder=step))
+    assert "decoder: got the regular expression ' +', allowed: none" in refusal(folder)
+
+
 @pytest.mark.parametrize(
     'pattern',
     [
+        OUTER_SPACES,
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"  # Qwen2, InternVL
         r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+',
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"  # Llama 3
@@ -629,6 +649,28 @@ def test_a_setting_that_no_code_expects_is_one_line(folder, name, change, reason
     assert re.search(reason, refusal(folder))
     assert capfd.readouterr().err == ''
     assert not recwarn.list
+
+
+@pytest.mark.attack(
+    'config.json asks for eager attention, which keeps the maps of all patches: gigabytes',
+    'kernels and further outputs are not chosen by a checkpoint',
+)
+@pytest.mark.parametrize('write', [write_llava, write_internvl, write_qwen3_vl_moe])
+def test_a_checkpoint_does_not_choose_kernels(tmp_path, write):
+    folder = write(tmp_path / 'model')
+    keys = ('attn_implementation', '_attn_implementation', '_attn_implementation_internal')
+
+    def edit(content):
+        for part in (content, content['text_config'], content['vision_config']):
+            part.update({**dict.fromkeys(keys, 'eager'), 'output_attentions': True})
+            part['experts_implementation'] = 'batched_mm'
+
+    edit_json(folder / 'config.json', edit)
+    model = load_weights(find_family(open_checkpoint(folder)).MODEL_CLASS, folder)
+    configs = [module.config for module in model.modules() if hasattr(module, 'config')]
+    assert {config._attn_implementation for config in configs} == {'sdpa'}
+    assert not any(config.output_attentions for config in configs)
+    assert 'batched_mm' not in {config._experts_implementation for config in configs}
 
 
 @pytest.mark.attack(

@@ -1,6 +1,7 @@
 """`p2d evaluate` with a tiny model: complete, interrupted and resumed, and refused."""
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -266,6 +267,15 @@ def test_a_disk_that_is_full_is_named_and_costs_only_the_keyframe(tmp_path):
             answers.append([{'id': 'second'}])
     with RecordFile(path, {}) as answers:
         assert list(answers.done) == ['first']
+
+
+@pytest.mark.parametrize('value', [-1, 10**400, math.nan])
+def test_a_number_of_an_earlier_run_is_one_that_can_be(tmp_path, value):
+    path = tmp_path / 'answers.jsonl'
+    with RecordFile(path, {}) as answers:
+        answers.append([{'id': 'first', 'prefill_ms': value}])
+    with pytest.raises(ConfigError, match=r'line 2: .* the record .first. has prefill_ms'):
+        RecordFile(path, {}, {'prefill_ms': int | float})
 
 
 def test_an_instruction_and_a_length_change_the_answers(drivelm_folder, words, capsys):

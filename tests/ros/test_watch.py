@@ -338,6 +338,28 @@ def test_a_view_or_sweep_that_cannot_be_shown_ends_no_viewer(drive, node, watche
     wait_until(lambda: feed.update() or len(viewer.sweeps) == 2)
 
 
+@pytest.mark.attack(
+    'A peer publishes camera frames whose frame_id has megabytes, for `p2d watch --foxglove`',
+    'they are not kept',
+)
+def test_frames_with_long_texts_are_not_kept(drive, node):
+    rig, frames = CameraRig(node), CameraFrames(node, '/p2d')
+    drive()
+    wait_until(lambda: frames.look() or min(map(count_of, rig.publishers.values())) == 2)
+
+    def spoil(camera, message):
+        message.header.frame_id = 'x' * 300 if camera == 'CAM_BACK' else 'x'
+        return message
+
+    def kept_of(stamp_ns):
+        first_ns = rig.offset_ns(NUSCENES_CAMERAS[0])
+        return frames.frames_at([stamp_ns + rig.offset_ns(n) - first_ns for n in rig.publishers])
+
+    spoiled_ns, whole_ns = rig.publish_sweep(change=spoil), rig.publish_sweep()
+    wait_until(lambda: len(kept_of(whole_ns)) == 6)
+    assert len(kept_of(spoiled_ns)) == 5
+
+
 def raise_overflow(sweep) -> None:
     raise OverflowError('too large')
 

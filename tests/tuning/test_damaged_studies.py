@@ -15,7 +15,7 @@ from optuna.exceptions import StorageInternalError
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import BackendUnavailableError
 from p2d_node.sqlite_files import JOURNAL_MAGIC
-from p2d_node.tuning import journal
+from p2d_node.tuning import journal, storage
 from p2d_node.tuning.picture import plot_study
 from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.storage import MAX_SQLITE_BYTES, open_storage, storage_errors
@@ -90,9 +90,9 @@ ENDLESS = (
 )
 def test_a_database_that_computes_is_refused(database, statement, reason):
     change(database, statement)
-    for storage in (str(database), f'sqlite:///{database}'):
+    for name in (str(database), f'sqlite:///{database}'):
         with pytest.raises(BackendUnavailableError, match=reason):
-            open_storage(storage)
+            open_storage(name)
 
 
 @pytest.mark.attack(
@@ -106,7 +106,23 @@ def test_a_database_that_computes_is_refused(database, statement, reason):
 )
 def test_a_page_that_is_named_again_and_again_is_refused(database, name, kind):
     page_bombs.repeat_pages(database, name, kind)
-    refuse(database, f"got rows in '{name}' that would need more than the .* pages of the file")
+    refuse(database, f"got rows in '{name}' that would need more than the .* bytes of the file")
+
+
+@pytest.mark.attack(
+    'a study whose pages name one page again and again, in a file that seems to have terabytes: '
+    'it has a hole, or the write-ahead log beside it says so',
+    'refused when it is opened: an index has as many entries as a study may have rows',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    'claim_pages', [page_bombs.claim_pages_in_wal, page_bombs.claim_pages], ids=['log', 'hole']
+)
+def test_pages_that_are_only_claimed_hold_no_rows(database, monkeypatch, claim_pages):
+    monkeypatch.setattr(storage, 'MAX_SQLITE_BYTES', 1 << 50)
+    page_bombs.repeat_pages(database, 'ix_trials_study_id', 'index')
+    claim_pages(database, (1 << 31) - 2)
+    refuse(database, 'got more than 262144 rows|would need more than the .* bytes of the file')
 
 
 @pytest.mark.attack(
@@ -194,9 +210,9 @@ def test_a_journal_that_names_another_file_is_refused(database, tmp_path):
     victim = tmp_path / 'victim'
     victim.write_text('precious')
     forge_journal(database, victim)
-    for storage in (str(database), f'sqlite:///{database}'):
+    for name in (str(database), f'sqlite:///{database}'):
         with pytest.raises(BackendUnavailableError, match='which names another file to delete'):
-            open_storage(storage)
+            open_storage(name)
     assert victim.read_text() == 'precious'
     with pytest.raises(BackendUnavailableError, match='got an address with file:'):
         open_storage(f'sqlite:///file:{database}?uri=true')
@@ -413,7 +429,7 @@ def test_a_study_in_sqlite_of_too_many_rows_is_refused(database, num_rows, text)
             'INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (?, ?, ?)',
             ((study, str(number), text) for number in range(num_rows)),
         )
-    refuse(database, 'got more than 262144 rows or 33554432 bytes in them, allowed: at most')
+    refuse(database, 'got more than (262144 rows|33554432 bytes in its rows), allowed: at most')
 
 
 @pytest.mark.attack(
@@ -513,6 +529,7 @@ def test_workers_that_only_seem_alive_are_refused(database, statement, reason):
 def test_a_running_trial_without_a_heartbeat_is_not_waited_for(database, begun):
     change(database, "UPDATE trials SET state = 'RUNNING'")
     change(database, f"UPDATE trials SET datetime_start = '{begun}-01-01 00:00:00'")
+    change(database, 'UPDATE trial_heartbeats SET heartbeat = CURRENT_TIMESTAMP')
     assert not join_study(str(database), 's', 1).has_free_trial()
     change(database, 'DELETE FROM trial_heartbeats')
     assert join_study(str(database), 's', 1).has_free_trial()

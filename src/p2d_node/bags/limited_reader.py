@@ -89,8 +89,11 @@ class _Mcap(McapReader):
 class _Sqlite3(Sqlite3Reader):
     def open(self) -> None:
         _check_file(Path(str(self.path)))
-        _check_database(Path(str(self.path)))
+        _check_database(Path(str(self.path)), max_records(self._file_bytes()))
         super().open()
+
+    def _file_bytes(self) -> int:
+        return stored_bytes(Path(str(self.path)))
 
 
 class _Directory(reader.DirectoryReader):
@@ -99,12 +102,16 @@ class _Directory(reader.DirectoryReader):
         _check_metadata(folder / 'metadata.yaml')
         self._num_bytes = num_bytes = bag_bytes(folder)
 
+        # Files may have been compressed as a whole.
         class McapOfBag(_Mcap):
             def _file_bytes(self) -> int:
-                # It may have been compressed as a whole.
                 return min(super()._file_bytes(), num_bytes)
 
-        self.STORAGE_PLUGINS = {'mcap': McapOfBag, 'sqlite3': _Sqlite3}
+        class Sqlite3OfBag(_Sqlite3):
+            def _file_bytes(self) -> int:
+                return min(super()._file_bytes(), num_bytes)
+
+        self.STORAGE_PLUGINS = {'mcap': McapOfBag, 'sqlite3': Sqlite3OfBag}
         super().open()
 
     def messages(
@@ -167,9 +174,9 @@ def check_topics(num_topics: int) -> None:
         raise ValueError(f'got {num_topics} topics, allowed: at most {MAX_TOPICS}')
 
 
-def _check_database(path: Path) -> None:
+def _check_database(path: Path, max_messages: int) -> None:
     with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as database:
-        check_rows_are_stored(database)
+        check_rows_are_stored(database, path, max_rows=max_messages + 2 * MAX_TOPICS)
         for table, max_bytes in TABLES.items():
             names = [name for _, name, *_ in database.execute(f'PRAGMA table_info({table})')]
             _check_sizes(database, table, names, max_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 import shutil
+import sqlite3
 import tempfile
 from typing import Any, Literal
 
@@ -126,8 +127,11 @@ def _write_complete(
             max_bytes = shutil.disk_usage(bag.parent).free // 2
         else:
             max_bytes = max_image_bytes(source, bag.parent)
-        with writer:
-            count = _write_images(_BagWriter(writer, encoding, max_bytes), images)
+        try:
+            with writer:
+                count = _write_images(_BagWriter(writer, encoding, max_bytes), images)
+        except sqlite3.OperationalError as err:  # such as a full disk
+            raise OSError(str(err)) from err
         if count == 0:
             raise ConfigError('there are no images to write; check the source')
         try:

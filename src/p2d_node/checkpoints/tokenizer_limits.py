@@ -26,10 +26,13 @@ takes up to 80 bytes per character, and 350 for a vocabulary of the kind Unigram
 
 UPPER, LOWER = r'\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}', r'\p{Ll}\p{Lm}\p{Lo}\p{M}'
 
+OUTER_SPACES = r'\A +|(?<! ) +\z'
+"""At the begin and the end of a text; each run of spaces is looked at once."""
+
 PATTERNS = (
     r'\w+',  # this project's
     r'[^\w\s]',
-    r'\A +| +\z',  # sentencepiece's
+    OUTER_SPACES,  # sentencepiece's
     ' +',
     ' {2,}',
     r'\s+',
@@ -133,7 +136,7 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             )
         for name, steps in parts.items():
             for step in steps:
-                _check_pattern(f'{what}: {name}', step.get('Regex'))
+                _check_pattern(f'{what}: {name}', step.get('Regex'), name)
     _check_word_parts(f'{what}: model', content.get('model'))
     lengths = list(map(len, _words(content)))
     check_token_lengths(what, lengths)
@@ -232,10 +235,15 @@ def _check_word_parts(what: str, model: Any) -> None:
             )
 
 
-def _check_pattern(what: str, pattern: Any) -> None:
+def _check_pattern(what: str, pattern: Any, name: str) -> None:
     if pattern is None:
         return
     text = str(pattern)
+    if name == 'decoder':  # published ones replace plain texts only, and it runs per token
+        raise ConfigError(
+            f'{what}: got the regular expression {quote(text)}, allowed: none; name a model with '
+            'another tokenizer'
+        )
     if len(text) > MAX_PATTERN_CHARACTERS or not KNOWN_PATTERN.fullmatch(text):
         raise ConfigError(
             f'{what}: got the regular expression {quote(text)}, allowed: words and the '

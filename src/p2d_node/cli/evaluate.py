@@ -341,14 +341,14 @@ def _costs(
     """Return times and token counts of the answers; `firsts` has one record of each sweep."""
     from p2d_node.records import Cut
 
-    kept = sum(record['tokens_kept'] for record in records)
+    kept, total = (sum(r[f'tokens_{of}'] for r in records) for of in ('kept', 'total'))
     return {
         'model': job.config.model,
         'max_new_tokens': job.config.max_new_tokens,
         'frames_per_camera': job.config.frames_per_camera,
         'num_cut_by_length': sum(record['cut'] == Cut.LENGTH.value for record in records),
         'num_frames': _count_lengths(firsts),
-        'tokens_kept_share': kept / sum(record['tokens_total'] for record in records),
+        'tokens_kept_share': kept / max(1, total),
         'num_answers_by_workers': Counter(str(record['workers']) for record in records),
         'latency_per_sweep': _percentiles(firsts, ('encode_ms', 'select_ms')),
         'latency_per_question': _percentiles(records, ('prefill_ms', 'generate_ms')),

@@ -21,6 +21,9 @@ from p2d_node.errors import ConfigError, quote
 OTHER_FOLDER = 'choose another output folder'
 """Next step if the file cannot be used."""
 
+MAX_NUMBER = 1 << 53
+"""Of numbers of tokens and times in a record."""
+
 
 class RecordFile:
     """A file with one JSON object with an `id` per line, after a line with their provenance.
@@ -158,6 +161,10 @@ class RecordFile:
                 needed = getattr(kind, '__name__', kind)
                 who = quote(record.get('id'))
                 raise self._damaged(number, f'the record {who} has no {name} of type {needed}')
+            value = record[name]
+            if isinstance(value, (int, float)) and not 0 <= value <= MAX_NUMBER:
+                reason = f'the record {quote(record["id"])} has {name} {quote(value)}'
+                raise self._damaged(number, f'{reason}, allowed: 0 to {MAX_NUMBER}')
 
     def _damaged(self, number: int, reason: str) -> ConfigError:
         return ConfigError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from p2d_node.ros.camera_subscription import MESSAGE_TYPES
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.frame_limits import why_odd
 from p2d_node.ros.kept_messages import KeptMessages
 from p2d_node.ros.throttled_log import ThrottledLog
 from rclpy.node import Node
@@ -66,7 +67,8 @@ class CameraFrames:
         frames: KeptMessages[Any] = KeptMessages(FRAMES_KEPT[message_class], MAX_FRAME_BYTES)
 
         def receive(message: Any) -> None:
-            frames.add(message, len(message.data))
+            if not why_odd(message):
+                frames.add(message, len(message.data))
 
         self._node.create_subscription(message_class, topic, receive, qos_profile_sensor_data)
         self._frames[topic] = frames

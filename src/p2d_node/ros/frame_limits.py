@@ -23,8 +23,12 @@ def why_refused(message: Any, max_pixels: int) -> str:
         max_pixels: Largest height x width.
     """
     is_raw = isinstance(message, Image)
-    if reason := why_too_large(len(message.data), max_pixels, raw=is_raw):
-        return reason
+    return why_too_large(len(message.data), max_pixels, raw=is_raw) or why_odd(message)
+
+
+def why_odd(message: Any) -> str:
+    """Return what is wrong with the texts or the stamp of a message; empty if nothing is."""
+    is_raw = isinstance(message, Image)
     texts = (message.header.frame_id, message.encoding if is_raw else message.format)
     if (longest := max(map(len, texts))) > MAX_TEXT_CHARACTERS:
         return (

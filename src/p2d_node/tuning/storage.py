@@ -183,7 +183,7 @@ class _PlainDatabase(sqlite3.Connection):
         _check_sizes(path)
         super().__init__(path, *args, **settings)
         try:
-            check_rows_are_stored(self, max_rows=MAX_ROWS, max_bytes=MAX_ROW_BYTES)
+            check_rows_are_stored(self, Path(path), max_rows=MAX_ROWS, max_bytes=MAX_ROW_BYTES)
             _check_content(self)
         except BaseException:
             self.close()

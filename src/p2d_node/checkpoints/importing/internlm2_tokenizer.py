@@ -11,6 +11,7 @@ from typing import Any
 
 from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
 from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
+from p2d_node.checkpoints.tokenizer_limits import OUTER_SPACES
 from p2d_node.durable_files import read_file, read_json_object
 from p2d_node.errors import BackendUnavailableError, checkpoint_faults, ConfigError
 from p2d_node.held_stderr import held_stderr
@@ -178,7 +179,7 @@ def _set_normalizer(tokenizer: Tokenizer, spec: Any) -> None:
     steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
     if spec.remove_extra_whitespaces:
         steps += [
-            normalizers.Replace(Regex(r'\A +| +\z'), ''),
+            normalizers.Replace(Regex(OUTER_SPACES), ''),
             normalizers.Replace(Regex(' +'), ' '),
         ]
     if spec.add_dummy_prefix:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import logging
 import math
 from pathlib import Path
+import re
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.checkpoints.settings_limits import read_config, WIDTH_RATIO
@@ -36,6 +37,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # Humble has Python 3.10, whose typing lacks it
+
+RUN_TIME_KEY = re.compile(r'.*implementation(_internal)?|output_(attentions|hidden_states)')
+"""Eager attention keeps the maps of all patches; what computes a model is chosen here."""
 
 MAX_BUFFER_ELEMENTS = 1 << 26
 """Values of a model that are not stored, such as its positions."""
@@ -71,7 +75,20 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
 
 def _read_config(folder: Path) -> Any:
     # Not by from_pretrained, which reads another file if config.json names one.
-    return AutoConfig.for_model(**read_config(folder))
+    return AutoConfig.for_model(**_without_run_time_keys(read_config(folder)))
+
+
+def _without_run_time_keys(content: Any) -> Any:
+    """Return settings, at any depth, without those that choose kernels or further outputs."""
+    if isinstance(content, list):
+        return [_without_run_time_keys(item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: _without_run_time_keys(value)
+        for key, value in content.items()
+        if not RUN_TIME_KEY.fullmatch(key)
+    }
 
 
 def _check_size(model_class: Any, config: Any, folder: Path) -> None:
