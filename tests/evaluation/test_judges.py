@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
+import math
 import re
 import shlex
 import sys
@@ -63,6 +64,17 @@ def test_what_was_judged_before_the_failure_is_kept(judge_command, make_judge, e
     cached = make_judge(judge)
     assert cached.judge(SCORE, ANSWERS[:2]) == BY_LENGTH[:2]
     assert cached.num_kept == 2
+
+
+@pytest.mark.parametrize('value', [-5000, 1e300, math.nan, 'good', {}, None])
+def test_a_kept_judgement_is_one_that_the_judge_could_give(judge_command, make_judge, value):
+    judge = judge_command('    print(1)\n')
+    first = make_judge(judge)
+    first.judge(SCORE, ANSWERS[:1])
+    (record,) = first._kept.done.values()
+    record['judgement'] = value
+    with pytest.raises(ConfigError, match=r'jsonl: judge: got .*, allowed: one number from 0'):
+        first.judge(SCORE, ANSWERS[:1])
 
 
 def test_more_lines_than_answers_make_all_of_them_doubtful(judge_command, make_judge):

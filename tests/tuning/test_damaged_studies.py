@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 import json
+import math
 import os
 from pathlib import Path
 import re
@@ -494,15 +495,20 @@ def test_a_study_of_many_unfinished_trials_is_refused(database, state):
     refuse(database, 'got 257 trials that run or wait, allowed: up to 256')
 
 
-def test_parameters_of_waiting_trials_out_of_range_are_refused(database):
-    change(database, "INSERT INTO trials (number, study_id, state) VALUES (1, 1, 'WAITING')")
+@pytest.mark.parametrize(
+    ('state', 'key'), [('WAITING', 'fixed_params'), ('RUNNING', 'tpe:relative_params:0')]
+)
+@pytest.mark.parametrize('number', [-5.0, math.inf])
+def test_coming_parameters_out_of_range_are_refused(database, state, key, number):
+    change(database, f"INSERT INTO trials (number, study_id, state) VALUES (1, 1, '{state}')")
     camera = next(iter(SPACE.cameras))
+    value = json.dumps({camera: number})
     change(
         database,
         'INSERT INTO trial_system_attributes (trial_id, key, value_json) '
-        f"VALUES (2, 'fixed_params', '{json.dumps({camera: -5.0})}')",
+        f"VALUES (2, '{key}', '{json.dumps(value) if state == 'RUNNING' else value}')",
     )
-    refuse(database, f"trial 1 of tpe: '{camera}': got -5.0, allowed: ")
+    refuse(database, f"trial 1 of tpe: '{camera}': got {number}, allowed: ")
 
 
 AHEAD = "strftime('%Y-%m-%d %H:%M:%S', 'now', '+5 minutes')"

@@ -13,8 +13,8 @@ import json
 import re
 from typing import Any, Protocol
 
-from p2d_node.errors import BackendUnavailableError, quote
-from p2d_node.evaluation.record_file import RecordFile
+from p2d_node.errors import BackendUnavailableError, ConfigError, quote
+from p2d_node.evaluation.record_file import OTHER_FOLDER, RecordFile
 
 MAX_SCORE = 100.0
 MIN_RATING, MAX_RATING = 1.0, 10.0
@@ -108,6 +108,7 @@ class CachedJudge:
 
         Raises:
             BackendUnavailableError: The judge fails; its earlier judgements are kept.
+            ConfigError: A judgement of an earlier run is none of this task.
         """
         keys = [self._key(task, triple) for triple in triples]
         # Equal answers to equal questions are judged once.
@@ -116,7 +117,13 @@ class CachedJudge:
         self._ask(task, wanted)
         records = [self._kept.done.get(key) for key in keys]
         self.num_unjudged += records.count(None)
-        return [None if record is None else record['judgement'] for record in records]
+        return [None if record is None else self._read(task, record) for record in records]
+
+    def _read(self, task: JudgeTask, record: Mapping[str, Any]) -> Judgement:
+        try:
+            return task.read(json.dumps(record['judgement']))
+        except UnreadableReplyError as err:
+            raise ConfigError(f'{self._kept.path}: {err}; {OTHER_FOLDER}') from err
 
     def _ask(self, task: JudgeTask, wanted: Mapping[str, Triple]) -> None:
         if not wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import json
 import sys
 from typing import Any, TypeGuard
 
@@ -14,6 +15,9 @@ from p2d_node.errors import ConfigError, quote
 from p2d_node.tuning.search_space import SearchSpace
 from p2d_node.tuning.storage import storage_errors
 from p2d_node.tuning.trials import finished, given_up, MethodStudy
+
+RUNNING = 'tpe:relative_params:'
+"""Begin of the attributes in which Optuna's TPE keeps the parameters of a trial that runs."""
 
 MAX_COUNT = 10**9
 MAX_NUMBER = sys.float_info.max
@@ -188,14 +192,20 @@ def _check_parameters(method: str, trial: FrozenTrial, space: SearchSpace) -> No
     # Optuna's samplers may search without end for a value between two that are out of range.
     low, high = space.bounds
     expected = FloatDistribution(low, high)
-    waiting = trial.system_attrs.get('fixed_params', {})
-    for name, value in [*trial.params.items(), *waiting.items()]:
+    for name, value in [*trial.params.items(), *_coming_parameters(trial.system_attrs)]:
         is_ours = name in space.cameras and trial.distributions.get(name, expected) == expected
         if not is_ours or not low <= value <= high:
             raise ValueError(
                 f'trial {trial.number} of {method}: {quote(name)}: got {quote(value)}, allowed: '
                 f'{low:g} to {high:g} for each of {", ".join(space.cameras)}'
             )
+
+
+def _coming_parameters(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the parameters of a trial that waits, and what TPE keeps of one that runs."""
+    yield from attributes.get('fixed_params', {}).items()
+    parts = [attributes[name] for name in sorted(attributes) if name.startswith(RUNNING)]
+    yield from json.loads(''.join(parts) or '{}').items()
 
 
 def _best_so_far(
