@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+import time
 
 import numpy as np
 from p2d_node.answers import to_driving_answers, to_sweep_times
@@ -32,7 +33,7 @@ from p2d_node.language_model.conversation import (
     UNANSWERED,
 )
 from p2d_node.latency import MustStop, never, StageClock, stop_at
-from p2d_node.records import DrivingAnswer, DrivingChoice, FrameSet
+from p2d_node.records import CameraFrame, DecodedFrame, DrivingAnswer, DrivingChoice, FrameSet
 from p2d_node.units import NS_PER_MS
 from p2d_node.vision_frontend import PreparedFrames
 import torch
@@ -95,6 +96,7 @@ class DrivingPipeline:
         self._language_model = stages.language_model
         self._model = stages.model
         self._clock: StageClock | None = None
+        self._decoded_again_ns, self._is_decoding_again = 0, False
         self._last_questions: tuple[str, ...] = ()
         self._last_stamp_ns = 0
         self._encoded = EncodedSweeps(stages.clip)
@@ -446,13 +448,27 @@ class DrivingPipeline:
         The time is on the steady clock, nanoseconds. Progress is the beginning or the end of a
         stage, each decoded frame and each generated token. Any thread may read it.
         """
+        if self._is_decoding_again:
+            return 'decode', self._decoded_again_ns
         clock = self._clock
         if clock is None:
-            return '', 0
-        stage, progressed_ns = clock.current, clock.progressed_ns
+            return '', self._decoded_again_ns
+        stage, progressed_ns = clock.current, max(clock.progressed_ns, self._decoded_again_ns)
         if stage == 'decode':  # else it is a frame of the sweep that waits
             progressed_ns = max(progressed_ns, self._frontend.decoded_ns)
         return stage, progressed_ns
+
+    def decode_again(self, frame: CameraFrame) -> DecodedFrame:
+        """Decode a frame of an answered sweep, to draw it; counts as progress.
+
+        Raises:
+            ImageDecodeError: It cannot be used.
+        """
+        self._decoded_again_ns, self._is_decoding_again = time.monotonic_ns(), True
+        try:
+            return self._frontend.decode_again(frame)
+        finally:
+            self._decoded_again_ns, self._is_decoding_again = time.monotonic_ns(), False
 
     def warm_up(self) -> None:
         """Answer about grey frames once: what is compiled at first use delays no real sweep.

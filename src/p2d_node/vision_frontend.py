@@ -71,7 +71,13 @@ class VisionFrontend:
         self.decoded_ns = 0
         # More threads than cores are not faster, and hold more large pictures at once.
         num_threads = min(num_cameras, len(os.sched_getaffinity(0)))
-        self._pool = ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix='view')
+        self._decoders, self._resizers = (
+            ThreadPoolExecutor(max_workers=num_threads, thread_name_prefix=name)
+            for name in (
+                'decode',
+                'resize',
+            )  # so that none waits for slow frames of the next sweep
+        )
         self._stack: FrameStack | None = None
         self.frame_size = frame_size or (processing.height_px, processing.width_px)
         if frame_size is not None:
@@ -93,7 +99,7 @@ class VisionFrontend:
 
     def decode(self, frame_set: FrameSet) -> PreparedFrames:
         """Decode the frames of a sweep, in its order of cameras."""
-        decoded = list(self._pool.map(self._decode_frame, frame_set.frames.values()))
+        decoded = list(self._decoders.map(self._decode_frame, frame_set.frames.values()))
         broken: dict[str, str] = {}
         for result in decoded:
             if isinstance(result, ImageDecodeError):
@@ -109,6 +115,14 @@ class VisionFrontend:
         finally:
             self.decoded_ns = time.monotonic_ns()
 
+    def decode_again(self, frame: CameraFrame) -> DecodedFrame:
+        """Decode one frame of an answered sweep, in this thread.
+
+        Raises:
+            ImageDecodeError: It cannot be used.
+        """
+        return decode_frame(frame, max_pixels=self._max_pixels)
+
     def preprocess(self, frames: Sequence[DecodedFrame]) -> Tensor:
         """Return the encoder's input.
 
@@ -122,10 +136,11 @@ class VisionFrontend:
         """
         pictures = self._views.to_pictures(frames)
         if self._stack is not None:
-            return self._stack.fill(pictures, self._pool)
-        resized = list(self._pool.map(lambda p: resize_frame(p, self._processing), pictures))
+            return self._stack.fill(pictures, self._resizers)
+        resized = list(self._resizers.map(lambda p: resize_frame(p, self._processing), pictures))
         return normalize(resized, self._processing, self._device)
 
     def close(self) -> None:
         """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._decoders, self._resizers):
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -30,6 +30,7 @@ from rcl_interfaces.srv import SetParameters
 import rclpy
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from sweeps import STAMP_NS
 
@@ -413,6 +414,27 @@ def test_a_frame_that_is_slow_to_decode_is_no_fault(drive, node, rig, watcher, m
     drive_node = drive(max_sweep_s=0.5)
     wait_until(lambda: rig.heard)
     next_answer(watcher, rig)
+    assert not drive_node.has_lost_worker
+
+
+@pytest.mark.attack(
+    'A peer sends sweeps of slow frames, one after the other, and looks at ~/kept_tokens',
+    'neither the frames of the next sweep, nor those that are decoded again to draw, are a fault',
+)
+def test_slow_frames_are_no_fault_of_a_later_stage(drive, node, rig, watcher, monkeypatch):
+    decode, pictures = vision_frontend.decode_frame, []
+
+    def decode_slowly(frame, **options):
+        time.sleep(0.7)
+        return decode(frame, **options)
+
+    node.create_subscription(Image, '/p2d/kept_tokens', pictures.append, 1)
+    monkeypatch.setattr(vision_frontend, 'decode_frame', decode_slowly)
+    drive_node = drive(max_sweep_s=0.5)
+    wait_until(lambda: rig.heard)
+    for _ in range(3):
+        rig.publish_sweep()
+    wait_until(lambda: drive_node.has_lost_worker or (watcher.answers and pictures))
     assert not drive_node.has_lost_worker
 
 

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper, TensorProto
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.engine_build.export_folder import hash_artefacts
 from p2d_node.engine_build.reference import compute_reference
-from p2d_node.engine_build.verify import verify_engine
+from p2d_node.engine_build.verify import compare_tokens, THRESHOLDS, verify_engine
 from p2d_node.errors import EngineMismatchError
 from p2d_node.vision_encoder import engine_checks
 from p2d_node.vision_encoder.engine_checks import open_engine
@@ -63,6 +63,29 @@ def forge(folder, model, **files):
     (folder / MANIFEST_FILE).unlink()
     manifest = replace(manifest, artefacts=hash_artefacts(folder))
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
+
+
+@pytest.mark.attack(
+    'An engine of other weights, for a checkpoint with a feature that is larger than all others',
+    'fails its verification: features are also compared less their mean and scaled alike',
+)
+@pytest.mark.parametrize('precision', THRESHOLDS)
+def test_a_large_feature_hides_no_others(precision):
+    threshold = THRESHOLDS[precision]
+    expected, other = torch.randn(2, *TOKENS, generator=torch.Generator().manual_seed(0))
+    for tokens in (expected, other):
+        tokens[..., 0] += 1e5
+    compared = compare_tokens(expected, other, threshold)
+    assert compared.min_cosine > threshold.min_cosine
+    assert compared.max_relative_difference < threshold.max_relative_difference
+    assert not compared.passed
+    formats = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
+    expected[..., 0] -= 9.9e4  # as large as some features of published models
+    assert compare_tokens(expected, expected.to(formats[precision]).float(), threshold).passed
+
+
+def test_tokens_that_are_all_zero_are_compared():
+    assert not compare_tokens(torch.zeros(TOKENS), torch.zeros(TOKENS), THRESHOLDS['fp32']).passed
 
 
 @pytest.mark.attack(

@@ -104,7 +104,8 @@ class Outputs:
     def _publish_kept_tokens(
         self, frame_set: FrameSet, answer: DrivingAnswer, header: Header
     ) -> None:
-        picture = draw_kept_tokens(frame_set, answer, self._pipeline.views)
+        pipeline = self._pipeline
+        picture = draw_kept_tokens(frame_set, answer, pipeline.views, pipeline.decode_again)
         self._kept_tokens.publish(to_image(picture, header))
 
     def _as_line(self, question: str, answer: str) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 import sys
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from p2d_node.image_decoding import decode_frame
-from p2d_node.records import CameraFrame, DrivingAnswer, FrameSet
+from p2d_node.records import CameraFrame, DecodedFrame, DrivingAnswer, FrameSet
 from p2d_node.views import Views
 
 Pixels = npt.NDArray[np.uint8]
@@ -27,41 +28,51 @@ FONT = cv2.FONT_HERSHEY_SIMPLEX
 MAX_HEIGHT_SHARE = 4
 """A view that is higher than so many times its width is drawn wider than it is."""
 
-ANY_SIZE = sys.maxsize
-"""The pipeline has decoded these frames within its own limit."""
+Decode = Callable[[CameraFrame], DecodedFrame]
+
+decode_any: Decode = partial(decode_frame, max_pixels=sys.maxsize)
+"""Decodes frames of any size."""
 
 
-def draw_kept_tokens(frame_set: FrameSet, answer: DrivingAnswer, views: Views) -> Pixels:
+def draw_kept_tokens(
+    frame_set: FrameSet, answer: DrivingAnswer, views: Views, decode: Decode = decode_any
+) -> Pixels:
     """Draw which patches of a sweep the language model saw.
 
     Args:
         frame_set: The sweep. It is decoded again, so draw only when somebody looks.
         answer: An answer about it, with the kept indices.
         views: Which patch covers which pixel.
+        decode: Decodes a frame.
 
     Returns:
         BGR uint8 [height, width, 3].
     """
     panels = {
-        camera: _draw_camera(camera, frames, answer, views)
+        camera: _draw_camera(camera, frames, answer, views, decode)
         for camera, frames in frame_set.clip.items()
     }
     return _tile(panels, _rows(tuple(panels)))
 
 
 def _draw_camera(
-    camera: str, clip: Sequence[CameraFrame], answer: DrivingAnswer, views: Views
+    camera: str,
+    clip: Sequence[CameraFrame],
+    answer: DrivingAnswer,
+    views: Views,
+    decode: Decode,
 ) -> Pixels:
     """Draw the newest frame, and the earlier ones of its clip small below it."""
     stamps = answer.clip_stamps_ns[camera]
     frames = [frame for frame in clip if frame.stamp_ns in stamps]
     kept = answer.kept_per_frame(camera)
     caption = f'{camera}  {answer.tokens_kept[camera]}/{answer.tokens_total[camera]}'
-    panel = _caption(_draw_frame(frames[-1], kept[-1], views, VIEW_WIDTH_PX), caption)
+    panel = _caption(_draw_frame(decode(frames[-1]), kept[-1], views, VIEW_WIDTH_PX), caption)
     if len(frames) == 1:
         return panel
     width = VIEW_WIDTH_PX // (len(frames) - 1)
-    strip = [_draw_frame(f, k, views, width) for f, k in zip(frames[:-1], kept, strict=False)]
+    earlier = zip(frames[:-1], kept, strict=False)
+    strip = [_draw_frame(decode(frame), k, views, width) for frame, k in earlier]
     row = np.zeros((max(map(len, strip)), VIEW_WIDTH_PX, 3), np.uint8)
     for place, view in enumerate(strip):
         row[: len(view), place * width : place * width + view.shape[1]] = view
@@ -69,14 +80,13 @@ def _draw_camera(
 
 
 def _draw_frame(
-    frame: CameraFrame, kept: npt.NDArray[np.int64], views: Views, width_px: int
+    decoded: DecodedFrame, kept: npt.NDArray[np.int64], views: Views, width_px: int
 ) -> Pixels:
-    decoded = decode_frame(frame, max_pixels=ANY_SIZE)
     height, width = decoded.pixels.shape[:2]
     view_height = min(max(1, round(height * width_px / width)), MAX_HEIGHT_SHARE * width_px)
     view = cv2.resize(decoded.pixels, (width_px, view_height), interpolation=cv2.INTER_AREA)
     view = view if decoded.channel_order == 'bgr' else view[..., ::-1]
-    lit = np.isin(views.token_map(frame.camera, view_height, width_px), kept)
+    lit = np.isin(views.token_map(decoded.camera, view_height, width_px), kept)
     return _light(np.asarray(view, np.uint8), lit)
 
 
