@@ -1,6 +1,7 @@
 """Engines that would pass for proven: forged, swapped, or with a proof of their own."""
 
 from dataclasses import replace
+from functools import partial
 import json
 import shutil
 import threading
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, TensorProto
 from p2d_node.checkpoints.checkpoint import open_checkpoint
+from p2d_node.engine_build import build
 from p2d_node.engine_build.export_folder import hash_artefacts
 from p2d_node.engine_build.reference import compute_reference
 from p2d_node.engine_build.verify import compare_tokens, THRESHOLDS, verify_engine
@@ -17,9 +19,15 @@ from p2d_node.errors import EngineMismatchError
 from p2d_node.vision_encoder import engine_checks
 from p2d_node.vision_encoder.engine_checks import open_engine
 from p2d_node.vision_encoder.machine import runtime_version, this_machine
-from p2d_node.vision_encoder.manifest import Artefact, MANIFEST_FILE, ONNX_DATA_FILE, read_manifest
+from p2d_node.vision_encoder.manifest import (
+    Artefact,
+    MANIFEST_FILE,
+    ONNX_DATA_FILE,
+    read_manifest,
+    TIMING_CACHE_FILE,
+)
 from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
-from p2d_node.vision_encoder.verifications import record_path
+from p2d_node.vision_encoder.verifications import record_path, write_record
 import pytest
 from safetensors.torch import save_file
 import torch
@@ -82,6 +90,26 @@ def test_a_large_feature_hides_no_others(precision):
     formats = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
     expected[..., 0] -= 9.9e4  # as large as some features of published models
     assert compare_tokens(expected, expected.to(formats[precision]).float(), threshold).passed
+
+
+@pytest.mark.attack(
+    'An engine that is copied in brings a timing cache, which TensorRT reads without a check',
+    'only that of an engine which this user has verified here is given to TensorRT',
+)
+def test_the_timing_cache_of_an_unverified_engine_is_not_used(engine_dir, tiny_checkpoint):
+    folder = engine_folder(engine_dir, 'tensorrt_rtx')
+    (folder / TIMING_CACHE_FILE).write_bytes(b'cache')
+    manifest = read_manifest(folder)
+    (folder / MANIFEST_FILE).unlink()
+    manifest = replace(manifest, artefacts=hash_artefacts(folder))
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest.to_json()))
+    plan, machine = plan_of(tiny_checkpoint, 'tensorrt_rtx'), this_machine(CPU)
+    found = partial(
+        build._newest_timing_cache, plan, engine_dir, manifest.runtime_version, machine
+    )
+    assert found() == b''
+    write_record(read_manifest(folder), machine, {'passed': True})
+    assert found() == b'cache'
 
 
 def test_tokens_that_are_all_zero_are_compared():

@@ -37,6 +37,7 @@ from p2d_node.vision_encoder.manifest import (
     TIMING_CACHE_FILE,
 )
 from p2d_node.vision_encoder.tensorrt_api import Progress, TensorrtApi
+from p2d_node.vision_encoder.verifications import verification_gap
 from p2d_node.whole_folders import publish
 import torch
 
@@ -66,7 +67,7 @@ def build_engine(
         with new_engine_folder(export.folder.parent) as folder:
             _link_export(export, folder, progress)
             if plan.backend != 'onnxruntime':
-                _write_plan(plan, folder, engine_dir, progress)
+                _write_plan(plan, folder, engine_dir, this_machine(device), progress)
             progress('hash', 0, 1)
             manifest = replace(
                 export.manifest,
@@ -110,9 +111,11 @@ def _target_fields(plan: BuildPlan, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _write_plan(plan: BuildPlan, folder: Path, engine_dir: Path, progress: Progress) -> None:
+def _write_plan(
+    plan: BuildPlan, folder: Path, engine_dir: Path, machine: Machine, progress: Progress
+) -> None:
     api = TensorrtApi(plan.backend)
-    cache = _newest_timing_cache(plan, engine_dir, api.version)
+    cache = _newest_timing_cache(plan, engine_dir, api.version, machine)
     options = replace(plan.options, timing_cache=cache)
     built = api.build(folder / ONNX_FILE, options, progress)
     progress('write', 0, 1)
@@ -122,8 +125,13 @@ def _write_plan(plan: BuildPlan, folder: Path, engine_dir: Path, progress: Progr
     progress('write', 1, 1)
 
 
-def _newest_timing_cache(plan: BuildPlan, engine_dir: Path, version: str) -> bytes:
-    """Return the timing cache of the newest undamaged build of this model with this runtime."""
+def _newest_timing_cache(
+    plan: BuildPlan, engine_dir: Path, version: str, machine: Machine
+) -> bytes:
+    """Return the timing cache of the newest verified build of this model with this runtime.
+
+    TensorRT reads it without a check, so that of an engine that was copied in is not used.
+    """
     for folder in list_engines(engine_dir, plan.export.checkpoint.folder.name, plan.backend):
         try:
             check_place(engine_dir, folder)
@@ -133,7 +141,7 @@ def _newest_timing_cache(plan: BuildPlan, engine_dir: Path, version: str) -> byt
         path, artefact = folder / TIMING_CACHE_FILE, manifest.artefacts.get(TIMING_CACHE_FILE)
         if artefact is None or manifest.runtime_version != version or not path.is_file():
             continue
-        if hash_file(path) == artefact.sha256:
+        if not verification_gap(manifest, machine) and hash_file(path) == artefact.sha256:
             return path.read_bytes()
     return b''
 
