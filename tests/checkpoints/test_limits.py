@@ -466,6 +466,38 @@ def test_tokens_of_many_characters_are_refused(folder, kind):
     assert re.search('got tokens of [0-9]+ characters together, allowed: up to', refusal(folder))
 
 
+@pytest.mark.attack(
+    'A tokenizer of 45 MB with 8 million merges, which take 2 GB at start',
+    'refused above 2^20 merges',
+)
+def test_many_merges_are_refused(folder):
+    merges = ['a b'] * ((1 << 20) + 1)
+    model = {'type': 'BPE', 'vocab': {'a': 0, 'b': 1, 'ab': 2}, 'merges': merges}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(model=model))
+    assert 'model: got 1048577 merges, allowed: up to 1048576' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A chat template that is endless only for the pictures of a clip that is not full yet',
+    'it is tried at start, for every number of pictures up to a full clip',
+)
+def test_a_template_is_tried_for_all_clips_at_start(folder):
+    path = folder / 'chat_template.jinja'
+    count = "{% set n = messages[0]['content'] | length %}{% if n == 19 %}"
+    endless = '{% for i in range(99999) %}' * 2 + '{% endfor %}' * 2
+    path.write_text(f'{count}{endless}{{% endif %}}{path.read_text()}')
+    config = DriveConfig(model=str(folder), device='cpu', frames_per_camera=4)
+    with pytest.raises(ConfigError, match='chat template fails: it takes longer than 3 s'):
+        DrivingPipeline.from_config(config)
+
+
+@pytest.mark.parametrize('token', [1 << 30, -1, 2.5, [1, 1 << 70]])
+def test_an_end_token_that_no_vocabulary_has_is_refused(folder, token):
+    change = {'eos_token_id': token}
+    edit_json(folder / 'generation_config.json', lambda content: content.update(change))
+    assert 'eos_token_id: got' in refusal(folder)
+
+
 @pytest.mark.parametrize(
     'normalizer',
     [

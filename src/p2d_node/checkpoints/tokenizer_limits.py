@@ -24,6 +24,9 @@ MAX_CHARACTERS, MAX_UNIGRAM_CHARACTERS = 1 << 22, 1 << 21
 """Of all tokens together. 150,000 to 250,000 published ones have one to two million. The library
 takes up to 80 bytes per character, and 350 for a vocabulary of the kind Unigram."""
 
+MAX_MERGES = 1 << 20
+"""Published tokenizers have up to 600,000. One takes 600 bytes while it is read."""
+
 UPPER, LOWER = r'\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}', r'\p{Ll}\p{Lm}\p{Lo}\p{M}'
 
 OUTER_SPACES = r'\A +|(?<! ) +\z'
@@ -138,6 +141,7 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             for step in steps:
                 _check_pattern(f'{what}: {name}', step.get('Regex'), name)
     _check_word_parts(f'{what}: model', content.get('model'))
+    _check_merges(f'{what}: model', content.get('model'))
     lengths = list(map(len, _words(content)))
     check_token_lengths(what, lengths)
     is_unigram = isinstance(_vocabulary(content), list)
@@ -233,6 +237,15 @@ def _check_word_parts(what: str, model: Any) -> None:
                 f'{what}: {key}: got {length} characters, allowed: up to '
                 f'{MAX_AFFIX_CHARACTERS}; copy the tokenizer again'
             )
+
+
+def _check_merges(what: str, model: Any) -> None:
+    merges = model.get('merges') if isinstance(model, dict) else None
+    if isinstance(merges, (list, dict)) and len(merges) > MAX_MERGES:
+        raise ConfigError(
+            f'{what}: got {len(merges)} merges, allowed: up to {MAX_MERGES}; copy the tokenizer '
+            'again'
+        )
 
 
 def _check_pattern(what: str, pattern: Any, name: str) -> None:

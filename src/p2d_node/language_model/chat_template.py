@@ -97,7 +97,8 @@ class ChatTemplate:
                 something besides the messages.
         """
         if num_pictures not in self._frames:
-            self._render([num_pictures])
+            # Fewer pictures, too: the first clip is the longest, and it is tried at start.
+            self._render([n for n in range(1, num_pictures + 1) if n not in self._frames])
         frame = self._frames[num_pictures]
         if isinstance(frame, str):
             raise ConfigError(f'model: its chat template fails: {frame}; {NEXT_STEP}')

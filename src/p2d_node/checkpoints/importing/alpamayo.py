@@ -187,6 +187,11 @@ def _load_tokenizer(base: Path) -> Any:
             f'base: {base} has no chat template; copy chat_template.json from the published '
             'Qwen3-VL'
         )
+    if not isinstance(template, str):
+        raise ConfigError(
+            f'base: {base}: got several chat templates, allowed: one text; copy '
+            'chat_template.json from the published Qwen3-VL'
+        )
     tokenizer.chat_template = template
     return tokenizer
 

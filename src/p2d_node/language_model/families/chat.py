@@ -11,7 +11,7 @@ from typing import Any, TYPE_CHECKING
 
 from p2d_node.checkpoints.settings_limits import read_config, WIDTH_RATIO
 from p2d_node.checkpoints.weight_files import read_tensors
-from p2d_node.errors import ConfigError, InferenceError, panics
+from p2d_node.errors import ConfigError, InferenceError, panics, quote
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.fused_layers import fuse_decoder_layers
 from p2d_node.language_model.input_sequence import (
@@ -63,8 +63,8 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     Raises:
         ConfigError: Weights are missing or do not match the config.
     """
-    _check_generation_config(folder)
     config = _read_config(folder)
+    _check_generation_config(folder, config.get_text_config().vocab_size)
     _check_size(model_class, config, folder)
     if options.get('dtype') == torch.float64:
         options['experts_implementation'] = 'eager'  # torch's kernel for experts has no float64
@@ -135,17 +135,26 @@ def _require_whole(folder: Path, wrong: Sequence[str]) -> None:
         )
 
 
-def _check_generation_config(folder: Path) -> None:
+def _check_generation_config(folder: Path, vocabulary_size: int) -> None:
     """Raise `ConfigError` for a broken file: transformers would ignore it and its end tokens."""
+    path = folder / GENERATION_CONFIG_NAME
     try:
-        GenerationConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings = GenerationConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except OSError as err:
-        path = folder / GENERATION_CONFIG_NAME
-        if path.exists():
+        if not path.exists():
+            return
+        raise ConfigError(
+            f'model: {path}: not a JSON object; without it answers would not end; copy it again'
+        ) from err
+    ends = settings.eos_token_id
+    for token in ends if isinstance(ends, list) else [ends]:
+        if token is not None and not (type(token) is int and 0 <= token < vocabulary_size):
             raise ConfigError(
-                f'model: {path}: not a JSON object; without it answers would not end; copy it '
-                'again'
-            ) from err
+                f'model: {path}: eos_token_id: got {quote(token)}, allowed: 0 to '
+                f'{vocabulary_size - 1}; copy it again'
+            )
 
 
 def quantize_and_move(
