@@ -7,6 +7,7 @@ import sys
 import time
 
 import cv2
+from disk_limits import files_up_to
 import numpy as np
 from p2d_node.bags import limits, writing
 from p2d_node.bags.drivelm import read_drivelm_images
@@ -236,6 +237,16 @@ def test_a_bag_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / 'file').touch()
     with pytest.raises(ConfigError, match=r'^bag: .* cannot be written: (Not a d|File (n|ex))'):
         write_bag(generate_images(1, height=90, width=160), tmp_path / name)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    images = generate_images(12, height=90, width=160)
+    with (
+        files_up_to(20_000),
+        pytest.raises(ConfigError, match=r'^bag: .* cannot be written: .* free disk space'),
+    ):
+        write_bag(images, tmp_path / 'bag', storage='sqlite3')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_bag_is_not_overwritten(tmp_path):

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 import shutil
 import sqlite3
-import tempfile
 from typing import Any, Literal
 
 import cv2
@@ -17,6 +16,7 @@ from p2d_node.bags.limits import max_image_bytes
 from p2d_node.bags.records import BagImage, image_topic
 from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
+from p2d_node.whole_folders import new_folder, publish
 from rosbags.interfaces import (
     Connection,
     Qos,
@@ -116,9 +116,9 @@ def _write_complete(
     if bag.exists():
         raise ConfigError(f'bag: {bag} exists already; remove it or name another folder')
     bag.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{bag.name}-', dir=bag.parent) as folder:
+    with new_folder(bag.parent, f'.{bag.name}-') as folder:
         # The file in the bag has the name of the folder it is written to.
-        unfinished = Path(folder) / bag.name
+        unfinished = folder / bag.name
         writer = Writer(unfinished, version=BAG_VERSION, storage_plugin=STORAGES[storage])
         if compression == 'zstd':
             # Each chunk by itself: rosbag2's storage plugin reads it without further settings.
@@ -135,7 +135,7 @@ def _write_complete(
         if count == 0:
             raise ConfigError('there are no images to write; check the source')
         try:
-            unfinished.rename(bag)
+            publish(unfinished, bag)
         except OSError as err:
             if not bag.exists():
                 raise
