@@ -15,7 +15,12 @@ from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import camera_of
 from p2d_node.errors import BackendUnavailableError, ConfigError, P2dError
 from p2d_node.viewers import shown_sweep
-from p2d_node.viewers.foxglove_viewer import FoxgloveViewer, MAX_CLIENTS, MAX_PICTURE_BYTES
+from p2d_node.viewers.foxglove_viewer import (
+    FoxgloveViewer,
+    MAX_CHANNELS,
+    MAX_CLIENTS,
+    MAX_PICTURE_BYTES,
+)
 from p2d_node.viewers.rerun_viewer import RerunViewer
 from p2d_node.viewers.shown_sweep import ShownSweep
 import pytest
@@ -258,5 +263,21 @@ def test_a_picture_of_many_megabytes_is_left_out_and_named():
             viewer.show(replace(sweep(0), views={'CAM_BACK': bytes(MAX_PICTURE_BYTES + 1)}))
         assert '/p2d/answer' in viewer._channels
         assert '/CAM_BACK/image_rect/compressed' not in viewer._channels
+    finally:
+        viewer.close()
+
+
+@pytest.mark.attack(
+    'A peer names another camera in each answer, for `p2d watch --foxglove`',
+    'up to 128 topics are served',
+)
+def test_foxglove_serves_a_bounded_number_of_topics():
+    pytest.importorskip('foxglove', reason='pip install -r requirements/watch.txt')
+    viewer = FoxgloveViewer('/p2d', 0)
+    try:
+        for number in range(200):
+            viewer.show(replace(sweep(0), views={f'CAM_{number}': b'\xff\xd8'}))
+        assert len(viewer._channels) <= MAX_CHANNELS + 2  # and answers and times
+        assert '/CAM_0/image_rect/compressed' in viewer._channels
     finally:
         viewer.close()

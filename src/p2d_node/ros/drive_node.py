@@ -245,7 +245,7 @@ class DriveNode(QuietNode, LifecycleNode):
                 on_fault=self._on_fault,
             )
         )
-        self.get_logger().info(
+        self._log.info(
             f'answering {len(self._config.questions)} questions per sweep of '
             f'{len(self._config.cameras)} cameras with {pipeline.model_name} on '
             f'{pipeline.encoder_identity}'

@@ -22,6 +22,9 @@ questions has 58."""
 MAX_PICTURE_BYTES = 4 << 20
 """Larger pictures are left out, so that slow clients take 1 GiB at most, all of them together."""
 
+MAX_CHANNELS = 128
+"""Topics that are served; each new client gets a list of them, and names come from messages."""
+
 
 class FoxgloveViewer:
     """A WebSocket server with the topics of the drive node: pictures, answers and times.
@@ -80,7 +83,8 @@ class FoxgloveViewer:
         large = [topic for topic, image in pictures.items() if len(image) > MAX_PICTURE_BYTES]
         has_room = self._clients.num <= MAX_CLIENTS
         for topic, image in pictures.items():
-            if has_room and topic not in large:
+            is_known = topic in self._channels or len(self._channels) < MAX_CHANNELS
+            if has_room and is_known and topic not in large:
                 self._send_picture(topic, image, sweep.stamp_ns)
         self._send(f'{self._node}/timing', dict(sweep.times_ms), sweep.stamp_ns)
         for question, answer in sweep.answers:
