@@ -46,6 +46,13 @@ STAMPS_KEPT = 24
 MAX_MISSED_STAMPS = STAMPS_KEPT // 4
 """Of these, stamps that may miss the known offset, because their references were lost."""
 
+MAX_UNMATCHED = 0.25
+"""Share of references that may have no stamp at the known offset. Strays of a camera, or a higher
+rate, make stamps without a reference, but no reference without a stamp."""
+
+MORE_FRAMES = 1.25
+"""A camera that sends so many times the frames of the reference has frames without a reference."""
+
 MAX_OFFSET_PERIODS = 0.5
 """Longest offset, as a share of the usual period, that is not compared with smaller ones again."""
 
@@ -111,12 +118,12 @@ class OffsetLearner:
 
     def offsets_ns(self) -> dict[str, int]:
         """Return camera to exposure offset in nanoseconds; 0 for cameras without frames."""
-        references = _References(self._sorted_stamps(self._reference))
+        references = self._sorted_stamps(self._reference)
         offsets = {}
         for name in self._stamps:
             stamps = self._sorted_stamps(name)
             # Those from before the first reference would fit an offset to the next sweep only.
-            offsets[name] = references.find_offset_ns(stamps[stamps >= references.stamps[0]])
+            offsets[name] = _find_offset_ns(stamps[stamps >= references[0]], references)
         return offsets
 
     def _sorted_stamps(self, camera: str) -> Stamps:
@@ -131,82 +138,107 @@ class OffsetLearner:
             offsets_ns: Camera to the known offset, nanoseconds.
             tolerance_ns: Largest error of an offset that is right.
         """
-        if len(self._stamps[self._reference]) < OFFSET_SAMPLES:
+        references = self._sorted_stamps(self._reference)
+        if len(references) < OFFSET_SAMPLES:
             return {}
-        references = _References(self._sorted_stamps(self._reference))
         changed = {}
         for name in self._stamps:
             stamps = self._sorted_stamps(name)
-            recent = stamps[(stamps >= references.stamps[0]) & (stamps <= references.stamps[-1])]
-            # Strays can make an offset of another sweep, which fits for ever at a constant period.
-            # Those of one camera cannot make the period seem shorter than that of the other.
-            usual_ns = max(_usual_period_ns(references.stamps), _usual_period_ns(recent))
+            recent = stamps[(stamps >= references[0]) & (stamps <= references[-1])]
+            if len(recent) < 2:
+                continue
             known_ns = offsets_ns[name] - offsets_ns[self._reference]
-            missed = references.missed(recent - known_ns)
-            if missed.sum() > MAX_MISSED_STAMPS:
+            missed, unmatched = _misses(np.array([known_ns]), recent, references)
+            if missed.sum() > MAX_MISSED_STAMPS and unmatched.mean() > MAX_UNMATCHED:
                 # Those that fit are from before the change, and would fit no longer.
-                recent = recent[missed]
+                recent = recent[missed[0]]
                 self._stamps[name] = deque(recent.tolist(), maxlen=STAMPS_KEPT)
             elif len(recent) < OFFSET_SAMPLES or (
-                abs(known_ns) <= MAX_OFFSET_PERIODS * usual_ns
-                and abs(references.residual_ns(recent - known_ns)) <= tolerance_ns
+                abs(known_ns) <= MAX_OFFSET_PERIODS * _usual_period_ns(recent, references)
+                and abs(_residual_ns(recent - known_ns, references)) <= tolerance_ns
             ):
                 continue
-            offset_ns = references.find_offset_ns(recent)
+            offset_ns = _find_offset_ns(recent, references)
             if abs(offset_ns - known_ns) > tolerance_ns:
                 changed[name] = offset_ns + offsets_ns[self._reference]
         return changed
 
 
-def _usual_period_ns(stamps: Stamps) -> float:
-    return float(np.median(np.diff(stamps))) if len(stamps) > 1 else 0.0
+def _usual_period_ns(stamps: Stamps, references: Stamps) -> float:
+    # Strays can make an offset of another sweep, which fits for ever at a constant period. Those
+    # of one camera cannot make the period seem shorter than that of the other.
+    return float(max(np.median(np.diff(one)) for one in (stamps, references)))
 
 
-class _References:
-    """Recent stamps of the reference camera, to which an offset is fitted.
+def _residual_ns(stamps: Stamps, references: Stamps) -> float:
+    """Return the median distance of stamps, int64 [stamps], after their nearest references."""
+    before_ns, after_ns = _around(stamps, references)
+    is_before = stamps - before_ns < after_ns - stamps
+    return float(np.median(stamps - np.where(is_before, before_ns, after_ns)))
+
+
+def _around(points: Stamps, grid: Stamps) -> tuple[Stamps, Stamps]:
+    """Return the stamps of a sorted grid before and after each point."""
+    after = np.searchsorted(grid, points).clip(1, len(grid) - 1)
+    return grid[after - 1], grid[after]
+
+
+def _jitter_ns(*grids: Stamps) -> int:
+    """Return the largest jitter that an offset explains."""
+    short_ns = min(np.quantile(np.diff(grid), SHORT_GAPS) for grid in grids)
+    return int(np.clip(MAX_JITTER_GAPS * short_ns, MIN_JITTER_NS, MAX_JITTER_NS))
+
+
+def _misses(
+    offsets: Stamps, stamps: Stamps, references: Stamps
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Tell which stamps have no reference at an offset, and which references no stamp.
 
     Args:
+        offsets: int64 [offsets].
         stamps: int64 [stamps], sorted, two or more.
+        references: int64 [references], sorted, two or more.
+
+    Returns:
+        Bool [offsets, stamps] and bool [offsets, references]. Where frames were lost, or not yet
+        seen, nothing is known, and nothing is missed.
     """
+    jitter_ns = _jitter_ns(stamps, references)
+    shifts = offsets[:, None]
+    return (
+        _far_from(stamps - shifts, references, jitter_ns),
+        _far_from(references + shifts, stamps, jitter_ns),
+    )
 
-    def __init__(self, stamps: Stamps) -> None:
-        self.stamps = stamps
-        short_ns, self._long_ns = np.quantile(np.diff(stamps), (SHORT_GAPS, LONG_GAPS))
-        self.jitter_ns = int(np.clip(MAX_JITTER_GAPS * short_ns, MIN_JITTER_NS, MAX_JITTER_NS))
 
-    def missed(self, stamps: Stamps) -> npt.NDArray[np.bool_]:
-        """Tell of each stamp less its offset, int64 [...], whether it should have had a reference.
+def _far_from(points: Stamps, grid: Stamps, jitter_ns: int) -> npt.NDArray[np.bool_]:
+    before_ns, after_ns = _around(points, grid)
+    far = np.minimum(abs(points - before_ns), abs(points - after_ns)) > jitter_ns
+    seen = (points >= before_ns) & (points <= after_ns)
+    whole = after_ns - before_ns <= LOST_GAPS * np.quantile(np.diff(grid), LONG_GAPS)
+    return np.asarray(far & seen & whole, np.bool_)
 
-        Nothing is known where references were lost, or were not yet seen.
-        """
-        before_ns, after_ns = self._around(stamps)
-        far = np.minimum(abs(stamps - before_ns), abs(stamps - after_ns)) > self.jitter_ns
-        known = (stamps >= before_ns) & (stamps <= after_ns)
-        whole = after_ns - before_ns <= LOST_GAPS * self._long_ns
-        return np.asarray(far & known & whole, np.bool_)
 
-    def residual_ns(self, stamps: Stamps) -> float:
-        """Return the median distance of stamps, int64 [stamps], after their nearest references."""
-        before_ns, after_ns = self._around(stamps)
-        is_before = stamps - before_ns < after_ns - stamps
-        return float(np.median(stamps - np.where(is_before, before_ns, after_ns)))
+def _find_offset_ns(stamps: Stamps, references: Stamps) -> int:
+    """Return the offset to reference stamps that explains most stamps, in nanoseconds.
 
-    def _around(self, stamps: Stamps) -> tuple[Stamps, Stamps]:
-        after = np.searchsorted(self.stamps, stamps).clip(1, len(self.stamps) - 1)
-        return self.stamps[after - 1], self.stamps[after]
+    If the camera sends more frames than the reference, it is that which explains most references.
+    With a varying sweep period only the offset within the true sweep is constant. With a constant
+    period several are, and the smallest one is returned. With fewer than two stamps it is 0.
 
-    def find_offset_ns(self, stamps: Stamps) -> int:
-        """Return the offset that explains most stamps, int64 [stamps], sorted, in nanoseconds.
-
-        With a varying sweep period only the offset within the true sweep is constant. With a
-        constant period several are, and the smallest one is returned. Without stamps it is 0.
-        """
-        if not len(stamps):
-            return 0
-        nearest = np.searchsorted(self.stamps, stamps)[:, None] + np.arange(-2, 2)
-        near = (stamps[:, None] - self.stamps[nearest.clip(0, len(self.stamps) - 1)]).ravel()
-        same = abs(near - near[:, None]) <= self.jitter_ns
-        offsets = np.array([np.median(near[row]) for row in same], np.int64)
-        num_missed = self.missed(stamps - offsets[:, None]).sum(axis=1)
-        offset_ns = offsets[np.lexsort((abs(offsets), num_missed))[0]]
-        return int(np.median(near[abs(near - offset_ns) <= self.jitter_ns]))
+    Args:
+        stamps: int64 [stamps], sorted.
+        references: int64 [references], sorted, two or more.
+    """
+    if len(stamps) < 2:
+        return 0
+    nearest = np.searchsorted(references, stamps)[:, None] + np.arange(-2, 2)
+    near = (stamps[:, None] - references[nearest.clip(0, len(references) - 1)]).ravel()
+    same = abs(near - near[:, None]) <= _jitter_ns(stamps, references)
+    offsets = np.array([np.median(near[row]) for row in same], np.int64)
+    missed, unmatched = (side.mean(axis=1) for side in _misses(offsets, stamps, references))
+    num_references = ((references >= stamps[0]) & (references <= stamps[-1])).sum()
+    if len(stamps) > MORE_FRAMES * num_references:
+        missed = unmatched
+    offset_ns = offsets[np.lexsort((abs(offsets), missed))[0]]
+    return int(np.median(near[abs(near - offset_ns) <= _jitter_ns(stamps, references)]))
