@@ -470,6 +470,54 @@ def test_auto_mixes_no_sweeps_whose_stamps_jitter_or_whose_frames_are_lost(
     assert all(len(sweeps_in(s)) == 1 for s in sets)
 
 
+def frames_at(period_ms: float, offset_ms: float, payload: float | None = None, begin_ms=0.0):
+    """Yield stamp (ms) and payload, by default the begin of the sweep, of a camera for 30 s."""
+    for number in range(int((30_000.0 - begin_ms) / period_ms)):
+        start_ms = begin_ms + number * period_ms
+        yield start_ms + offset_ms, start_ms if payload is None else payload
+
+
+def play_rates(frames: dict[str, list[tuple[float, float]]]) -> tuple[SweepSynchronizer, list]:
+    """Return the sets of cameras with stamps and payloads, all of which take 20 ms to arrive."""
+    arrivals = [
+        Arrival(round((stamp_ms + 20.0) * NS_PER_MS), camera, round(stamp_ms * NS_PER_MS), payload)
+        for camera, pairs in frames.items()
+        for stamp_ms, payload in pairs
+    ]
+    sync, clock = make(dict.fromkeys(frames, 0.0), exposure_offsets='auto')
+    return sync, play(sync, clock, sorted(arrivals, key=lambda arrival: arrival.arrival_ns))
+
+
+@pytest.mark.parametrize(
+    'periods_ms',
+    [
+        {'CAM_FRONT': 200.0, 'CAM_BACK': 100.0, 'CAM_LEFT': 100.0},
+        {'CAM_FRONT': 100.0, 'CAM_BACK': 100.0, 'CAM_LEFT': 200.0},
+        {'CAM_FRONT': 100.0, 'CAM_BACK': 25.0, 'CAM_LEFT': 100.0},
+    ],
+)
+def test_auto_keeps_the_offsets_of_cameras_of_other_rates(periods_ms):
+    offsets_ms = {'CAM_FRONT': 0.0, 'CAM_BACK': 7.0, 'CAM_LEFT': 9.0}
+    frames = {name: list(frames_at(p, offsets_ms[name])) for name, p in periods_ms.items()}
+    sync, sets = play_rates(frames)
+    assert not any(sync.counters.relearned.values())
+    assert len(sets) > 120
+    assert all(len(sweeps_in(s)) == 1 for s in sets)
+
+
+@pytest.mark.attack(
+    'A peer sends about as many frames as a camera on the topic of that camera alone (auto)',
+    'its offset stays, and no answer is about two sweeps',
+)
+@pytest.mark.parametrize('period_ms', [90.0, 103.0, 130.0])
+def test_auto_keeps_an_offset_while_strays_of_that_camera_come(period_ms):
+    frames = {name: list(frames_at(100.0, 5.0 * i)) for i, name in enumerate(TRIGGERED)}
+    frames['CAM_BACK'] += frames_at(period_ms, 3.0, -1.0, begin_ms=8_000.0)
+    sync, sets = play_rates(frames)
+    assert not any(sync.counters.relearned.values())
+    assert all(len(sweeps_in(s) - {-1.0}) == 1 for s in sets)
+
+
 def test_auto_changes_no_offset_while_the_cameras_do_not_change():
     arrivals = simulate_nuscenes(1000, arrival_jitter_ms=5, loss=0.05)
     sync, clock = make(TRIGGERED, exposure_offsets='auto')

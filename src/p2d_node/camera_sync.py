@@ -266,8 +266,6 @@ class SweepSynchronizer:
             # frames may still arrive. The epoch separates them from later sweeps.
             self.counters.reset += 1
             self._epoch += 1
-            if self._learner is not None:
-                self._learner.forget()
             newest_ns = None
         if newest_ns is None or start_ns > newest_ns + self.tolerance_ns:
             self._newest_ns, self._newest_arrival_ns = start_ns, now_ns

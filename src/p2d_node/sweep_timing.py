@@ -103,11 +103,6 @@ class OffsetLearner:
             self._first_arrival_ns = now_ns
         self._stamps[camera].append(stamp_ns)
 
-    def forget(self) -> None:
-        """Forget all stamps, after a jump of time."""
-        for stamps in self._stamps.values():
-            stamps.clear()
-
     def ready(self, now_ns: int) -> bool:
         """Tell whether enough was seen at `now_ns` of the steady clock."""
         if all(len(stamps) >= OFFSET_SAMPLES for stamps in self._stamps.values()):
