@@ -6,6 +6,7 @@ import weakref
 
 from memory import high_water_bytes
 import numpy as np
+from p2d_node import vision_frontend
 from p2d_node.clip_tokens import EncodedSweeps
 from p2d_node.clips import ClipAssembler, ClipSettings
 from p2d_node.config import DriveConfig
@@ -298,6 +299,28 @@ def test_a_broken_earlier_frame_shortens_the_clip(pipeline, config):
     (answer,) = pipeline.answer(clip, QUESTIONS[:1])
     assert len(answer.clip_stamps_ns['CAM_BACK']) == 3
     assert len(answer.clip_stamps_ns['CAM_FRONT']) == 4
+
+
+@pytest.mark.attack(
+    'With clips a peer sends slow frames that are broken: each is tried for every sweep after it',
+    'a broken sweep is tried once, and sweeps before it in the clip are not tried',
+)
+def test_a_broken_sweep_is_decoded_once(pipeline, monkeypatch):
+    decode, decoded = vision_frontend.decode_frame, []
+    monkeypatch.setattr(
+        vision_frontend,
+        'decode_frame',
+        lambda frame, **options: decoded.append(frame.stamp_ns) or decode(frame, **options),
+    )
+    sweeps = [sweep_at(number) for number in range(4, 10)]
+    frame = CameraFrame('CAM_BACK', 1, CompressedImage(format='jpeg', data=b'\xff\xd8\xff'))
+    sweeps[2] = replace(sweeps[2], frames={**sweeps[2].frames, 'CAM_BACK': frame})
+    for newest in (4, 5):
+        clip = replace(sweeps[newest], earlier=tuple(sweeps[newest - 3 : newest]))
+        (answer,) = pipeline.answer(clip, QUESTIONS[:1])
+        assert len(answer.clip_stamps_ns['CAM_FRONT']) == newest - 2
+    assert decoded.count(1) == 1
+    assert sweeps[1].frames['CAM_FRONT'].stamp_ns not in decoded
 
 
 @pytest.mark.slow

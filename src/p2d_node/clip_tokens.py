@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 import weakref
 
 from p2d_node.clips import ClipSettings, most_crowded
+from p2d_node.config import DriveConfig
 from p2d_node.records import FrameSet
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ class EncodedSweeps:
         """Hold nothing yet."""
         self._reach_ns, self._max_sweeps = settings.reach_ns, settings.max_sweeps
         self._sweeps: list[tuple[weakref.ref[Any], EncodedSweep]] = []
+        self._broken: deque[tuple[weakref.ref[Any], DriveConfig]] = deque(maxlen=self._max_sweeps)
 
     def __len__(self) -> int:
         """Return the number of sweeps."""
@@ -48,6 +51,21 @@ class EncodedSweeps:
             if frames() is frame_set.frames:
                 return encoded
         return None
+
+    def note_broken(self, frame_set: FrameSet, config: DriveConfig) -> None:
+        """Remember that a sweep cannot be encoded: finding that out may take seconds.
+
+        Args:
+            frame_set: The sweep.
+            config: Says which sweeps count as broken.
+        """
+        self._broken.append((weakref.ref(frame_set.frames), config))
+
+    def is_broken(self, frame_set: FrameSet, config: DriveConfig) -> bool:
+        """Tell whether a sweep was noted as broken with this configuration."""
+        return any(
+            frames() is frame_set.frames and config is noted for frames, noted in self._broken
+        )
 
     def add(self, source: FrameSet, whole: FrameSet, tokens: Tensor) -> EncodedSweep:
         """Add a sweep, and forget those that no clip shares with it.

@@ -236,17 +236,19 @@ class DrivingPipeline:
     def _encode_earlier(self, sweep: _Sweep) -> list[EncodedSweep]:
         """Return the earlier sweeps of the clip; a broken one and those before it are left out."""
         clip: list[EncodedSweep] = []
-        for frame_set in sweep.frame_set.earlier:
+        for frame_set in reversed(sweep.frame_set.earlier):
+            if self._encoded.is_broken(frame_set, sweep.config):
+                break
             encoded = self._encoded.find(frame_set)
             if encoded is None:
                 try:
                     whole, tokens = self._encode_sweep(replace(sweep, frame_set=frame_set))
                 except ImageDecodeError:
-                    clip.clear()
-                    continue
+                    self._encoded.note_broken(frame_set, sweep.config)
+                    break
                 encoded = self._encoded.add(frame_set, whole.frame_set, tokens)
             clip.append(encoded)
-        return clip
+        return clip[::-1]
 
     def _encode_sweep(
         self, sweep: _Sweep, prepared: Future[PreparedFrames] | None = None

@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 from camera_rig import wait_until
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from p2d_msgs.msg import DrivingAnswer
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.soak.faulty_cameras import FaultyCameras, of_camera, with_stamp
-from p2d_node.soak.observer import SeenReport
+from p2d_node.soak.observer import Observer, SeenReport
 import pytest
 from sensor_msgs.msg import CompressedImage
 from sweeps import jpeg, picture
@@ -66,6 +68,27 @@ def test_frames_of_two_sweeps_are_found_by_truth_also_if_their_stamps_agree(node
     assert pairs
     assert any(cameras.is_mixed({'CAM_FRONT': f, 'CAM_BACK': b}) for f, b in pairs)
     assert not cameras.is_mixed({'CAM_FRONT': front[-1], 'CAM_BACK': 12345})
+
+
+@pytest.mark.attack(
+    'A peer sends large diagnostics of its own, or answers whose lists differ, to `p2d soak`',
+    'they are left out, as by `p2d watch`',
+)
+def test_what_no_drive_node_sends_is_not_kept(node, cameras):
+    cameras.start()
+    observer = Observer(node, cameras)
+    health = node.create_publisher(DiagnosticArray, '/diagnostics', 50)
+    answers = node.create_publisher(DrivingAnswer, '/p2d/answer', 50)
+    wait_until(lambda: health.get_subscription_count() and answers.get_subscription_count())
+    answers.publish(DrivingAnswer(cameras=['CAM_FRONT']))
+    answers.publish(DrivingAnswer())
+    for name in ('/other: a', '/p2d: a'):
+        for size in (1, 300_000):
+            status = DiagnosticStatus(name=name, message='x' * size)
+            health.publish(DiagnosticArray(status=[status, DiagnosticStatus(name='/other: b')]))
+    wait_until(lambda: observer.reports and observer.answers)
+    assert [report.statuses for report in observer.reports] == [{'a': (0, 'x')}]
+    assert [answer.num_cameras for answer in observer.answers] == [0]
 
 
 def test_a_change_may_drop_delay_or_repeat_frames(node, cameras):

@@ -19,6 +19,9 @@ from p2d_node.reports.parts import Gallery, Notes, Page, Picture, Section, Table
 
 STORY_LENGTH = 8
 
+MAX_CHARACTERS = 4000
+"""Of a text in a report."""
+
 
 def evaluation_page(
     report: Mapping[str, Any],
@@ -69,8 +72,12 @@ def _is_no_score(name: str) -> bool:
 
 
 def _lines(question: Any, predictions: Mapping[str, str]) -> list[str]:
-    people = [] if question.reference is None else [f'people: {question.reference}']
-    return [predictions.get(question.id, ''), question.question, *people]
+    people = [] if question.reference is None else [_cut(f'people: {question.reference}')]
+    return [_cut(predictions.get(question.id, '')), _cut(question.question), *people]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f'{text[:MAX_CHARACTERS]}...'
 
 
 def _story(
@@ -107,7 +114,14 @@ def _story(
 
 def _answers(questions: Sequence[Any], predictions: Mapping[str, str]) -> Table:
     rows = [
-        [question.question, predictions.get(question.id, ''), question.reference or '']
+        [
+            _cut(text)
+            for text in (
+                question.question,
+                predictions.get(question.id, ''),
+                question.reference or '',
+            )
+        ]
         for question in questions[:NUM_ANSWERS_SHOWN]
     ]
     return Table(('question', 'answer', 'people'), rows)

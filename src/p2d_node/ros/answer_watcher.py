@@ -16,7 +16,7 @@ from p2d_node.config import MAX_FRAMES_PER_CAMERA
 from p2d_node.config_parameters import MAX_CAMERAS
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.kept_messages import KeptMessages
-from p2d_node.ros.received_bytes import read_message
+from p2d_node.ros.received_bytes import read_within
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -107,7 +107,7 @@ class AnswerWatcher:
             topics.append((f'{target}/kept_tokens', Image, self._on_picture, limit))
         self._subscriptions = [
             node.create_subscription(
-                kind, topic, _within(limit, kind, receive), reliable, raw=True
+                kind, topic, read_within(limit, kind, receive), reliable, raw=True
             )
             for topic, kind, receive, limit in topics
         ]
@@ -156,13 +156,13 @@ class AnswerWatcher:
         return status.values.get(key) if status else None
 
     def _on_answer(self, message: DrivingAnswer) -> None:
-        if not _is_answer(message):
+        if not is_answer(message):
             return
         for name in TEXTS:
-            setattr(message, name, _cut(getattr(message, name), MAX_CHARACTERS))
-        message.cameras = [_cut(name, MAX_NAME_CHARACTERS) for name in message.cameras]
+            setattr(message, name, cut(getattr(message, name), MAX_CHARACTERS))
+        message.cameras = [cut(name, MAX_NAME_CHARACTERS) for name in message.cameras]
         for header in (message.header, message.timing.header):
-            header.frame_id = _cut(header.frame_id, MAX_NAME_CHARACTERS)
+            header.frame_id = cut(header.frame_id, MAX_NAME_CHARACTERS)
         texts = (getattr(message, name) for name in TEXTS)
         num_characters = sum(map(len, (*texts, *message.cameras)))
         num_frames = len(message.cameras) + len(message.frame_stamps)
@@ -171,35 +171,22 @@ class AnswerWatcher:
 
     def _on_timing(self, message: StageTiming) -> None:
         if is_time(message.header.stamp):
-            frame_id = message.header.frame_id = _cut(message.header.frame_id, MAX_NAME_CHARACTERS)
+            frame_id = message.header.frame_id = cut(message.header.frame_id, MAX_NAME_CHARACTERS)
             self._timings.add(message, BYTES_PER_CHARACTER * len(frame_id))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         ours = [s for s in message.status if s.name.startswith(self._prefix)][:MAX_STATUSES]
-        health = {_cut(s.name, MAX_NAME_CHARACTERS): _to_status(s) for s in ours}
+        health = {cut(s.name, MAX_NAME_CHARACTERS): _to_status(s) for s in ours}
         with self._lock:
             self._health = health or self._health
 
     def _on_picture(self, message: Image) -> None:
         if _is_picture(message):
-            message.header.frame_id = _cut(message.header.frame_id, MAX_NAME_CHARACTERS)
+            message.header.frame_id = cut(message.header.frame_id, MAX_NAME_CHARACTERS)
             self._pictures.add(message, len(message.data))
 
 
-def _within(max_bytes: int, kind: Any, receive: Callable[[Any], None]) -> Callable[[bytes], None]:
-    """Return a callback that reads messages of a limited size; Python takes many times as much."""
-
-    def check_and_receive(data: bytes) -> None:
-        if len(data) > max_bytes:
-            return
-        message = read_message(data, kind)
-        if message is not None:
-            receive(message)
-
-    return check_and_receive
-
-
-def _is_answer(message: DrivingAnswer) -> bool:
+def is_answer(message: DrivingAnswer) -> bool:
     """Tell whether the lists have a value per camera, and the stamps are times."""
     lists = (message.camera_stamps, message.tokens_total, message.tokens_kept, message.num_frames)
     num_cameras, num_frames = len(message.cameras), sum(message.num_frames)
@@ -220,15 +207,16 @@ def _is_picture(message: Image) -> bool:
     return is_bgr8 and has_pixels and is_time(message.header.stamp)
 
 
-def _cut(text: str, max_characters: int) -> str:
+def cut(text: str, max_characters: int) -> str:
+    """Return a text that is shortened if it is long."""
     return text if len(text) <= max_characters else f'{text[:max_characters]}...'
 
 
 def _to_status(message: DiagnosticStatus) -> _Status:
     """Return what is kept of a status."""
     values = {
-        _cut(item.key, MAX_NAME_CHARACTERS): _cut(item.value, MAX_STATUS_CHARACTERS)
+        cut(item.key, MAX_NAME_CHARACTERS): cut(item.value, MAX_STATUS_CHARACTERS)
         for item in message.values[:MAX_STATUS_VALUES]
     }
-    text = _cut(message.message, MAX_STATUS_CHARACTERS)
+    text = cut(message.message, MAX_STATUS_CHARACTERS)
     return _Status(int.from_bytes(message.level, 'little'), text, values)

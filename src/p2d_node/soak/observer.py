@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 import re
 import threading
@@ -11,14 +12,28 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from p2d_msgs.msg import DrivingAnswer
-from p2d_node.ros.answer_watcher import NOT_ACTIVE
+from p2d_node.ros.answer_watcher import (
+    cut,
+    is_answer,
+    MAX_DIAGNOSTICS_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_NAME_CHARACTERS,
+    MAX_STATUS_CHARACTERS,
+    MAX_STATUSES,
+    NOT_ACTIVE,
+)
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.received_bytes import read_within
 from p2d_node.soak.faulty_cameras import FaultyCameras
 from p2d_node.units import NS_PER_MS
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 PREFIX = '/p2d: '
+
+MAX_ANSWERS, MAX_REPORTS = 1 << 20, 1 << 12
+"""That are kept, of 200 bytes and of some kilobytes: two days at six answers a second, and an hour
+of diagnostics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +79,10 @@ class SeenReport:
 
 
 class Observer:
-    """Subscribes to answers and diagnostics. Its lists only grow; any thread may read them."""
+    """Subscribes to answers and diagnostics; any thread may read what it has seen.
+
+    What a drive node would not send is left out, as in `AnswerWatcher`.
+    """
 
     def __init__(self, node: Node, cameras: FaultyCameras) -> None:
         """Subscribe.
@@ -73,16 +91,20 @@ class Observer:
             node: The node that subscribes.
             cameras: Know the truth about each frame.
         """
-        self.answers: list[SeenAnswer] = []
-        self.reports: list[SeenReport] = []
+        self.answers: deque[SeenAnswer] = deque(maxlen=MAX_ANSWERS)
+        self.reports: deque[SeenReport] = deque(maxlen=MAX_REPORTS)
         self._cameras = cameras
         self._lock = threading.Lock()
         quality = QoSProfile(depth=100)
+        topics: list[tuple[str, Any, Callable[[Any], None], int]] = [
+            ('/p2d/answer', DrivingAnswer, self._on_answer, MAX_MESSAGE_BYTES),
+            ('/diagnostics', DiagnosticArray, self._on_diagnostics, MAX_DIAGNOSTICS_BYTES),
+        ]
         self._subscriptions = [
-            node.create_subscription(DrivingAnswer, '/p2d/answer', self._on_answer, quality),
             node.create_subscription(
-                DiagnosticArray, '/diagnostics', self._on_diagnostics, quality
-            ),
+                kind, topic, read_within(limit, kind, receive), quality, raw=True
+            )
+            for topic, kind, receive, limit in topics
         ]
 
     def answers_since(self, time_s: float) -> list[SeenAnswer]:
@@ -96,6 +118,8 @@ class Observer:
             return [report for report in self.reports if report.time_s > time_s]
 
     def _on_answer(self, message: DrivingAnswer) -> None:
+        if not is_answer(message):
+            return
         now_ns = time.time_ns()
         stamps_ns = {
             camera: to_nanoseconds(stamp)
@@ -116,11 +140,16 @@ class Observer:
             self.answers.append(answer)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        statuses = {s.name.removeprefix(PREFIX): _level_and_text(s) for s in message.status}
+        ours = [s for s in message.status if s.name.startswith(PREFIX)][:MAX_STATUSES]
+        statuses = {
+            cut(s.name.removeprefix(PREFIX), MAX_NAME_CHARACTERS): _level_and_text(s) for s in ours
+        }
+        if not statuses:
+            return
         with self._lock:
             self.reports.append(SeenReport(time.monotonic(), statuses))
 
 
 def _level_and_text(status: Any) -> tuple[int, str]:
     level = int.from_bytes(status.level, 'little')
-    return level, str(status.message)
+    return level, cut(status.message, MAX_STATUS_CHARACTERS)

@@ -154,11 +154,11 @@ def bootstrap(
         units: Per keyframe the name of what is drawn; keyframes of one name are drawn together.
         seed: Of the resampling.
     """
-    members = _membership(units)
     tables = [
-        members @ make_table(answers, objective.tokenizer) for answers in (searched, uniform)
+        _sum_units(make_table(answers, objective.tokenizer), units)
+        for answers in (searched, uniform)
     ]
-    whole = np.ones((1, len(members)))
+    whole = np.ones((1, len(tables[0])))
     at_all = [_figures(score_samples(table, whole), objective) for table in tables]
     draws = _resample(tables, objective, seed)
     tail = (1.0 - LEVEL) / 2.0
@@ -171,10 +171,12 @@ def bootstrap(
     return differences
 
 
-def _membership(units: Sequence[str]) -> Floats:
-    """Return 1 where a keyframe belongs to a unit, [units, keyframes]."""
-    names = list(dict.fromkeys(units))
-    return np.array([[float(unit == name) for unit in units] for name in names])
+def _sum_units(table: Floats, units: Sequence[str]) -> Floats:
+    """Return the sums of the rows of each unit, [units, columns], of a row per keyframe."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(units))}
+    sums = np.zeros((len(places), *table.shape[1:]))
+    np.add.at(sums, [places[unit] for unit in units], table)
+    return sums
 
 
 def _resample(tables: Sequence[Floats], objective: Objective, seed: int) -> dict[str, Floats]:
