@@ -83,7 +83,8 @@ def _play(
         watcher, _ = play_and_watch(
             bag, process, 1.0, pictures=False, topics=topics, linger_s=LINGER_S
         )
-    return int(watcher.status_value('synchroniser', 'complete') or 0), watcher
+    complete = watcher.status_value('synchroniser', 'complete') or ''
+    return int(complete) if complete.isdecimal() else 0, watcher
 
 
 def _end_of(log: Path) -> str:

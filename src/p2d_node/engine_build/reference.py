@@ -78,4 +78,5 @@ def draw_frames(plan: ExportPlan, *, seed: int) -> Tensor:
     if plan.input_spec.kind == FRAMES:
         return frames
     mean, std = torch.tensor(plan.processing.mean), torch.tensor(plan.processing.std)
-    return ((frames / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    pixels = (frames * plan.processing.rescale_factor - mean) / std
+    return pixels.permute(0, 3, 1, 2).contiguous()
