@@ -126,6 +126,27 @@ def test_features_per_token_are_few(folder, key, value, allowed):
     assert f'allowed: up to {allowed}' in refusal(folder)
 
 
+@pytest.mark.attack(
+    'A config.json that names a layer of the vision tower which it does not have',
+    'refused at start, not at each sweep',
+)
+@pytest.mark.parametrize(
+    ('write', 'layers', 'allowed'),
+    [
+        (write_llava, 3, '-3 to 2, as the vision tower has 2 layers'),
+        (write_llava, [-4], '-3 to 2'),
+        (write_internvl, -4, '-3 to 2'),
+        (write_internvl, [-1], 'one layer'),
+    ],
+)
+def test_a_layer_that_the_vision_tower_lacks_is_refused(tmp_path, write, layers, allowed):
+    folder = write(tmp_path / 'tiny')
+    edit_json(folder / 'config.json', lambda config: config.update(vision_feature_layer=layers))
+    assert f'vision_feature_layer: got {layers}, allowed: {allowed}' in refusal(folder)
+    with pytest.raises(ConfigError, match='vision_feature_layer'):  # for p2d export
+        load_vision_module(open_checkpoint(folder))
+
+
 def edit_image_size(folder: Path, side: int) -> None:
     """Give a tiny LLaVA-OneVision pictures of side x side patches, with weights that fit."""
     config = json.loads((folder / 'config.json').read_text())
@@ -464,6 +485,74 @@ def test_tokens_of_many_characters_are_refused(folder, kind):
 
     edit_json(folder / 'tokenizer.json', edit)
     assert re.search('got tokens of [0-9]+ characters together, allowed: up to', refusal(folder))
+
+
+def growing_tokens(count: int, **changes) -> list[dict]:
+    """Added tokens of a letter of which NFKC makes 18, and ByteLevel four of each."""
+    return [
+        {
+            'id': 1000 + number,
+            'content': f'{number:06}' + '\ufdfa' * 250,
+            **dict.fromkeys(('special', 'lstrip', 'rstrip', 'single_word'), False),
+            'normalized': True,
+            **changes,
+        }
+        for number in range(count)
+    ]
+
+
+def add_growing_tokens(folder: Path, file: str, tokens: list[dict]) -> None:
+    """Add tokens by one of the files that can."""
+    steps = [{'type': 'NFKC'}, {'type': 'ByteLevel'}]
+    normalizer = {'type': 'Sequence', 'normalizers': steps}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
+    if file == 'tokenizer.json':
+        edit_json(folder / file, lambda content: content['added_tokens'].extend(tokens))
+    elif file == 'tokenizer_config.json':
+        decoder = {str(token.pop('id')): token for token in tokens}
+        edit_json(folder / file, lambda content: content.update(added_tokens_decoder=decoder))
+    elif file == 'special_tokens_map.json':
+        write_json(folder / file, {'additional_special_tokens': [t['content'] for t in tokens]})
+    else:
+        write_json(folder / file, {token['content']: token['id'] for token in tokens})
+
+
+@pytest.mark.attack(
+    'A tokenizer of 1.6 MB with 1,000 tokens, of which its normalizer makes 18 million letters',
+    'refused: special and added tokens have up to 2^20 letters together after the normalizer',
+)
+@pytest.mark.parametrize(
+    'file',
+    ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json'],
+)
+def test_added_tokens_that_grow_are_refused(folder, file):
+    add_growing_tokens(folder, file, growing_tokens(200))
+    assert re.search(
+        'got special and added tokens of 36[0-9]{5} normalized characters together, allowed: up '
+        'to 1048576',
+        refusal(folder),
+    )
+
+
+def test_added_tokens_that_are_not_normalized_do_not_grow(folder):
+    add_growing_tokens(folder, 'tokenizer.json', growing_tokens(200, normalized=False))
+    check_limits(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer that leaves out most merges by chance, and tries each a thousand times',
+    'refused: the dropout of a tokenizer is null or 0',
+)
+def test_dropout_is_refused(folder):
+    model = {'type': 'BPE', 'dropout': 0.999, 'vocab': {'a': 0}, 'merges': []}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(model=model))
+    assert 'model: dropout: got 0.999, allowed: null or 0' in refusal(folder)
+
+
+@pytest.mark.parametrize('dropout', [None, 0.0])
+def test_no_dropout_is_allowed(tmp_path, dropout):
+    write_json(tmp_path / 'tokenizer.json', {'model': {'dropout': dropout}})
+    check_limits(tmp_path)
 
 
 @pytest.mark.attack(

@@ -10,6 +10,7 @@ from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.weight_files import INDEX_FILE
 from p2d_node.durable_files import write_json
+from p2d_node.engine_build import export_folder
 from p2d_node.engine_build.build import build_engine
 from p2d_node.engine_build.cleaning import clean_engines
 from p2d_node.engine_build.engine_folders import engine_lock
@@ -76,6 +77,30 @@ def test_an_export_that_was_copied_in_is_compared_again(tiny_checkpoint, tmp_pat
     other = export_model(plan, tmp_path, ignore_progress)
     assert other.folder != genuine.folder
     assert other.verification.passed
+
+
+@pytest.mark.attack(
+    'an export, copied into the engines, whose manifest also names a plan and a timing cache',
+    'it is not built from: an export has model.onnx and model.onnx.data only',
+)
+@pytest.mark.parametrize('name', ['engine.plan', 'timing.cache', 'other'])
+def test_an_export_with_files_of_an_engine_is_not_used(
+    engine_dir, tiny_checkpoint, monkeypatch, name
+):
+    class NewExportError(Exception):
+        pass
+
+    def begin_export(*_):
+        raise NewExportError
+
+    monkeypatch.setattr(export_folder, 'export_onnx', begin_export)
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    genuine = export_model(plan, engine_dir, ignore_progress)
+    (genuine.folder / name).write_bytes(b'forged')
+    artefact = Artefact(hash_file(genuine.folder / name), 6)
+    write_manifest(genuine.folder, artefacts={**genuine.manifest.artefacts, name: artefact})
+    with pytest.raises(NewExportError):
+        export_model(plan, engine_dir, ignore_progress)
 
 
 @pytest.mark.slow

@@ -20,6 +20,11 @@ MAX_ADDED_TOKENS, MAX_SPECIAL_TOKENS = 20_000, 1024
 """Of all files together, where a token counts as often as it is there. transformers compares each
 special token with all the others. Published tokenizers have up to 6,400 and 30."""
 
+MAX_ADDED_CHARACTERS = 1 << 20
+"""Of all special and added tokens together, after the normalizer, which does not change those that
+say `normalized: false`. The library takes up to 2 microseconds and 120 bytes per character, and
+nothing limits its time. Published tokenizers have up to 300,000."""
+
 MAX_CHARACTERS, MAX_UNIGRAM_CHARACTERS = 1 << 22, 1 << 21
 """Of all tokens together. 150,000 to 250,000 published ones have one to two million. The library
 takes up to 80 bytes per character, and 350 for a vocabulary of the kind Unigram."""
@@ -154,33 +159,72 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
 
 
 def check_token_numbers(what: str, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check how many tokens the files of a checkpoint add to its vocabulary.
+    """Check how many tokens the files of a checkpoint add to its vocabulary, and their size.
 
     Args:
         what: The parameter and the folder, for messages.
         files: Name to content.
 
     Raises:
-        ConfigError: They are too many.
+        ConfigError: They are too many, or too long together.
     """
-    config = files.get('tokenizer_config.json', {})
-    special = [value for key, value in config.items() if TOKEN_KEY.fullmatch(key)]
-    num_special = _num_values([special, files.get('special_tokens_map.json', {})])
+    config, tokenizer = (
+        files.get(name, {}) for name in ('tokenizer_config.json', 'tokenizer.json')
+    )
+    special = [
+        [value for key, value in config.items() if TOKEN_KEY.fullmatch(key)],
+        files.get('special_tokens_map.json', {}),
+    ]
+    num_special = _num_values(special)
+    if num_special > MAX_SPECIAL_TOKENS:
+        raise _too_many(what, f'{num_special} special tokens', MAX_SPECIAL_TOKENS)
     added = [
-        files.get('tokenizer.json', {}).get('added_tokens'),
+        tokenizer.get('added_tokens'),
         config.get('added_tokens_decoder'),
-        files.get('added_tokens.json'),
+        list(files.get('added_tokens.json', {})),
     ]
     num_added = sum(len(part) for part in added if isinstance(part, (list, dict)))
-    for kind, count, allowed in (
-        ('special', num_special, MAX_SPECIAL_TOKENS),
-        ('added', num_added, MAX_ADDED_TOKENS),
-    ):
-        if count > allowed:
-            raise ConfigError(
-                f'{what}: got {count} {kind} tokens, allowed: up to {allowed}; copy the tokenizer '
-                'again'
-            )
+    growth = _growth(list(_steps(tokenizer.get('normalizer'))))
+    check_added_tokens(what, num_added, _num_characters([special, added], growth))
+
+
+def check_added_tokens(what: str, num_tokens: int, num_characters: int) -> None:
+    """Check the number of added tokens, and of their characters as the library searches for them.
+
+    Raises:
+        ConfigError: They are too many, or too long together.
+    """
+    if num_tokens > MAX_ADDED_TOKENS:
+        raise _too_many(what, f'{num_tokens} added tokens', MAX_ADDED_TOKENS)
+    if num_characters > MAX_ADDED_CHARACTERS:
+        got = f'special and added tokens of {num_characters} normalized characters together'
+        raise _too_many(what, got, MAX_ADDED_CHARACTERS)
+
+
+def _too_many(what: str, got: str, allowed: int) -> ConfigError:
+    return ConfigError(f'{what}: got {got}, allowed: up to {allowed}; copy the tokenizer again')
+
+
+def _num_characters(content: Any, growth: int) -> int:
+    """Return the number of characters of the tokens in JSON data, after they were normalized.
+
+    Args:
+        content: Texts, objects with a text `content`, and lists and objects of them.
+        growth: How many characters the normalizer makes of one, at most.
+    """
+    waiting, count = [content], 0
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            count += growth * len(item)
+        elif isinstance(item, dict):
+            parts = dict(item)
+            if parts.get('normalized') is False and isinstance(parts.get('content'), str):
+                count += len(parts.pop('content'))
+            waiting += parts.values()
+        elif isinstance(item, list):
+            waiting += item
+    return count
 
 
 def _num_values(content: Any) -> int:
@@ -229,6 +273,11 @@ def _check_word_parts(what: str, model: Any) -> None:
         raise ConfigError(
             f'{what}: max_input_chars_per_word: got {longest}, allowed: up to '
             f'{MAX_WORD_CHARACTERS}; copy the tokenizer again'
+        )
+    if settings.get('dropout'):  # each merge is tried again 1 / (1 - dropout) times
+        raise ConfigError(
+            f'{what}: dropout: got {quote(settings["dropout"])}, allowed: null or 0; copy the '
+            'tokenizer again'
         )
     for key in ('continuing_subword_prefix', 'end_of_word_suffix'):
         length = len(str(settings.get(key) or ''))

@@ -31,6 +31,8 @@ from p2d_node.vision_encoder.manifest import (
     Artefact,
     EngineManifest,
     MANIFEST_FILE,
+    ONNX_DATA_FILE,
+    ONNX_FILE,
     read_manifest,
 )
 from p2d_node.vision_encoder.tensorrt_api import Progress
@@ -48,6 +50,9 @@ SAME_EXPORT = (
     'width',
 )
 """Exports with equal values in these fields are the same."""
+
+
+EXPORT_FILES = {ONNX_FILE, ONNX_DATA_FILE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ def _open_same_export(
         # torch's version does not matter: the export is compared with the one that is installed.
         if manifest.built_with.get('p2d_node') != __version__:
             return None
+        if not {ONNX_FILE} <= set(manifest.artefacts) <= EXPORT_FILES:
+            return None  # an engine gets all files of its export
         check_artefacts(folder, manifest)
         verification = _check_export(plan, folder, manifest, progress)
     except BackendUnavailableError:

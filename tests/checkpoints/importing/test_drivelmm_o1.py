@@ -1,6 +1,7 @@
 import json
 import random
 import sys
+import time
 
 from definitions import drivelmm_o1_views, internlm2_logits
 from memory import peak_growth_bytes
@@ -34,6 +35,7 @@ from transformers import AutoTokenizer
 CPU = torch.device('cpu')
 CONFIG = internvl_config()
 NO_LORA = {'use_backbone_lora': 0, 'use_llm_lora': 0}
+CONTROL, USER_DEFINED = ModelProto.SentencePiece.CONTROL, ModelProto.SentencePiece.USER_DEFINED
 VISION_LORA = 'vision_model.base_model.model'
 
 
@@ -323,6 +325,52 @@ def test_pieces_that_form_in_many_ways_are_refused(tmp_path, num_letters, longes
     assert peak_growth_bytes(refuse) < 512 << 20
 
 
+def write_pieces(folder, count, length, kind):
+    """Write a tokenizer with `count` pieces of a kind that is searched for in texts."""
+    model = ModelProto.FromString((DATA / 'plain.model').read_bytes())
+    for number in range(count):
+        model.pieces.add(piece=f'{number:06}'[::-1] + 'z' * (length - 6), type=kind)
+    (folder / 'tokenizer.model').write_bytes(model.SerializeToString())
+    write_json(folder / 'tokenizer_config.json', {})
+
+
+@pytest.mark.attack(
+    'A tokenizer.model of 100 kB with thousands of control symbols, for each of which the library '
+    'builds its search for all of them again',
+    'they are added at once: those of each file in less than a second',
+)
+@pytest.mark.parametrize('name', ['tokenizer.model', 'tokenizer_config.json'])
+def test_many_added_tokens_are_added_at_once(tmp_path, name):
+    count = 3000
+    write_pieces(tmp_path, count if name == 'tokenizer.model' else 0, 20, CONTROL)
+    if name == 'tokenizer_config.json':
+        first = len(ModelProto.FromString((tmp_path / 'tokenizer.model').read_bytes()).pieces)
+        added = {str(first + n): {'content': f'{n:06}'[::-1] + 'z' * 14} for n in range(count)}
+        write_json(tmp_path / name, {'added_tokens_decoder': added})
+    begin = time.monotonic()
+    tokenizer = load_tokenizer(tmp_path)
+    assert time.monotonic() - begin < 2.0
+    assert len(tokenizer.encode('000000' + 'z' * 14, add_special_tokens=False)) == 1
+
+
+@pytest.mark.attack(
+    'A tokenizer.model whose pieces are all control symbols or symbols of a user',
+    'refused as added tokens are: above 20,000, or 2^20 letters together',
+)
+@pytest.mark.parametrize(
+    ('count', 'length', 'reason'),
+    [
+        (20_000, 6, r'got 2000[0-9] added tokens, allowed: up to 20000'),
+        (4200, 250, 'tokens of 10[0-9]+ normalized characters together, allowed: up to 1048576'),
+    ],
+)
+@pytest.mark.parametrize('kind', [CONTROL, USER_DEFINED])
+def test_pieces_that_are_added_tokens_are_counted(tmp_path, count, length, reason, kind):
+    write_pieces(tmp_path, count, length, kind)
+    with pytest.raises(ConfigError, match=reason):
+        load_tokenizer(tmp_path)
+
+
 def test_a_missing_sentencepiece_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
     (tmp_path / 'tokenizer.model').write_bytes((DATA / 'plain.model').read_bytes())
     monkeypatch.setitem(sys.modules, 'sentencepiece.sentencepiece_model_pb2', None)
@@ -491,3 +539,20 @@ def test_an_adapter_that_is_no_matrix_is_refused(weights, tmp_path):
     name = next(n for n in weights if n.endswith('lora_A.default.weight') or 'lora_A' in n)
     changed = {**weights, name: torch.tensor(1.0)}
     assert 'allowed: a matrix' in refusal(write_drivelmm_o1(tmp_path / 'in', changed))
+
+
+@pytest.mark.attack(
+    'LoRA of some kilobytes beside a weight of one number, which torch extends to gigabytes',
+    'refused by the shapes: the weight is as large as the product of the LoRA',
+)
+@pytest.mark.parametrize('index', [(slice(1), slice(1)), (slice(None), slice(1)), (0,)])
+def test_lora_that_extends_its_weight_is_refused(weights, tmp_path, index):
+    name = next(n for n in weights if 'feed_forward.w1.base_layer' in n)
+    changed = {**weights, name: weights[name][index].clone()}
+    published = write_drivelmm_o1(tmp_path / 'in', changed)
+    with pytest.raises(ConfigError) as refused:
+        plan_import(published)
+    message = str(refused.value)
+    assert message.startswith(f'got {name} {list(changed[name].shape)}, ')
+    assert message.endswith('[rank, columns], [rows, rank]; copy the checkpoint again')
+    assert '\n' not in message

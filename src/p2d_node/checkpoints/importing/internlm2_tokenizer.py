@@ -11,7 +11,7 @@ from typing import Any
 
 from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
 from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
-from p2d_node.checkpoints.tokenizer_limits import OUTER_SPACES
+from p2d_node.checkpoints.tokenizer_limits import check_added_tokens, OUTER_SPACES
 from p2d_node.durable_files import read_file, read_json_object
 from p2d_node.errors import BackendUnavailableError, checkpoint_faults, ConfigError
 from p2d_node.held_stderr import held_stderr
@@ -131,7 +131,8 @@ def _make_tokenizer(model: Any, added: Mapping[int, Mapping[str, Any]]) -> PreTr
         )
     )
     _set_normalizer(tokenizer, model.normalizer_spec)
-    _add_tokens(tokenizer, model, added)
+    # At once: the library builds its search for all tokens again in each call.
+    tokenizer.add_tokens(_make_added_tokens(model, added))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token='<s>',
@@ -191,21 +192,31 @@ def _set_normalizer(tokenizer: Tokenizer, spec: Any) -> None:
     tokenizer.decoder = decoders.Sequence(back)
 
 
-def _add_tokens(tokenizer: Tokenizer, model: Any, added: Mapping[int, Mapping[str, Any]]) -> None:
-    for token_id, piece in enumerate(model.pieces):
-        kinds = (piece.UNKNOWN, piece.CONTROL, piece.USER_DEFINED)
-        if piece.type in kinds and token_id not in added:
-            _add_token(tokenizer, piece.piece, special=piece.type != piece.USER_DEFINED)
-    for entry in added.values():
-        _add_token(
-            tokenizer,
+def _make_added_tokens(model: Any, added: Mapping[int, Mapping[str, Any]]) -> list[AddedToken]:
+    """Return the pieces and the added tokens that are searched for in texts.
+
+    Raises:
+        ConfigError: They are too many, or too long together.
+    """
+    tokens = [
+        _make_added_token(piece.piece, special=piece.type != piece.USER_DEFINED)
+        for token_id, piece in enumerate(model.pieces)
+        if piece.type in (piece.UNKNOWN, piece.CONTROL, piece.USER_DEFINED)
+        and token_id not in added
+    ]
+    tokens += [
+        _make_added_token(
             entry['content'],
             special=bool(entry.get('special', False)),
             lstrip=bool(entry.get('lstrip', False)),
             rstrip=bool(entry.get('rstrip', False)),
         )
+        for entry in added.values()
+    ]
+    num_characters = sum(len(token.content) for token in tokens)
+    check_added_tokens('tokenizer.model and its added tokens', len(tokens), num_characters)
+    return tokens
 
 
-def _add_token(tokenizer: Tokenizer, text: str, *, special: bool, **options: bool) -> None:
-    token = AddedToken(text, normalized=False, special=special, **options)
-    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+def _make_added_token(text: str, *, special: bool, **options: bool) -> AddedToken:
+    return AddedToken(text, normalized=False, special=special, **options)

@@ -97,7 +97,8 @@ def make_steps(
         The conversion steps, and the names of tensors that no step uses.
 
     Raises:
-        ConfigError: The ranks of the LoRA layers differ from config.json.
+        ConfigError: The ranks of the LoRA layers differ from config.json, or their shapes do not
+            fit their weights.
     """
     weights, adapters, unexpected = _sort_names(source)
     text = config['llm_config']
@@ -115,6 +116,7 @@ def make_steps(
         if adapter is None:
             steps.append(Step((stored,), targets, convert))
             continue
+        _check_lora(source, stored, adapter)
         scale = lora_scale if lora_scale is not None else _wrapped_scale(stem, adapter, config)
         merge = partial(_merge_then, convert, scale)
         steps.append(Step((stored, adapter.down, adapter.up), targets, merge))
@@ -223,6 +225,19 @@ def merge_lora(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor
     wide = torch.promote_types(weight.dtype, torch.float32)
     merged = torch.addmm(weight.to(wide), up.to(wide), down.to(wide), alpha=scale)
     return merged.to(weight.dtype)
+
+
+def _check_lora(source: Source, weight: str, adapter: _Adapter) -> None:
+    """Check that LoRA has the shape of its weight, which torch would extend otherwise."""
+    names = (weight, adapter.down, adapter.up)
+    shapes = [list(source.shape(name)) for name in names]
+    rows, columns = shapes[2][0], shapes[1][1]
+    if shapes != [[rows, columns], [adapter.rank, columns], [rows, adapter.rank]]:
+        got = ', '.join(f'{name} {shape}' for name, shape in zip(names, shapes, strict=True))
+        raise ConfigError(
+            f'got {got}, allowed: [rows, columns], [rank, columns], [rows, rank]; '
+            'copy the checkpoint again'
+        )
 
 
 def _merge_then(convert: Convert, scale: float, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -282,13 +282,21 @@ def check_patches(num_patches: int, num_tokens: int) -> None:
         )
 
 
-def _check_fixed_size(vision: Any, view_size: tuple[int, int] | None) -> None:
-    """Check the picture size of a family that has one, by its vision config."""
+def _check_fixed_size(config: Any, view_size: tuple[int, int] | None) -> None:
+    """Check picture size and feature layers of a family whose pictures have one size."""
+    vision = config.vision_config
     check_view_size(view_size, vision.image_size)
     sizes = (vision.image_size, vision.patch_size)
     images, patches = ([s, s] if isinstance(s, int) else s for s in sizes)
     num_patches = math.prod(side // patch for side, patch in zip(images, patches, strict=True))
     check_patches(num_patches, num_patches)  # InternVL makes fewer tokens
+    layers, last = config.vision_feature_layer, vision.num_hidden_layers
+    numbers = [layers] if isinstance(layers, int) else layers
+    if not numbers or not all(-last - 1 <= number <= last for number in numbers):
+        raise ConfigError(
+            f'model: config.json: vision_feature_layer: got {quote(layers)}, allowed: {-last - 1} '
+            f'to {last}, as the vision tower has {last} layers; copy the checkpoint again'
+        )
 
 
 def _check_vocabulary(tokenizer: Any, num_embeddings: int, placeholder: int) -> None:
@@ -425,7 +433,7 @@ class FixedSizeModel(ChatModel):
     ) -> Self:
         """Load the safetensors checkpoint in `folder`; see `registry.load_family`."""
         model = load_weights(cls.MODEL_CLASS, folder, dtype=dtype)
-        _check_fixed_size(model.config.vision_config, view_size)
+        _check_fixed_size(model.config, view_size)
         model = quantize_and_move(
             model,
             device,
@@ -441,7 +449,7 @@ class FixedSizeModel(ChatModel):
     ) -> nn.Module:
         """Load only vision tower and projector; see `registry.load_vision_module`."""
         model = load_vision_weights(cls.MODEL_CLASS, folder, cls.VISION_KEYS, dtype=dtype)
-        _check_fixed_size(model.config.vision_config, view_size)
+        _check_fixed_size(model.config, view_size)
         return cls.make_vision_module(model)
 
     @staticmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import FixedSizeModel
@@ -25,6 +25,11 @@ class _VisionModule(nn.Module):
         self.vision_tower = model.vision_tower
         self.projector = model.multi_modal_projector
         self._layer = model.config.vision_feature_layer
+        if not isinstance(self._layer, int):
+            raise ConfigError(
+                f'model: config.json: vision_feature_layer: got {quote(self._layer)}, allowed: '
+                'one layer; copy the checkpoint again'
+            )
         self._drop_class_token = model.config.vision_feature_select_strategy == 'default'
         self._rows, self._columns = grid
         self._block = round(1 / model.config.downsample_ratio)
