@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 
+from p2d_node.checkpoints import tokenizer_limits
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.settings_limits import check_limits
 from p2d_node.checkpoints.tokenizer_limits import OUTER_SPACES
@@ -263,6 +264,16 @@ def test_a_chat_template_that_is_too_long_is_refused(folder):
 
 
 @pytest.mark.attack(
+    'A tokenizer that makes much of a letter which the text that is tried at start has not',
+    'refused: a replacement may be four times as long as what it replaces',
+)
+def test_replacements_that_grow_are_refused(folder):
+    step = {'type': 'Replace', 'pattern': {'String': 'Z'}, 'content': 'b' * 5}
+    edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=step))
+    assert 'replaces one character by 5, allowed: up to 4' in refusal(folder)
+
+
+@pytest.mark.attack(
     'A tokenizer that makes megabytes of a short text', 'refused by what its steps can add'
 )
 @pytest.mark.parametrize(
@@ -445,7 +456,9 @@ def test_the_regular_expressions_of_published_models_are_allowed_and_fast(tmp_pa
     'A chat template that writes a text which the tokenizer takes seconds for',
     'refused: what it writes is tokenized at start, in the process with 3 s and 256 MiB',
 )
-def test_a_template_that_makes_the_tokenizer_slow_is_refused(folder):
+def test_a_template_that_makes_the_tokenizer_slow_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(tokenizer_limits, 'MAX_REPLACE_GROWTH', 72)
+
     def make_slow(content):
         words = [[word, -1.0] for word in content['model']['vocab']]
         runs = [['z' * length, -1.0] for length in range(1, 257)]

@@ -74,6 +74,10 @@ MAX_GROWTH = 72
 """Largest number of characters that a tokenizer may make of one: NFKC and ByteLevel make as many,
 if each does its worst."""
 
+MAX_REPLACE_GROWTH = 4
+"""As `MAX_GROWTH`, of the replacements that a tokenizer names: of any letter, which the text that
+is tried at start may not have. Published ones make one or two."""
+
 MAX_DECODER_GROWTH = 4
 """As `MAX_GROWTH`, of the texts of tokens: an answer is decoded again for each of its tokens."""
 
@@ -141,6 +145,17 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'{what}: {" and ".join(names)}: makes {growth} characters of one, allowed: up to '
                 f'{allowed_growth}; copy the tokenizer again'
+            )
+        replaced = math.prod(
+            _growth_of_step(step)
+            for steps in parts.values()
+            for step in steps
+            if 'pattern' in step and 'content' in step
+        )
+        if replaced > MAX_REPLACE_GROWTH:
+            raise ConfigError(
+                f'{what}: {" and ".join(names)}: replaces one character by {replaced}, allowed: '
+                f'up to {MAX_REPLACE_GROWTH}; copy the tokenizer again'
             )
         for name, steps in parts.items():
             for step in steps:
