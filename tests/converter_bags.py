@@ -131,7 +131,7 @@ def pixels_of(image: BagImage) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(image.jpeg, np.uint8), cv2.IMREAD_COLOR)
 
 
-def _ros2(folder: Path, qos: Sequence[Qos] = ()) -> tuple[Path, Messages]:
+def open_ros2_bag(folder: Path, qos: Sequence[Qos] = ()) -> tuple[Path, Messages]:
     bag = folder / 'bag'
     writer = Writer(bag, version=8, storage_plugin=StoragePlugin.MCAP)
     writer.open()
@@ -149,7 +149,7 @@ def late_of_keyframes(images: Sequence[BagImage]) -> list[tuple[int, BagImage]]:
 
 
 def write_nuscenes_to_ros2bag(folder: Path, images: Sequence[BagImage]) -> Path:
-    bag, messages = _ros2(folder)
+    bag, messages = open_ros2_bag(folder)
     for log_time_ns, image in late_of_keyframes(images):
         topic = f'/{image.camera}/image_rect_compressed'
         messages.write(topic, messages.compressed(image.camera, image), log_time_ns)
@@ -158,7 +158,7 @@ def write_nuscenes_to_ros2bag(folder: Path, images: Sequence[BagImage]) -> Path:
 
 
 def write_nuscenes_to_ros2bag_chris7462(folder: Path, images: Sequence[BagImage]) -> Path:
-    bag, messages = _ros2(folder, [SENSOR_DATA])
+    bag, messages = open_ros2_bag(folder, [SENSOR_DATA])
     for image in images:
         name = image.camera.lower()
         raw = messages.raw(f'{name}_link', image, encoding='bgr8', stamp_ns=image.stamp_ns)
@@ -169,7 +169,7 @@ def write_nuscenes_to_ros2bag_chris7462(folder: Path, images: Sequence[BagImage]
 
 def write_ros2_dataset_bridge(folder: Path, images: Sequence[BagImage]) -> Path:
     """Record what the bridge publishes: one image after another, stamped when it is published."""
-    bag, messages = _ros2(folder)
+    bag, messages = open_ros2_bag(folder)
     random = np.random.default_rng(1)
     for number, image in enumerate(images):
         sweep, place = number // 6, BRIDGE_ORDER.index(image.camera)

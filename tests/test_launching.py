@@ -68,9 +68,8 @@ def test_the_full_name_of_the_node_follows_the_namespaces(pushed, namespace, ful
         ('p2d', '/car1/p2d', False),
         ('/car1/p2d', '/car2/p2d', False),
         ('/**/p2d/**', '/car1/p2d', True),
-        ('/**/**/*/**', '/car1/p2d', True),
+        ('/**/*/**', '/car1/p2d', True),
         ('/*/*/*/**', '/car1/p2d', False),
-        ('/', '/car1/p2d', False),
     ],
 )
 def test_a_parameter_file_needs_a_section_of_the_node(tmp_path, section, node, applies):
@@ -85,12 +84,12 @@ def test_a_parameter_file_needs_a_section_of_the_node(tmp_path, section, node, a
 
 @pytest.mark.attack(
     'a parameter file whose section has many wildcards: a regular expression takes hours',
-    'wildcards are matched name by name, in one pass',
+    'refused above two ** or 256 characters; others are matched name by name, in one pass',
 )
 @pytest.mark.timeout(20)
 def test_a_section_of_many_wildcards_takes_no_time(tmp_path):
     path, node = tmp_path / 'params.yaml', '/a' * 40 + '/p2d'
-    for wildcards in ('/**' * 100, '/**/*' * 20, '/**/a' * 20):
+    for wildcards in ('/**' * 100, '/**/*' * 20, '/**/a' * 20, '/**' + '/*' * 60 + '/**'):
         path.write_text(f'{wildcards}/x:\n  ros__parameters:\n    camera_names: [roof]\n')
-        with pytest.raises(ConfigError, match='needed: a section of'):
+        with pytest.raises(ConfigError, match=r'needed: a section of|got the section|got a name'):
             camera_names_in(path, node)

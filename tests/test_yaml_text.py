@@ -1,8 +1,10 @@
 import time
 
+from p2d_node.cli.parameter_file import read_drive_config
 from p2d_node.errors import ConfigError
 from p2d_node.parameter_yaml import check_parameter_yaml
 from p2d_node.retention_presets import tuned_ratios
+from p2d_node.ros.parameter_sources import check_parameter_sources
 from p2d_node.yaml_text import MAX_DEPTH, parse_yaml
 import pytest
 
@@ -13,6 +15,13 @@ MERGES = 'a0: &a0 {x: 1, y: 2}\n' + ''.join(
     f'a{n}: &a{n} {{<<: [{", ".join([f"*a{n - 1}"] * 9)}]}}\n' for n in range(1, 30)
 )
 """Merging copies: a parser needs 9 to the power of 29 steps."""
+
+LONG_KEY = f'? {"k" * 300_000}\n: {{a: 1, b: 2}}\n'
+READERS = (
+    read_drive_config,
+    lambda path: check_parameter_sources(['drive', '--ros-args', '--params-file', str(path)]),
+)
+"""Of a parameter file, in p2d and in the node."""
 
 
 @pytest.mark.attack(
@@ -31,7 +40,7 @@ def test_aliases_are_refused(text):
     'A section of a parameter file is named by many wildcards, or by a regular expression',
     'refused before rclpy compares it with the name of the node, which could take hours',
 )
-@pytest.mark.parametrize('name', ['/**' * 3, '/(a+)+b', '/***', '/**/' + 'a/' * 200, ''])
+@pytest.mark.parametrize('name', ['/**' * 3, '/(a+)+b', '/***', ''])
 def test_a_section_is_named_as_a_node_is(name):
     text = '"{}": {{ros__parameters: {{stop: 1}}}}'
     with pytest.raises(ConfigError, match=r'^a.yaml: got the section .*, allowed: the name of a'):
@@ -39,6 +48,48 @@ def test_a_section_is_named_as_a_node_is(name):
     for usual in ('/**', '/*/p2d', '/fleet/car_1/p2d', 'p2d', '/**/p2d'):
         check_parameter_yaml(text.format(usual), 'a.yaml')
     check_parameter_yaml('/fleet: {car_1: {p2d: {ros__parameters: {stop: 1}}}}', 'a.yaml')
+
+
+@pytest.mark.attack(
+    'a parameter file of 1 MiB with a name of megabytes, or long names of groups, of thousands of '
+    'values; perhaps with an error at its end',
+    'refused by p2d and the node: a name has up to 256 characters with those of its groups',
+)
+@pytest.mark.parametrize(
+    ('text', 'got'),
+    [
+        (LONG_KEY, 'a name of 300000 characters'),
+        ('/**/' + 'a/' * 200 + ': {ros__parameters: {stop: 1}}', 'a name of 404 characters'),
+        (f'{"a" * 127}: {{{"b" * 127}: {{c: 1}}}}', 'a name of 257 characters'),
+        ('? [a, b]\n: 1\n', 'a list or group as a name'),
+        ('? {a: {b: 1}}\n: 1\n', 'a list or group as a name'),
+    ],
+    ids=['key', 'section', 'joined', 'list', 'group'],
+)
+def test_a_name_has_a_limit_with_those_of_its_groups(tmp_path, text, got):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(text)
+    match = f'drive.yaml: line 1: got {got}, allowed: a text of up to 256 characters'
+    for read in READERS:
+        with pytest.raises(ConfigError, match=match):
+            read(path)
+    check_parameter_yaml(f'{"a" * 127}: {{{"b" * 127}: 1}}', 'a.yaml')
+
+
+@pytest.mark.attack(
+    'such a parameter file with an error at its end, up to which ROS reads all values',
+    'a file that is not YAML is refused before ROS reads it',
+)
+@pytest.mark.parametrize(
+    ('end', 'reason'),
+    [('\t[', 'found character'), ('x: &a 1\ny: &a 1\n', 'second occurrence')],
+)
+def test_an_error_at_the_end_of_a_file_hides_nothing(tmp_path, end, reason):
+    path = tmp_path / 'drive.yaml'
+    path.write_text(LONG_KEY + end)
+    for read in READERS:
+        with pytest.raises(ConfigError, match=rf'drive.yaml: not YAML: (line \d: )?{reason}'):
+            read(path)
 
 
 @pytest.mark.attack(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 from p2d_node.errors import ConfigError, quote
-from p2d_node.yaml_text import check_plain, FAST_LOADER
+from p2d_node.yaml_text import check_plain, FAST_LOADER, yaml_reason
 import yaml
 
 SECTION = re.compile(r'/?(\w+|\*{1,2})(/+(\w+|\*{1,2}))*/?', re.ASCII)
 """Names of nodes; rclpy makes a regular expression of them."""
 
-MAX_SECTION_CHARACTERS = 256
+MAX_NAME_CHARACTERS = 256
+"""Of a name with those of the groups around it, which rcl and p2d write before each value."""
+
 MAX_SECTION_WILDCARDS = 2
 """** in the name of a section; the time of the regular expression grows with each as a power."""
 
@@ -23,12 +25,13 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
     YAML documents too.
 
     Args:
-        text: The YAML; text that is no YAML is not refused here.
+        text: The YAML.
         where: The file or the parameter, for messages.
 
     Raises:
         ConfigError: A list or group in a list, a name that is set twice, a second document, a
-            section whose name is none of a node, or YAML that is not plain.
+            section whose name is none of a node, a name that is no text or too long, or text that
+            is not YAML, or not plain.
     """
     try:
         check_plain(text)
@@ -41,9 +44,9 @@ def check_parameter_yaml(text: str | bytes, where: str) -> None:
             _check_node(document, '', where)
     except ValueError as err:
         raise ConfigError(f'{where}: {err}') from err
-    except yaml.YAMLError:
-        # The reader of the values says why. PyYAML is stricter than rcl in a few characters.
-        return
+    except yaml.YAMLError as err:
+        # rcl would read all that is before the error.
+        raise ConfigError(f'{where}: not YAML: {yaml_reason(err)}; correct it') from err
 
 
 def _check_node(node: yaml.Node, name: str, where: str) -> None:
@@ -63,7 +66,9 @@ def _is_flat(node: yaml.SequenceNode) -> bool:
 def _check_mapping(mapping: yaml.MappingNode, prefix: str, where: str) -> None:
     lines: dict[str, int] = {}
     for key, value in mapping.value:
-        name, line = str(key.value), key.start_mark.line + 1
+        line = key.start_mark.line + 1
+        _check_name(key, prefix, f'{where}: line {line}')
+        name = key.value
         full_name = f'{prefix}.{name}' if prefix else name
         if name in lines:
             raise ConfigError(
@@ -77,14 +82,21 @@ def _check_mapping(mapping: yaml.MappingNode, prefix: str, where: str) -> None:
         _check_node(value, '' if name == 'ros__parameters' else full_name, where)
 
 
+def _check_name(key: yaml.Node, prefix: str, where: str) -> None:
+    is_text = isinstance(key, yaml.ScalarNode)
+    num_characters = len(key.value) + (len(prefix) + len('.') if prefix else 0)
+    if not is_text or num_characters > MAX_NAME_CHARACTERS:
+        got = f'a name of {num_characters} characters' if is_text else 'a list or group as a name'
+        raise ConfigError(
+            f'{where}: got {got}, allowed: a text of up to {MAX_NAME_CHARACTERS} characters, with '
+            'the names of the groups around it; write a shorter name'
+        )
+
+
 def _check_section(name: str, where: str) -> None:
-    if (
-        len(name) > MAX_SECTION_CHARACTERS
-        or name.count('**') > MAX_SECTION_WILDCARDS
-        or not SECTION.fullmatch(name)
-    ):
+    if name.count('**') > MAX_SECTION_WILDCARDS or not SECTION.fullmatch(name):
         raise ConfigError(
             f'{where}: got the section {quote(name)}, allowed: the name of a node with its '
-            f'namespace, of up to {MAX_SECTION_CHARACTERS} characters, with * for one name and up '
-            f'to {MAX_SECTION_WILDCARDS} times ** for any number of them'
+            f'namespace, with * for one name and up to {MAX_SECTION_WILDCARDS} times ** for any '
+            'number of them'
         )

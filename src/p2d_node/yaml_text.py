@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2d_node.errors import first_line
 import yaml
 
 MAX_YAML_BYTES = 1 << 20
@@ -67,6 +68,13 @@ def _place(mark: Any) -> str:
     return f'line {mark.line + 1}: ' if mark else ''
 
 
+def yaml_reason(err: yaml.YAMLError) -> str:
+    """Return why a text is not YAML, as one line with the line number."""
+    if isinstance(err, yaml.MarkedYAMLError):
+        return f'{_place(err.problem_mark or err.context_mark)}{err.problem or err.context}'
+    return first_line(err)
+
+
 def parse_yaml(text: str | bytes) -> Any:
     """Return the content of a YAML text.
 
@@ -76,9 +84,7 @@ def parse_yaml(text: str | bytes) -> Any:
     try:
         check_plain(text)
         return yaml.load(text, PlainLoader)
-    except yaml.MarkedYAMLError as err:
-        where = _place(err.problem_mark or err.context_mark)
-        raise ValueError(f'{where}{err.problem or err.context}') from err
+    except yaml.YAMLError as err:
+        raise ValueError(yaml_reason(err)) from err
     except Exception as err:  # what tags construct raises errors of many classes
-        reason = str(err).strip() or type(err).__name__
-        raise ValueError(reason.splitlines()[0]) from err
+        raise ValueError(first_line(err)) from err

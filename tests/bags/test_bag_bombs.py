@@ -1,5 +1,6 @@
 """Bags of a few kilobytes that claim or hold more than fits into memory."""
 
+from collections.abc import Sequence
 from contextlib import closing
 import json
 import os
@@ -20,6 +21,7 @@ import page_bombs
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
+import yaml
 
 FOUR_GB = 1 << 32
 ALIASES = '- &a {history: 1, depth: 1, lifespan: {sec: 0, nsec: 0}}\n- *a\n'
@@ -35,6 +37,18 @@ def refuse(bag: Path, reason: str) -> None:
         ConfigError, match=f'^bag: {bag} (cannot be read|is damaged): .*({reason})'
     ):
         read_all(bag)
+
+
+def name_compressed_files(bag: Path, names: Sequence[str]) -> None:
+    """Say in the metadata of a bag that these are its files, each compressed as a whole."""
+    path = bag / 'metadata.yaml'
+    metadata = yaml.safe_load(path.read_text())
+    metadata['rosbag2_bagfile_information'] |= {
+        'compression_format': 'zstd',
+        'compression_mode': 'FILE',
+        'relative_file_paths': list(names),
+    }
+    path.write_text(yaml.safe_dump(metadata))
 
 
 def change(file: Path, statement: str, *values: object) -> None:
@@ -187,6 +201,20 @@ def test_the_records_of_a_file_have_a_limit(tmp_path, is_indexed):
 
 
 @pytest.mark.attack(
+    'an MCAP file of 25 kB without an index, whose chunks hold definitions of 256 MB',
+    'refused above 16 MiB of definitions and a 16th of its data, in chunks and outside',
+)
+@pytest.mark.parametrize('in_chunks', [True, False])
+def test_the_definitions_of_a_file_have_a_limit(tmp_path, in_chunks):
+    content = bombs.record(3, bombs.number(1, 2), *map(bombs.text, ('T', '', 'a' * (6 << 20))))
+    packed, path = zstd.compress(content), tmp_path / 'bag.mcap'
+    part = bombs.chunk(packed, len(content), 'zstd') if in_chunks else content
+    bombs.write_mcap(path, bombs.schema_and_channel() + part * 3)
+    refuse(path, r'got definitions of 1887\d{4} bytes, allowed: at most 1[67]\d{6}')
+    assert read_all(bombs.write_mcap(path, part * 2 + bombs.schema_and_channel())) == []
+
+
+@pytest.mark.attack(
     'a bag of 100 kB, compressed as a file, of 1 GB of empty records or of entries of an index',
     'refused above 262,144 records, unless the bag has 2 bytes for each, or a 16 MiB index',
 )
@@ -204,10 +232,7 @@ def test_a_compressed_file_has_limits_of_its_compressed_size(tmp_path, record, i
     bombs.write_mcap(file, data, [summary] if is_index else ())
     packed = file.rename(file.with_name('bag.mcap.zstd'))
     packed.write_bytes(zstd.compress(packed.read_bytes()))
-    metadata = tmp_path / 'bag' / 'metadata.yaml'
-    text = metadata.read_text().replace(file.name, packed.name)
-    text = text.replace("compression_format: ''", 'compression_format: zstd')
-    metadata.write_text(text.replace("compression_mode: ''", 'compression_mode: FILE'))
+    name_compressed_files(tmp_path / 'bag', [packed.name])
     assert peak_growth_bytes(lambda: refuse(tmp_path / 'bag', reason)) < 48 << 20
 
 
@@ -263,7 +288,30 @@ def test_a_file_is_decompressed_up_to_a_limit(tmp_path, monkeypatch):
     file.write_bytes(bombs.zstd_of_zeros(1 << 15, claimed=FOUR_GB)[:16_000])
     monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 1 << 20)
     monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-    refuse(tmp_path / 'bag', 'got a file, decompressed, of .* bytes, allowed: at most 16000000;')
+    refuse(tmp_path / 'bag', r'got files, decompressed, of \d+ bytes, allowed: at most 1\d{7};')
+    assert [path.name for path in tmp_path.iterdir()] == ['bag']
+
+
+@pytest.mark.attack(
+    'a bag of 392 kB of many compressed files, each of which expands to 1 GiB',
+    'all its files, decompressed, have at most 1000 times its size (at least 1 GiB) together',
+)
+def test_the_files_of_a_bag_have_a_limit_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, 'ALWAYS_ALLOWED_FILE_BYTES', 5 << 20)
+    monkeypatch.setattr(limits, 'MAX_FILE_RATIO', 1)
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    file = bombs.write_bag(tmp_path / 'bag', 'MCAP')
+    bombs.write_mcap(file, bombs.schema_and_channel() + bombs.message(2 << 20))
+    packed = zstd.compress(file.read_bytes())
+    for count in (2, 3):
+        names = [f'{number}.mcap.zstd' for number in range(count)]
+        for name in names:
+            file.with_name(name).write_bytes(packed)
+        name_compressed_files(tmp_path / 'bag', names)
+        if count == 2:
+            with BagReader(tmp_path / 'bag'):
+                pass
+    refuse(tmp_path / 'bag', r'got files, decompressed, of \d+ bytes, allowed: at most 5242880;')
     assert [path.name for path in tmp_path.iterdir()] == ['bag']
 
 

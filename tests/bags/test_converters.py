@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 import re
 
-from converter_bags import capture, K, pixels_of, WRITERS
+from converter_bags import capture, K, open_ros2_bag, pixels_of, WRITERS
 import numpy as np
+from p2d_node.bags import ros_messages
 from p2d_node.bags.camera_images import camera_of, IMAGE_TYPES, read_camera_messages
 from p2d_node.bags.reading import BagReader
 from p2d_node.bags.writing import write_bag
 from p2d_node.camera_sync import SweepSynchronizer
-from p2d_node.cli.main import main
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.config import DriveConfig
 from p2d_node.config_parameters import config_from_parameters
 from p2d_node.errors import ConfigError
@@ -117,6 +118,32 @@ def test_sources_that_make_bag_cannot_use_are_named(tmp_path, capsys):
         assert main(['make-bag', '--from-mcap', str(source), '--out', str(tmp_path / 'out')]) == 2
         assert re.search(reason, capsys.readouterr().err)
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.attack(
+    'a bag with images or calibrations whose stamps are no time',
+    'one line that names topic and stamp, and no bag',
+)
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+@pytest.mark.parametrize('stamp', [(-5, 0), (5, 4_294_967_295), (2**31 - 1, 1)])
+@pytest.mark.parametrize('kind', ['compressed', 'camera_info'])
+def test_a_stamp_that_is_no_time_is_named(tmp_path, capsys, kind, stamp, storage):
+    bag, messages = open_ros2_bag(tmp_path)
+    image = capture(1)[0]
+    message = messages.compressed('x', image)
+    if kind == 'camera_info':
+        message = ros_messages.camera_info(message.header, 90, 160, np.array(K))
+    message.header.stamp.sec, message.header.stamp.nanosec = stamp
+    messages.write('/CAM_FRONT/x', message, image.stamp_ns)
+    messages.writer.close()
+    out = tmp_path / 'out'
+    options = ['--from-mcap', str(bag), '--out', str(out), '--storage', storage]
+    assert main(['make-bag', *options]) == EXIT_BAD_INPUT
+    error = capsys.readouterr().err
+    sec, nanosec = stamp
+    assert f"'/CAM_FRONT/x': got a stamp of {sec} s and {nanosec} ns, allowed: 0 to" in error
+    assert error.count('\n') == 1
+    assert not out.exists()
 
 
 def test_two_image_topics_of_one_camera_are_refused(tmp_path):

@@ -58,12 +58,14 @@ PREDICTIONS = {
 
 
 @pytest.mark.attack(
-    'a data set or answers with texts of a million words, all of which are compared',
-    'a reference above 4,096 words is refused; of an answer the first 4,096 words count',
+    'a data set or answers with texts of a million words, or one word of megabytes',
+    'a reference has up to 4,096 words and 65,536 characters; of an answer the first 4,096 words '
+    'count',
 )
-def test_words_that_are_compared_have_a_limit(data):
+@pytest.mark.parametrize('reference', ['ab ' * (1 << 20), 'a' * (1 << 20), 'a ' * 4097])
+def test_words_that_are_compared_have_a_limit(data, reference):
     content = json.loads(data.read_text())
-    content['s']['key_frames']['f1']['QA']['planning'][0]['A'] = 'ab ' * (1 << 20)
+    content['s']['key_frames']['f1']['QA']['planning'][0]['A'] = reference
     data.write_text(json.dumps(content))
 
     def read():

@@ -5,6 +5,7 @@ import shutil
 
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
+from p2d_node.evaluation import drivelmm_o1_questions
 from p2d_node.evaluation.data_formats import recognize_format
 from p2d_node.evaluation.drivelmm_o1_questions import read_o1_questions
 from p2d_node.evaluation.drivelmm_o1_scores import (
@@ -76,6 +77,31 @@ def test_a_list_and_an_object_of_items_are_read_alike(data, items):
     assert third.reference == 'Its lights are on.\nFinal Answer: B) Braking.'
     assert len(third.images) == 6
     assert [q.is_choice for q in questions] == [False, False, True, True] * 2
+
+
+@pytest.mark.attack(
+    'an idx of 400 MB, which is matched for a minute',
+    'refused above 256 characters, before it is matched',
+)
+def test_the_length_of_an_idx_is_checked_first(data, items, monkeypatch):
+    data.write_text(json.dumps([items[0] | {'idx': 'a' + '_1' * 128}]))
+    monkeypatch.setattr(drivelmm_o1_questions, 'ID', None)  # nothing can be matched
+    with pytest.raises(ConfigError, match=r'needed: an idx like .* of up to 256 characters'):
+        read_o1_questions(data)
+
+
+@pytest.mark.attack(
+    'data of hundreds of megabytes with one long reference, or one long word',
+    'a reference has up to 4,096 words and 65,536 characters',
+)
+@pytest.mark.parametrize('field', ['steps', 'final_answer'])
+@pytest.mark.parametrize('text', ['&' * 65_537, 'a ' * 4097], ids=['word', 'words'])
+def test_a_reference_has_a_limit(data, items, field, text):
+    data.write_text(json.dumps([items[0] | {field: text}]))
+    with pytest.raises(
+        ConfigError, match=r'idx .s_f0_0.*its reference has more than 4096 words or 65536 char'
+    ):
+        read_o1_questions(data)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,6 @@ def refusal(*arguments: str) -> str:
     ('content', 'reason'),
     [
         ('/**:\n  ros__parameters:\n    questions: [a, 1]\n', 'Sequence should be of same type'),
-        ('/**:\n  ros__parameters:\n\tmodel: p2d-mini\n', 'near line 2'),
         ('model: p2d-mini\n', 'Cannot have a value before ros__parameters'),
         ('/**:\n  ros__parameters:\n    model:\n', 'No value at line 3'),
         (None, 'Error opening YAML file'),
@@ -71,6 +70,13 @@ def test_a_parameter_file_that_rcl_refuses_is_named_with_the_reason(
 )
 def test_a_ros_argument_that_rcl_refuses_is_named(ros_domain, arguments, reason):
     assert reason in refusal(*arguments)
+
+
+def test_a_parameter_file_that_is_not_yaml_is_named_with_the_reason(ros_domain, tmp_path):
+    path = tmp_path / 'drive.yaml'
+    path.write_text('/**:\n  ros__parameters:\n\tmodel: p2d-mini\n')
+    reason = 'not YAML: line 3: found character that cannot start any token; correct it'
+    assert refusal('--params-file', str(path)) == f'{path}: {reason}'
 
 
 def test_a_list_in_a_list_is_refused_which_rcl_would_join_to_one(ros_domain, tmp_path):

@@ -9,12 +9,12 @@ from typing import Any
 
 from p2d_node.bags import ros_messages
 from p2d_node.bags.image_files import to_bag_image
-from p2d_node.bags.reading import BagReader
+from p2d_node.bags.reading import BagReader, SerializedMessage
 from p2d_node.bags.records import BagImage, UNCALIBRATED
 from p2d_node.errors import ConfigError, quote
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.sweep_timing import OffsetLearner
-from p2d_node.units import NS_PER_MS
+from p2d_node.units import MAX_STAMP_NS, NS_PER_MS, NS_PER_S
 
 TYPE_OF_TRANSPORT = {'raw': ros_messages.RAW_IMAGE, 'compressed': ros_messages.COMPRESSED_IMAGE}
 IMAGE_TYPES = tuple(TYPE_OF_TRANSPORT.values())
@@ -103,8 +103,8 @@ def learn_exposure_offsets(
         if (camera := cameras.get(recorded.topic)) is None:
             continue
         with bag.faults():
-            message = ros_messages.deserialize(recorded.data, bag.topics[recorded.topic])
-            learner.add(camera, ros_messages.stamp_ns_of(message), recorded.log_time_ns)
+            _, stamp_ns = _deserialize(bag, recorded)
+            learner.add(camera, stamp_ns, recorded.log_time_ns)
         if learner.ready(recorded.log_time_ns):
             break
     known_ns = {camera: round(ms * NS_PER_MS) for camera, ms in known_ms.items()}
@@ -124,9 +124,25 @@ def read_camera_messages(bag: BagReader, types: tuple[str, ...]) -> Iterator[Cam
         if camera is None:
             continue
         with bag.faults():
-            message = ros_messages.deserialize(recorded.data, bag.topics[recorded.topic])
-            stamp_ns = ros_messages.stamp_ns_of(message)
+            message, stamp_ns = _deserialize(bag, recorded)
         yield CameraMessage(camera, stamp_ns, message)
+
+
+def _deserialize(bag: BagReader, recorded: SerializedMessage) -> tuple[Any, int]:
+    """Return a message and the stamp in its header, nanoseconds since the epoch.
+
+    Raises:
+        ValueError: The stamp is not one that a ROS node may set.
+    """
+    message = ros_messages.deserialize(recorded.data, bag.topics[recorded.topic])
+    stamp = message.header.stamp
+    stamp_ns = ros_messages.stamp_ns_of(message)
+    if stamp.nanosec >= NS_PER_S or not 0 <= stamp_ns <= MAX_STAMP_NS:
+        raise ValueError(
+            f'{quote(recorded.topic)}: got a stamp of {stamp.sec} s and {stamp.nanosec} ns, '
+            f'allowed: 0 to {MAX_STAMP_NS // NS_PER_S} s in all, and less than 1e9 ns'
+        )
+    return message, stamp_ns
 
 
 def _topics_of_cameras(bag: BagReader, types: tuple[str, ...]) -> dict[str, str]:

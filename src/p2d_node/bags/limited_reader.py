@@ -12,6 +12,7 @@ from types import MappingProxyType
 from p2d_node.bags.limits import (
     bag_bytes,
     check_bytes,
+    limit_files,
     limit_rosbags,
     max_content_bytes,
     max_index_bytes,
@@ -112,7 +113,8 @@ class _Directory(reader.DirectoryReader):
                 return min(super()._file_bytes(), num_bytes)
 
         self.STORAGE_PLUGINS = {'mcap': McapOfBag, 'sqlite3': Sqlite3OfBag}
-        super().open()
+        with limit_files(num_bytes):
+            super().open()
 
     def messages(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 import copy
+from dataclasses import dataclass
 from functools import lru_cache, partial
-import os
 from pathlib import Path
 import shutil
 import struct
@@ -126,19 +128,19 @@ def decompress_chunk(compression: str, data: bytes, size: int) -> bytes:
     content = CHUNK_DECOMPRESSORS[compression](data, size)
     if len(content) != size:
         raise ValueError(f'a chunk has {len(content)} bytes, and not {size} as the file says')
-    if count_records(content) > MAX_RECORDS:
+    if sum(1 for _ in find_records(content)) > MAX_RECORDS:
         raise ValueError(f'a chunk has more than {MAX_RECORDS} records')
     return content
 
 
-def count_records(content: bytes) -> int:
-    """Return the number of records of a chunk, at most one above what a chunk may have."""
+def find_records(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield kind and length of the records of a chunk, up to one above what a chunk may have."""
     at = count = 0
     while at + RECORD.size <= len(content) and count <= MAX_RECORDS:
-        _, length = RECORD.unpack_from(content, at)
+        kind, length = RECORD.unpack_from(content, at)
+        yield kind, length
         at += RECORD.size + length
         count += 1
-    return count
 
 
 def _decompress(decompressor: _Decompressor, data: bytes, what: str, max_bytes: int) -> bytes:
@@ -164,17 +166,51 @@ class _LimitedZstd:
     @staticmethod
     def open(file: BinaryIO, mode: str) -> _LimitedFile:
         """Open a compressed file, which the reader copies to the folder for temporary files."""
-        num_bytes = os.fstat(file.fileno()).st_size
-        free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
-        return _LimitedFile(file, max_file_bytes(num_bytes, free_bytes))
+        return _LimitedFile(file, _BUDGET.get())
+
+
+@dataclass
+class _Budget:
+    """Of the files of one bag that are compressed as a whole: they lie on the disk together.
+
+    Attributes:
+        max_bytes: That they may have, decompressed.
+        num_bytes: That have been decompressed.
+    """
+
+    max_bytes: int
+    num_bytes: int = 0
+
+    def spend(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        check_bytes('files, decompressed,', self.num_bytes, self.max_bytes)
+
+
+_BUDGET: ContextVar[_Budget] = ContextVar('_BUDGET')
+"""rosbags opens the files of a bag one by one, and says nothing about the bag."""
+
+
+@contextmanager
+def limit_files(num_bytes: int) -> Iterator[None]:
+    """Limit the decompressed size of all files that are decompressed while a bag is opened.
+
+    Args:
+        num_bytes: That the bag takes on the disk.
+    """
+    free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
+    token = _BUDGET.set(_Budget(max_file_bytes(num_bytes, free_bytes)))
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
 
 
 def max_file_bytes(num_bytes: int, free_bytes: int) -> int:
-    """Return the largest decompressed size of a file.
+    """Return the largest decompressed size of the files of a bag.
 
     Args:
         num_bytes: Compressed size.
-        free_bytes: Of the disk that it is decompressed to; half of it is left to others.
+        free_bytes: Of the disk that they are decompressed to; half of it is left to others.
     """
     return min(max_content_bytes(num_bytes), free_bytes // 2)
 
@@ -206,17 +242,16 @@ def max_image_bytes(bag: Path, folder: Path) -> int:
 
 
 class _LimitedFile(zstd.ZstdFile):
-    """A compressed file that can be read up to a number of decompressed bytes."""
+    """A compressed file that can be read as far as the budget of its bag goes."""
 
-    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, budget: _Budget) -> None:
         super().__init__(file, 'rb')
-        self._num_bytes, self._max_bytes = 0, max_bytes
+        self._budget = budget
 
     def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes."""
         content = super().read(size)
-        self._num_bytes += len(content)
-        check_bytes('a file, decompressed,', self._num_bytes, self._max_bytes)
+        self._budget.spend(len(content))
         return content
 
 

@@ -11,8 +11,8 @@ import zlib
 
 from p2d_node.bags.limits import (
     check_bytes,
-    count_records,
     decompress_chunk,
+    find_records,
     max_content_bytes,
     max_index_bytes,
     MAX_RECORDS,
@@ -176,25 +176,31 @@ def check_unindexed(file: BinaryIO, start: int, end: int, file_bytes: int) -> No
         file_bytes: That the file takes on the disk.
 
     Raises:
-        ValueError: They have too many bytes, which is found before any is read, or records.
+        ValueError: They have too many bytes, which is found before any is read, or records, or
+            bytes of definitions.
     """
     allowed = max_records(file_bytes)
     max_definition_bytes = max_index_bytes(file_bytes)
     places: list[int] = []
     num_records = num_bytes = definition_bytes = 0
-    for kind, at, length, size in _find_records(file, start, end):
+
+    def count(kind: int, length: int) -> None:
+        nonlocal num_records, definition_bytes
         num_records += 1
         _check_records(num_records, allowed)
         if kind in DEFINITIONS:
             definition_bytes += length
             check_bytes('definitions', definition_bytes, max_definition_bytes)
+
+    for kind, at, length, size in _find_records(file, start, end):
+        count(kind, length)
         if kind == CHUNK:
             places.append(at)
             num_bytes += size
     _check_sum(num_bytes, file_bytes)
     for at in places:
-        num_records += count_records(_read_content(file, _read_head(file, at)))
-        _check_records(num_records, allowed)
+        for kind, length in find_records(_read_content(file, _read_head(file, at))):
+            count(kind, length)
 
 
 def _check_sum(num_bytes: int, file_bytes: int) -> None:

@@ -34,6 +34,9 @@ class Tag(IntEnum):
 MAX_ID_CHARACTERS = 256
 """Of the names of a scene and a frame, which are in the id of each question; and of a camera."""
 
+MAX_REFERENCE_CHARACTERS = 1 << 16
+"""`MAX_WORDS` words of 16 characters each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriveLmQuestion:
@@ -81,15 +84,31 @@ def read_questions(path: Path) -> list[DriveLmQuestion]:
     if not any(question.reference is None or question.reference.strip() for question in questions):
         raise ConfigError(f'{path}: every reference answer is empty; copy the file again')
     for question in questions:
-        if len((question.reference or '').split(maxsplit=MAX_WORDS)) > MAX_WORDS:
-            raise ConfigError(
-                f'{path}: question {question.id}: its reference has more than {MAX_WORDS} words, '
-                'allowed: up to these; copy the file again'
-            )
+        check_reference(f'{path}: question {question.id}', question.reference or '')
     twice = first_duplicate(question.id for question in questions)
     if twice is not None:
         raise ConfigError(f'{path}: the id {twice} occurs twice')
     return questions
+
+
+def check_reference(where: str, *parts: str) -> None:
+    """Check the size of a reference.
+
+    Args:
+        where: File and question, for the message.
+        parts: The texts that it has.
+
+    Raises:
+        ConfigError: Together they have too many characters or words.
+    """
+    if (
+        sum(map(len, parts)) > MAX_REFERENCE_CHARACTERS
+        or sum(len(part.split()) for part in parts) > MAX_WORDS
+    ):
+        raise ConfigError(
+            f'{where}: its reference has more than {MAX_WORDS} words or '
+            f'{MAX_REFERENCE_CHARACTERS} characters, allowed: up to these; copy the file again'
+        )
 
 
 def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:

@@ -18,7 +18,7 @@ from typing import Any
 from p2d_node.bags.image_files import image_names
 from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError, quote
-from p2d_node.evaluation.drivelm_questions import camera_of, MAX_ID_CHARACTERS
+from p2d_node.evaluation.drivelm_questions import camera_of, check_reference, MAX_ID_CHARACTERS
 from p2d_node.evaluation.predictions import first_duplicate
 
 TEXTS = ('idx', 'question', 'steps', 'final_answer')
@@ -87,12 +87,14 @@ def _read_item(path: Path, number: int, item: Any) -> DriveLmmO1Question:
                 f'{where}: has no text {name}; needed: {", ".join(TEXTS)} and image, as in '
                 "DriveLMM-o1's test file"
             )
-    parts = ID.fullmatch(fields['idx'])
-    if parts is None or len(fields['idx']) > MAX_ID_CHARACTERS:
+    # The length comes first: the expression takes time for each character.
+    parts = ID.fullmatch(fields['idx']) if len(fields['idx']) <= MAX_ID_CHARACTERS else None
+    if parts is None:
         raise ConfigError(
             f'{where}: needed: an idx like <scene>_<frame>_<number> of up to {MAX_ID_CHARACTERS} '
             'characters'
         )
+    check_reference(where, fields['steps'], fields['final_answer'])
     return DriveLmmO1Question(
         id=fields['idx'],
         keyframe=parts[1],

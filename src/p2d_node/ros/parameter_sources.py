@@ -19,7 +19,7 @@ FILE_OPTION, VALUE_OPTIONS = '--params-file', ('-p', '--param')
 def check_parameter_sources(args: Sequence[str]) -> None:
     """Check the parameters of a command line before rcl reads them, which can take hours.
 
-    A file that is missing or is no YAML passes: rcl says why it cannot be read.
+    A file that is missing passes: rcl says that it cannot be read.
 
     Args:
         args: Command line with ROS arguments.
