@@ -315,6 +315,30 @@ def test_the_files_of_a_bag_have_a_limit_together(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['bag']
 
 
+@pytest.mark.attack(
+    'a bag of 43 kB of many compressed files, each of which has an index or definitions of 16 MiB',
+    'those of all files have at most 16 MiB and a 16th of the bag together',
+)
+@pytest.mark.parametrize('is_indexed', [True, False])
+def test_the_indexes_of_a_bag_have_a_limit_together(tmp_path, monkeypatch, is_indexed):
+    monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+    file = bombs.write_bag(tmp_path / 'bag', 'MCAP')
+    if not is_indexed:
+        bombs.write_mcap(file, bombs.schema_and_channel() + bombs.message(1))
+    packed = zstd.compress(file.read_bytes())
+    file.unlink()
+    names = [f'{number}.mcap.zstd' for number in range(40)]
+    for name in names:
+        file.with_name(name).write_bytes(packed)
+    name_compressed_files(tmp_path / 'bag', names)
+    with BagReader(tmp_path / 'bag'):
+        pass
+    monkeypatch.setattr(limits, 'MIN_INDEX_BYTES', 2000)
+    monkeypatch.setattr(limits, 'INDEX_RATIO', 1 << 20)
+    reason = r'got indexes or definitions of all files of \d+ bytes, allowed: at most 2000'
+    refuse(tmp_path / 'bag', reason)
+
+
 def test_half_of_the_free_space_is_left():
     assert limits.max_file_bytes(10, 1 << 40) == 1 << 30
     assert limits.max_file_bytes(10 << 20, 1 << 40) == 10_000 << 20

@@ -54,6 +54,7 @@ class _Mcap(McapReader):
         assert self.bio is not None
         num_bytes = self.bio.seek(0, os.SEEK_END) - self.data_end
         check_bytes('an index', num_bytes, max_index_bytes(self._file_bytes()))
+        self._note_kept(num_bytes)
         super().read_index()
 
     def meta_scan(self) -> None:
@@ -64,8 +65,13 @@ class _Mcap(McapReader):
         """Check the chunks of a file without an index, which are read for that; once."""
         assert self.bio is not None
         if not self._is_checked:
-            check_unindexed(self.bio, self.data_start, self.data_end, self._file_bytes())
+            self._note_kept(
+                check_unindexed(self.bio, self.data_start, self.data_end, self._file_bytes())
+            )
         self._is_checked = True
+
+    def _note_kept(self, num_bytes: int) -> None:
+        """Note how much of the file is kept while it is open."""
 
     def _file_bytes(self) -> int:
         return stored_bytes(Path(str(self.path)))
@@ -103,10 +109,17 @@ class _Directory(reader.DirectoryReader):
         _check_metadata(folder / 'metadata.yaml')
         self._num_bytes = num_bytes = bag_bytes(folder)
 
-        # Files may have been compressed as a whole.
+        kept: list[int] = []
+
+        # Files may have been compressed as a whole, and are open together.
         class McapOfBag(_Mcap):
             def _file_bytes(self) -> int:
                 return min(super()._file_bytes(), num_bytes)
+
+            def _note_kept(self, num_kept: int) -> None:
+                kept.append(num_kept)
+                what = 'indexes or definitions of all files'
+                check_bytes(what, sum(kept), max_index_bytes(num_bytes))
 
         class Sqlite3OfBag(_Sqlite3):
             def _file_bytes(self) -> int:

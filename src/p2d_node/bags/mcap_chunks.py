@@ -166,7 +166,7 @@ def check_chunks(chunks: Collection[_Chunk], file_bytes: int) -> None:
     _check_sum(sum(chunk.uncompressed_size for chunk in chunks), file_bytes)
 
 
-def check_unindexed(file: BinaryIO, start: int, end: int, file_bytes: int) -> None:
+def check_unindexed(file: BinaryIO, start: int, end: int, file_bytes: int) -> int:
     """Check what an MCAP file without an index, and its chunks, have together.
 
     Args:
@@ -174,6 +174,9 @@ def check_unindexed(file: BinaryIO, start: int, end: int, file_bytes: int) -> No
         start: Where its first chunk may begin.
         end: Where the last one ends.
         file_bytes: That the file takes on the disk.
+
+    Returns:
+        The number of bytes of its definitions.
 
     Raises:
         ValueError: They have too many bytes, which is found before any is read, or records, or
@@ -201,6 +204,7 @@ def check_unindexed(file: BinaryIO, start: int, end: int, file_bytes: int) -> No
     for at in places:
         for kind, length in find_records(_read_content(file, _read_head(file, at))):
             count(kind, length)
+    return definition_bytes
 
 
 def _check_sum(num_bytes: int, file_bytes: int) -> None:
