@@ -19,7 +19,7 @@ from typing import Any
 from p2d_node.config import SyncConfig
 from p2d_node.errors import ConfigError
 from p2d_node.records import CameraFrame, FrameSet
-from p2d_node.sweep_timing import OffsetLearner, ShortestPeriod
+from p2d_node.sweep_timing import NO_LIMIT_NS, OffsetLearner, ShortestPeriod
 from p2d_node.units import NS_PER_MS
 
 MAX_OPEN_SWEEPS = 8
@@ -29,7 +29,8 @@ RESIDUALS_KEPT = 24
 """Sets over which the residual of a camera is taken: two seconds at 12 Hz."""
 
 FOLLOW_EVERY_FRAMES = 4
-"""Frames of the reference camera between two looks for changed exposure offsets."""
+"""Frames of the reference camera between two looks at the periods of all cameras, and for changed
+exposure offsets."""
 
 MIN_CLOCK_RATE = 0.01
 """Bounds the deadline while a simulated clock is paused."""
@@ -145,6 +146,7 @@ class SweepSynchronizer:
         self._reset_threshold_ns = round(self.config.reset_threshold_ms * NS_PER_MS)
         self._tolerance_ns = round(self.config.tolerance_ms * NS_PER_MS)
         self._periods = {name: ShortestPeriod() for name in self.cameras}
+        self._period_limit_ns = self._common_limit_ns = NO_LIMIT_NS
         self._learner = (
             OffsetLearner(self.cameras, self.reference_camera) if self.learning else None
         )
@@ -181,9 +183,7 @@ class SweepSynchronizer:
         The reference camera tells the period, and half of the cameras, so strays on one topic
         cannot make it seem long.
         """
-        limits_ns = [period.max_tolerance_ns for period in self._periods.values()]
-        reference_ns = self._periods[self.reference_camera].max_tolerance_ns
-        return min(self._tolerance_ns, reference_ns, statistics.median_low(limits_ns))
+        return min(self._tolerance_ns, self._period_limit_ns, self._common_limit_ns)
 
     def push(
         self, camera: str, stamp_ns: int, payload: Any, *, arrival_ns: int | None = None
@@ -232,7 +232,7 @@ class SweepSynchronizer:
 
     def _place(self, frame: CameraFrame, now_ns: int) -> None:
         start_ns = frame.stamp_ns - self.offsets_ns[frame.camera]
-        self._periods[frame.camera].add(frame.stamp_ns)
+        self._note_period(frame)
         sweep = self._nearest(start_ns)
         if isinstance(sweep, _ClosedSweep):
             if frame.camera in sweep.cameras:
@@ -248,6 +248,16 @@ class SweepSynchronizer:
         sweep.frames[frame.camera] = frame
         if len(sweep.frames) == len(self.cameras):
             self._close(sweep, now_ns)
+
+    def _note_period(self, frame: CameraFrame) -> None:
+        period = self._periods[frame.camera]
+        period.add(frame.stamp_ns)
+        if frame.camera != self.reference_camera:
+            return
+        self._period_limit_ns = period.max_tolerance_ns()
+        if self.counters.received[frame.camera] % FOLLOW_EVERY_FRAMES == 0:
+            limits_ns = (period.max_tolerance_ns() for period in self._periods.values())
+            self._common_limit_ns = statistics.median_low(limits_ns)
 
     def _nearest(self, start_ns: int) -> _OpenSweep | _ClosedSweep | None:
         best: _OpenSweep | _ClosedSweep | None = None

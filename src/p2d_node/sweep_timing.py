@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from itertools import pairwise
-import statistics
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ PERIODS_KEPT = 16
 
 MIN_USUAL_PERIODS = 0.5
 """Shortest period, as a share of the usual one; a frame that comes sooner is a stray."""
+
+NO_LIMIT_NS = 2**62
 
 MIN_PERIOD_NS = 2 * NS_PER_MS
 """Frames closer than this are a frame published twice, not a period."""
@@ -66,25 +68,24 @@ class ShortestPeriod:
     Any peer can send frames on its topic. Periods below half of the median are left out, and
     stamps are sorted, so fewer strays than frames change nothing; few stamps are kept, so many
     strays change it only while they come.
-
-    Attributes:
-        max_tolerance_ns: Largest tolerance, in nanoseconds, that does not reach a neighbouring
-            frame.
     """
 
     def __init__(self) -> None:
-        self.max_tolerance_ns = 2**62
         self._stamps_ns: deque[int] = deque(maxlen=PERIODS_KEPT + 1)
 
     def add(self, stamp_ns: int) -> None:
         """Add the stamp of the next frame, in order of arrival."""
         self._stamps_ns.append(stamp_ns)
+
+    def max_tolerance_ns(self) -> int:
+        """Return the largest tolerance that does not reach a neighbouring frame, nanoseconds."""
         gaps_ns = (after - before for before, after in pairwise(sorted(self._stamps_ns)))
-        periods_ns = [gap for gap in gaps_ns if gap >= MIN_PERIOD_NS]
-        if periods_ns:
-            usual_ns = statistics.median_low(periods_ns)
-            shortest_ns = min(p for p in periods_ns if p >= MIN_USUAL_PERIODS * usual_ns)
-            self.max_tolerance_ns = int(MAX_TOLERANCE_PERIODS * shortest_ns)
+        periods_ns = sorted(gap for gap in gaps_ns if gap >= MIN_PERIOD_NS)
+        if not periods_ns:
+            return NO_LIMIT_NS
+        usual_ns = periods_ns[(len(periods_ns) - 1) // 2]
+        shortest_ns = periods_ns[bisect_left(periods_ns, MIN_USUAL_PERIODS * usual_ns)]
+        return int(MAX_TOLERANCE_PERIODS * shortest_ns)
 
 
 class OffsetLearner:
