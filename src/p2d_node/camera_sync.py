@@ -256,7 +256,7 @@ class SweepSynchronizer:
             return
         self._period_limit_ns = period.max_tolerance_ns()
         if self.counters.received[frame.camera] % FOLLOW_EVERY_FRAMES == 0:
-            limits_ns = (period.max_tolerance_ns() for period in self._periods.values())
+            limits_ns = (each.max_tolerance_ns() for each in self._periods.values())
             self._common_limit_ns = statistics.median_low(limits_ns)
 
     def _nearest(self, start_ns: int) -> _OpenSweep | _ClosedSweep | None:

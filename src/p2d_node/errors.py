@@ -25,6 +25,11 @@ def quote(value: object) -> str:
     return f'{text[:MAX_QUOTE_CHARACTERS]}... ({len(text)} characters)'
 
 
+def cut(text: str, max_characters: int) -> str:
+    """Return a text for a person, shortened if it is long."""
+    return text if len(text) <= max_characters else f'{text[:max_characters]}...'
+
+
 CONTROLS = (*range(32), *range(127, 160), 0x2028, 0x2029)
 TEXT_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 SURROGATES = range(0xD800, 0xE000)

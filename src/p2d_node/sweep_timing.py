@@ -230,11 +230,12 @@ def _find_offset_ns(stamps: Stamps, references: Stamps) -> int:
         return 0
     nearest = np.searchsorted(references, stamps)[:, None] + np.arange(-2, 2)
     near = (stamps[:, None] - references[nearest.clip(0, len(references) - 1)]).ravel()
-    same = abs(near - near[:, None]) <= _jitter_ns(stamps, references)
+    jitter_ns = _jitter_ns(stamps, references)
+    same = abs(near - near[:, None]) <= jitter_ns
     offsets = np.array([np.median(near[row]) for row in same], np.int64)
     missed, unmatched = (side.mean(axis=1) for side in _misses(offsets, stamps, references))
     num_references = ((references >= stamps[0]) & (references <= stamps[-1])).sum()
     if len(stamps) > MORE_FRAMES * num_references:
         missed = unmatched
     offset_ns = offsets[np.lexsort((abs(offsets), missed))[0]]
-    return int(np.median(near[abs(near - offset_ns) <= _jitter_ns(stamps, references)]))
+    return int(np.median(near[abs(near - offset_ns) <= jitter_ns]))

@@ -7,10 +7,13 @@ from contextlib import closing, suppress
 import os
 from pathlib import Path
 import sqlite3
+import sys
 from types import MappingProxyType
+from typing import Any
 
 from p2d_node.bags.limits import (
     bag_bytes,
+    Budget,
     check_bytes,
     limit_files,
     limit_rosbags,
@@ -41,7 +44,27 @@ TABLES = {
 """Tables that rosbags reads, and the largest size of their values."""
 
 
-class _Mcap(McapReader):
+class _BagFile:
+    """A file of its own, or one of a bag that may have been compressed as a whole.
+
+    Attributes:
+        bag_bytes: That the bag takes on the disk.
+        kept: Of the bag, whose files are open together, for indexes or definitions.
+    """
+
+    bag_bytes = sys.maxsize
+    kept: Budget | None = None
+    path: Any
+
+    def _file_bytes(self) -> int:
+        return min(stored_bytes(Path(str(self.path))), self.bag_bytes)
+
+    def _note_kept(self, num_bytes: int) -> None:
+        if self.kept is not None:
+            self.kept.spend(num_bytes)
+
+
+class _Mcap(_BagFile, McapReader):
     def open(self) -> None:
         self._is_checked = False
         super().open()
@@ -70,12 +93,6 @@ class _Mcap(McapReader):
             )
         self._is_checked = True
 
-    def _note_kept(self, num_bytes: int) -> None:
-        """Note how much of the file is kept while it is open."""
-
-    def _file_bytes(self) -> int:
-        return stored_bytes(Path(str(self.path)))
-
     def messages(
         self,
         connections: Collection[Connection],
@@ -93,14 +110,11 @@ class _Mcap(McapReader):
                 yield by_channel[channel], time_ns, data
 
 
-class _Sqlite3(Sqlite3Reader):
+class _Sqlite3(_BagFile, Sqlite3Reader):
     def open(self) -> None:
         _check_file(Path(str(self.path)))
         _check_database(Path(str(self.path)), max_records(self._file_bytes()))
         super().open()
-
-    def _file_bytes(self) -> int:
-        return stored_bytes(Path(str(self.path)))
 
 
 class _Directory(reader.DirectoryReader):
@@ -108,24 +122,12 @@ class _Directory(reader.DirectoryReader):
         folder = Path(str(self.path))
         _check_metadata(folder / 'metadata.yaml')
         self._num_bytes = num_bytes = bag_bytes(folder)
-
-        kept: list[int] = []
-
-        # Files may have been compressed as a whole, and are open together.
-        class McapOfBag(_Mcap):
-            def _file_bytes(self) -> int:
-                return min(super()._file_bytes(), num_bytes)
-
-            def _note_kept(self, num_kept: int) -> None:
-                kept.append(num_kept)
-                what = 'indexes or definitions of all files'
-                check_bytes(what, sum(kept), max_index_bytes(num_bytes))
-
-        class Sqlite3OfBag(_Sqlite3):
-            def _file_bytes(self) -> int:
-                return min(super()._file_bytes(), num_bytes)
-
-        self.STORAGE_PLUGINS = {'mcap': McapOfBag, 'sqlite3': Sqlite3OfBag}
+        what = 'indexes or definitions of all files'
+        shared = {'bag_bytes': num_bytes, 'kept': Budget(what, max_index_bytes(num_bytes))}
+        self.STORAGE_PLUGINS = {
+            name: type(name, (reader_class,), shared)
+            for name, reader_class in (('mcap', _Mcap), ('sqlite3', _Sqlite3))
+        }
         with limit_files(num_bytes):
             super().open()
 

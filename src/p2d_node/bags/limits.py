@@ -170,23 +170,26 @@ class _LimitedZstd:
 
 
 @dataclass
-class _Budget:
-    """Of the files of one bag that are compressed as a whole: they lie on the disk together.
+class Budget:
+    """Of all files of one bag together.
 
     Attributes:
-        max_bytes: That they may have, decompressed.
-        num_bytes: That have been decompressed.
+        what: What of them is limited, for the message.
+        max_bytes: That it may have.
+        num_bytes: That it has so far.
     """
 
+    what: str
     max_bytes: int
     num_bytes: int = 0
 
     def spend(self, num_bytes: int) -> None:
+        """Add what one more file has; raises `ValueError` if that is too much."""
         self.num_bytes += num_bytes
-        check_bytes('files, decompressed,', self.num_bytes, self.max_bytes)
+        check_bytes(self.what, self.num_bytes, self.max_bytes)
 
 
-_BUDGET: ContextVar[_Budget] = ContextVar('_BUDGET')
+_BUDGET: ContextVar[Budget] = ContextVar('_BUDGET')
 """rosbags opens the files of a bag one by one, and says nothing about the bag."""
 
 
@@ -198,7 +201,8 @@ def limit_files(num_bytes: int) -> Iterator[None]:
         num_bytes: That the bag takes on the disk.
     """
     free_bytes = shutil.disk_usage(tempfile.gettempdir()).free
-    token = _BUDGET.set(_Budget(max_file_bytes(num_bytes, free_bytes)))
+    budget = Budget('files, decompressed,', max_file_bytes(num_bytes, free_bytes))
+    token = _BUDGET.set(budget)
     try:
         yield
     finally:
@@ -244,7 +248,7 @@ def max_image_bytes(bag: Path, folder: Path) -> int:
 class _LimitedFile(zstd.ZstdFile):
     """A compressed file that can be read as far as the budget of its bag goes."""
 
-    def __init__(self, file: BinaryIO, budget: _Budget) -> None:
+    def __init__(self, file: BinaryIO, budget: Budget) -> None:
         super().__init__(file, 'rb')
         self._budget = budget
 

@@ -92,7 +92,7 @@ class ProtobufMcapReader:
             return
         check_bytes('an index', num_bytes - start, max_index_bytes(self._file_bytes))
         self._file.seek(start)
-        # SeekingReader would decompress a chunk to whatever size it has.
+        # SeekingReader decompresses a chunk in the index, without a limit.
         index = StreamReader(self._file, skip_magic=True, emit_chunks=True).records
         if any(isinstance(record, Chunk) for record in index):
             raise ValueError('got a chunk in the index; write another with: mcap recover')

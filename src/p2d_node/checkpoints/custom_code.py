@@ -14,7 +14,7 @@ CODE_KEYS = ('auto_map', 'custom_pipelines')
 """Keys that name classes in Python files of the folder or of a repository."""
 
 IMPLEMENTATION_KEY = re.compile(r'.*implementation(_internal)?')
-"""Its value may be `owner/repository`, a kernel that is downloaded and run."""
+"""Chooses kernels. Its value may be `owner/repository`, a kernel that is downloaded and run."""
 
 IMPLEMENTATION = re.compile(r'\w*')
 """One of transformers itself. With a prefix, as in `paged|sdpa`, it may be a kernel, too."""

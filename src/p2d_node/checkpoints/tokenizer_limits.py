@@ -160,17 +160,13 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
         for name, steps in parts.items():
             for step in steps:
                 _check_pattern(f'{what}: {name}', step.get('Regex'), name)
-    _check_word_parts(f'{what}: model', content.get('model'))
-    _check_merges(f'{what}: model', content.get('model'))
+    _check_model(f'{what}: model', content.get('model'))
     lengths = list(map(len, _words(content)))
     check_token_lengths(what, lengths)
     is_unigram = isinstance(_vocabulary(content), list)
     allowed = MAX_UNIGRAM_CHARACTERS if is_unigram else MAX_CHARACTERS
     if sum(lengths) > allowed:
-        raise ConfigError(
-            f'{what}: got tokens of {sum(lengths)} characters together, allowed: up to {allowed}; '
-            'copy the tokenizer again'
-        )
+        raise _too_many(what, f'tokens of {sum(lengths)} characters together', allowed)
 
 
 def check_token_numbers(what: str, files: Mapping[str, Mapping[str, Any]]) -> None:
@@ -264,31 +260,23 @@ def check_token_lengths(what: str, lengths: Iterable[int]) -> None:
     """
     longest = max(lengths, default=0)
     if longest > MAX_TOKEN_CHARACTERS:
-        raise ConfigError(
-            f'{what}: got a token of {longest} characters, allowed: up to '
-            f'{MAX_TOKEN_CHARACTERS}; copy the tokenizer again'
-        )
+        raise _too_many(what, f'a token of {longest} characters', MAX_TOKEN_CHARACTERS)
 
 
 def _some_steps(what: str, part: Any) -> list[Mapping[str, Any]]:
     """Return `_steps` of a part of a tokenizer; raises `ConfigError` if they are too many."""
     steps = list(islice(_steps(part), MAX_STEPS + 1))
     if len(steps) > MAX_STEPS:
-        raise ConfigError(
-            f'{what}: got more than {MAX_STEPS} steps, allowed: up to {MAX_STEPS}; '
-            'copy the tokenizer again'
-        )
+        raise _too_many(what, f'more than {MAX_STEPS} steps', MAX_STEPS)
     return steps
 
 
-def _check_word_parts(what: str, model: Any) -> None:
+def _check_model(what: str, model: Any) -> None:
     settings = model if isinstance(model, dict) else {}
     longest = settings.get('max_input_chars_per_word')
     if isinstance(longest, int) and longest > MAX_WORD_CHARACTERS:
-        raise ConfigError(
-            f'{what}: max_input_chars_per_word: got {longest}, allowed: up to '
-            f'{MAX_WORD_CHARACTERS}; copy the tokenizer again'
-        )
+        key = 'max_input_chars_per_word'
+        raise _too_many(f'{what}: {key}', str(longest), MAX_WORD_CHARACTERS)
     if settings.get('dropout'):  # each merge is tried again 1 / (1 - dropout) times
         raise ConfigError(
             f'{what}: dropout: got {quote(settings["dropout"])}, allowed: null or 0; copy the '
@@ -297,19 +285,10 @@ def _check_word_parts(what: str, model: Any) -> None:
     for key in ('continuing_subword_prefix', 'end_of_word_suffix'):
         length = len(str(settings.get(key) or ''))
         if length > MAX_AFFIX_CHARACTERS:
-            raise ConfigError(
-                f'{what}: {key}: got {length} characters, allowed: up to '
-                f'{MAX_AFFIX_CHARACTERS}; copy the tokenizer again'
-            )
-
-
-def _check_merges(what: str, model: Any) -> None:
-    merges = model.get('merges') if isinstance(model, dict) else None
+            raise _too_many(f'{what}: {key}', f'{length} characters', MAX_AFFIX_CHARACTERS)
+    merges = settings.get('merges')
     if isinstance(merges, (list, dict)) and len(merges) > MAX_MERGES:
-        raise ConfigError(
-            f'{what}: got {len(merges)} merges, allowed: up to {MAX_MERGES}; copy the tokenizer '
-            'again'
-        )
+        raise _too_many(what, f'{len(merges)} merges', MAX_MERGES)
 
 
 def _check_pattern(what: str, pattern: Any, name: str) -> None:

@@ -13,7 +13,7 @@ from p2d_node.cli.report_parts import (
     ratios_chart,
     small_jpeg,
 )
-from p2d_node.errors import ConfigError, ImageDecodeError
+from p2d_node.errors import ConfigError, cut, ImageDecodeError
 from p2d_node.evaluation.answering import read_camera_image
 from p2d_node.reports.parts import Gallery, Notes, Page, Picture, Section, Table
 
@@ -72,12 +72,9 @@ def _is_no_score(name: str) -> bool:
 
 
 def _lines(question: Any, predictions: Mapping[str, str]) -> list[str]:
-    people = [] if question.reference is None else [_cut(f'people: {question.reference}')]
-    return [_cut(predictions.get(question.id, '')), _cut(question.question), *people]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f'{text[:MAX_CHARACTERS]}...'
+    people = [] if question.reference is None else [f'people: {question.reference}']
+    lines = [predictions.get(question.id, ''), question.question, *people]
+    return [cut(line, MAX_CHARACTERS) for line in lines]
 
 
 def _story(
@@ -114,14 +111,8 @@ def _story(
 
 def _answers(questions: Sequence[Any], predictions: Mapping[str, str]) -> Table:
     rows = [
-        [
-            _cut(text)
-            for text in (
-                question.question,
-                predictions.get(question.id, ''),
-                question.reference or '',
-            )
-        ]
+        (question.question, predictions.get(question.id, ''), question.reference or '')
         for question in questions[:NUM_ANSWERS_SHOWN]
     ]
-    return Table(('question', 'answer', 'people'), rows)
+    cut_rows = [[cut(text, MAX_CHARACTERS) for text in row] for row in rows]
+    return Table(('question', 'answer', 'people'), cut_rows)

@@ -51,8 +51,8 @@ SAME_EXPORT = (
 )
 """Exports with equal values in these fields are the same."""
 
-
 EXPORT_FILES = {ONNX_FILE, ONNX_DATA_FILE}
+"""An export may have these; each engine that is built of it gets them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _open_same_export(
         if manifest.built_with.get('p2d_node') != __version__:
             return None
         if not {ONNX_FILE} <= set(manifest.artefacts) <= EXPORT_FILES:
-            return None  # an engine gets all files of its export
+            return None
         check_artefacts(folder, manifest)
         verification = _check_export(plan, folder, manifest, progress)
     except BackendUnavailableError:

@@ -14,6 +14,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer, StageTiming
 from p2d_node.config import MAX_FRAMES_PER_CAMERA
 from p2d_node.config_parameters import MAX_CAMERAS
+from p2d_node.errors import cut
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.kept_messages import KeptMessages
 from p2d_node.ros.received_bytes import read_within
@@ -66,8 +67,8 @@ TEXTS = [n for n, kind in DrivingAnswer.get_fields_and_field_types().items() if 
 
 
 @dataclass(frozen=True, slots=True)
-class _Status:
-    """The diagnostics of one part of a node."""
+class Status:
+    """The diagnostics of one part of a node, as they are kept."""
 
     level: int
     message: str
@@ -94,7 +95,7 @@ class AnswerWatcher:
         self._answers: KeptMessages[DrivingAnswer] = KeptMessages(MAX_KEPT, MAX_ANSWER_BYTES)
         self._timings: KeptMessages[StageTiming] = KeptMessages(MAX_KEPT, MAX_ANSWER_BYTES)
         self._pictures: KeptMessages[Image] = KeptMessages(PICTURES_KEPT, MAX_PICTURE_BYTES)
-        self._health: dict[str, _Status] = {}
+        self._health: dict[str, Status] = {}
         reliable = QoSProfile(depth=50)
         topics: list[tuple[str, Any, Callable[[Any], None], int]] = [
             (f'{target}/answer', DrivingAnswer, self._on_answer, MAX_MESSAGE_BYTES),
@@ -175,8 +176,7 @@ class AnswerWatcher:
             self._timings.add(message, BYTES_PER_CHARACTER * len(frame_id))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        ours = [s for s in message.status if s.name.startswith(self._prefix)][:MAX_STATUSES]
-        health = {cut(s.name, MAX_NAME_CHARACTERS): _to_status(s) for s in ours}
+        health = read_statuses(message, self._prefix)
         with self._lock:
             self._health = health or self._health
 
@@ -207,16 +207,16 @@ def _is_picture(message: Image) -> bool:
     return is_bgr8 and has_pixels and is_time(message.header.stamp)
 
 
-def cut(text: str, max_characters: int) -> str:
-    """Return a text that is shortened if it is long."""
-    return text if len(text) <= max_characters else f'{text[:max_characters]}...'
+def read_statuses(message: DiagnosticArray, prefix: str) -> dict[str, Status]:
+    """Return name to status of those statuses whose names begin with `prefix`, within limits."""
+    ours = [status for status in message.status if status.name.startswith(prefix)][:MAX_STATUSES]
+    return {cut(status.name, MAX_NAME_CHARACTERS): _to_status(status) for status in ours}
 
 
-def _to_status(message: DiagnosticStatus) -> _Status:
-    """Return what is kept of a status."""
+def _to_status(message: DiagnosticStatus) -> Status:
     values = {
         cut(item.key, MAX_NAME_CHARACTERS): cut(item.value, MAX_STATUS_CHARACTERS)
         for item in message.values[:MAX_STATUS_VALUES]
     }
     text = cut(message.message, MAX_STATUS_CHARACTERS)
-    return _Status(int.from_bytes(message.level, 'little'), text, values)
+    return Status(int.from_bytes(message.level, 'little'), text, values)

@@ -13,14 +13,11 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from p2d_msgs.msg import DrivingAnswer
 from p2d_node.ros.answer_watcher import (
-    cut,
     is_answer,
     MAX_DIAGNOSTICS_BYTES,
     MAX_MESSAGE_BYTES,
-    MAX_NAME_CHARACTERS,
-    MAX_STATUS_CHARACTERS,
-    MAX_STATUSES,
     NOT_ACTIVE,
+    read_statuses,
 )
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.received_bytes import read_within
@@ -140,16 +137,11 @@ class Observer:
             self.answers.append(answer)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
-        ours = [s for s in message.status if s.name.startswith(PREFIX)][:MAX_STATUSES]
         statuses = {
-            cut(s.name.removeprefix(PREFIX), MAX_NAME_CHARACTERS): _level_and_text(s) for s in ours
+            name.removeprefix(PREFIX): (status.level, status.message)
+            for name, status in read_statuses(message, PREFIX).items()
         }
         if not statuses:
             return
         with self._lock:
             self.reports.append(SeenReport(time.monotonic(), statuses))
-
-
-def _level_and_text(status: Any) -> tuple[int, str]:
-    level = int.from_bytes(status.level, 'little')
-    return level, cut(status.message, MAX_STATUS_CHARACTERS)

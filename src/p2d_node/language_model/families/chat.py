@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import logging
 import math
 from pathlib import Path
-import re
 from typing import Any, TYPE_CHECKING
 
+from p2d_node.checkpoints.custom_code import IMPLEMENTATION_KEY
 from p2d_node.checkpoints.settings_limits import read_config, WIDTH_RATIO
 from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.errors import ConfigError, InferenceError, panics, quote
@@ -38,8 +38,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 if TYPE_CHECKING:
     from typing_extensions import Self  # Humble has Python 3.10, whose typing lacks it
 
-RUN_TIME_KEY = re.compile(r'.*implementation(_internal)?|output_(attentions|hidden_states)')
-"""Eager attention keeps the maps of all patches; what computes a model is chosen here."""
+FURTHER_OUTPUTS = ('output_attentions', 'output_hidden_states')
+"""Keys of config.json that make a model return more than is used."""
 
 MAX_BUFFER_ELEMENTS = 1 << 26
 """Values of a model that are not stored, such as its positions."""
@@ -79,7 +79,10 @@ def _read_config(folder: Path) -> Any:
 
 
 def _without_run_time_keys(content: Any) -> Any:
-    """Return settings, at any depth, without those that choose kernels or further outputs."""
+    """Return settings, at any depth, without those that choose kernels or further outputs.
+
+    Eager attention keeps the maps of all patches; what computes a model is chosen here.
+    """
     if isinstance(content, list):
         return [_without_run_time_keys(item) for item in content]
     if not isinstance(content, dict):
@@ -87,7 +90,7 @@ def _without_run_time_keys(content: Any) -> Any:
     return {
         key: _without_run_time_keys(value)
         for key, value in content.items()
-        if not RUN_TIME_KEY.fullmatch(key)
+        if not IMPLEMENTATION_KEY.fullmatch(key) and key not in FURTHER_OUTPUTS
     }
 
 
