@@ -107,6 +107,10 @@ def _decode(camera: str, text: str, data: Pixels, keeps_grey: bool, max_pixels: 
             return _decode_png(data, keeps_grey=keeps_grey)
     except ImageDecodeError:
         raise
+    except MemoryError as err:
+        raise ImageDecodeError.of(
+            camera, f'got {size}, and no memory is free to decode them; end other programs'
+        ) from err
     except Exception as err:  # decoders raise many classes
         reason = str(err).strip().rstrip('.') or type(err).__name__
         raise ImageDecodeError.of(

@@ -8,6 +8,7 @@ import traceback
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from p2d_node.errors import DeviceLostError, InferenceError
+from p2d_node.memory_limit import is_out_of_memory
 from p2d_node.records import FrameSet
 import torch
 
@@ -62,7 +63,7 @@ def _to_inference_error(owner: Releasing, frame_set: FrameSet, err: Exception) -
     # The traceback would keep tensors of the sweep alive for as long as anyone keeps the error.
     traceback.clear_frames(err.__traceback__)
     reason = f'sweep {frame_set.stamp_ns}: {type(err).__name__}: {str(err).partition(chr(10))[0]}'
-    out_of_memory = isinstance(err, torch.OutOfMemoryError) or 'allocate memory' in str(err)
+    out_of_memory = isinstance(err, torch.OutOfMemoryError) or is_out_of_memory(err)
     if 'CUDA error' in str(err) and not out_of_memory:
         # Every further call of CUDA fails too, also those that free memory.
         return DeviceLostError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import math
 import os
 from pathlib import Path
 import platform
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from p2d_node.benchmarks.plans import DTYPE_NAMES
 from p2d_node.errors import ConfigError
+from p2d_node.memory_limit import available_bytes
 import torch
 
 T = TypeVar('T')
@@ -37,22 +37,12 @@ def check_memory(name: str, value: object, num_bytes: float, device: str) -> Non
     Raises:
         ConfigError: There is less.
     """
-    free = torch.cuda.mem_get_info()[0] if device.startswith('cuda') else _free_bytes()
+    free = torch.cuda.mem_get_info()[0] if device.startswith('cuda') else available_bytes()
     if num_bytes > free:
         raise ConfigError(
             f'{name}: got {value}, which needs about {num_bytes / 2**30:.1f} GiB of memory; '
             f'allowed: what fits into the {free / 2**30:.1f} GiB that are free; lower it'
         )
-
-
-def _free_bytes() -> float:
-    """Return what Linux estimates that programs may still allocate; infinity if unknown."""
-    path = Path('/proc/meminfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    for line in lines:
-        if line.startswith('MemAvailable:'):
-            return int(line.split()[1]) * 1024.0
-    return math.inf
 
 
 def synchronize(device: torch.device) -> None:

@@ -10,6 +10,8 @@ import os
 import signal
 import sys
 
+from p2d_node.memory_limit import lift_limit
+
 PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>: the signal that this process gets when its parent ends."""
 
@@ -17,6 +19,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Run the node; returns its exit status."""
     end_with_parent(int(sys.argv.pop(1)))
+    lift_limit()  # a node has none in the car either, and the driver of its GPU may map much
     from p2d_node.ros import drive
 
     return drive.main()

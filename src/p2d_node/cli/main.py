@@ -13,9 +13,11 @@ from p2d_node.cli.verb import add_verbs, EXIT_BAD_INPUT, Parser
 from p2d_node.cli.verbs import overview, VERBS
 from p2d_node.errors import P2dError
 from p2d_node.library_settings import prepare_libraries
+from p2d_node.memory_limit import is_out_of_memory, limited_memory, SHARE
 
 EXIT_INTERRUPTED = 130
 
+EXIT_NO_MEMORY = 1
 EXIT_NO_OUTPUT = 1
 OUTPUT_FAULTS = (errno.EPIPE, errno.ENOSPC)
 """The reader of the output has ended, as `head` does, or its disk is full."""
@@ -52,6 +54,23 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run `p2d`; returns the exit status."""
     parsed = parse(words)
+    with limited_memory() as limit_bytes:
+        try:
+            return _run(parsed)
+        except Exception as err:
+            if not is_out_of_memory(err):
+                raise
+        # Out of the handler, whose error keeps what the verb had read.
+        print(
+            f'{parsed.parser.prog}: needs more than {limit_bytes / 2**30:.1f} GiB of memory, '
+            f'which is {SHARE:.0%} of what was free, or the limit of `ulimit -d`; give it less '
+            'or smaller data, end other programs, or raise the limit with `ulimit -Sd KIB`',
+            file=sys.stderr,
+        )
+        return EXIT_NO_MEMORY
+
+
+def _run(parsed: argparse.Namespace) -> int:
     try:
         status = int(parsed.verb(parsed))
         sys.stdout.flush()
