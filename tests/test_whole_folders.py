@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 
-from p2d_node.engine_build.engine_folders import engine_lock
+from p2d_node.engine_build.engine_folders import engine_lock, new_engine_folder
 from p2d_node.errors import ConfigError
+from p2d_node.vision_encoder.engine_checks import check_place
 from p2d_node.vision_encoder.engine_store import list_all_engines
+from p2d_node.vision_encoder.safe_place import check_owner
 from p2d_node.whole_folders import (
     find_leftovers,
     LOCK_FILE,
@@ -85,6 +87,22 @@ def test_a_lock_file_is_not_an_engine(tmp_path):
     take_and_release(engine_dir)
     assert (engine_dir / LOCK_FILE).exists()
     assert list_all_engines(engine_dir) == []
+
+
+def test_what_a_build_writes_can_be_changed_by_its_owner_only(tmp_path):
+    tmp_path.chmod(0o755)
+    before = os.umask(0)
+    try:
+        with engine_lock(tmp_path), new_engine_folder(tmp_path / 'model') as folder:
+            (folder / 'model.onnx').touch()
+            check_place(tmp_path, folder)
+            check_owner(folder, (folder / 'model.onnx').stat())
+        assert os.umask(0o077) == 0
+        with engine_lock(tmp_path):
+            (tmp_path / 'private').touch()
+        assert (tmp_path / 'private').stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
 
 
 def test_a_symbolic_link_in_place_of_the_lock_file_is_not_followed(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, ExitStack
+import os
 from pathlib import Path
 import shutil
 
@@ -13,10 +14,15 @@ from p2d_node.whole_folders import find_leftovers, locked, new_folder
 UNFINISHED_PREFIX = '.building-'
 """Nothing loads an engine from a folder whose name begins with a dot."""
 
+OTHERS_MAY_NOT_WRITE = 0o022
+
 
 @contextmanager
 def engine_lock(engine_dir: Path) -> Iterator[None]:
     """Create the engine folder and hold its lock.
+
+    Until it is released this process writes files that only their owner may change: others are
+    not loaded.
 
     Raises:
         ConfigError: The folder cannot be created or written, or another process holds the lock.
@@ -26,6 +32,9 @@ def engine_lock(engine_dir: Path) -> Iterator[None]:
         'folder'
     )
     with ExitStack() as stack:
+        before = os.umask(OTHERS_MAY_NOT_WRITE)
+        stack.callback(os.umask, before)
+        os.umask(before | OTHERS_MAY_NOT_WRITE)
         with write_faults(f'engine_dir: {engine_dir}', 'name another folder'):
             engine_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
             stack.enter_context(locked(engine_dir, busy))
