@@ -173,6 +173,13 @@ def test_wrong_types_are_named_when_parameters_are_set_together(drive, node):
     assert drive_node.get_parameter('deadline_ms').value == 50.0
 
 
+def test_a_name_that_no_parameter_has_is_named(drive, node):
+    drive(autostart=False)
+    result = set_parameter(node, 'retention_ratoi.CAM_BACK', 0.5)
+    assert not result.successful
+    assert "'retention_ratoi.CAM_BACK', allowed: the names of" in result.reason
+
+
 def test_a_node_starts_with_the_parameters_that_another_one_dumped(drive, node, tmp_path):
     first = drive(autostart=False, retention_ratio__CAM_BACK=0.5)
     names = list(first._parameters)

@@ -95,7 +95,7 @@ def _guarded(
                 _use_declared_types(node, request.parameters)
             try:
                 response = serve(request, response)
-                _explain_wrong_types(node, kind, request, response)
+                _explain_misfits(node, kind, request, response)
             except (ValueError, TypeError) as err:  # such as a type that does not exist
                 reason = f'the request cannot be read: {err}; correct it'
         if reason:
@@ -156,11 +156,11 @@ def _use_declared_types(node: LifecycleNode, parameters: Sequence[Any]) -> None:
             parameter.value = ParameterValue(type=declared)
 
 
-def _explain_wrong_types(node: LifecycleNode, kind: Any, request: Any, response: Any) -> None:
-    """Name the types in words; rclpy says `expected '3' got '4'`."""
+def _explain_misfits(node: LifecycleNode, kind: Any, request: Any, response: Any) -> None:
+    """Say in words what does not fit; rclpy says `expected '3' got '4'`, or `undeclared: []`."""
     if ENTRIES.get(kind) != 'parameters':
         return
-    reasons = [_wrong_type(node, parameter) for parameter in request.parameters]
+    reasons = [_misfit(node, parameter) for parameter in request.parameters]
     if kind is SetParametersAtomically:
         reasons = [next(filter(None, reasons), '')]
     results = response.results if kind is SetParameters else [response.result]
@@ -169,11 +169,11 @@ def _explain_wrong_types(node: LifecycleNode, kind: Any, request: Any, response:
             result.reason = reason
 
 
-def _wrong_type(node: LifecycleNode, parameter: Any) -> str:
-    """Return how the type of a value differs from that of its parameter; empty if it does not."""
+def _misfit(node: LifecycleNode, parameter: Any) -> str:
+    """Return why a value cannot be that of its parameter; empty if its type fits."""
     name, given = parameter.name, parameter.value.type
     if not node.has_parameter(name):
-        return ''
+        return f'got the name {quote(name)}, allowed: the names of `ros2 param list`'
     descriptor = node.describe_parameter(name)
     if descriptor.type not in TYPE_WORDS or given == descriptor.type:
         return ''
