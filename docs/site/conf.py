@@ -34,7 +34,14 @@ CONTENTS = {
         'ros2_ws/src/p2d_sim/README',
     ],
     'Record and evaluate': ['docs/bags', 'docs/evaluation', 'docs/tuning', 'examples/README'],
-    'Project': ['CONTRIBUTING', 'QUALITY_DECLARATION', 'SECURITY', 'docs/security', 'CHANGELOG'],
+    'Project': [
+        'CONTRIBUTING',
+        'QUALITY_DECLARATION',
+        'SECURITY',
+        'docs/inputs',
+        'docs/security',
+        'CHANGELOG',
+    ],
 }
 """Pages by part of the site; a page that stands in none is a warning."""
 
