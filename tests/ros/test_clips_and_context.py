@@ -58,7 +58,7 @@ def test_a_question_too_long_behind_the_context_costs_no_sweep(drive, node, rig,
     client = node.create_client(Ask, '/p2d/ask')
     assert client.wait_for_service(timeout_sec=10.0)
     future = client.call_async(Ask.Request(question=question, timeout_s=20.0))
-    wait_until(lambda: drive_node.session.worker._pending)
+    wait_until(lambda: drive_node.session.worker.questions)
     assert next_answer(watcher, rig).answer
     response = wait_until(lambda: future.result() if future.done() else None)
     assert response.message.startswith('context: got a text of 400 characters, which with the')

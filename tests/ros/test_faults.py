@@ -22,8 +22,8 @@ from p2d_node.image_decoding import decode_frame
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros import drive_node as drive_node_module
 from p2d_node.ros import requests
+from p2d_node.ros.asked_questions import MAX_PENDING_QUESTIONS
 from p2d_node.ros.conversions import to_nanoseconds
-from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS
 from p2d_node.units import NS_PER_MS, NS_PER_S
 import pytest
 from rcl_interfaces.srv import SetParameters
@@ -215,9 +215,9 @@ def test_callers_that_have_gone_free_their_places(drive, node, make_context, spi
     for _ in range(8):
         client.call_async(Ask.Request(question='Is there a bus?', timeout_s=100.0))
     worker = drive_node.session.worker
-    wait_until(lambda: len(worker._pending) == 8)
+    wait_until(lambda: len(worker.questions) == 8)
     caller.destroy_client(client)
-    wait_until(lambda: not worker._pending, timeout_s=5.0)
+    wait_until(lambda: not worker.questions, timeout_s=5.0)
     assert worker.state.unanswered == 8
 
 
@@ -246,12 +246,12 @@ def test_questions_of_very_many_tokens_are_refused(drive, rig, monkeypatch):
     drive_node = drive()
     worker = drive_node.session.worker
     with pytest.raises(ConfigError, match=r'got \d{4,} tokens, allowed: up to 1024 \(asked_tok'):
-        worker.ask('\N{AUTOMOBILE}' * 4000, 60.0)
-    asked = [worker.ask('car', 60.0) for _ in range(MAX_PENDING_QUESTIONS)]
+        worker.questions.ask('\N{AUTOMOBILE}' * 4000, 60.0)
+    asked = [worker.questions.ask('car', 60.0) for _ in range(MAX_PENDING_QUESTIONS)]
     monkeypatch.setattr(drive_node._pipeline, 'count_tokens', None)
     with pytest.raises(P2dError, match='too many questions wait'):
-        worker.ask('\N{AUTOMOBILE}' * 4000, 60.0)
-    worker.withdraw(asked, P2dError('over'))
+        worker.questions.ask('\N{AUTOMOBILE}' * 4000, 60.0)
+    worker.questions.withdraw(asked, P2dError('over'))
 
 
 @pytest.mark.faults(
@@ -264,7 +264,7 @@ def test_asked_questions_come_after_the_standing_ones_and_within_their_budget(
     drive_node = drive(asked_tokens_per_sweep=100)
     wait_until(lambda: rig.heard)
     worker = drive_node.session.worker
-    asked = [worker.ask('car ' * 60, 60.0) for _ in range(3)]
+    asked = [worker.questions.ask('car ' * 60, 60.0) for _ in range(3)]
     published = []
     on_answers = worker._on_answers
 

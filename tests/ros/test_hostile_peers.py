@@ -223,7 +223,7 @@ def test_the_memory_of_large_texts_is_given_back(
     if topic == '/p2d/context':
         wait_until(lambda: drive_node.session._context.text == 'Is it wet?')
     else:
-        wait_until(lambda: drive_node.session.worker._pending)
+        wait_until(lambda: drive_node.session.worker.questions)
         assert next_answer(watcher, rig).question == 'Is it wet?'
 
 

@@ -32,7 +32,7 @@ def test_a_parameter_that_makes_a_sweep_endless_can_be_taken_back(drive, node, r
     wait_until(lambda: rig.heard)
     assert set_parameter(node, 'max_new_tokens', 4096).successful
     assert set_parameter(node, 'questions', ['Is there a car?'] * 256).successful
-    asked = worker.ask('Is there a bus?', 60.0)
+    asked = worker.questions.ask('Is there a bus?', 60.0)
     rig.publish_sweep()
     wait_until(lambda: worker.stage == 'generate')
     began_s = time.monotonic()

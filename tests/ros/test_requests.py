@@ -5,8 +5,8 @@ import time
 from camera_rig import wait_until
 from drive_client import call, next_answer, set_parameter
 from p2d_msgs.srv import Ask
+from p2d_node.ros.asked_questions import MAX_PENDING_QUESTIONS
 from p2d_node.ros.conversions import to_nanoseconds
-from p2d_node.ros.sweep_worker import MAX_PENDING_QUESTIONS
 import pytest
 from rclpy.qos import QoSProfile
 from std_msgs.msg import String
@@ -88,7 +88,7 @@ def test_a_question_that_a_sweep_fails_with_is_given_up_with_the_reason(
     with monkeypatch.context() as patch:
         patch.setattr(drive_node._pipeline._encoder, 'encode', no_memory)
         future = client.call_async(Ask.Request(question='Is there a bus?', timeout_s=20.0))
-        wait_until(lambda: drive_node.session.worker._pending)
+        wait_until(lambda: drive_node.session.worker.questions)
         rig.publish_sweep()
         response = wait_until(lambda: future.result() if future.done() else None)
     assert not response.success

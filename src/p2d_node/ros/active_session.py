@@ -159,7 +159,7 @@ class ActiveSession:
             )
 
     def _poll(self) -> None:
-        self.worker.expire_questions()
+        self.worker.questions.expire()
         self._log_relearned()
         any(camera.renew() for camera in self.cameras)  # one at a time: others may have frames
         self.clock_rate.update()

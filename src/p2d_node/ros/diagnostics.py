@@ -13,7 +13,8 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import PassCounts
 from p2d_node.ros.camera_subscription import CameraSubscription, UNREADABLE_PUBLISHER
 from p2d_node.ros.sweep_age import SweepAge
-from p2d_node.ros.sweep_worker import SweepWorker, WorkerState
+from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.ros.worker_state import WorkerState
 from p2d_node.units import NS_PER_MS, NS_PER_S
 from rclpy.node import Node
 

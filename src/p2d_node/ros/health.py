@@ -15,9 +15,9 @@ from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.malloc_settings import return_freed_memory
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import ended_by_shutdown
-from p2d_node.ros.sweep_worker import WorkerState
 from p2d_node.ros.systemd import LIVES, notify_systemd
 from p2d_node.ros.unexpected_error import unexpected_error
+from p2d_node.ros.worker_state import WorkerState
 from rclpy.node import Node
 
 PERIOD_S = 1.0

@@ -11,12 +11,12 @@ from p2d_msgs.msg import DrivingAnswer as DrivingAnswerMsg
 from p2d_msgs.srv import Ask
 from p2d_node.errors import ConfigError, P2dError, quote
 from p2d_node.ros.active_session import ActiveSession
+from p2d_node.ros.asked_questions import AskedAnswer, MAX_PENDING_QUESTIONS, WorkerStoppedError
 from p2d_node.ros.conversions import to_answer, to_header
 from p2d_node.ros.lost_replies import LostReplies
 from p2d_node.ros.quiet_node import QuietNode
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import spin_until_shutdown
-from p2d_node.ros.sweep_worker import AskedAnswer, MAX_PENDING_QUESTIONS, WorkerStoppedError
 from p2d_node.ros.text_subscription import TextSubscription
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error
@@ -122,7 +122,9 @@ class Requests:
         if session is None or not self._awaited or self._node.count_clients(self._service_name):
             return
         with self._awaited_lock:
-            session.worker.withdraw(set(self._awaited), P2dError('the caller of ~/ask has gone'))
+            session.worker.questions.withdraw(
+                set(self._awaited), P2dError('the caller of ~/ask has gone')
+            )
 
     def _on_question(self, question: str, _sent_ns: int) -> None:
         try:
@@ -205,7 +207,7 @@ class Requests:
             raise ConfigError('question: got an empty text, allowed: a question')
         if session is None:
             raise P2dError('the node is not active; activate it, then ask again')
-        return session, session.worker.ask(question, timeout_s)
+        return session, session.worker.questions.ask(question, timeout_s)
 
 
 def _wait_at(barrier: threading.Barrier) -> None:

@@ -6,27 +6,24 @@ replaces it, so answers never fall behind the cameras.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass, field
 import os
 import threading
 import time
 
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError, DeviceLostError, ImageDecodeError, P2dError
+from p2d_node.errors import DeviceLostError, ImageDecodeError, P2dError
 from p2d_node.language_model.conversation import OnPartial
 from p2d_node.pipeline import DrivingPipeline
 from p2d_node.records import DrivingAnswer, FrameSet, PassCounts
+from p2d_node.ros.asked_questions import AskedQuestion, AskedQuestions
 from p2d_node.ros.look_ahead import LookAhead
 from p2d_node.ros.sweep_age import SweepAge
 from p2d_node.ros.unexpected_error import unexpected_error
+from p2d_node.ros.worker_state import WorkerState
 from p2d_node.units import NS_PER_S
 from p2d_node.vision_frontend import PreparedFrames
-
-MAX_PENDING_QUESTIONS = 16
-"""Questions that may wait for the next sweep; further ones are refused."""
 
 WORKER_NICENESS = 5
 """Lower priority than the thread that receives frames: with few cores a busy model must not make
@@ -36,95 +33,19 @@ DECODE_S = 60.0
 """Longest time without a decoded frame, if `max_sweep_s` is not longer. A frame takes seconds at
 most: it is slow, while a decoder that takes longer hangs."""
 
-LATENCY_WINDOW = 120
-"""Sweeps over which latency is summarised: ten seconds at 12 Hz."""
-
 OnAnswers = Callable[[FrameSet, Sequence[DrivingAnswer], bool], None]
 """Gets a sweep, answers about it, and whether they are late."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskedAnswer:
-    """The answer to a question that was asked.
-
-    Attributes:
-        frame_set: The sweep that it is about.
-        answer: The answer.
-        late: Whether the sweep was older than `max_answer_age_ms`.
-    """
-
-    frame_set: FrameSet
-    answer: DrivingAnswer
-    late: bool
-
-
-class WorkerStoppedError(P2dError):
-    """The worker was stopped before it could answer."""
-
-
-@dataclass(slots=True)
-class WorkerState:
-    """Counters and times of the worker. Readers get whole values, but not all of one instant.
-
-    Attributes:
-        answered: Sweeps that were answered.
-        superseded: Sweeps that a newer one replaced while they waited.
-        not_newer_in_a_row: Sweeps that were not newer than the one before, and were dropped.
-        failed: Sweeps that were dropped because a frame or a stage failed.
-        failed_in_a_row: Failed sweeps since the last answered one.
-        too_old: Sweeps that were dropped before work on them began, because of their age.
-        late: Sweeps whose answers were published late.
-        late_in_a_row: Sweeps that were too old or late since the last one in time.
-        short_clips: Sweeps with fewer earlier frames than a clip has.
-        short_in_a_row: The same, since the last sweep with a full clip.
-        outdated: Sweeps that were dropped in work because a parameter changed.
-        unanswered: Questions of ~/ask and ~/question that got a reason instead of an answer.
-        broken_frames: Camera to number of its frames that could not be decoded.
-        broken_reasons: Camera to what was wrong with the last such frame.
-        last_error: Message of the last failure; empty after a success.
-        last_answer_ns: Time of the last answer, steady clock; None before the first.
-        begun_ns: Time at which work on the current sweep began, steady clock; None between
-            sweeps.
-        totals_ms: Time from first frame to last answer, of recent sweeps.
-        decoding: Generated tokens, and what they cost, of recent sweeps.
-    """
-
-    answered: int = 0
-    superseded: int = 0
-    not_newer_in_a_row: int = 0
-    failed: int = 0
-    failed_in_a_row: int = 0
-    too_old: int = 0
-    late: int = 0
-    late_in_a_row: int = 0
-    short_clips: int = 0
-    short_in_a_row: int = 0
-    outdated: int = 0
-    unanswered: int = 0
-    broken_frames: Counter[str] = field(default_factory=Counter)
-    broken_reasons: dict[str, str] = field(default_factory=dict)
-    last_error: str = ''
-    last_answer_ns: int | None = None
-    begun_ns: int | None = None
-    totals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
-    decoding: deque[tuple[int, PassCounts]] = field(
-        default_factory=lambda: deque(maxlen=LATENCY_WINDOW)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _PendingQuestion:
-    text: str
-    num_tokens: int
-    expires_ns: int
-    answer: Future[AskedAnswer] = field(default_factory=Future)
-
-
 class SweepWorker:
-    """Owns the mailbox, the pending questions and the thread.
+    """Owns the mailbox and the thread.
 
-    `submit`, `ask`, `expire_questions` and `stop` may be called from any thread. The callbacks
-    run on the worker's thread.
+    `submit` and `stop` may be called from any thread. The callbacks run on the worker's thread.
+
+    Attributes:
+        state: Counters and times.
+        questions: Those that were asked and wait for a sweep.
+        age: Tells the age of a sweep.
     """
 
     def __init__(
@@ -161,6 +82,7 @@ class SweepWorker:
             on_outdated: Called when a sweep was dropped because a parameter changed.
         """
         self.state = WorkerState()
+        self.questions = AskedQuestions(pipeline, self.state)
         self._pipeline = pipeline
         self.age = age
         self._context = context
@@ -174,7 +96,6 @@ class SweepWorker:
         self._condition = threading.Condition()
         self._slot: FrameSet | None = None
         self._newest: tuple[int, int] | None = None
-        self._pending: deque[_PendingQuestion] = deque()
         self._stopping = threading.Event()
         self._thread = thread
         self._look_ahead = LookAhead(self._prepare, look_ahead_thread)
@@ -192,11 +113,8 @@ class SweepWorker:
         """
         with self._condition:
             self._stopping.set()
-            pending = list(self._pending)
-            self._pending.clear()
             self._condition.notify_all()
-        for question in pending:
-            question.answer.set_exception(_stopped_error())
+        self.questions.close()
         if self._running is not None:
             wait([self._running], timeout_s)
         return not self.is_alive
@@ -267,69 +185,6 @@ class SweepWorker:
         self.state.short_in_a_row = self.state.short_in_a_row + 1 if is_short else 0
         return is_short and self._pipeline.config.short_clip_policy == 'skip'
 
-    def ask(self, question: str, timeout_s: float) -> Future[AskedAnswer]:
-        """Have a question answered on the next sweep that has time for it.
-
-        A frame that cannot be decoded does not fail the question: it waits for the next sweep.
-
-        Args:
-            question: A text that is not empty.
-            timeout_s: Longest wait, on the steady clock; see `expire_questions`.
-
-        Returns:
-            A future of the answer. Its exception is a `P2dError` if the sweep
-            failed or the worker was stopped, and `TimeoutError` after `timeout_s`.
-
-        Raises:
-            ConfigError: The model cannot be asked this question, or it is too long.
-            P2dError: Too many questions wait, or the worker was stopped.
-        """
-        self._check_place()  # before the tokens are counted, which takes milliseconds
-        num_tokens = self._pipeline.count_tokens(question)
-        budget = self._pipeline.config.asked_tokens_per_sweep
-        if num_tokens > budget:
-            raise ConfigError(
-                f'question: got {num_tokens} tokens, allowed: up to {budget} '
-                '(asked_tokens_per_sweep); ask a shorter one'
-            )
-        expires_ns = time.monotonic_ns() + int(timeout_s * NS_PER_S)
-        pending = _PendingQuestion(question, num_tokens, expires_ns)
-        with self._condition:
-            self._check_place()
-            self._pending.append(pending)
-        return pending.answer
-
-    def _check_place(self) -> None:
-        """Raise `P2dError` if no more questions can wait."""
-        if self._stopping.is_set():
-            raise _stopped_error()
-        if len(self._pending) >= MAX_PENDING_QUESTIONS:
-            self.state.unanswered += 1
-            raise P2dError('too many questions wait for a sweep; ask again later')
-
-    def expire_questions(self) -> None:
-        """Fail the questions whose time has run out; call it periodically."""
-        if not self._pending:
-            return
-        now_ns = time.monotonic_ns()
-        with self._condition:
-            expired = [question for question in self._pending if question.expires_ns <= now_ns]
-        self._fail_questions(expired, TimeoutError())
-
-    def withdraw(self, answers: Container[Future[AskedAnswer]], err: P2dError) -> None:
-        """Fail those of the pending questions whose answers nobody waits for any more."""
-        with self._condition:
-            unwanted = [question for question in self._pending if question.answer in answers]
-        self._fail_questions(unwanted, err)
-
-    def _remove(self, questions: Sequence[_PendingQuestion]) -> list[_PendingQuestion]:
-        """Remove questions from the pending ones; return those that were still pending."""
-        wanted = {id(question) for question in questions}
-        with self._condition:
-            removed = [question for question in self._pending if id(question) in wanted]
-            self._pending = deque(q for q in self._pending if id(q) not in wanted)
-        return removed
-
     def _run(self) -> None:
         _lower_priority()
         try:
@@ -344,10 +199,9 @@ class SweepWorker:
             frame_set, self._slot = self._slot, None
             if frame_set is None:
                 return
-            asked = self._choose_asked()
             prepared = self._look_ahead.begin_work(frame_set)
         self.state.begun_ns = time.monotonic_ns()
-        self._process(frame_set, asked, prepared)
+        self._process(frame_set, prepared)
         self.state.begun_ns = None
         with self._condition:
             self._look_ahead.end_work()
@@ -356,31 +210,18 @@ class SweepWorker:
         _lower_priority()
         return self._pipeline.prepare(frame_set)
 
-    def _choose_asked(self) -> list[_PendingQuestion]:
-        """Return the oldest pending questions, at least one, within the budget of tokens."""
-        budget = self._pipeline.config.asked_tokens_per_sweep
-        chosen: list[_PendingQuestion] = []
-        for question in self._pending:
-            if chosen and question.num_tokens > budget:
-                break
-            budget -= question.num_tokens
-            chosen.append(question)
-        return chosen
-
-    def _process(
-        self,
-        frame_set: FrameSet,
-        asked: list[_PendingQuestion],
-        prepared: Future[PreparedFrames] | None,
-    ) -> None:
+    def _process(self, frame_set: FrameSet, prepared: Future[PreparedFrames] | None) -> None:
         """Answer about one sweep. An error drops the sweep; the thread goes on."""
         limit_ms = self._pipeline.config.max_answer_age_ms
         if self._is_older(frame_set, limit_ms):
             self.state.too_old += 1
             self.state.late_in_a_row += 1
             return
+        asked: Sequence[AskedQuestion] = ()
         try:
-            self._answer(frame_set, asked, prepared, limit_ms)
+            context = self._context()
+            asked = self.questions.choose(context)
+            self._answer(frame_set, asked, context, prepared, limit_ms)
         except ImageDecodeError as err:
             self._count_broken(err)
             self._count_failure(err)
@@ -389,19 +230,14 @@ class SweepWorker:
                 self._fault = str(err)
             self._count_failure(err)
             # A question may be the cause, and would fail the next sweeps too.
-            self._fail_questions(asked, err)
+            self.questions.fail(asked, err)
         except Exception as err:
             error = unexpected_error(err)
             self._count_failure(error)
-            self._fail_questions(asked, error)
+            self.questions.fail(asked, error)
 
     def _is_older(self, frame_set: FrameSet, limit_ms: float) -> bool:
         return 0.0 < limit_ms < self.age.age_ms(frame_set)
-
-    def _fail_questions(self, questions: Sequence[_PendingQuestion], err: Exception) -> None:
-        for question in self._remove(questions):
-            self.state.unanswered += 1
-            question.answer.set_exception(err)
 
     def _count_broken(self, err: ImageDecodeError) -> None:
         self.state.broken_frames.update(err.broken.keys())
@@ -416,12 +252,12 @@ class SweepWorker:
     def _answer(
         self,
         frame_set: FrameSet,
-        asked: list[_PendingQuestion],
+        asked: Sequence[AskedQuestion],
+        context: str,
         prepared: Future[PreparedFrames] | None,
         limit_ms: float,
     ) -> None:
-        config, context = self._pipeline.config, self._context()
-        asked = self._fitting(asked, context)
+        config = self._pipeline.config
 
         def must_stop() -> bool:
             with self._condition:
@@ -437,7 +273,7 @@ class SweepWorker:
             prepared=prepared,
         )
         published: list[DrivingAnswer] = []
-        for pending, answers in zip((None, asked), groups, strict=True):
+        for are_asked, answers in zip((False, True), groups, strict=True):
             if self._stopping.is_set():
                 return
             if self._is_outdated(config):
@@ -449,28 +285,14 @@ class SweepWorker:
             late = self._is_older(frame_set, limit_ms)
             if not published:
                 self._count_answered(answers[0], late)
-            begun = answers if pending is None else _within_deadline(answers)
+            begun = [a for a in answers if a.num_generated_tokens] if are_asked else answers
             self._on_answers(frame_set, begun, late)
             published += begun
-            if pending is not None:
-                self._resolve(pending, frame_set, answers, late)
+            if are_asked:
+                self.questions.answer(asked, frame_set, answers, late)
         if published:
             self._count_passes(published)
             self._on_sweep(frame_set, published)
-
-    def _fitting(self, asked: list[_PendingQuestion], context: str) -> list[_PendingQuestion]:
-        """Fail the questions that are too long behind `context`; return the others."""
-        if not context:
-            return asked
-        fitting = []
-        for question in asked:
-            try:
-                self._pipeline.check_context(context, (question.text,))
-            except ConfigError as err:
-                self._fail_questions([question], err)
-            else:
-                fitting.append(question)
-        return fitting
 
     def _is_outdated(self, config: DriveConfig) -> bool:
         """Tell whether the limits of the work have changed since a sweep began with `config`.
@@ -508,29 +330,7 @@ class SweepWorker:
         passes = PassCounts.total(answer.passes for answer in answers)
         self.state.decoding.append((num_tokens, passes))
 
-    def _resolve(
-        self,
-        asked: Sequence[_PendingQuestion],
-        frame_set: FrameSet,
-        answers: Sequence[DrivingAnswer],
-        late: bool,
-    ) -> None:
-        """Hand out answers; questions that the deadline left no time for wait for a sweep."""
-        answer_of = {id(q): answer for q, answer in zip(asked, answers, strict=True)}
-        answered = [q for q in asked if _within_deadline([answer_of[id(q)]])]
-        for question in self._remove(answered):
-            question.answer.set_result(AskedAnswer(frame_set, answer_of[id(question)], late))
-
 
 def _lower_priority() -> None:
     # On Linux niceness belongs to the thread; the threads it starts inherit it.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
-
-
-def _within_deadline(answers: Sequence[DrivingAnswer]) -> list[DrivingAnswer]:
-    """Return the answers without those that the deadline left no time to begin."""
-    return [answer for answer in answers if answer.num_generated_tokens]
-
-
-def _stopped_error() -> WorkerStoppedError:
-    return WorkerStoppedError('the node was stopped; activate it, then ask again')
