@@ -111,13 +111,14 @@ def test_layers_that_are_too_wide_are_refused(folder, changes):
 
 
 @pytest.mark.attack(
-    'A config.json with 64 deepstack layers or 512 experts per token, which take gigabytes',
+    'A config.json with 64 layers that tokens have features of, or 512 experts per token',
     'refused above 8 layers and 16 experts',
 )
 @pytest.mark.parametrize(
     ('key', 'value', 'allowed'),
     [
         ('deepstack_visual_indexes', list(range(9)), 8),
+        ('vision_feature_layer', [-1] * 9, 8),
         ('num_experts_per_tok', 17, 16),
         ('temporal_patch_size', 5, 4),
     ],
@@ -125,6 +126,18 @@ def test_layers_that_are_too_wide_are_refused(folder, changes):
 def test_features_per_token_are_few(folder, key, value, allowed):
     edit_json(folder / 'config.json', lambda config: config['text_config'].update({key: value}))
     assert f'allowed: up to {allowed}' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A config.json of pictures of 8192 pixels in patches of 128, which take gigabytes per sweep',
+    'refused above 2048 pixels',
+)
+@pytest.mark.parametrize(('key', 'value'), [('image_size', 2049), ('patch_size', 129)])
+def test_pictures_and_patches_have_a_size(folder, key, value):
+    for size in (value, [value, value]):
+        change = {key: size}
+        edit_json(folder / 'config.json', lambda c, new=change: c['vision_config'].update(new))
+        assert f'{key}: got {value}, allowed: up to {value - 1}' in refusal(folder)
 
 
 @pytest.mark.attack(
@@ -870,6 +883,16 @@ def test_a_chat_template_that_writes_much_is_refused(folder):
     template = "{{ 'word ' * 10000 }}{{ messages[0].content[-1].text }}"
     (folder / 'chat_template.jinja').write_text(template)
     assert 'it writes 50000 characters around a question' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'a chat template that writes thousands of tokens around each question: a gigabyte per sweep',
+    'refused above 4096 tokens',
+)
+def test_a_chat_template_that_writes_many_tokens_is_refused(folder):
+    template = "{{ '?' * 5000 }}{{ messages[0].content[-1].text }}"
+    (folder / 'chat_template.jinja').write_text(template)
+    assert re.search('it writes 50[0-9]{2} tokens, allowed: up to 4096', refusal(folder))
 
 
 def test_more_chat_templates_are_refused(folder):

@@ -171,6 +171,10 @@ def change(folder, layout, **changes):
         ("{{ raise_exception('no pictures') }}", 'no pictures'),
         (TEMPLATE + 'x' * 40_000, 'different|characters, allowed'),
         (TEMPLATE.replace('<|vision_start|>', 'x' * 9000), 'they write .* characters, allowed'),
+        (
+            TEMPLATE.replace('<|vision_start|>', 'xy' * 1500),
+            'writes .* tokens, allowed: up to 4096',
+        ),
     ],
 )
 def test_a_template_that_does_not_fit_the_layout_is_refused_at_start(copied, template, reason):

@@ -52,21 +52,23 @@ WIDTHS = {
     **dict.fromkeys(('num_attention_heads', 'num_key_value_heads', 'num_heads'), 256),
     'vocab_size': 1 << 20,
     'head_dim': 1 << 10,
+    'image_size': 1 << 11,
+    'patch_size': 128,
     'num_experts_per_tok': 16,
     **dict.fromkeys(('temporal_patch_size', 'in_channels', 'in_chans', 'num_channels'), 4),
 }
-"""Keys of config.json to their largest value. Each token or patch takes that much memory in a
-layer, also of a model with small weights. Published models have up to 16,384 (Llama 3.1 405B)."""
+"""Keys of config.json to their largest value. Each token, patch or picture takes that much memory
+in a layer, also of a model with small weights. Published models are up to 16,384 wide (Llama 3.1
+405B), and take pictures of up to 1,344 pixels."""
 
 WIDTH_RATIO = 16
 """Of a layer inside of a block to the width of the model, or the other way round; published ones
 have up to 8. Else a token or patch would take much more memory than the weights."""
 
-MAX_DEEPSTACK = 8
-"""Layers of the encoder whose features each visual token has too; published models have three."""
+FEATURE_LAYERS = ('deepstack_visual_indexes', 'vision_feature_layer')
+MAX_FEATURE_LAYERS = 8
+"""Of the encoder, whose features a visual token has; published models have up to four."""
 
-SIDE_KEYS = ('image_size', 'patch_size')
-"""Keys of config.json whose value is a number of pixels."""
 
 REFUSED = {
     'configuration_files': 'all settings are in config.json',
@@ -189,12 +191,8 @@ def _allowed(key: str, value: Any) -> str | None:
         return f'none; {REFUSED[key]}'
     if key == 'return_dict' and not value:  # the vision part would return a tuple
         return 'true; copy the checkpoint again'
-    if (
-        key == 'deepstack_visual_indexes'
-        and isinstance(value, list)
-        and len(value) > MAX_DEEPSTACK
-    ):
-        return f'up to {MAX_DEEPSTACK} layers; copy the checkpoint again'
+    if key in FEATURE_LAYERS and isinstance(value, list) and len(value) > MAX_FEATURE_LAYERS:
+        return f'up to {MAX_FEATURE_LAYERS} layers; copy the checkpoint again'
     if type(value) is int and abs(value) > _limit_of(key):
         return f'up to {_limit_of(key)}; copy the checkpoint again'
     return None
@@ -229,7 +227,7 @@ def _limit_of(key: str) -> int:
         return WIDTHS[key]
     if LAYER_KEY.match(key):
         return MAX_LAYERS
-    return MAX_COUNT if key.startswith('num_') or key in SIDE_KEYS else MAX_NUMBER
+    return MAX_COUNT if key.startswith('num_') else MAX_NUMBER
 
 
 def _values(content: Any) -> Iterator[tuple[str, Any]]:

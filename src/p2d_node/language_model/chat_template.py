@@ -29,7 +29,11 @@ LONG_QUESTION = 'Is the café at <c1,CAM_FRONT,714.3,503.6>, 車道, "too near"?
 
 USUAL_PICTURES = 12
 MAX_FRAME_CHARACTERS = 32_768
-"""Around a question. Each character may be a token that every sweep pays for."""
+"""Around a question."""
+
+MAX_FRAME_TOKENS = 4096
+"""The same. Every sweep pays for them, with the square of their number; published models have some
+hundreds."""
 
 MARKS = (
     (' mark "one" ', '\tmark two;\n'),
@@ -165,8 +169,7 @@ def _find_markup(tokenizer: Any, layout: PromptLayout) -> list[str] | str:
     longest = _join(markup, layout, layout.longest_prompt, layout.question_text(PROBES[0]))
     if len(longest) > MAX_FRAME_CHARACTERS:
         return f'they write {len(longest)} characters, allowed: up to {MAX_FRAME_CHARACTERS}'
-    tokenizer.encode(longest, add_special_tokens=False)
-    return [before, picture, turn]
+    return _too_many_tokens(tokenizer, longest) or [before, picture, turn]
 
 
 def _render_marks(tokenizer: Any, layout: PromptLayout, marks: Sequence[str]) -> list[str]:
@@ -194,11 +197,7 @@ def _render_marks(tokenizer: Any, layout: PromptLayout, marks: Sequence[str]) ->
 
 def _render_frames(tokenizer: Any, counts: Sequence[int]) -> list[Frame]:
     tokenizer.encode(LONG_QUESTION, add_special_tokens=False)
-    frames = [_render_frame(tokenizer, count) for count in counts]
-    for frame in frames:
-        if not isinstance(frame, str):  # a template may write what the tokenizer is slow for
-            tokenizer.encode(PROBES[0].join(frame), add_special_tokens=False)
-    return frames
+    return [_render_frame(tokenizer, count) for count in counts]
 
 
 def _render_frame(tokenizer: Any, num_pictures: int) -> Frame:
@@ -209,7 +208,15 @@ def _render_frame(tokenizer: Any, num_pictures: int) -> Frame:
         return str(err)
     if first != second:
         return 'it writes different things around different questions'
-    return first
+    return _too_many_tokens(tokenizer, PROBES[0].join(first)) or first
+
+
+def _too_many_tokens(tokenizer: Any, text: str) -> str:
+    """Return why a model is not given a text; empty if it is. The tokenizer may be slow for it."""
+    num_tokens = len(tokenizer.encode(text, add_special_tokens=False))
+    if num_tokens <= MAX_FRAME_TOKENS:
+        return ''
+    return f'it writes {num_tokens} tokens, allowed: up to {MAX_FRAME_TOKENS}'
 
 
 def _render_once(tokenizer: Any, num_pictures: int, question: str) -> tuple[str, str]:
