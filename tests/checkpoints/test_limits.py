@@ -69,7 +69,7 @@ def edit_json(path: Path, edit) -> None:
     [
         ('text_config', 'num_hidden_layers', 10**9, 'got 1000000000, allowed: up to 512'),
         ('vision_config', 'num_hidden_layers', 10**30, 'allowed: up to 512'),
-        ('text_config', 'vocab_size', 10**40, 'allowed: up to 1048576'),
+        ('text_config', 'vocab_size', 10**40, 'allowed: up to 300000'),
         ('text_config', 'hidden_size', 1 << 20, 'hidden_size: got 1048576, allowed: up to 16384'),
         ('vision_config', 'out_hidden_size', 1 << 20, 'allowed: up to 16384'),
         ('text_config', 'intermediate_size', 1 << 30, 'allowed: a 16th to 16 times the width'),
@@ -582,14 +582,21 @@ def test_no_dropout_is_allowed(tmp_path, dropout):
 
 
 @pytest.mark.attack(
-    'A tokenizer of 45 MB with 8 million merges, which take 2 GB at start',
-    'refused above 2^20 merges',
+    'A tokenizer of 38 MB with a million tokens and merges, which take 35 s and 1 GB at start',
+    'refused above 300,000 tokens and 400,000 merges',
 )
-def test_many_merges_are_refused(folder):
-    merges = ['a b'] * ((1 << 20) + 1)
-    model = {'type': 'BPE', 'vocab': {'a': 0, 'b': 1, 'ab': 2}, 'merges': merges}
+@pytest.mark.parametrize(
+    ('num_tokens', 'num_merges', 'reason'),
+    [
+        (300_001, 0, 'got 300001 tokens, allowed: up to 300000'),
+        (3, 400_001, 'got 400001 merges, allowed: up to 400000'),
+    ],
+)
+def test_large_tokenizers_are_refused(folder, num_tokens, num_merges, reason):
+    vocabulary = {str(number): number for number in range(num_tokens)}
+    model = {'type': 'BPE', 'vocab': vocabulary, 'merges': ['a b'] * num_merges}
     edit_json(folder / 'tokenizer.json', lambda content: content.update(model=model))
-    assert 'model: got 1048577 merges, allowed: up to 1048576' in refusal(folder)
+    assert f'model: {reason}' in refusal(folder)
 
 
 @pytest.mark.attack(

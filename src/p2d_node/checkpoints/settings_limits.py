@@ -14,6 +14,7 @@ from p2d_node.checkpoints.tokenizer_limits import (
     check_token_numbers,
     check_tokenizer,
     check_tokenizer_config,
+    MAX_VOCABULARY,
 )
 from p2d_node.durable_files import MAX_JSON_BYTES, read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
@@ -50,7 +51,7 @@ LAYER_KEY = re.compile(r'(?!.*_size).*(layer|depth|block|expert|stage)')
 WIDTHS = {
     **dict.fromkeys(('hidden_size', 'embed_dim', 'out_hidden_size'), 1 << 14),
     **dict.fromkeys(('num_attention_heads', 'num_key_value_heads', 'num_heads'), 256),
-    'vocab_size': 1 << 20,
+    'vocab_size': MAX_VOCABULARY,
     'head_dim': 1 << 10,
     'image_size': 1 << 11,
     'patch_size': 128,

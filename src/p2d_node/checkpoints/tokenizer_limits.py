@@ -29,8 +29,9 @@ MAX_CHARACTERS, MAX_UNIGRAM_CHARACTERS = 1 << 22, 1 << 21
 """Of all tokens together. 150,000 to 250,000 published ones have one to two million. The library
 takes up to 80 bytes per character, and 350 for a vocabulary of the kind Unigram."""
 
-MAX_MERGES = 1 << 20
-"""Published tokenizers have up to 600,000. One takes 600 bytes while it is read."""
+MAX_VOCABULARY, MAX_MERGES = 300_000, 400_000
+"""Published models of the known families have up to 160,000 and 280,000. An entry takes up to 600
+bytes while it is read, and one of the vocabulary a score for each token of an answer."""
 
 UPPER, LOWER = r'\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}', r'\p{Ll}\p{Lm}\p{Lo}\p{M}'
 
@@ -286,9 +287,13 @@ def _check_model(what: str, model: Any) -> None:
         length = len(str(settings.get(key) or ''))
         if length > MAX_AFFIX_CHARACTERS:
             raise _too_many(f'{what}: {key}', f'{length} characters', MAX_AFFIX_CHARACTERS)
-    merges = settings.get('merges')
-    if isinstance(merges, (list, dict)) and len(merges) > MAX_MERGES:
-        raise _too_many(what, f'{len(merges)} merges', MAX_MERGES)
+    for key, name, allowed in (
+        ('vocab', 'tokens', MAX_VOCABULARY),
+        ('merges', 'merges', MAX_MERGES),
+    ):
+        entries = settings.get(key)
+        if isinstance(entries, (list, dict)) and len(entries) > allowed:
+            raise _too_many(what, f'{len(entries)} {name}', allowed)
 
 
 def _check_pattern(what: str, pattern: Any, name: str) -> None:
