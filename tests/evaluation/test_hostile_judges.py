@@ -7,6 +7,7 @@ from contextlib import contextmanager, ExitStack, suppress
 import gzip
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
+import os
 import sys
 import threading
 import time
@@ -242,6 +243,25 @@ def test_a_command_does_not_get_the_key(scored, tmp_path, capfd, monkeypatch):
     )
     assert main([*scored, '--judge-command', f'{sys.executable} {script}']) == 2
     assert "it said: 'False'" in capfd.readouterr().err
+
+
+@pytest.mark.attack(
+    'the server of a judge reads what the environment holds for another service',
+    'organisation, project and headers of OpenAI in the environment are not sent',
+)
+def test_settings_for_another_service_are_not_sent(start, monkeypatch):
+    settings = {
+        'OPENAI_ORG_ID': 'the-organisation',
+        'OPENAI_PROJECT_ID': 'the-project',
+        'OPENAI_CUSTOM_HEADERS': 'X-Internal: the-header',
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    server = start(lambda request: request.send(body=score('7')))
+    assert dict(ChatJudge(server.url, 'm').judge(SCORE, ANSWERS)) == {0: 7.0}
+    (headers,) = server.seen
+    assert not [value for value in headers.values() if value.startswith('the-')]
+    assert settings.items() <= os.environ.items()
 
 
 def test_a_key_that_goes_over_the_network_unencrypted_is_one_line(

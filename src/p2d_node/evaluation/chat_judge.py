@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed, ThreadPoolExecutor
+from contextlib import contextmanager
 import json
+import os
 import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -74,13 +76,14 @@ class ChatJudge:
         self._model, self._num_parallel = model, num_parallel
         self._secrets = _shown_secrets(api_key, login)
         self._error: type[Exception] = openai.OpenAIError
-        self._client = openai.OpenAI(
-            base_url=self.url,
-            api_key=api_key or NO_KEY,
-            timeout=TIMEOUT_S,
-            max_retries=MAX_RETRIES,
-            http_client=JudgeConnection(login),
-        )
+        with _without_settings_for_openai():
+            self._client = openai.OpenAI(
+                base_url=self.url,
+                api_key=api_key or NO_KEY,
+                timeout=TIMEOUT_S,
+                max_retries=MAX_RETRIES,
+                http_client=JudgeConnection(login),
+            )
         self.identity: Mapping[str, Any] = {'url': self.url, 'model': model}
 
     def judge(self, task: JudgeTask, triples: Sequence[Triple]) -> Iterator[tuple[int, Judgement]]:
@@ -122,6 +125,17 @@ class ChatJudge:
         for secret in self._secrets:
             said = said.replace(secret, '***')
         return quote(said)
+
+
+@contextmanager
+def _without_settings_for_openai() -> Iterator[None]:
+    """Hide what the client would send of the environment: an organisation, a project, headers."""
+    names = [name for name in os.environ if name.startswith('OPENAI_')]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _is_web_address(url: str) -> bool:
