@@ -12,7 +12,7 @@ from p2d_node.memory_limit import is_out_of_memory
 from p2d_node.records import FrameSet
 import torch
 
-FAULTS = (RuntimeError, ValueError, IndexError)
+FAULTS = (RuntimeError, ValueError, IndexError, MemoryError)
 """torch reports out of memory, bad shapes and device faults as these."""
 
 

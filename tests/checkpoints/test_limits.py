@@ -11,6 +11,7 @@ import resource
 import shutil
 import time
 
+from memory import peak_growth_bytes
 from p2d_node.checkpoints import tokenizer_limits
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.settings_limits import check_limits
@@ -597,6 +598,57 @@ def test_large_tokenizers_are_refused(folder, num_tokens, num_merges, reason):
     model = {'type': 'BPE', 'vocab': vocabulary, 'merges': ['a b'] * num_merges}
     edit_json(folder / 'tokenizer.json', lambda content: content.update(model=model))
     assert f'model: {reason}' in refusal(folder)
+
+
+@pytest.mark.attack(
+    'A tokenizer that makes 4,000 tokens of one letter, which is in no question that is tried',
+    'a question is tokenised in steps: refused at 64 characters, above 4 tokens for each',
+)
+def test_a_question_that_grows_is_refused_while_it_is_short(folder):
+    marks = [chr(0x20000 + number) for number in range(60)]
+    spaces = [
+        {'type': 'Metaspace', 'replacement': mark, 'prepend_scheme': 'always', 'split': False}
+        for mark in marks
+    ]
+    letters = {'type': 'Split', 'pattern': {'Regex': r'[^\w\s]'}, 'behavior': 'Isolated'}
+    steps = [letters | {'invert': False}, *spaces]
+
+    def edit(content):
+        content['model'] |= {'type': 'BPE', 'merges': []}
+        content['normalizer'] = {'type': 'NFKC'}
+        content['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': steps}
+
+    edit_json(folder / 'tokenizer.json', edit)
+    config = DriveConfig(model=str(folder), device='cpu', questions=())
+    pipeline = DrivingPipeline.from_config(config)
+    pipeline.check_questions(['a bus'])
+    growth = peak_growth_bytes(lambda: check_fails(pipeline, '\u2026!' * 2000))
+    assert growth < 50 << 20
+
+
+def check_fails(pipeline: DrivingPipeline, question: str) -> None:
+    with pytest.raises(ConfigError, match=r'tokens of 64 characters .* allowed: up to 320 in'):
+        pipeline.check_questions([question])
+
+
+@pytest.mark.attack(
+    'A tokenizer that takes minutes for a question that none is like that was tried',
+    'a question is tokenised in steps: refused as soon as one takes longer than a second',
+)
+def test_a_question_that_takes_long_is_refused_while_it_is_short(folder, monkeypatch):
+    config = DriveConfig(model=str(folder), device='cpu', questions=())
+    pipeline = DrivingPipeline.from_config(config)
+    lengths = []
+
+    def tokenize(text):  # the tokenizers that are known to do this do not load
+        lengths.append(len(text))
+        time.sleep(2e-5 * len(text) ** 2)
+        return (0,)
+
+    monkeypatch.setattr(pipeline._language_model._family, 'tokenize', tokenize)
+    with pytest.raises(ConfigError, match=r'of 256 characters in 1\.3 s, allowed'):
+        pipeline.check_questions(['x' * 4000])
+    assert lengths == [64, 128, 256]
 
 
 @pytest.mark.attack(

@@ -52,7 +52,11 @@ class Family(Protocol):
         ...
 
     def find_special_tokens(self, text: str) -> list[str]:
-        """Return the special tokens in `text`, such as image placeholders and ends of turns."""
+        """Return the special tokens in `text`, such as image placeholders and ends of turns.
+
+        Raises:
+            ConfigError: The tokenizer takes too long for it, or makes too many tokens of it.
+        """
         ...
 
     def embed_prefix(self, prompt: Prompt, visual_tokens: Tensor) -> InputSequence:

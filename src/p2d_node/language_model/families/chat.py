@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import logging
 import math
 from pathlib import Path
+import time
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.checkpoints.custom_code import IMPLEMENTATION_KEY
@@ -43,6 +44,15 @@ FURTHER_OUTPUTS = ('output_attentions', 'output_hidden_states')
 
 MAX_BUFFER_ELEMENTS = 1 << 26
 """Values of a model that are not stored, such as its positions."""
+
+FIRST_CHARACTERS = 64
+"""Of a text that a tokenizer is tried with."""
+
+MAX_TOKENS_PER_CHARACTER, MORE_TOKENS = 4, 64
+"""A character has up to four bytes; some have up to 18 letters, of which a text may have a few."""
+
+MAX_STEP_S = 1.0
+"""For up to 4,000 characters; tokenizers take milliseconds."""
 
 MAX_PATCHES, MAX_TOKENS = 1 << 14, 1 << 12
 """Of one picture. Attention and selection take time and memory by their squares, which weights of
@@ -379,9 +389,35 @@ class ChatModel:
         return template.render(1, f'{describe_missing_views(missing)} {text}' if missing else text)
 
     def find_special_tokens(self, text: str) -> list[str]:
-        """Return the special tokens in `text`, such as image placeholders and ends of turns."""
-        found = [i for i in self.tokenize(text) if i in self._special_ids]
+        """Return the special tokens in `text`, such as image placeholders and ends of turns.
+
+        Raises:
+            ConfigError: The tokenizer takes too long for it, or makes too many tokens of it.
+        """
+        found = [i for i in self._tokenize_in_steps(text) if i in self._special_ids]
         return [str(token) for token in self._tokenizer.convert_ids_to_tokens(found)]
+
+    def _tokenize_in_steps(self, text: str) -> tuple[int, ...]:
+        """Tokenise the beginning of `text`, then twice as much of it, up to the whole.
+
+        So a text that a tokenizer is made to be slow for is noticed while it is short.
+        """
+        length = FIRST_CHARACTERS
+        while True:
+            started_s = time.monotonic()
+            token_ids = self.tokenize(text[:length])
+            duration_s = time.monotonic() - started_s
+            num_characters = min(length, len(text))
+            allowed = MAX_TOKENS_PER_CHARACTER * num_characters + MORE_TOKENS
+            if len(token_ids) > allowed or duration_s > MAX_STEP_S:
+                raise ConfigError(
+                    f'model: its tokenizer makes {len(token_ids)} tokens of {num_characters} '
+                    f'characters in {duration_s:.2g} s, allowed: up to {allowed} in '
+                    f'{MAX_STEP_S:g} s; ask something else, or copy its files again'
+                )
+            if length >= len(text):
+                return token_ids
+            length *= 2
 
     def _add_image_delimiters(self, token_ids: Sequence[int]) -> Sequence[int]:
         """Add the tokens that the family's processor puts around image placeholders, if any."""
