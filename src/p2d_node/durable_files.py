@@ -39,22 +39,29 @@ HALF_PAIR = re.compile(rb'\\u[dD][89a-fA-F]')
 """What may be half of a surrogate pair, which is JSON, but no text."""
 
 
-def read_file(path: Path, max_bytes: int, *, may_be_sparse: bool = True) -> bytes:
+def read_file(
+    path: Path, max_bytes: int, *, may_be_sparse: bool = True, below: Path | None = None
+) -> bytes:
     """Read a file of a limited size.
 
     Args:
         path: The file.
         max_bytes: Its largest size.
         may_be_sparse: Whether it may take far less of the disk than its size.
+        below: The folder that it must lie in; None: any.
 
     Raises:
-        OSError: The file cannot be read, is a pipe, is larger, or is sparse and may not be.
+        OSError: The file cannot be read, is a pipe, is larger, is sparse and may not be, or lies
+            elsewhere.
     """
     # Without O_NONBLOCK, opening a pipe would wait for ever.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
         status = os.fstat(file.fileno())
         if stat.S_ISFIFO(status.st_mode):
             raise OSError(errno.EINVAL, 'got a pipe, allowed: a file', str(path))
+        # Its path may be a link that was put there after it was checked.
+        if below is not None and not _place_of(file.fileno()).is_relative_to(below.resolve()):
+            raise OSError(errno.EXDEV, f'it leads out of {below}', str(path))
         # Reading decides: a device or a file that grows has no size.
         num_bytes = status.st_size
         if not may_be_sparse and num_bytes <= max_bytes and is_sparse(file.fileno(), status):
@@ -64,6 +71,10 @@ def read_file(path: Path, max_bytes: int, *, may_be_sparse: bool = True) -> byte
         got = num_bytes or f'more than {max_bytes}'
         raise OSError(errno.EFBIG, f'got {got} bytes, allowed: at most {max_bytes}', str(path))
     return content
+
+
+def _place_of(descriptor: int) -> Path:
+    return Path(os.readlink(f'/proc/self/fd/{descriptor}'))
 
 
 def read_json(

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 import sqlite3
+import subprocess
+import sys
 import time
 
 from backports import zstd
@@ -422,6 +424,32 @@ def test_a_database_that_computes_is_refused(tmp_path, statements, reason):
 
 
 @pytest.mark.attack(
+    'a bag of sqlite3 with a journal or a write-ahead log, which changes its messages for others',
+    'refused, with the command that completes the database',
+)
+@pytest.mark.parametrize('mode', ['wal', 'delete'])
+def test_a_database_that_was_not_closed_is_refused(tmp_path, mode):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    recorder = (
+        'import os, sqlite3, sys\n'
+        'database = sqlite3.connect(sys.argv[1], isolation_level=None)\n'
+        f'database.execute("PRAGMA journal_mode={mode}")\n'
+        'database.execute("PRAGMA cache_spill=1")\n'
+        'database.execute("PRAGMA cache_size=1")\n'
+        'database.execute("BEGIN")\n'
+        'database.execute("UPDATE messages SET data = zeroblob(90000)")\n'
+        'if sys.argv[2] == "wal": database.execute("COMMIT")\n'
+        'os.kill(os.getpid(), 9)\n'
+    )
+    subprocess.run([sys.executable, '-c', recorder, file, mode], check=False)
+    suffix = {'wal': '-wal', 'delete': '-journal'}[mode]
+    refuse(tmp_path / 'bag', f'{suffix}. is beside it, .* with `sqlite3 bag.db3 vacuum`')
+    with closing(sqlite3.connect(file)) as database:
+        database.execute('VACUUM')
+    assert read_all(tmp_path / 'bag')
+
+
+@pytest.mark.attack(
     'a bag of sqlite3 of 50 kB whose pages name one page a hundred times: 100 million rows',
     'refused: the rows of a database have no more bytes than its pages',
 )
@@ -576,7 +604,7 @@ def test_an_image_file_has_a_largest_size(tmp_path):
     with path.open('wb') as file:
         file.truncate(1 << 40)
     with pytest.raises(ConfigError, match='cannot be read: got 1099511627776 bytes, allowed: at'):
-        read_image(path, camera='CAM_FRONT', stamp_ns=0)
+        read_image(path, root=path.parent, camera='CAM_FRONT', stamp_ns=0)
 
 
 def test_a_file_name_that_stands_for_another_is_refused(tmp_path):

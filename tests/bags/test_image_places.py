@@ -17,7 +17,7 @@ from p2d_node.bags.image_files import (
 )
 from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
 from p2d_node.errors import ConfigError
-from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep
+from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep, read_camera_image
 from p2d_node.evaluation.drivelm_questions import read_questions
 from p2d_node.evaluation.drivelmm_o1_questions import read_o1_questions
 import pytest
@@ -123,9 +123,23 @@ def test_a_name_leads_to_a_file(root, make):
 @pytest.mark.parametrize('name', [f'a\0{FILE}', f'{"a" * 300}{FILE}', f'{"a/" * 3000}{FILE}'])
 def test_a_name_that_no_file_has_is_one_line(root, name):
     with pytest.raises(ConfigError) as caught:
-        read_image(file_below(root, name), camera='CAM_FRONT', stamp_ns=1)
+        read_image(file_below(root, name), root=root, camera='CAM_FRONT', stamp_ns=1)
     assert len(str(caught.value)) < 8000
     assert not os.path.exists(root / 'a')
+
+
+@pytest.mark.attack(
+    'another user of the folder of the images swaps one for a link after its name was checked',
+    'the file that was opened is checked: it lies in the folder',
+)
+def test_a_file_that_becomes_a_link_is_not_read(root):
+    path = file_below(root, NAME)
+    path.unlink()
+    path.symlink_to(root.parent / 'private' / FILE)
+    with pytest.raises(ConfigError, match=f'cannot be read: it leads out of {root}'):
+        read_image(path, root=root, camera='CAM_FRONT', stamp_ns=1)
+    with pytest.raises(ConfigError, match=f'cannot be read: it leads out of {root}'):
+        read_camera_image(path, root, 10_000_000)
 
 
 def test_links_that_stay_in_the_folder_and_a_link_to_the_folder_are_followed(root):
@@ -133,7 +147,8 @@ def test_links_that_stay_in_the_folder_and_a_link_to_the_folder_are_followed(roo
     (root.parent / 'data').symlink_to(root)
     for path in (root / 'samples' / FILE, root.parent / 'data' / NAME):
         base = root if path.is_relative_to(root) else root.parent / 'data'
-        assert file_below(base, str(path.relative_to(base))).read_bytes() == jpeg(picture(0)).data
+        file = file_below(base, str(path.relative_to(base)))
+        assert read_camera_image(file, base, 10_000_000) == jpeg(picture(0)).data
 
 
 def test_a_missing_file_is_left_to_the_caller(root):

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import sys
 
+from disk_limits import files_up_to
 from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.weight_files import INDEX_FILE
@@ -305,6 +306,30 @@ def test_cleaning_keeps_a_verified_engine(engine_dir, tiny_checkpoint, is_whole)
         write_manifest(forged, artefacts={})
     assert clean_engines(engine_dir, 1) == []
     load(engine_dir, tiny_checkpoint, 'onnxruntime')
+
+
+@pytest.mark.attack(
+    'a folder beside an export with a newer name and a manifest that agrees with itself',
+    'clean-engines keeps the export that a verified engine was built of',
+)
+def test_cleaning_keeps_the_export_of_a_verified_engine(engine_dir):
+    artefacts = read_manifest(engine_folder(engine_dir)).artefacts
+    exports = engine_dir.glob('*/onnx-*')
+    genuine = next(f for f in exports if read_manifest(f).artefacts == artefacts)
+    forged = genuine.with_name(genuine.name.replace('-20', '-99'))
+    shutil.copytree(genuine, forged)
+    (forged / 'model.onnx').write_bytes(b'noise')
+    changed = artefacts | {'model.onnx': Artefact(hash_file(forged / 'model.onnx'), 5)}
+    write_manifest(forged, key=forged.name, artefacts=changed)
+    assert clean_engines(engine_dir, 1) == []
+
+
+def test_an_export_without_space_is_one_line(tiny_checkpoint, tmp_path):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    reason = 'engine_dir: .* cannot be written: .*; check its free space'
+    with files_up_to(10_000), pytest.raises(ConfigError, match=reason):
+        export_model(plan, tmp_path, ignore_progress)
+    assert not list(tmp_path.glob('tiny/*'))
 
 
 @pytest.mark.parametrize('lacks', ['artefacts', 'file', 'bytes'])

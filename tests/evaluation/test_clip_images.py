@@ -132,7 +132,7 @@ def test_answers_rest_on_the_clip_and_short_ones_are_counted(folder, evaluate):
 def test_a_bag_gives_the_clips_that_its_images_give(folder, tmp_path, evaluate):
     paths = list(folder.glob('s*/*/a__*.jpg'))
     images = [
-        read_image(path, camera=camera, stamp_ns=stamp_ns)
+        read_image(path, root=path.parent, camera=camera, stamp_ns=stamp_ns)
         for path in paths
         for camera, stamp_ns in [camera_and_stamp_of(path)]
     ]
@@ -150,7 +150,7 @@ def test_a_bag_gives_the_clips_that_its_images_give(folder, tmp_path, evaluate):
 )
 def test_only_the_images_of_clips_are_written(folder, tmp_path):
     names = {'CAM_BACK': name_of('samples', 'CAM_BACK', 500)}
-    image = read_image(folder / names['CAM_BACK'], camera='CAM_BACK', stamp_ns=0)
+    image = read_image(folder / names['CAM_BACK'], root=folder, camera='CAM_BACK', stamp_ns=0)
     near_ns = 1000 * (START_US + 400_000)
     stamps_ns = [near_ns + 1000 * i for i in range(300)] + [near_ns + 1, near_ns + 2]
     stamps_ns += [1000 * (START_US + 300_000), 1000 * (START_US + 500_000)]

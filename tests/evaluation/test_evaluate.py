@@ -23,6 +23,7 @@ from p2d_node.evaluation.answering import (
 )
 from p2d_node.evaluation.data_formats import FORMATS
 from p2d_node.evaluation.drivelm_questions import read_questions
+from p2d_node.evaluation.fingerprints import digest_model
 from p2d_node.evaluation.record_file import RecordFile
 from p2d_node.records import NUSCENES_CAMERAS
 import pytest
@@ -618,6 +619,20 @@ def test_the_report_leaves_out_pictures_that_it_cannot_use(drivelm_folder, words
     assert peak_growth_bytes(lambda: run_json(capsys, words)) < 64 << 20
     page = (drivelm_folder / 'out' / 'report.html').read_text()
     assert page.count('src="data:image/jpeg;base64,') == 1
+
+
+@pytest.mark.attack(
+    'a checkpoint with the fingerprint of another: their names and contents are the same in a row',
+    'the fingerprint parts them: a run of the one does not go on with answers of the other',
+)
+def test_checkpoints_of_other_files_have_other_fingerprints(tmp_path):
+    one, other = tmp_path / 'one', tmp_path / 'other'
+    one.mkdir()
+    other.mkdir()
+    (one / 'a.json').write_text('{}')
+    (one / 'b.json').write_text('')
+    (other / 'a.json 2 {}b.json').write_text('')
+    assert digest_model(one) != digest_model(other)
 
 
 @pytest.mark.attack(

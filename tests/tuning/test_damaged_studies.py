@@ -23,7 +23,7 @@ from p2d_node.tuning.storage import MAX_SQLITE_BYTES, open_storage, storage_erro
 from p2d_node.tuning.trials import MethodStudy
 import page_bombs
 import pytest
-from trial_worker import evaluate, join_study, run_all, SPACE
+from trial_worker import evaluate, join_study, run_all, score_of, SPACE
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +48,7 @@ def records(tmp_path, whole):
 def read(path: Path):
     study = join_study(str(path), 's', 1)
     assert study.is_done
-    return collect_results({'tpe': study}, SPACE)
+    return collect_results({'tpe': study}, SPACE, score_of)
 
 
 def refuse(path: Path, reason: str) -> None:
@@ -335,23 +335,41 @@ def test_a_damaged_journal_is_one_line(records, added):
 GOOD = {'ratios': {'LEFT': 0.5, 'RIGHT': 0.5}, 'tokens_kept': 100, 'language': 0.5}
 
 
+@pytest.mark.attack(
+    'a study with a trial of a score that its answers and ratios do not give',
+    'refused: the score is computed again from its parts',
+)
 @pytest.mark.parametrize(
     ('values', 'facts', 'reason'),
     [
-        ([float('nan')], {}, r'trial 1 of tpe: score: got \[nan\], allowed: one finite number'),
+        (
+            [float('nan')],
+            {},
+            r'trial 1 of tpe: score: got \[nan\], allowed: one number, -0.1,',
+        ),
         ([1e999], {}, r'score: got \[inf\]'),
         ([0.5, 0.5], {}, r'score: got \[0.5, 0.5\]'),
         ([True], {}, r'score: got \[True\]'),
-        ([0.5], {'tokens_kept': 10**30}, 'tokens_kept: got 10+, allowed: 100, as its ratios say'),
-        ([0.5], {'tokens_kept': None}, 'tokens_kept: got None'),
-        ([0.5], {'language': 'much'}, "language: got 'much', allowed: a finite number, or null"),
-        ([0.5], {'accuracy': float('inf')}, 'accuracy: got inf'),
-        ([0.5], {'seconds': 'long'}, "seconds: got 'long'"),
-        ([0.5], {'seconds': -1}, 'seconds: got -1'),
-        ([0.5], {'num_cut': -1}, 'num_cut: got -1'),
-        ([0.5], {'ratios': [1, 2]}, r'ratios: got \[1, 2\], allowed: 0.001 to 1 for each of LEFT'),
-        ([0.5], {'ratios': {'LEFT': 0.5}}, 'ratios: got .*, allowed: 0.001 to 1 for each of LEFT'),
-        ([0.5], {'ratios': {'LEFT': 0.5, 'RIGHT': 7}}, 'ratios: got'),
+        ([1e308], {}, r'score: got \[1e[+]308\], allowed: one number, -0.1, as its parts say'),
+        ([-0.1], {'language': 1.5}, 'language: got 1.5, allowed: 0 to 1, or null'),
+        ([-0.1], {'tokens_kept': 10**30}, 'tokens_kept: got 10+, allowed: 100, as its ratios say'),
+        ([-0.1], {'tokens_kept': None}, 'tokens_kept: got None'),
+        ([-0.1], {'language': 'much'}, "language: got 'much', allowed: 0 to 1, or null"),
+        ([-0.1], {'accuracy': float('inf')}, 'accuracy: got inf'),
+        ([-0.1], {'seconds': 'long'}, "seconds: got 'long'"),
+        ([-0.1], {'seconds': -1}, 'seconds: got -1'),
+        ([-0.1], {'num_cut': -1}, 'num_cut: got -1'),
+        (
+            [-0.1],
+            {'ratios': [1, 2]},
+            r'ratios: got \[1, 2\], allowed: 0.001 to 1 for each',
+        ),
+        (
+            [-0.1],
+            {'ratios': {'LEFT': 0.5}},
+            'ratios: got .*, allowed: 0.001 to 1 for each',
+        ),
+        ([-0.1], {'ratios': {'LEFT': 0.5, 'RIGHT': 7}}, 'ratios: got'),
     ],
 )
 def test_a_trial_that_no_search_can_have_is_refused(records, values, facts, reason):
@@ -364,7 +382,7 @@ def test_a_trial_that_no_search_can_have_is_refused(records, values, facts, reas
 def test_a_trial_without_a_value_is_refused(records, name):
     attributes = {**GOOD, 'accuracy': None}
     del attributes[name]
-    add_record(records, {**TRIAL, 'state': 1, 'values': [0.5], 'user_attrs': attributes})
+    add_record(records, {**TRIAL, 'state': 1, 'values': [-0.1], 'user_attrs': attributes})
     refuse(records, f'trial 1 of tpe: {name} is missing')
 
 

@@ -18,7 +18,7 @@ from p2d_node.tuning.results import collect_results
 from p2d_node.tuning.storage import MAX_RETRIES
 from p2d_node.tuning.trials import finished, given_up, retry_history
 import pytest
-from trial_worker import evaluate, join_study, run_all, SPACE
+from trial_worker import evaluate, join_study, run_all, score_of, SPACE
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +169,7 @@ def test_workers_that_begin_at_the_same_moment_may_run_one_trial_too_many(storag
     study.run_trial(evaluate)
     other.run_trial(evaluate)
     assert study.is_done
-    (result,) = collect_results({'tpe': study}, SPACE)
+    (result,) = collect_results({'tpe': study}, SPACE, score_of)
     assert (result.num_trials, len(result.history)) == (3, 3)
 
 
@@ -200,7 +200,7 @@ def test_a_trial_that_fails_every_time_is_given_up_and_the_others_are_run(storag
     assert states(study) == [TrialState.FAIL] * (1 + MAX_RETRIES)
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 1
     run_all(study)
-    (result,) = collect_results({'tpe': study}, SPACE)
+    (result,) = collect_results({'tpe': study}, SPACE, score_of)
     assert (result.num_trials, result.num_failed) == (2, 1)
     assert not study.has_free_trial()
 

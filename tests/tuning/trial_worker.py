@@ -51,7 +51,11 @@ def evaluate(trial: optuna.Trial) -> float:
     facts = {'seconds': 0.0, 'ratios': params, 'tokens_kept': tokens_kept, 'pid': os.getpid()}
     for key, value in {**facts, 'language': None, 'accuracy': None}.items():
         trial.set_user_attr(key, value)
-    return -abs(params['LEFT'] - 0.4)
+    return score_of(None, None, params)
+
+
+def score_of(_language: None, _accuracy: None, ratios: dict[str, float]) -> float:
+    return -abs(ratios['LEFT'] - 0.4)
 
 
 def run_all(study: MethodStudy, evaluate=evaluate) -> None:

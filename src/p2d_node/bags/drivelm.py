@@ -35,7 +35,7 @@ def read_drivelm_images(json_path: Path, image_root: Path) -> Iterator[BagImage]
     for path in sorted(paths, key=stamp_ns_of):
         files.add(path, str(path.relative_to(image_root)))
         camera, stamp_ns = camera_and_stamp_of(path)
-        yield read_image(path, camera=camera, stamp_ns=stamp_ns)
+        yield read_image(path, root=image_root, camera=camera, stamp_ns=stamp_ns)
 
 
 def _image_names(json_path: Path) -> list[str]:

@@ -86,7 +86,7 @@ def file_below(root: Path, name: str) -> Path:
     path = root / name
     try:
         place = os.path.realpath(path)
-    except ValueError as err:
+    except (OSError, ValueError) as err:
         raise ConfigError(f'{quote(name)}: not a file name: {err}; copy the data again') from err
     if not Path(place).is_relative_to(os.path.realpath(root)):
         raise ConfigError(
@@ -177,17 +177,18 @@ def stamp_ns_of(path: Path) -> int:
 def read_image(
     path: Path,
     *,
+    root: Path,
     camera: str,
     stamp_ns: int,
     camera_matrix: tuple[float, ...] = UNCALIBRATED,
 ) -> BagImage:
-    """Read one JPEG file; see `to_bag_image`.
+    """Read one JPEG file below `root`; see `file_below` and `to_bag_image`.
 
     Raises:
         ConfigError: The file is missing or not an image.
     """
     try:
-        jpeg = read_file(path, MAX_IMAGE_BYTES, may_be_sparse=False)
+        jpeg = read_file(path, MAX_IMAGE_BYTES, may_be_sparse=False, below=root)
     except FileNotFoundError as err:
         raise ConfigError(
             f'{path}: there is no such image; check the root folder of the images'

@@ -26,7 +26,7 @@ from p2d_node.bags.mcap_chunks import check_chunks, check_unindexed, ChunkMessag
 from p2d_node.durable_files import read_file
 from p2d_node.errors import quote
 from p2d_node.sparse_files import stored_bytes
-from p2d_node.sqlite_files import check_rows_are_stored, MAX_TEXT_BYTES
+from p2d_node.sqlite_files import check_rows_are_stored, JOURNAL, MAX_TEXT_BYTES, WAL
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import reader
@@ -192,6 +192,7 @@ def check_topics(num_topics: int) -> None:
 
 
 def _check_database(path: Path, max_messages: int) -> None:
+    _check_is_closed(path)
     with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as database:
         check_rows_are_stored(database, path, max_rows=max_messages + 2 * MAX_TOPICS)
         for table, max_bytes in TABLES.items():
@@ -199,6 +200,17 @@ def _check_database(path: Path, max_messages: int) -> None:
             _check_sizes(database, table, names, max_bytes)
             if names and table != 'messages':
                 _check_ids(database, table)
+
+
+def _check_is_closed(path: Path) -> None:
+    """Check that nothing is written beside a database, which rosbags would not read."""
+    for suffix in (JOURNAL, WAL):
+        beside = path.with_name(f'{path.name}{suffix}')
+        if beside.exists() and beside.stat().st_size:
+            raise ValueError(
+                f'{quote(beside.name)} is beside it, as its recorder was ended before it could '
+                f'close it; complete it with `sqlite3 {path.name} vacuum`'
+            )
 
 
 def _check_sizes(

@@ -65,6 +65,7 @@ def read_nuscenes_images(root: Path, selection: NuscenesSelection) -> Iterator[B
             files.add(path, row['filename'])
             yield read_image(
                 path,
+                root=root,
                 camera=camera,
                 stamp_ns=_stamp_ns(row),
                 camera_matrix=_camera_matrix(sensor),

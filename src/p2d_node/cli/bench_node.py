@@ -20,7 +20,6 @@ from p2d_node.checkpoints.devices import choose_device, default_num_threads
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.bench_table import print_figures
 from p2d_node.cli.synthetic import draw_images
-from p2d_node.cli.termination import end_as_by_ctrl_c
 from p2d_node.cli.verbs.bench import NodeOptions
 from p2d_node.config import (
     CameraConfig,
@@ -48,7 +47,6 @@ LOG_CHARACTERS = 600
 
 def run(options: NodeOptions) -> int:
     """Measure and print; returns the exit code."""
-    end_as_by_ctrl_c()
     with model_folder(options.model) as folder:
         find_family(open_checkpoint(folder))
     # The live table goes to stderr: stdout is for the figures.

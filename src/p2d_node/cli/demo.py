@@ -22,7 +22,6 @@ from p2d_node.cli.demo_report import (
 from p2d_node.cli.screen import say
 from p2d_node.cli.shown_sweeps import to_shown_sweep
 from p2d_node.cli.table import stamp_ns
-from p2d_node.cli.termination import end_as_by_ctrl_c
 from p2d_node.cli.verbs.node import DemoOptions
 from p2d_node.config import DriveConfig, SHIPPED_MODEL
 from p2d_node.durable_files import write_faults
@@ -55,7 +54,6 @@ DRAWN_ONLY = f'{SHIPPED_MODEL} knows drawn scenes only: its answers about photog
 
 def run(options: DemoOptions) -> int:
     """Run the demo; returns 0 if every sweep that was played got its answers."""
-    end_as_by_ctrl_c()
     untrained, num_frames = _check(options)
     drive = _drive(options)
     _prepare_output(options.out)

@@ -86,7 +86,7 @@ def drivelm_drive(data: Path, image_root: Path) -> DemoDrive:
     }
     return DemoDrive(
         f'{len(keyframes)} keyframes of {data} (nuScenes: CC BY-NC-SA 4.0, Motional)',
-        [_read(path) for path in sorted(chain(*paths.values()), key=stamp_ns_of)],
+        [_read(path, image_root) for path in sorted(chain(*paths.values()), key=stamp_ns_of)],
         questions,
         {
             (stamp_ns_of(paths[keyframe.name][0]), question.question): question.reference
@@ -113,6 +113,6 @@ def _common_questions(keyframes: Sequence[Keyframe]) -> tuple[str, ...]:
     return tuple(sorted(ranked, key=lambda text: not any(side in text for side in SIDES)))
 
 
-def _read(path: Path) -> BagImage:
+def _read(path: Path, root: Path) -> BagImage:
     camera, stamp_ns = camera_and_stamp_of(path)
-    return read_image(path, camera=camera, stamp_ns=stamp_ns)
+    return read_image(path, root=root, camera=camera, stamp_ns=stamp_ns)

@@ -95,7 +95,7 @@ def _story(
     for question in list(firsts.values())[:STORY_LENGTH]:
         try:
             path = resolve_image(question.images[camera], images)
-            view = small_jpeg(read_camera_image(path, max_pixels), camera, max_pixels)
+            view = small_jpeg(read_camera_image(path, images, max_pixels), camera, max_pixels)
         except (ConfigError, ImageDecodeError):
             continue
         pictures.append(

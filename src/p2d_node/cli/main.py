@@ -9,6 +9,7 @@ import os
 import sys
 
 from p2d_node import __version__
+from p2d_node.cli.termination import end_as_by_ctrl_c
 from p2d_node.cli.verb import add_verbs, EXIT_BAD_INPUT, Parser
 from p2d_node.cli.verbs import overview, VERBS
 from p2d_node.errors import P2dError
@@ -54,6 +55,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run `p2d`; returns the exit status."""
     parsed = parse(words)
+    end_as_by_ctrl_c()
     with limited_memory() as limit_bytes:
         try:
             return _run(parsed)

@@ -12,7 +12,6 @@ from p2d_node.bags.records import BagImage
 from p2d_node.bags.writing import write_bag
 from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.synthetic import draw_images
-from p2d_node.cli.termination import end_as_by_ctrl_c
 from p2d_node.cli.verbs.bags import MakeBagOptions
 from p2d_node.errors import ConfigError
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -20,8 +19,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 def run(options: MakeBagOptions) -> int:
     """Write the bag and report its contents; returns the exit code."""
-    # Else SIGTERM would leave the hidden folder of the unfinished bag.
-    end_as_by_ctrl_c()
     columns = (SpinnerColumn(), TextColumn('{task.completed} images'), TimeElapsedColumn())
     console = InertConsole(stderr=True)
     silent = options.json or not console.is_terminal

@@ -18,7 +18,6 @@ from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.node_process import drive_node, isolate, open_log
 from p2d_node.cli.screen import InertConsole, say
 from p2d_node.cli.synthetic import draw_images
-from p2d_node.cli.termination import end_as_by_ctrl_c
 from p2d_node.cli.verbs.soak import SoakOptions
 from p2d_node.config import DriveConfig, NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.durable_files import write_faults, write_json
@@ -46,7 +45,6 @@ LOG_FILE, PICTURE_FILE, REPORT_FILE = 'node.log', 'soak.png', 'soak.json'
 
 def run(options: SoakOptions) -> int:
     """Run; returns 0 if all criteria hold, else 1."""
-    end_as_by_ctrl_c()
     with model_folder(options.model) as folder:
         open_checkpoint(folder)
     sweeps = _draw(options)

@@ -36,7 +36,7 @@ def _run(options: TuneOptions) -> int:
     from p2d_node.cli.tuning_report import SearchOutcome
     from p2d_node.tuning.comparison import check_unseen
     from p2d_node.tuning.local_workers import divide_threads, extra_workers
-    from p2d_node.tuning.results import best_of, collect_results
+    from p2d_node.tuning.results import best_of
     from p2d_node.tuning.session import read_tuning_set, TuningSession
 
     study = divide_threads(study, options.workers)
@@ -50,7 +50,7 @@ def _run(options: TuneOptions) -> int:
             with extra_workers(study, options.workers - 1):
                 _prepare(bars, session, session.question_set, 'keyframes encoded')
                 _search(bars, session)
-            results = collect_results(session.studies, session.space)
+            results = session.results()
             best = best_of(results)
             comparison = _compare(bars, session, held_out, best)
         _write(options, SearchOutcome(session, results, best, comparison), files)

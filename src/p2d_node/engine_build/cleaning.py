@@ -2,7 +2,8 @@
 
 Only real folders with a valid manifest are removed: a folder whose name looks like an engine's may
 be anything, and a link may lead anywhere. A manifest proves nothing about its engine, so an engine
-that was verified here is old only if newer ones were verified here too.
+that was verified here is old only if newer ones were verified here too. An export counts as
+verified if an engine is that was built of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from p2d_node.engine_build.engine_folders import (
 )
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_checks import check_place
-from p2d_node.vision_encoder.engine_store import list_all_engines
+from p2d_node.vision_encoder.engine_store import EXPORT, list_all_engines
 from p2d_node.vision_encoder.machine import Machine, this_machine
 from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
 from p2d_node.vision_encoder.verifications import verification_gap
@@ -63,14 +64,24 @@ def clean_engines(engine_dir: Path, keep: int, *, dry_run: bool = False) -> list
 def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
     old: list[Path] = []
     num_newer: Counter[tuple[str, str, int, bool]] = Counter()
+    engines = list(_whole_engines(engine_dir))
     machines = _machines()
-    for folder, manifest in _whole_engines(engine_dir):
-        is_verified = any(not verification_gap(manifest, machine) for machine in machines)
+    verified = [
+        manifest
+        for _, manifest in engines
+        if any(not verification_gap(manifest, machine) for machine in machines)
+    ]
+    proven = {(name, file.sha256) for m in verified for name, file in m.artefacts.items()}
+    for folder, manifest in engines:
+        is_proven = manifest in verified or (
+            manifest.backend == EXPORT
+            and proven.issuperset((name, file.sha256) for name, file in manifest.artefacts.items())
+        )
         kind = (
             manifest.model_name,
             folder.name.rsplit('-', 2)[0],
             manifest.num_views,
-            is_verified,
+            is_proven,
         )
         if num_newer[kind] >= keep:
             old.append(folder)

@@ -39,7 +39,8 @@ def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
         Tokens per view and features per token.
 
     Raises:
-        ConfigError: The checkpoint does not load, or there is not enough memory.
+        ConfigError: The checkpoint does not load, there is not enough memory, or a file cannot be
+            written.
     """
     with (
         safe_spawning(),
@@ -47,6 +48,11 @@ def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
     ):
         try:
             return process.submit(_export, plan, folder).result()
+        except OSError as err:
+            raise ConfigError(
+                f'engine_dir: {folder.parent} cannot be written: {err.strerror or err}; check its '
+                'free space'
+            ) from err
         except BrokenProcessPool as err:
             raise ConfigError(
                 f'{plan.checkpoint.name}: the export was killed; it needs about three times the '

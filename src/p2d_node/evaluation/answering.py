@@ -186,14 +186,16 @@ def load_sweep(
     return replace(newest, earlier=tuple(earlier))
 
 
-def read_camera_image(path: Path, max_pixels: int) -> bytes:
-    """Read an image file that may be decoded: see `max_compressed_bytes`.
+def read_camera_image(path: Path, root: Path, max_pixels: int) -> bytes:
+    """Read an image file that may be decoded: see `max_compressed_bytes` and `file_below`.
 
     Raises:
-        ConfigError: It cannot be read, is too large, or hardly any of it is on the disk.
+        ConfigError: It cannot be read, is too large, hardly any of it is on the disk, or it lies
+            outside of `root`.
     """
     try:
-        return read_file(path, max_compressed_bytes(max_pixels), may_be_sparse=False)
+        max_bytes = max_compressed_bytes(max_pixels)
+        return read_file(path, max_bytes, may_be_sparse=False, below=root)
     except OSError as err:
         raise ConfigError(f'{path}: cannot be read: {err.strerror}') from err
 
@@ -202,7 +204,9 @@ def _read_sweep(image_root: Path, names: Mapping[str, str], max_pixels: int) -> 
     frames = {}
     for camera, name in names.items():
         path = file_below(image_root, name)
-        image = CompressedImage(format='jpeg', data=read_camera_image(path, max_pixels))
+        image = CompressedImage(
+            format='jpeg', data=read_camera_image(path, image_root, max_pixels)
+        )
         frames[camera] = CameraFrame(camera, stamp_ns_of(path), image)
     stamp_ns = next(iter(frames.values())).stamp_ns
     return FrameSet(stamp_ns=stamp_ns, frames=frames, first_arrival_ns=0, closed_ns=0)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import SweepQuestion
-
-CHUNK_BYTES = 1 << 22
+from p2d_node.vision_encoder.engine_files import hash_file
 
 
 def digest_model(folder: Path) -> str:
@@ -25,10 +24,7 @@ def digest_model(folder: Path) -> str:
     names = ('*.safetensors', '*.json', '*.jinja')
     for path in sorted(path for name in names for path in folder.glob(name)):
         try:
-            digest.update(f'{path.name} {path.stat().st_size} '.encode())
-            with path.open('rb') as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    digest.update(chunk)
+            digest.update(json.dumps([path.name, hash_file(path)]).encode())
         except OSError as err:
             raise ConfigError(f'model: {path}: cannot be read: {err.strerror}') from err
     return digest.hexdigest()

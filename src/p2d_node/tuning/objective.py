@@ -93,9 +93,15 @@ class Objective:
     def score(self, answered: Iterable[Answered], ratios: Mapping[str, float]) -> Score:
         """Score the answers of a trial with these ratios."""
         parts = score_corpus(make_table([list(answered)], self.tokenizer))
-        value = self.weigh(parts.language or 0.0, parts.accuracy or 0.0)
+        value = self.value(parts.language, parts.accuracy, ratios)
+        return Score(value, parts.language, parts.accuracy)
+
+    def value(
+        self, language: float | None, accuracy: float | None, ratios: Mapping[str, float]
+    ) -> float:
+        """Return the score of these parts, as `Score` has them, with these ratios."""
         penalty = self.ratio_penalty * sum(ratios.values())
-        return Score(value - penalty, parts.language, parts.accuracy)
+        return self.weigh(language or 0.0, accuracy or 0.0) - penalty
 
     def weigh(self, language: T, accuracy: T) -> T:
         """Return the weighted sum without the penalty."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import json
+import math
 import sys
 from typing import Any, TypeGuard
 
@@ -21,6 +22,9 @@ RUNNING = 'tpe:relative_params:'
 
 MAX_COUNT = 10**9
 MAX_NUMBER = sys.float_info.max
+ROUNDING = 1e-6
+
+ScoreOf = Callable[[float | None, float | None, Mapping[str, float]], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,9 @@ class TrialResult:
     num_cut: int = 0
 
     @classmethod
-    def of(cls, method: str, trial: FrozenTrial, space: SearchSpace) -> TrialResult:
+    def of(
+        cls, method: str, trial: FrozenTrial, space: SearchSpace, score_of: ScoreOf
+    ) -> TrialResult:
         """Read a complete trial.
 
         Raises:
@@ -56,12 +62,13 @@ class TrialResult:
         """
         facts = _facts_of(method, trial)
         ratios = facts.ratios(space)
+        language, accuracy = facts.part('language'), facts.part('accuracy')
         return cls(
             method=method,
             number=trial.number,
-            score=facts.score(trial.values),
-            language=facts.part('language'),
-            accuracy=facts.part('accuracy'),
+            score=facts.score(trial.values, score_of(language, accuracy, ratios)),
+            language=language,
+            accuracy=accuracy,
             ratios=ratios,
             tokens_kept=facts.count('tokens_kept', sum(space.tokens_kept(ratios).values())),
             num_cut=facts.count('num_cut') if 'num_cut' in trial.user_attrs else 0,
@@ -75,15 +82,16 @@ class _Facts:
     trial: str
     stored: Mapping[str, Any]
 
-    def score(self, values: object) -> float:
-        if not isinstance(values, list) or len(values) != 1 or not _is_number(values[0]):
-            raise self._wrong('score', values, 'one finite number')
+    def score(self, values: Any, expected: float) -> float:
+        is_one = isinstance(values, list) and len(values) == 1 and _is_number(values[0])
+        if not is_one or not math.isclose(values[0], expected, abs_tol=ROUNDING):
+            raise self._wrong('score', values, f'one number, {expected:g}, as its parts say')
         return float(values[0])
 
     def part(self, name: str) -> float | None:
         value = self._get(name)
-        if value is not None and not _is_number(value):
-            raise self._wrong(name, value, 'a finite number, or null')
+        if value is not None and not (_is_number(value) and 0.0 <= value <= 1.0 + ROUNDING):
+            raise self._wrong(name, value, '0 to 1, or null')
         return value
 
     def seconds(self) -> float:
@@ -157,23 +165,32 @@ class MethodResult:
         return max(self.complete, key=lambda result: result.score, default=None)
 
 
-def collect_results(studies: Mapping[str, MethodStudy], space: SearchSpace) -> list[MethodResult]:
+def collect_results(
+    studies: Mapping[str, MethodStudy], space: SearchSpace, score_of: ScoreOf
+) -> list[MethodResult]:
     """Read every method's study.
+
+    Args:
+        studies: Method to its study.
+        space: What the trials search in.
+        score_of: The objective: language, accuracy and ratios to the score.
 
     Raises:
         BackendUnavailableError: A trial has a value that no trial of this space can have.
     """
-    return [_collect(method, study, space) for method, study in studies.items()]
+    return [_collect(method, study, space, score_of) for method, study in studies.items()]
 
 
-def _collect(method: str, study: MethodStudy, space: SearchSpace) -> MethodResult:
+def _collect(
+    method: str, study: MethodStudy, space: SearchSpace, score_of: ScoreOf
+) -> MethodResult:
     trials = study.trials
     done = finished(trials)
     with storage_errors(study.storage):
         for trial in trials:
             _check_parameters(method, trial, space)
         complete = {
-            trial.number: TrialResult.of(method, trial, space)
+            trial.number: TrialResult.of(method, trial, space, score_of)
             for trial in done
             if trial.state == TrialState.COMPLETE
         }

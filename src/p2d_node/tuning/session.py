@@ -28,7 +28,7 @@ from p2d_node.pipeline import DrivingPipeline
 from p2d_node.tuning.keyframe_cache import digest_pictures, KeyframeCache
 from p2d_node.tuning.methods import make_pruner, make_sampler, trials_of
 from p2d_node.tuning.objective import Objective
-from p2d_node.tuning.results import collect_results
+from p2d_node.tuning.results import collect_results, MethodResult
 from p2d_node.tuning.search_space import SearchSpace
 from p2d_node.tuning.storage import open_storage, storage_errors
 from p2d_node.tuning.trial_evaluation import RunningScore, TrialEvaluator
@@ -185,7 +185,15 @@ class TuningSession:
             )
             for method in options.methods
         }
-        collect_results(self.studies, self.space)  # a damaged trial is told before the search
+        self.results()  # a damaged trial is told before the search
+
+    def results(self) -> list[MethodResult]:
+        """Return the results of all methods so far.
+
+        Raises:
+            BackendUnavailableError: A trial has a value that no trial of this search can have.
+        """
+        return collect_results(self.studies, self.space, self.options.objective.value)
 
     def _join(self, storage: optuna.storages.BaseStorage, method: str) -> optuna.Study:
         options = self.options
