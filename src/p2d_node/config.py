@@ -373,9 +373,9 @@ class DriveConfig:
     drafts: str = option(
         'last_sweep',
         'Where drafts of answers come from; one decoder pass verifies several drafted tokens, and '
-        'the answers stay the same (in bfloat16 but for nearly equal tokens). last_sweep: the last '
-        'answer to the same question; prompt_lookup: the question and the other answers of the '
-        'sweep; none.',
+        'the answers stay the same (in bfloat16 but for nearly equal tokens). last_sweep: the '
+        'last answer to the same question; prompt_lookup: the question and the other answers of '
+        'the sweep; none.',
         choices=('last_sweep', 'prompt_lookup', 'none'),
         runtime=True,
     )
