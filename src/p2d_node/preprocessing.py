@@ -37,8 +37,9 @@ Pixels = npt.NDArray[np.uint8]
 QWEN_PIXELS = {'shortest_edge': 3136, 'longest_edge': 1003520}
 """The range of Qwen2VLImageProcessor in transformers for settings without a size."""
 
-MAX_SMALLEST_PIXELS = 1 << 21
-"""Published models allow pictures of a few thousand pixels."""
+MAX_VIEW_PIXELS = 1 << 21
+"""Of a view that a checkpoint asks for; published ones ask for up to 1344 x 1344. Those that take
+any size get no more pixels than a frame has, unless their smallest size is larger."""
 
 MAX_PATCH_PX, MAX_MERGED = 64, 8
 """Side of a patch, and patches per side of a token. Published models have 14 or 16, and 2."""
@@ -154,6 +155,11 @@ def _fixed_size(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
     height, width = sides.get('height'), sides.get('width')
     if not isinstance(height, int) or height != width:
         raise ConfigError(f'{folder}: image size: got {size!r}, allowed: equal height, width')
+    if height**2 > MAX_VIEW_PIXELS:
+        raise ConfigError(
+            f'{folder}: image size: got {height} x {width} pixels, allowed: up to '
+            f'{MAX_VIEW_PIXELS} in all; copy the checkpoint again'
+        )
     return height, width
 
 
@@ -164,10 +170,10 @@ def _variable_size(settings: dict[str, Any], folder: Path, max_pixels: int) -> t
     number of pixels is within the range of the settings.
     """
     smallest, largest = _pixel_range(settings, folder)
-    if not 0 < smallest <= largest or smallest > MAX_SMALLEST_PIXELS:
+    if not 0 < smallest <= largest or smallest > MAX_VIEW_PIXELS:
         raise ConfigError(
             f'{folder}: image size: got {smallest} to {largest} pixels, allowed: a range whose '
-            f'smallest is 1 to {MAX_SMALLEST_PIXELS}; copy the checkpoint again'
+            f'smallest is 1 to {MAX_VIEW_PIXELS}; copy the checkpoint again'
         )
     largest = min(largest, max_pixels or largest)
     token_px = _read_count(settings, 'patch_size', folder, 14, MAX_PATCH_PX)

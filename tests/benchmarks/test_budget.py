@@ -365,8 +365,8 @@ def test_a_family_that_is_not_known_is_refused(tmp_path):
     [
         ('text_config', 'hidden_size', 10**18, 'hidden_size: got .*, allowed: up to'),
         ('text_config', 'num_hidden_layers', 10**9, 'num_hidden_layers: got .*, allowed: up to'),
-        ('vision_config', 'image_size', 10**6, 'image_size: got 1000000, allowed: up to 65536'),
-        ('vision_config', 'patch_size', 1000, 'has a size of 0, allowed: 1 or more'),
+        ('vision_config', 'image_size', 10**6, 'image_size: got 1000000, allowed: up to 2048'),
+        ('vision_config', 'patch_size', 127, 'has a size of 0, allowed: 1 or more'),
         ('text_config', 'intermediate_size', -64, 'has a size of -64, allowed: 1 or more'),
     ],
 )

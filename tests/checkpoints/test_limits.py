@@ -17,7 +17,7 @@ from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.settings_limits import check_limits
 from p2d_node.checkpoints.tokenizer_limits import OUTER_SPACES
 from p2d_node.checkpoints.weight_files import WEIGHTS_FILE
-from p2d_node.config import DriveConfig
+from p2d_node.config import CameraConfig, DriveConfig
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.held_stderr import held_stderr
@@ -130,6 +130,17 @@ def test_features_per_token_are_few(folder, key, value, allowed):
 
 
 @pytest.mark.attack(
+    'A processor of a Qwen-VL checkpoint that makes pictures of one size, of 8192 pixels',
+    'refused above 2^21 pixels, as the smallest size of those that take any size',
+)
+def test_views_of_a_fixed_size_have_few_pixels(folder):
+    path = write_qwen2_vl(folder.parent / 'qwen') / 'preprocessor_config.json'
+    size = {'height': 1449, 'width': 1449}
+    edit_json(path, lambda c: c.update(image_processor_type='SiglipImageProcessor', size=size))
+    assert 'image size: got 1449 x 1449 pixels, allowed: up to 2097152' in refusal(path.parent)
+
+
+@pytest.mark.attack(
     'A config.json of pictures of 8192 pixels in patches of 128, which take gigabytes per sweep',
     'refused above 2048 pixels',
 )
@@ -202,7 +213,8 @@ def test_pictures_of_very_many_patches_are_refused(folder, tmp_path, family):
 def test_clips_of_very_many_tokens_are_refused(folder):
     edit_image_size(folder, 32)
     edit_json(folder / 'config.json', lambda c: c['text_config'].update(LONG))
-    config = DriveConfig(model=str(folder), device='cpu', frames_per_camera=16)
+    cameras = {'CAM_FRONT': CameraConfig()}
+    config = DriveConfig(model=str(folder), device='cpu', cameras=cameras, frames_per_camera=16)
     with pytest.raises(ConfigError, match=r'frames_per_camera: got 16, allowed .*: up to 12, as'):
         DrivingPipeline.from_config(config)
     DrivingPipeline.from_config(replace(config, frames_per_camera=12)).close()

@@ -176,7 +176,11 @@ class Conversation:
             model_name: For messages.
             cameras: The camera of each picture of a full clip, in the model's order.
             num_visual_tokens: Of all these pictures, before any is dropped.
+
+        Raises:
+            ConfigError: So many tokens take far more than the weights of the model show.
         """
+        family.check_num_tokens(num_visual_tokens)
         self._family = family
         self._model_name = model_name
         self.num_features = family.num_features

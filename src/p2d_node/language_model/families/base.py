@@ -32,6 +32,14 @@ class Family(Protocol):
     max_positions: int
     num_features: int
 
+    def check_num_tokens(self, num_tokens: int) -> None:
+        """Check what a prompt of so many tokens costs.
+
+        Raises:
+            ConfigError: Attention takes far more time or memory than in models of such weights.
+        """
+        ...
+
     def release_vision_module(self) -> None:
         """Free the vision weights; an engine replaces them."""
         ...

@@ -14,6 +14,7 @@ from p2d_node.checkpoints.settings_limits import read_config, WIDTH_RATIO
 from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.errors import ConfigError, InferenceError, panics, quote
 from p2d_node.language_model.chat_template import ChatTemplate
+from p2d_node.language_model.families.attention_cost import Layers
 from p2d_node.language_model.fused_layers import fuse_decoder_layers
 from p2d_node.language_model.input_sequence import (
     InputSequence,
@@ -280,8 +281,13 @@ def check_view_size(view_size: tuple[int, int] | None, image_size: Any) -> None:
         )
 
 
-def check_patches(num_patches: int, num_tokens: int) -> None:
+def check_patches(vision: Any, num_patches: int, num_tokens: int) -> None:
     """Check the number of patches and visual tokens that a model makes of one picture.
+
+    Args:
+        vision: The configuration of its vision tower.
+        num_patches: The patches.
+        num_tokens: The visual tokens.
 
     Raises:
         ConfigError: They are more than the vision encoder and the selection have memory for.
@@ -293,6 +299,7 @@ def check_patches(num_patches: int, num_tokens: int) -> None:
             'preprocessor_config.json again, or lower view_max_pixels if the model takes views of '
             'any size'
         )
+    Layers.of_vision(vision).check('vision tower', num_patches)
 
 
 def _check_fixed_size(config: Any, view_size: tuple[int, int] | None) -> None:
@@ -302,7 +309,7 @@ def _check_fixed_size(config: Any, view_size: tuple[int, int] | None) -> None:
     sizes = (vision.image_size, vision.patch_size)
     images, patches = ([s, s] if isinstance(s, int) else s for s in sizes)
     num_patches = math.prod(side // patch for side, patch in zip(images, patches, strict=True))
-    check_patches(num_patches, num_patches)  # InternVL makes fewer tokens
+    check_patches(vision, num_patches, num_patches)  # InternVL makes fewer tokens
     layers, last = config.vision_feature_layer, vision.num_hidden_layers
     numbers = [layers] if isinstance(layers, int) else layers
     if not numbers or not all(-last - 1 <= number <= last for number in numbers):
@@ -357,6 +364,11 @@ class ChatModel:
         self.end_token_ids = _end_token_ids(model, tokenizer)
         self.max_positions = int(model.config.get_text_config().max_position_embeddings)
         self._special_ids = _special_token_ids(tokenizer) | {self._image_token_id}
+
+    def check_num_tokens(self, num_tokens: int) -> None:
+        """Check what a prompt of so many tokens costs; see `Family`."""
+        text = self._model.config.get_text_config()
+        Layers.of_text(text).check('language model', num_tokens)
 
     def release_vision_module(self) -> None:
         """Free the vision weights; an engine replaces them."""

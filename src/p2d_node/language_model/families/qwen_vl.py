@@ -170,5 +170,5 @@ def _grid(view_size: tuple[int, int], vision: Any) -> tuple[int, int]:
         )
     grid = height // token_px, width // token_px
     num_tokens = math.prod(grid)
-    check_patches(num_tokens * vision.spatial_merge_size**2, num_tokens)
+    check_patches(vision, num_tokens * vision.spatial_merge_size**2, num_tokens)
     return grid
