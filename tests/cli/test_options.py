@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.cli.options import (
     add_options,
     argument,
@@ -149,3 +150,25 @@ def test_no_option_of_clips_offers_a_value_that_is_refused(verb):
     for name in ('frames_per_camera', 'frame_interval_ms'):
         item = verb.__dataclass_fields__.get(name)
         assert item is None or ' 0: ' not in item.metadata['option'].help
+
+
+@pytest.mark.attack(
+    'a data set has a link of the name of the output folder that a command takes by default there',
+    'refused: nobody named the folder that it leads to',
+)
+@pytest.mark.parametrize(
+    ('words', 'name'),
+    [
+        (['demo'], 'demo_output'),
+        (['soak'], 'soak_output'),
+        (['evaluate', '--data', 'x.json'], 'evaluation'),
+        (['tune-ratios', '--data', 'x.json', '--images', 'x'], 'tuning'),
+    ],
+)
+def test_a_default_folder_that_is_a_link_is_refused(tmp_path, monkeypatch, capsys, words, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'others').mkdir()
+    (tmp_path / name).symlink_to('others')
+    assert main(words) == EXIT_BAD_INPUT
+    assert f'--out: its default {name} is a symbolic link here' in capsys.readouterr().err
+    assert not list((tmp_path / 'others').iterdir())

@@ -233,7 +233,8 @@ def make_options(options_class: type[OptionsT], parsed: argparse.Namespace) -> O
     """Return the options that were parsed.
 
     Raises:
-        ConfigError: A value that is not allowed.
+        ConfigError: A value that is not allowed, or the folder of a default is a link: it may have
+            come with a data set.
     """
     given = {name: getattr(parsed, name) for name in flags_of(options_class)}
     values = {
@@ -241,6 +242,13 @@ def make_options(options_class: type[OptionsT], parsed: argparse.Namespace) -> O
         for name, value in given.items()
         if value not in (None, [])
     }
+    for item in fields(options_class):
+        path = item.default
+        if item.name not in values and isinstance(path, Path) and path.is_symlink():
+            raise ConfigError(
+                f'{item.name}: its default {path} is a symbolic link here, allowed: a folder; '
+                'name the folder that it leads to, or another one'
+            )
     return options_class(**values)
 
 
