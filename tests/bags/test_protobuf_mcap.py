@@ -245,10 +245,16 @@ def test_a_schema_with_other_lists_is_refused(tmp_path, extra):
     refuse(path, f"foxglove.CompressedImage: its '{extra[0]}' is not as Foxglove has it")
 
 
-def test_a_list_inside_of_the_time_is_refused(tmp_path):
+@pytest.mark.attack(
+    'a schema of protobuf whose seconds are a text, which is repeated a billion times',
+    "refused: times are those of Foxglove's schema",
+)
+@pytest.mark.parametrize('change', [{'label': KINDS.LABEL_REPEATED}, {'type': KINDS.TYPE_STRING}])
+def test_another_kind_of_time_is_refused(tmp_path, change):
     schema = descriptor_pb2.FileDescriptorSet.FromString(schema_of(IMAGE_FIELDS))
     (time,) = (file for file in schema.file if 'timestamp' in file.name)
-    time.message_type[0].field[0].label = KINDS.LABEL_REPEATED
+    for name, value in change.items():
+        setattr(time.message_type[0].field[0], name, value)
     path = write(tmp_path / 'a.mcap', image(0), schema=schema.SerializeToString())
     refuse(path, "google.protobuf.Timestamp: its 'seconds' is not as Foxglove has it")
 

@@ -31,6 +31,10 @@ TIME = (FieldDescriptor.TYPE_MESSAGE, False)
 TEXT = (FieldDescriptor.TYPE_STRING, False)
 GROUPS = (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_GROUP)
 DOUBLES = (FieldDescriptor.TYPE_DOUBLE, True)
+TIME_FIELDS = {
+    'seconds': (FieldDescriptor.TYPE_INT64, False),
+    'nanos': (FieldDescriptor.TYPE_INT32, False),
+}
 FIELDS: Mapping[str, Mapping[str, tuple[int, bool]]] = {
     'foxglove.CompressedImage': {
         'timestamp': TIME,
@@ -80,7 +84,7 @@ def _check_fields(message: Descriptor, expected: Mapping[str, tuple[int, bool]])
     if wrong:
         raise ValueError(f'{message.full_name}: its {quote(wrong[0])} is not as Foxglove has it')
     if 'timestamp' in expected:
-        _check_fields(message.fields_by_name['timestamp'].message_type, {})
+        _check_fields(message.fields_by_name['timestamp'].message_type, TIME_FIELDS)
 
 
 def _header(message: Any) -> Any:
