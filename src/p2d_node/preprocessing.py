@@ -153,7 +153,7 @@ def _fixed_size(settings: dict[str, Any], folder: Path) -> tuple[int, int]:
     size = settings.get('size')
     sides = size if isinstance(size, dict) else {}
     height, width = sides.get('height'), sides.get('width')
-    if not isinstance(height, int) or height != width:
+    if type(height) is not int or height != width or height < 1:
         raise ConfigError(f'{folder}: image size: got {size!r}, allowed: equal height, width')
     if height**2 > MAX_VIEW_PIXELS:
         raise ConfigError(

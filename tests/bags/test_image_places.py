@@ -151,6 +151,15 @@ def test_links_that_stay_in_the_folder_and_a_link_to_the_folder_are_followed(roo
         assert read_camera_image(file, base, 10_000_000) == jpeg(picture(0)).data
 
 
+@pytest.mark.attack(
+    'a nuScenes table with a file name of megabytes, each part of which is looked up',
+    'refused above 1024 characters',
+)
+def test_a_long_name_is_refused_at_once(root):
+    with pytest.raises(ConfigError, match='file name of 2000005 characters, allowed: up to 1024'):
+        file_below(root, 'a/' * 1_000_000 + 'x.jpg')
+
+
 def test_a_missing_file_is_left_to_the_caller(root):
     assert file_below(root, 'samples/none.jpg') == root / 'samples/none.jpg'
 

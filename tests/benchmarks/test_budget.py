@@ -367,6 +367,12 @@ def test_a_family_that_is_not_known_is_refused(tmp_path):
         ('text_config', 'num_hidden_layers', 10**9, 'num_hidden_layers: got .*, allowed: up to'),
         ('vision_config', 'image_size', 10**6, 'image_size: got 1000000, allowed: up to 2048'),
         ('vision_config', 'patch_size', 127, 'has a size of 0, allowed: 1 or more'),
+        (
+            'vision_config',
+            'mlp_ratio',
+            10**4000,
+            'mlp_ratio x width: got [0-9]+',
+        ),
         ('text_config', 'intermediate_size', -64, 'has a size of -64, allowed: 1 or more'),
     ],
 )

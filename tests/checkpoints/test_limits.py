@@ -81,7 +81,7 @@ def edit_json(path: Path, edit) -> None:
             'vision_config',
             'mlp_ratio',
             1e9,
-            'mlp_ratio x width: got 4.8e[+]10, allowed: a',
+            'mlp_ratio x width: got 48000000000.0, allowed: a',
         ),
         ('vision_config', 'image_size', 1 << 20, 'describes a model of|allowed'),
     ],

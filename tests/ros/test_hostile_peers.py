@@ -13,12 +13,14 @@ from camera_rig import CameraRig, wait_until
 from diagnostic_msgs.msg import DiagnosticStatus
 from drive_client import call, Health, next_answer
 from lifecycle_msgs.srv import GetState
+import numpy as np
 from p2d_msgs.msg import DrivingAnswer
-from p2d_node.ros import camera_subscription, text_subscription
+from p2d_node.ros import camera_subscription, memory_growth, text_subscription
 from p2d_node.ros.camera_frames import CameraFrames
 from p2d_node.ros.frame_limits import max_message_bytes, why_refused
 from p2d_node.ros.guarded_services import MAX_ENTRIES
 from p2d_node.ros.lost_replies import PERIOD_S
+from p2d_node.ros.memory_growth import GROWTH
 from p2d_node.ros.quiet_node import QuietNode
 import pytest
 from rcl_interfaces.msg import ParameterEvent
@@ -225,6 +227,39 @@ def test_the_memory_of_large_texts_is_given_back(
     else:
         wait_until(lambda: drive_node.session.worker.questions)
         assert next_answer(watcher, rig).question == 'Is it wet?'
+
+
+@pytest.mark.attack(
+    'A peer ends in the middle of large frames, or replaces large texts before they are read',
+    'as the process grows by 512 MiB, all topics are subscribed to anew, which frees them',
+)
+def test_memory_of_messages_that_nobody_sees_is_given_back(drive, rig, watcher, monkeypatch):
+    drive_node = drive(max_context_age_ms=0.0)
+    wait_until(lambda: rig.heard)
+    monkeypatch.setattr(memory_growth, 'GROWN_BYTES', 64 << 20)
+    GROWTH.begin()
+    GROWTH.check()
+    first = {camera: camera._subscription for camera in drive_node.session.cameras}
+    before = {s.topic_name: s for s in drive_node.subscriptions}
+
+    def is_same(topic):
+        return before[topic] in list(drive_node.subscriptions)
+
+    held = np.ones(96 << 20, np.uint8)  # as if Fast DDS held it
+    GROWTH.check()
+    for camera in first:
+        camera.follow_publishers()
+    wait_until(lambda: all(camera._subscription is not s for camera, s in first.items()))
+    wait_until(lambda: not any(is_same(topic) for topic in ('/p2d/question', '/p2d/context')))
+    GROWTH.check()  # what is still held is no reason to begin again
+    renewed = {camera: camera._subscription for camera in first}
+    GROWTH.check()
+    for camera in renewed:
+        camera.follow_publishers()
+    wait_until(lambda: rig.heard)
+    assert next_answer(watcher, rig).answer
+    assert {camera: camera._subscription for camera in first} == renewed
+    assert held.all()
 
 
 @pytest.mark.attack(

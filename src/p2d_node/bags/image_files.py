@@ -83,6 +83,11 @@ def file_below(root: Path, name: str) -> Path:
         ConfigError: The name leads out of the folder, by itself or through a symbolic link, or to
             something else than a file.
     """
+    if len(name) > MAX_PATH_CHARACTERS:  # resolving one takes time by the square of its length
+        raise ConfigError(
+            f'{quote(name)}: got a file name of {len(name)} characters, allowed: up to '
+            f'{MAX_PATH_CHARACTERS}; copy the data again'
+        )
     path = root / name
     try:
         place = os.path.realpath(path)

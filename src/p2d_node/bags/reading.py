@@ -200,7 +200,7 @@ def _bag_faults(what: str, next_step: str) -> Iterator[None]:
     """Translate the errors of the libraries under the reader, which have no common class."""
     try:
         yield
-    except BackendUnavailableError:
+    except (BackendUnavailableError, MemoryError):
         raise
     except Exception as err:
         reason = ' '.join(str(err).split()) or type(err).__name__  # YAML's errors have many lines

@@ -213,8 +213,8 @@ def _check_inner_widths(what: str, part: Mapping[str, Any]) -> None:
             continue  # what is wrong with them by themselves is said elsewhere
         if not width <= WIDTH_RATIO * value <= WIDTH_RATIO**2 * width:
             raise ConfigError(
-                f'{what}: {key}: got {value:g}, allowed: a {WIDTH_RATIO}th to {WIDTH_RATIO} times '
-                f'the width of the model, {width}; copy the checkpoint again'
+                f'{what}: {key}: got {quote(value)}, allowed: a {WIDTH_RATIO}th to {WIDTH_RATIO} '
+                f'times the width of the model, {width}; copy the checkpoint again'
             )
 
 

@@ -14,6 +14,7 @@ from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.ros.conversions import to_nanoseconds
 from p2d_node.ros.frame_limits import why_refused, why_too_large
+from p2d_node.ros.memory_growth import GROWTH
 from p2d_node.ros.rcl_errors import rcl_reason
 from p2d_node.ros.received_bytes import read_message
 from p2d_node.ros.throttled_log import ThrottledLog
@@ -185,11 +186,13 @@ class CameraSubscription:
         return True
 
     def _holds_unused_memory(self) -> bool:
-        """Tell whether there were large messages that come no more.
+        """Tell whether there were large messages that come no more, or any that nobody saw.
 
         Fast DDS keeps as many buffers of the largest size as it needed at once, until the
         subscription ends.
         """
+        if GROWTH.grown_ns > self._subscribed_ns:
+            return True
         is_over = time.monotonic_ns() - self._large_ns > LARGE_OVER_NS
         return is_over and self._largest_bytes > LARGE_BYTES
 
@@ -269,6 +272,7 @@ class CameraSubscription:
         )
 
     def _subscribe(self) -> Any:
+        self._subscribed_ns = time.monotonic_ns()
         reliability = (
             ReliabilityPolicy.RELIABLE if self.reliable else ReliabilityPolicy.BEST_EFFORT
         )

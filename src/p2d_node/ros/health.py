@@ -13,6 +13,7 @@ from p2d_node.ros.active_session import ActiveSession
 from p2d_node.ros.answer_watcher import NOT_ACTIVE
 from p2d_node.ros.camera_subscription import CameraSubscription
 from p2d_node.ros.malloc_settings import return_freed_memory
+from p2d_node.ros.memory_growth import GROWTH
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.spinning import ended_by_shutdown
 from p2d_node.ros.systemd import LIVES, notify_systemd
@@ -58,6 +59,7 @@ class HealthReporter:
 
     def use_session(self, session: ActiveSession | None) -> None:
         """Report about `session`; None: the node is not active."""
+        GROWTH.begin()
         self._session, self._reported = session, SyncCounters()
         self._reported_broken = Counter()
         if session is not None:
@@ -78,6 +80,7 @@ class HealthReporter:
                 return
             if count % TRIM_EVERY == 0:
                 return_freed_memory()
+                GROWTH.check()
             # A signal shuts the context down before the node is destroyed.
             with ended_by_shutdown(self._node.context):
                 self._report()

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from p2d_node.ros.camera_subscription import HAS_MESSAGE_INFO, LARGE_OVER_NS
+from p2d_node.ros.memory_growth import GROWTH
 from p2d_node.ros.received_bytes import read_message
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -25,8 +26,8 @@ class TextSubscription:
     """Subscribes to `std_msgs/String`.
 
     Fast DDS keeps as many buffers of the largest message as it needed at once, until the
-    subscription ends. So some seconds after large texts it subscribes again. All of it happens on
-    the thread that spins the node.
+    subscription ends. So some seconds after large texts, or when the process has grown, it
+    subscribes again. All of it happens on the thread that spins the node.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TextSubscription:
         self._node.destroy_subscription(self._subscription)
 
     def _subscribe(self) -> Any:
+        self._subscribed_ns = time.monotonic_ns()
         receive: Any = self._receive
         if not HAS_MESSAGE_INFO:
             receive = partial(self._receive, info={'source_timestamp': 0})
@@ -72,7 +74,8 @@ class TextSubscription:
             self._on_text(message.data, max(0, int(info['source_timestamp'])))
 
     def _free_memory(self) -> None:
-        if self._large_ns and time.monotonic_ns() - self._large_ns > LARGE_OVER_NS:
+        is_over = self._large_ns and time.monotonic_ns() - self._large_ns > LARGE_OVER_NS
+        if is_over or GROWTH.grown_ns > self._subscribed_ns:
             self._large_ns = 0
             self._node.destroy_subscription(self._subscription)
             self._subscription = self._subscribe()

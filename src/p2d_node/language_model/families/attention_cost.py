@@ -12,11 +12,14 @@ from typing import Any
 from p2d_node.errors import ConfigError
 
 MAX_RATIO = 16
-"""Of the operations of attention to those of the weights. Published models have one with 7,000
-patches or 24,000 tokens, and small ones nine with the 74,000 tokens of the longest clips."""
+"""Of the operations of attention to those of the weights. Published models have one or two with
+7,000 patches or 24,000 tokens, and small ones ten with the 74,000 tokens of the longest clips."""
 
 FREE_OPERATIONS = 1 << 38
-"""Attention that takes no more is not compared: a second of two processor cores."""
+"""Attention that takes no more per sweep is not compared: some seconds of two processor cores."""
+
+SOFTMAX_OPERATIONS = 40
+"""For each pair of tokens and each head; small heads cost more by them than by their features."""
 
 FREE_CACHE_BYTES, CACHE_RATIO = 1 << 30, 4
 """Keys and values take up to a gibibyte, and four times the memory of the weights; those of
@@ -24,6 +27,9 @@ published models of two billion weights take as much as they with 24,000 tokens.
 
 VALUE_BYTES = 4
 """Of keys, values and weights in float32."""
+
+NUM_PICTURES = 6
+"""Of a sweep, each of which the vision tower attends to alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,55 +39,41 @@ class Layers:
     Attributes:
         number: How many.
         width: Features of a token.
-        attended: Heads times head size, of queries.
-        cached: The same, of keys, and of values.
+        heads: Of queries.
+        head_size: Features of a head.
+        cached_heads: Of keys, and of values.
         inner: Features between the two parts of the MLP, of the experts that a token uses.
     """
 
     number: int
     width: int
-    attended: int
-    cached: int
+    heads: int
+    head_size: int
+    cached_heads: int
     inner: int
-
-    @classmethod
-    def of_text(cls, config: Any) -> Layers:
-        """Read a transformers configuration of a language model."""
-        heads = config.num_attention_heads
-        head_size = getattr(config, 'head_dim', None) or config.hidden_size // heads
-        experts = getattr(config, 'num_experts_per_tok', None)
-        inner = experts * config.moe_intermediate_size if experts else config.intermediate_size
-        return cls(
-            config.num_hidden_layers,
-            config.hidden_size,
-            heads * head_size,
-            config.num_key_value_heads * head_size,
-            inner,
-        )
-
-    @classmethod
-    def of_vision(cls, config: Any) -> Layers:
-        """Read a transformers configuration of a vision tower."""
-        width = getattr(config, 'embed_dim', None) or config.hidden_size
-        inner = getattr(config, 'intermediate_size', None) or int(width * config.mlp_ratio)
-        number = getattr(config, 'depth', None) or config.num_hidden_layers
-        return cls(number, width, width, width, inner)
 
     @property
     def num_weights(self) -> int:
         """Weights of all layers, without a gate of the MLP."""
-        attention = 2 * self.width * (self.attended + self.cached)
-        return self.number * (attention + 2 * self.width * self.inner)
+        attended = self.head_size * (self.heads + self.cached_heads)
+        return self.number * 2 * self.width * (attended + self.inner)
 
-    def check(self, part: str, num_tokens: int) -> None:
-        """Check what attention over `num_tokens` tokens costs.
+    def check(self, part: str, num_tokens: int, num_sequences: int = 1) -> None:
+        """Check what attention costs.
+
+        Args:
+            part: What the layers are, for messages.
+            num_tokens: The tokens that attend to each other.
+            num_sequences: How many times so many.
 
         Raises:
             ConfigError: It takes more operations, or more memory, than models of such weights.
         """
-        operations = 4 * num_tokens**2 * self.attended * self.number
-        of_weights = 2 * num_tokens * self.num_weights
-        cache_bytes = 2 * VALUE_BYTES * num_tokens * self.cached * self.number
+        of_pair = 4 * self.head_size + SOFTMAX_OPERATIONS
+        operations = num_sequences * num_tokens**2 * self.number * self.heads * of_pair
+        of_weights = num_sequences * 2 * num_tokens * self.num_weights
+        features = 2 * self.number * self.cached_heads * self.head_size
+        cache_bytes = VALUE_BYTES * num_tokens * features
         allowed_bytes = FREE_CACHE_BYTES + CACHE_RATIO * VALUE_BYTES * self.num_weights
         if operations > max(FREE_OPERATIONS, MAX_RATIO * of_weights):
             got = f'takes {operations:.1e} operations, allowed: {MAX_RATIO * of_weights:.1e}'
@@ -94,3 +86,41 @@ class Layers:
             'config.json and the weights from one checkpoint, or lower view_max_pixels or '
             'frames_per_camera'
         )
+
+
+def check_text(config: Any, num_tokens: int) -> None:
+    """Check a language model, by its transformers configuration.
+
+    Raises:
+        ConfigError: See `Layers.check`.
+    """
+    heads = config.num_attention_heads
+    experts = getattr(config, 'num_experts_per_tok', None)
+    layers = Layers(
+        number=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=heads,
+        head_size=getattr(config, 'head_dim', None) or config.hidden_size // heads,
+        cached_heads=config.num_key_value_heads,
+        inner=experts * config.moe_intermediate_size if experts else config.intermediate_size,
+    )
+    layers.check('language model', num_tokens)
+
+
+def check_vision(config: Any, num_patches: int) -> None:
+    """Check a vision tower, by its transformers configuration.
+
+    Raises:
+        ConfigError: See `Layers.check`.
+    """
+    width = getattr(config, 'embed_dim', None) or config.hidden_size
+    heads = getattr(config, 'num_heads', None) or config.num_attention_heads
+    layers = Layers(
+        number=getattr(config, 'depth', None) or config.num_hidden_layers,
+        width=width,
+        heads=heads,
+        head_size=width // heads,
+        cached_heads=heads,
+        inner=getattr(config, 'intermediate_size', None) or int(width * config.mlp_ratio),
+    )
+    layers.check('vision tower', num_patches, NUM_PICTURES)

@@ -14,7 +14,7 @@ from p2d_node.checkpoints.settings_limits import read_config, WIDTH_RATIO
 from p2d_node.checkpoints.weight_files import read_tensors
 from p2d_node.errors import ConfigError, InferenceError, panics, quote
 from p2d_node.language_model.chat_template import ChatTemplate
-from p2d_node.language_model.families.attention_cost import Layers
+from p2d_node.language_model.families.attention_cost import check_text, check_vision
 from p2d_node.language_model.fused_layers import fuse_decoder_layers
 from p2d_node.language_model.input_sequence import (
     InputSequence,
@@ -299,7 +299,7 @@ def check_patches(vision: Any, num_patches: int, num_tokens: int) -> None:
             'preprocessor_config.json again, or lower view_max_pixels if the model takes views of '
             'any size'
         )
-    Layers.of_vision(vision).check('vision tower', num_patches)
+    check_vision(vision, num_patches)
 
 
 def _check_fixed_size(config: Any, view_size: tuple[int, int] | None) -> None:
@@ -367,8 +367,7 @@ class ChatModel:
 
     def check_num_tokens(self, num_tokens: int) -> None:
         """Check what a prompt of so many tokens costs; see `Family`."""
-        text = self._model.config.get_text_config()
-        Layers.of_text(text).check('language model', num_tokens)
+        check_text(self._model.config.get_text_config(), num_tokens)
 
     def release_vision_module(self) -> None:
         """Free the vision weights; an engine replaces them."""

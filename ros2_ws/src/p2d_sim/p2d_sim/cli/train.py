@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 import sys
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 
 from p2d_sim.cli.command import add_value, make_parser, run_command
 from p2d_sim.training.plan import RunPlan, STAGES, TINY
@@ -38,6 +38,8 @@ def _run(args: argparse.Namespace) -> int:
     from p2d_sim.training.state import read_progress
     from p2d_sim.training.tokenizer import make_tokenizer
 
+    for name, folder in (('run', args.run), ('out', args.out)):
+        _refuse_links(name, folder)
     if read_progress(args.run) is not None and not args.resume:
         raise ConfigError(
             f'run: {args.run} already holds a run; add --resume, or name another folder'
@@ -54,6 +56,17 @@ def _run(args: argparse.Namespace) -> int:
         export(run.parts.model.cpu(), make_tokenizer(), args.out, dtype=torch.bfloat16)
         print(f'{args.out}: written after {run.spent_s / 60:.1f} minutes of training')
     return report_smoke(run.losses, run.plan) if args.smoke else 0
+
+
+def _refuse_links(name: str, folder: Path | None) -> None:
+    """Raise `ConfigError` for a folder that holds links: what they lead to would be written."""
+    entries = folder.iterdir() if folder is not None and folder.is_dir() else ()
+    for path in entries:
+        if path.is_symlink():
+            raise ConfigError(
+                f'{name}: {quote(str(path))} is a symbolic link, allowed: files and folders; '
+                'remove it, or name another folder'
+            )
 
 
 def _plan(args: argparse.Namespace) -> RunPlan:
