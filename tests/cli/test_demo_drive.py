@@ -8,6 +8,7 @@ from types import SimpleNamespace as Message
 
 import cv2
 import numpy as np
+from p2d_node.cli.demo import played_outputs
 from p2d_node.cli.demo_drive import drivelm_drive, MAX_QUESTION_LENGTH, NUM_QUESTIONS
 from p2d_node.cli.demo_report import write_answers, write_latency_plot, write_picture, write_story
 from p2d_node.errors import ConfigError
@@ -121,3 +122,22 @@ def test_a_link_in_place_of_a_file_of_a_demo_is_replaced(link, write):
     assert link.is_file()
     assert not link.is_symlink()
     assert link.with_name('victim').read_text() == 'precious'
+
+
+@pytest.mark.attack(
+    'a node publishes answers under the name of the one of `p2d demo`, about sweeps of its own',
+    'left out: the demo knows what it plays, and shows each sweep once',
+)
+def test_a_demo_shows_the_sweeps_that_it_played():
+    def answer(stamp_ns, text):
+        return stamped(stamp_ns, question='Is it wet?', answer=text)
+
+    watcher = Message(
+        answers=[answer(1, 'forged'), answer(5, 'no'), answer(5, 'yes'), answer(7, 'no')],
+        timings=[stamped(1), stamped(5), stamped(5), stamped(6), stamped(9)],
+        pictures=[stamped(1), stamped(5)],
+    )
+    outputs = played_outputs(watcher, {5, 6, 7})
+    assert [answer.answer for answer in outputs.answers] == ['yes', 'no']
+    assert [timing.header.stamp.nanosec for timing in outputs.timings] == [5]
+    assert [picture.header.stamp.nanosec for picture in outputs.pictures] == [5]

@@ -172,3 +172,12 @@ def test_a_default_folder_that_is_a_link_is_refused(tmp_path, monkeypatch, capsy
     assert main(words) == EXIT_BAD_INPUT
     assert f'--out: its default {name} is a symbolic link here' in capsys.readouterr().err
     assert not list((tmp_path / 'others').iterdir())
+
+
+def test_a_link_in_place_of_the_cache_of_a_study_is_refused(tmp_path, capsys):
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'cache').symlink_to(tmp_path)
+    words = ['tune-ratios', '--data', 'x.json', '--images', 'x', '--out', str(out)]
+    assert main(words) == EXIT_BAD_INPUT
+    assert f'--cache: got {out}/cache, a symbolic link' in capsys.readouterr().err

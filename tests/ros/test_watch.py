@@ -224,6 +224,7 @@ def test_diagnostics_that_claim_many_statuses_take_little_memory(node, watcher):
 def test_malformed_messages_of_a_peer_are_left_out(watcher):
     negative, no_time = Time(sec=-1), Time(nanosec=2**32 - 1)
     for bad in (
+        answer_of(0),
         answer_of(65),
         answer_of(cameras=['A', 'B']),
         answer_of(2, tokens_kept=[1]),

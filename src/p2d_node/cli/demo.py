@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 import tempfile
 from typing import Any, TYPE_CHECKING
@@ -73,9 +75,10 @@ def run(options: DemoOptions) -> int:
     warning = ''
     if options.model == SHIPPED_MODEL and not drive.is_drawn:
         warning = DRAWN_ONLY
-    _report(options.out, watcher, drive, num_sweeps, warning)
+    outputs = played_outputs(watcher, {image.stamp_ns for image in drive.images})
+    _report(options.out, outputs, drive, num_sweeps, warning)
     if viewer is not None:
-        _show(viewer, watcher, drive)
+        _show(viewer, outputs, drive)
     if untrained:
         say('The model is untrained (random weights): its answers are random words.')
     return 0 if played else 1
@@ -144,23 +147,54 @@ def _clip_line(options: DemoOptions, drive: DemoDrive, num_frames: int) -> str:
     return line
 
 
-def _show(viewer: Viewer, watcher: AnswerWatcher, drive: DemoDrive) -> None:
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What came about the sweeps that were played, each once.
+
+    Attributes:
+        answers: p2d_msgs/DrivingAnswer.
+        timings: p2d_msgs/StageTiming.
+        pictures: `~/kept_tokens`, sensor_msgs/Image.
+    """
+
+    answers: list[Any]
+    timings: list[Any]
+    pictures: list[Any]
+
+
+def played_outputs(watcher: AnswerWatcher, stamps_ns: Container[int]) -> Outputs:
+    """Leave out what another node publishes under the name of this one.
+
+    Args:
+        watcher: Has received it.
+        stamps_ns: Capture stamps of the images that were played.
+    """
+
+    def played(messages: Iterable[Any]) -> list[Any]:
+        return [message for message in messages if stamp_ns(message) in stamps_ns]
+
+    answers = {(stamp_ns(a), a.question): a for a in played(watcher.answers)}
+    answered_ns = {stamp for stamp, _ in answers}
+    timings = {stamp_ns(t): t for t in played(watcher.timings) if stamp_ns(t) in answered_ns}
+    return Outputs(list(answers.values()), list(timings.values()), played(watcher.pictures))
+
+
+def _show(viewer: Viewer, outputs: Outputs, drive: DemoDrive) -> None:
     jpegs = {(image.camera, image.stamp_ns): image.jpeg for image in drive.images}
-    answers = watcher.answers
+    answers = outputs.answers
     about = {stamp_ns(answer): answer for answer in answers}
-    for number, timing in enumerate(watcher.timings):
+    for number, timing in enumerate(outputs.timings):
         answer = about[stamp_ns(timing)]
         stamps = (stamp.sec * NS_PER_S + stamp.nanosec for stamp in answer.camera_stamps)
         captured = zip(answer.cameras, stamps, strict=True)
         views = {camera: jpegs[camera, stamp] for camera, stamp in captured}
-        viewer.show(to_shown_sweep(number, timing, answers, views, watcher.pictures))
+        viewer.show(to_shown_sweep(number, timing, answers, views, outputs.pictures))
     viewer.close()
 
 
-def _report(
-    out: Path, watcher: AnswerWatcher, drive: DemoDrive, num_sweeps: int, warning: str
-) -> None:
-    answers, timings = watcher.answers, watcher.timings
+def _report(out: Path, outputs: Outputs, drive: DemoDrive, num_sweeps: int, warning: str) -> None:
+    answers, timings = outputs.answers, outputs.timings
+    picture = next(reversed(outputs.pictures), None)
     if not answers:
         log = (out / LOG_FILE).read_text(encoding='utf-8', errors='replace').strip()
         raise P2dError(f'the node gave no answer; its log ends with: {log[-600:] or "nothing"}')
@@ -170,14 +204,14 @@ def _report(
     write_latency_plot(
         timings, f'{answers[-1].model} on {answers[-1].encoder}', out / 'latency.png'
     )
-    if watcher.picture is not None:
-        write_picture(watcher.picture, out / 'kept_tokens.png')
+    if picture is not None:
+        write_picture(picture, out / 'kept_tokens.png')
     page = demo_page(
         drive.title,
         answers,
         timings,
         fronts,
-        picture=watcher.picture,
+        picture=picture,
         references=drive.references,
         num_sweeps=num_sweeps,
         warning=warning,

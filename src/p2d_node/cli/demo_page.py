@@ -51,7 +51,7 @@ def demo_page(
         ('encoder', last.encoder),
         ('answers', str(len(answers))),
         ('sweeps answered', f'{len(timings)} of {num_sweeps}'),
-        ('visual tokens kept', f'{kept} of {total} ({kept / total:.1%})'),
+        ('visual tokens kept', f'{kept} of {total} ({kept / max(1, total):.1%})'),
     ]
     sections = [
         Section('Story', [Notes([last.question]), _story(answers, fronts, references)]),

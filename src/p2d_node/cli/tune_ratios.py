@@ -125,10 +125,24 @@ def _study(options: TuneOptions) -> TuningOptions:
         pruning=not options.no_pruning,
         storage=options.storage or str(options.out / 'study.db'),
         name=options.name or preset_name(config.model),
-        cache=options.cache or options.out / 'cache',
+        cache=options.cache or _default_cache(options.out),
         lease_s=options.lease,
         limit=options.limit,
     )
+
+
+def _default_cache(out: Path) -> Path:
+    """Return the cache in the output folder, which may have come with a data set.
+
+    Raises:
+        ConfigError: It is a symbolic link.
+    """
+    cache = out / 'cache'
+    if cache.is_symlink():
+        raise ConfigError(
+            f'cache: got {cache}, a symbolic link, allowed: a folder; remove it, or name a folder'
+        )
+    return cache
 
 
 def _tokenizer(name: str) -> str:

@@ -187,10 +187,10 @@ class AnswerWatcher:
 
 
 def is_answer(message: DrivingAnswer) -> bool:
-    """Tell whether the lists have a value per camera, and the stamps are times."""
+    """Tell whether there are cameras, the lists have a value for each, and stamps are times."""
     lists = (message.camera_stamps, message.tokens_total, message.tokens_kept, message.num_frames)
     num_cameras, num_frames = len(message.cameras), sum(message.num_frames)
-    if num_cameras > MAX_CAMERAS or any(len(values) != num_cameras for values in lists):
+    if not 1 <= num_cameras <= MAX_CAMERAS or any(len(values) != num_cameras for values in lists):
         return False
     if max(message.num_frames, default=0) > MAX_FRAMES_PER_CAMERA:
         return False
