@@ -1,14 +1,13 @@
 """What attention may cost beside the weights."""
 
-from types import SimpleNamespace
-
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.families import attention_cost
-from p2d_node.language_model.families.attention_cost import check_text, Layers
+from p2d_node.language_model.families.attention_cost import check_text, check_vision, Layers
 from p2d_node.pipeline import DrivingPipeline
 import pytest
 from tiny_checkpoints import write_llava, write_qwen2_vl
+from transformers import LlamaConfig, Qwen3VLMoeTextConfig, SiglipVisionConfig
 
 LLAMA_8B = Layers(32, 4096, 32, 128, 8, 14336)
 QWEN2_HALF_B = Layers(24, 896, 14, 64, 2, 4864)
@@ -74,7 +73,7 @@ def checks_only(wanted, check):
 
 
 def test_experts_count_as_often_as_a_token_uses_them():
-    config = SimpleNamespace(
+    config = Qwen3VLMoeTextConfig(
         num_hidden_layers=48,
         hidden_size=2048,
         num_attention_heads=32,
@@ -88,3 +87,19 @@ def test_experts_count_as_often_as_a_token_uses_them():
     config.hidden_size = 64
     with pytest.raises(ConfigError, match='attention of its language model'):
         check_text(config, 24_576)
+
+
+@pytest.mark.attack(
+    'A config.json with settings of another family, which make its attention seem cheap',
+    'only the settings that its own type has are read',
+)
+def test_settings_that_a_part_does_not_have_do_not_count():
+    vision = {'hidden_size': 64, 'num_hidden_layers': 64, 'num_attention_heads': 64}
+    vision['intermediate_size'] = 64
+    small = {'depth': 1, 'num_heads': 1, 'embed_dim': 4096}
+    with pytest.raises(ConfigError, match='attention of its vision tower over 4096 tokens'):
+        check_vision(SiglipVisionConfig(**vision, **small), 4_096)
+    text = {'hidden_size': 64, 'num_hidden_layers': 512, 'num_attention_heads': 16}
+    large = {'num_experts_per_tok': 16, 'moe_intermediate_size': 1 << 20}
+    with pytest.raises(ConfigError, match='attention of its language model'):
+        check_text(LlamaConfig(**text, intermediate_size=64, **large), 24_576)

@@ -544,6 +544,30 @@ def test_deactivate_waits_for_a_stage_that_is_only_slow(drive, node, rig, monkey
     assert state_of(node) == 'inactive'
 
 
+@pytest.mark.attack(
+    'A peer sends slow frames, of which one is in work when the node is deactivated',
+    'deactivate waits for the frames, and succeeds',
+)
+def test_deactivate_waits_for_frames_that_are_slow_to_decode(drive, node, rig, monkeypatch):
+    decode = vision_frontend.decode_frame
+
+    def decode_slowly(frame, **options):
+        time.sleep(0.8)
+        return decode(frame, **options)
+
+    monkeypatch.setattr(vision_frontend, 'decode_frame', decode_slowly)
+    monkeypatch.setattr(drive_node_module, 'WORKER_STOP_TIMEOUT_S', 0.5)
+    drive_node = drive(max_sweep_s=0.5)
+    wait_until(lambda: rig.heard)
+    rig.publish_sweep()
+    worker = drive_node.session.worker
+    wait_until(lambda: worker.state.begun_ns)
+    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
+    assert call(node, ChangeState, '/p2d/change_state', request).success
+    assert not worker.is_alive
+    assert not drive_node.fault
+
+
 @pytest.mark.faults(
     'deactivate or shutdown while the GPU or a library hangs',
     'ERROR with the stage, finalized; the process ends with code 1',

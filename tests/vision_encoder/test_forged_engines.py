@@ -5,11 +5,13 @@ from functools import partial
 import json
 import shutil
 import threading
+from unittest.mock import Mock
 
 from engine_helpers import CPU, engine_folder, load, plan_of, request_of
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, TensorProto
+import onnxruntime
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.engine_build import build
 from p2d_node.engine_build.export_folder import hash_artefacts
@@ -23,10 +25,11 @@ from p2d_node.vision_encoder.manifest import (
     Artefact,
     MANIFEST_FILE,
     ONNX_DATA_FILE,
+    ONNX_FILE,
     read_manifest,
     TIMING_CACHE_FILE,
 )
-from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder
+from p2d_node.vision_encoder.onnxruntime_encoder import OnnxruntimeVisionEncoder, RANDOM_OPERATORS
 from p2d_node.vision_encoder.verifications import record_path, write_record
 import pytest
 from safetensors.torch import save_file
@@ -394,3 +397,58 @@ def test_a_deep_manifest_is_refused_in_one_line(engine_dir, tiny_checkpoint):
     with pytest.raises(EngineMismatchError) as caught:
         load(engine_dir, tiny_checkpoint, 'onnxruntime')
     assert '\n' not in str(caught.value)
+
+
+def load_onnx(model: bytes):
+    manifest = Mock(precision='fp32')
+    files = {ONNX_FILE: model, ONNX_DATA_FILE: b''}
+    return OnnxruntimeVisionEncoder(manifest, files, dtype=torch.float32, device=CPU)
+
+
+def with_operator(name):
+    model, _ = noise_model()
+    node = helper.make_node(name, ['frames'], ['unused'])
+    model.graph.node.append(node)
+    return model, node.SerializeToString()
+
+
+@pytest.mark.attack(
+    'an engine that draws random numbers, and computes noise from the second sweep on',
+    'an ONNX file with an operator that draws is not loaded',
+)
+@pytest.mark.parametrize('name', [name.decode() for name in RANDOM_OPERATORS])
+def test_an_engine_that_draws_is_not_loaded(name):
+    with pytest.raises(EngineMismatchError, match='an operator that draws random numbers'):
+        load_onnx(with_operator(name)[0].SerializeToString())
+
+
+def test_an_operator_that_draws_is_found_however_protobuf_writes_it():
+    model, node = with_operator('Bernoulli')
+    name = b'\x22\x09Bernoulli'
+    assert name in node
+    for again in (
+        b'\x22\x89\x00Bernoulli',
+        b'\xa2\x00\x09Bernoulli',
+        b'\xa2\x80\x00\x89\x80\x00Bernoulli',
+    ):
+        changed = node.replace(name, again)
+        assert onnx.NodeProto.FromString(changed) == onnx.NodeProto.FromString(node)
+        content = changed.join(model.SerializeToString().split(node))
+        with pytest.raises(EngineMismatchError, match='an operator that draws random numbers'):
+            load_onnx(content)
+    assert onnx.NodeProto.FromString(node).op_type == 'Bernoulli'
+
+
+@pytest.mark.attack(
+    "an engine in ONNX Runtime's own format, in which no operator would be found",
+    'not loaded',
+)
+def test_another_format_is_not_loaded(tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / 'model.ort')
+    options.add_session_config_entry('session.save_model_format', 'ORT')
+    onnxruntime.InferenceSession(noise_model()[0].SerializeToString(), options)
+    content = (tmp_path / 'model.ort').read_bytes()
+    onnxruntime.InferenceSession(content)
+    with pytest.raises(EngineMismatchError, match='onnxruntime: '):
+        load_onnx(content)

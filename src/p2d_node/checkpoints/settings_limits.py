@@ -194,8 +194,11 @@ def _allowed(key: str, value: Any) -> str | None:
         return 'true; copy the checkpoint again'
     if key in FEATURE_LAYERS and isinstance(value, list) and len(value) > MAX_FEATURE_LAYERS:
         return f'up to {MAX_FEATURE_LAYERS} layers; copy the checkpoint again'
-    if type(value) is int and abs(value) > _limit_of(key):
-        return f'up to {_limit_of(key)}; copy the checkpoint again'
+    limit = _limit_of(key)
+    # Numbers without a limit of their own may be large: the base of rotary positions is a million.
+    is_number = type(value) is int or (type(value) is float and limit < MAX_NUMBER)
+    if is_number and not abs(value) <= limit:
+        return f'up to {limit}; copy the checkpoint again'
     return None
 
 

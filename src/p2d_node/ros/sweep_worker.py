@@ -33,6 +33,8 @@ DECODE_S = 60.0
 """Longest time without a decoded frame, if `max_sweep_s` is not longer. A frame takes seconds at
 most: it is slow, while a decoder that takes longer hangs."""
 
+STOP_CHECK_S = 0.2
+
 OnAnswers = Callable[[FrameSet, Sequence[DrivingAnswer], bool], None]
 """Gets a sweep, answers about it, and whether they are late."""
 
@@ -108,16 +110,29 @@ class SweepWorker:
     def stop(self, timeout_s: float) -> bool:
         """Stop the answer in work and fail the pending questions.
 
+        Frames that are slow to decode are waited for longer, as long as one after the other is
+        decoded: they are no fault.
+
         Returns:
-            True if work ended within `timeout_s`.
+            True if work ended in time.
         """
+        stopped_ns = time.monotonic_ns()
         with self._condition:
             self._stopping.set()
             self._condition.notify_all()
         self.questions.close()
         if self._running is not None:
             wait([self._running], timeout_s)
+            if self.stage == 'decode':
+                while self.is_alive and self.stage == 'decode' and not self._is_late(stopped_ns):
+                    wait([self._running], STOP_CHECK_S)
+                wait([self._running], timeout_s)  # for the stages after it
         return not self.is_alive
+
+    def _is_late(self, stopped_ns: int) -> bool:
+        """Tell whether a sweep that was stopped stands still, or takes longer than a frame may."""
+        has_taken_s = (time.monotonic_ns() - stopped_ns) / NS_PER_S
+        return has_taken_s > DECODE_S or bool(self.fault(stopped_ns))
 
     @property
     def is_alive(self) -> bool:

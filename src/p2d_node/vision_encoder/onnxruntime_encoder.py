@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,43 @@ class OnnxruntimeVisionEncoder:
         return self._buffers.visual_tokens[:num_views].to(self._device, self._dtype)
 
 
+def _names_node(operator: bytes) -> bytes:
+    """Return the expression of the name of an operator in a node of an ONNX file.
+
+    In protobuf it stands behind its tag and its length, each of which may have needless bytes.
+    """
+    size = len(operator)
+    length = b'(?:\\x%02x|\\x%02x\\x80*\\x00)' % (size, size | 0x80)
+    return rb'(?:\x22|\xa2\x80*\x00)' + length + operator
+
+
+RANDOM_OPERATORS = (
+    b'RandomNormal',
+    b'RandomNormalLike',
+    b'RandomUniform',
+    b'RandomUniformLike',
+    b'Bernoulli',
+    b'Multinomial',
+    b'Dropout',
+    b'BiasDropout',
+    b'BitmaskDropout',
+    b'BitmaskBiasDropout',
+    b'Sampling',
+)
+RANDOM_NODE = re.compile(b'|'.join(map(_names_node, RANDOM_OPERATORS)))
+"""An engine with one could compute something else after it was verified."""
+
+
 def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
     options = ort.SessionOptions()
     if not hasattr(options, 'add_external_initializers_from_files_in_memory'):
         raise BackendUnavailableError(
             f'encoder.backend: got onnxruntime {ort.__version__}, which cannot take weights from '
             'memory; install onnxruntime 1.24 or newer'
+        )
+    if RANDOM_NODE.search(files[ONNX_FILE]):
+        raise EngineMismatchError(
+            f'{ONNX_FILE} has an operator that draws random numbers; build it again'
         )
     weights = files[ONNX_DATA_FILE]
     options.add_external_initializers_from_files_in_memory(
@@ -91,6 +123,7 @@ def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
     options.add_session_config_entry(
         'session.model_external_initializers_file_folder_path', os.devnull
     )
+    options.add_session_config_entry('session.load_model_format', 'ONNX')
     options.intra_op_num_threads = torch.get_num_threads()
     # Idle threads must not spin: the camera callbacks need the cores between two sweeps.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')

@@ -95,12 +95,12 @@ def check_text(config: Any, num_tokens: int) -> None:
         ConfigError: See `Layers.check`.
     """
     heads = config.num_attention_heads
-    experts = getattr(config, 'num_experts_per_tok', None)
+    experts = _setting(config, 'num_experts_per_tok')
     layers = Layers(
         number=config.num_hidden_layers,
         width=config.hidden_size,
         heads=heads,
-        head_size=getattr(config, 'head_dim', None) or config.hidden_size // heads,
+        head_size=_setting(config, 'head_dim') or config.hidden_size // heads,
         cached_heads=config.num_key_value_heads,
         inner=experts * config.moe_intermediate_size if experts else config.intermediate_size,
     )
@@ -113,14 +113,19 @@ def check_vision(config: Any, num_patches: int) -> None:
     Raises:
         ConfigError: See `Layers.check`.
     """
-    width = getattr(config, 'embed_dim', None) or config.hidden_size
-    heads = getattr(config, 'num_heads', None) or config.num_attention_heads
+    width = _setting(config, 'embed_dim') or config.hidden_size
+    heads = _setting(config, 'num_heads') or config.num_attention_heads
     layers = Layers(
-        number=getattr(config, 'depth', None) or config.num_hidden_layers,
+        number=_setting(config, 'depth') or config.num_hidden_layers,
         width=width,
         heads=heads,
         head_size=width // heads,
         cached_heads=heads,
-        inner=getattr(config, 'intermediate_size', None) or int(width * config.mlp_ratio),
+        inner=_setting(config, 'intermediate_size') or int(width * config.mlp_ratio),
     )
     layers.check('vision tower', num_patches, NUM_PICTURES)
+
+
+def _setting(config: Any, name: str) -> Any:
+    """Return a setting that models of this type have; None for one that only the file has."""
+    return getattr(config, name) if hasattr(type(config)(), name) else None
