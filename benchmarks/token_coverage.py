@@ -113,7 +113,8 @@ def check_plot_path(path: Path) -> None:
     """Check before the work that a plot can be written.
 
     Raises:
-        ConfigError: The folder does not exist, or matplotlib writes no files with this suffix.
+        ConfigError: It is a link, the folder does not exist, or matplotlib writes no files with
+            this suffix.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -123,6 +124,8 @@ def check_plot_path(path: Path) -> None:
         raise ConfigError(
             f'plot: got {str(path)!r}, allowed: a name that ends in one of {", ".join(kinds)}'
         )
+    if path.is_symlink():
+        raise ConfigError(f'plot: got {str(path)!r}, a symbolic link; name a file')
     if not path.parent.is_dir():
         raise ConfigError(f'plot: got {str(path)!r}, but {path.parent} is not a folder; make it')
 

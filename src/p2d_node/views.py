@@ -22,7 +22,7 @@ from torch import Tensor
 MOSAIC_KEY = 'p2d_mosaic'
 """In config.json: rows of camera names, top to bottom; absent where views are separate."""
 
-MAX_VIEWS = 64
+MAX_ROWS = MAX_COLUMNS = 4
 """Of a mosaic; as many cameras as a parameter file may name."""
 
 Grid = tuple[int, int]
@@ -212,11 +212,13 @@ class Mosaic:
         names = [name for row in rows for name in row] if is_table else []
         are_texts = all(isinstance(name, str) for name in names)
         are_different = are_texts and len(set(names)) == len(names)
-        is_rectangle = 0 < len(names) <= MAX_VIEWS and len({len(row) for row in rows}) == 1
-        if not is_rectangle or not are_different:
+        is_rectangle = bool(names) and len({len(row) for row in rows}) == 1
+        fits = is_rectangle and len(rows) <= MAX_ROWS and len(rows[0]) <= MAX_COLUMNS
+        if not fits or not are_different:
             raise ConfigError(
-                f'model: config.json: {MOSAIC_KEY}: got {quote(rows)}, allowed: rows of different '
-                f'camera names, all of the same length, up to {MAX_VIEWS} names'
+                f'model: config.json: {MOSAIC_KEY}: got {quote(rows)}, allowed: up to '
+                f'{MAX_ROWS} rows of up to {MAX_COLUMNS} different camera names, all of the same '
+                'length'
             )
         return cls(tuple(map(tuple, rows)))
 

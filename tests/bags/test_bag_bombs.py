@@ -642,3 +642,15 @@ def test_a_record_has_a_largest_size(tmp_path, place):
     bombs.write_sparse_mcap(path, place, size)
     reason = r'got (a record|an index|definitions) of 3\d{9} bytes, allowed: at most'
     assert peak_growth_bytes(lambda: refuse(path, reason)) < 16 << 20
+
+
+@pytest.mark.attack(
+    'a bag whose file is a link to a bag of the user, which is played or converted for others',
+    'refused: the files of a bag lie in its folder',
+)
+@pytest.mark.parametrize('kind', ['MCAP', 'SQLITE3'])
+def test_a_bag_does_not_lead_out_of_its_folder(tmp_path, kind):
+    file = bombs.write_bag(tmp_path / 'bag', kind)
+    file.rename(tmp_path / file.name)
+    file.symlink_to(tmp_path / file.name)
+    refuse(tmp_path / 'bag', f'.{file.name}. is a link that leads out of its folder')

@@ -15,7 +15,7 @@ from p2d_node.bags.image_files import (
     sample_name,
     write_below,
 )
-from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images
+from p2d_node.bags.nuscenes import NuscenesSelection, read_nuscenes_images, TABLES
 from p2d_node.errors import ConfigError
 from p2d_node.evaluation.answering import check_images, Keyframe, load_sweep, read_camera_image
 from p2d_node.evaluation.drivelm_questions import read_questions
@@ -229,3 +229,18 @@ def test_a_name_that_no_file_can_have_is_refused_at_once():
     with pytest.raises(ConfigError, match='not a nuScenes image name'):
         sample_name('samples/' + '__CAM_' * 60_000)
     assert time.monotonic() - begin < 1.0
+
+
+@pytest.mark.attack(
+    'tables of nuScenes that are links to files outside of the data set, or lie in such a folder',
+    'refused: nothing outside of the named folder is read',
+)
+@pytest.mark.parametrize('linked', ['v1.0-mini', 'v1.0-mini/sample_data.json'])
+def test_tables_do_not_lead_out_of_the_folder(root, linked):
+    (root / 'v1.0-mini').mkdir()
+    for name in TABLES:
+        (root / 'v1.0-mini' / f'{name}.json').write_text('[]')
+    (root / linked).rename(root.parent / 'outside')
+    (root / linked).symlink_to(root.parent / 'outside')
+    with pytest.raises(ConfigError, match=r'leads out of .*allowed: files in this folder'):
+        list(read_nuscenes_images(root, NuscenesSelection(version='v1.0-mini')))

@@ -921,8 +921,8 @@ def test_a_checkpoint_does_not_choose_kernels(tmp_path, write):
         ),
         (
             'config.json',
-            {'p2d_mosaic': [[f'{row}-{column}' for column in range(9)] for row in range(8)]},
-            'p2d_mosaic: got .* up to 64 names',
+            {'p2d_mosaic': [[f'CAM_{row}'] for row in range(5)]},
+            'p2d_mosaic: got .* up to 4 rows of up to 4',
         ),
         ('config.json', {'num_labels': 1 << 31}, 'num_labels: got .*, allowed: up to 65536'),
         (

@@ -556,7 +556,6 @@ def test_deactivate_waits_for_frames_that_are_slow_to_decode(drive, node, rig, m
         return decode(frame, **options)
 
     monkeypatch.setattr(vision_frontend, 'decode_frame', decode_slowly)
-    monkeypatch.setattr(drive_node_module, 'WORKER_STOP_TIMEOUT_S', 0.5)
     drive_node = drive(max_sweep_s=0.5)
     wait_until(lambda: rig.heard)
     rig.publish_sweep()

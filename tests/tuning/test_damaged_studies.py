@@ -496,10 +496,18 @@ def test_a_study_in_the_output_folder_that_is_a_link_is_refused(searched_folder,
     assert not (tmp_path / 'victim').exists()
 
 
-def test_a_link_that_the_user_names_is_followed(database, tmp_path):
-    link = tmp_path / 'mine.db'
-    link.symlink_to(database)
-    assert len(read(link)) == 1
+@pytest.mark.attack(
+    'a link in the folder that a search is started in, named like the storage that it is given',
+    'refused, as a path and as a URL; what it leads to stays as it was',
+)
+@pytest.mark.parametrize('prefix', ['', 'sqlite:///'])
+def test_a_link_is_no_study(tmp_path, prefix):
+    (tmp_path / 'victim').touch()
+    for name in ('mine.db', *(() if prefix else ('mine.log',))):
+        (tmp_path / name).symlink_to(tmp_path / 'victim')
+        with pytest.raises(BackendUnavailableError, match='symbolic link, allowed: a file'):
+            open_storage(f'{prefix}{tmp_path / name}')
+    assert (tmp_path / 'victim').read_bytes() == b''
 
 
 @pytest.mark.attack(

@@ -173,7 +173,10 @@ def _check_metadata(path: Path) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f'{path.name} names a file twice')
         for name in names:
-            _check_file(path.parent / Path(name).name)
+            file = path.parent / Path(name).name
+            if not file.resolve().is_relative_to(path.parent.resolve()):
+                raise ValueError(f'{quote(file.name)} is a link that leads out of its folder')
+            _check_file(file)
 
 
 def _check_file(path: Path) -> None:

@@ -134,8 +134,8 @@ def _read_tables(root: Path, version: str) -> dict[str, list[Row]]:
         raise ConfigError(
             f'version: got {version!r}, allowed: the name of a folder in {root}, e.g. v1.0-mini'
         )
-    folder = root / version
-    return {name: read_json(folder / f'{name}.json', max_bytes=MAX_TABLE_BYTES) for name in TABLES}
+    files = {name: file_below(root, f'{version}/{name}.json') for name in TABLES}
+    return {name: read_json(file, max_bytes=MAX_TABLE_BYTES) for name, file in files.items()}
 
 
 def _select_rows(

@@ -128,11 +128,12 @@ class ActiveSession:
         resources.callback(node.destroy_timer, timer)
         self.worker.start()
 
-    def stop(self, timeout_s: float = WORKER_STOP_TIMEOUT_S) -> bool:
+    def stop(self, timeout_s: float = WORKER_STOP_TIMEOUT_S, longest_s: float = 0.0) -> bool:
         """Unsubscribe and stop the worker.
 
         Args:
-            timeout_s: Longest wait for the end of the worker's work.
+            timeout_s: Longest wait without progress for the end of the worker's work.
+            longest_s: Longest wait in all; less than `timeout_s`: that.
 
         Returns:
             True if it ended in time.
@@ -140,7 +141,7 @@ class ActiveSession:
         try:
             self._resources.close()
         finally:
-            has_ended = self.worker.stop(timeout_s)
+            has_ended = self.worker.stop(timeout_s, longest_s)
         return has_ended
 
     def _on_frame(self, camera: str, stamp_ns: int, arrival_ns: int, message: Any) -> None:

@@ -29,7 +29,7 @@ from p2d_node.ros.rcl_errors import node_creation_errors
 from p2d_node.ros.refusals import Refusals
 from p2d_node.ros.requests import Requests
 from p2d_node.ros.spinning import ended_by_shutdown, ShutdownInTransition
-from p2d_node.ros.sweep_worker import SweepWorker
+from p2d_node.ros.sweep_worker import DECODE_S, SweepWorker
 from p2d_node.ros.throttled_log import ThrottledLog
 from p2d_node.ros.unexpected_error import unexpected_error, UnexpectedError
 from rclpy.clock import Clock, ClockType
@@ -259,10 +259,11 @@ class DriveNode(QuietNode, LifecycleNode):
 
     def _deactivate(self) -> None:
         """Stop to answer; raises `P2dError` after a fault, or if the worker does not end."""
-        timeout_s = WORKER_STOP_TIMEOUT_S
-        if not self.fault:  # a stage that is only slow may end
+        timeout_s, longest_s = WORKER_STOP_TIMEOUT_S, 0.0
+        if not self.fault:  # a stage that is only slow may end, and so may frames
             timeout_s = max(timeout_s, self._config.max_sweep_s or SLOW_SWEEP_S)
-        if not self.stop_working(timeout_s):
+            longest_s = DECODE_S
+        if not self.stop_working(timeout_s, longest_s):
             self._report_lost_worker()
         if self.fault:
             raise P2dError(f'{self.fault}; the node stops')
@@ -296,11 +297,14 @@ class DriveNode(QuietNode, LifecycleNode):
         """Whether the thread of an earlier activation still runs."""
         return self._lost_worker is not None and self._lost_worker.is_alive
 
-    def stop_working(self, timeout_s: float = WORKER_STOP_TIMEOUT_S) -> bool:
+    def stop_working(
+        self, timeout_s: float = WORKER_STOP_TIMEOUT_S, longest_s: float = 0.0
+    ) -> bool:
         """End the active session, if there is one.
 
         Args:
-            timeout_s: Longest wait for the end of the worker's thread.
+            timeout_s: Longest wait without progress for the end of the worker's thread.
+            longest_s: Longest wait in all; less than `timeout_s`: that.
 
         Returns:
             True if the worker's thread ended in time.
@@ -309,7 +313,7 @@ class DriveNode(QuietNode, LifecycleNode):
         if session is None:
             return not self.has_lost_worker
         self._use_session(None)
-        has_ended = session.stop(timeout_s)
+        has_ended = session.stop(timeout_s, longest_s)
         if not has_ended:
             self._lost_worker = session.worker
         return has_ended

@@ -33,7 +33,7 @@ DECODE_S = 60.0
 """Longest time without a decoded frame, if `max_sweep_s` is not longer. A frame takes seconds at
 most: it is slow, while a decoder that takes longer hangs."""
 
-STOP_CHECK_S = 0.2
+STOP_CHECK_S = 0.1
 
 OnAnswers = Callable[[FrameSet, Sequence[DrivingAnswer], bool], None]
 """Gets a sweep, answers about it, and whether they are late."""
@@ -107,11 +107,12 @@ class SweepWorker:
         """Begin to answer."""
         self._running = self._thread.submit(self._run)
 
-    def stop(self, timeout_s: float) -> bool:
+    def stop(self, timeout_s: float, longest_s: float = 0.0) -> bool:
         """Stop the answer in work and fail the pending questions.
 
-        Frames that are slow to decode are waited for longer, as long as one after the other is
-        decoded: they are no fault.
+        Args:
+            timeout_s: Longest wait without progress, such as a frame that was decoded.
+            longest_s: Longest wait in all; less than `timeout_s`: that.
 
         Returns:
             True if work ended in time.
@@ -121,18 +122,16 @@ class SweepWorker:
             self._stopping.set()
             self._condition.notify_all()
         self.questions.close()
-        if self._running is not None:
-            wait([self._running], timeout_s)
-            if self.stage == 'decode':
-                while self.is_alive and self.stage == 'decode' and not self._is_late(stopped_ns):
-                    wait([self._running], STOP_CHECK_S)
-                wait([self._running], timeout_s)  # for the stages after it
+        while self.is_alive:
+            now_ns = time.monotonic_ns()
+            moved_ns = max(stopped_ns, self._pipeline.progress[1])
+            if now_ns - stopped_ns > max(timeout_s, longest_s) * NS_PER_S:
+                break
+            if now_ns - moved_ns > timeout_s * NS_PER_S:
+                break
+            if self._running is not None:
+                wait([self._running], STOP_CHECK_S)
         return not self.is_alive
-
-    def _is_late(self, stopped_ns: int) -> bool:
-        """Tell whether a sweep that was stopped stands still, or takes longer than a frame may."""
-        has_taken_s = (time.monotonic_ns() - stopped_ns) / NS_PER_S
-        return has_taken_s > DECODE_S or bool(self.fault(stopped_ns))
 
     @property
     def is_alive(self) -> bool:

@@ -27,7 +27,6 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 SQLITE_TIMEOUT_S = 60
 """How long a worker waits for others to finish writing."""
 
-DEFAULT_NAME = 'study.db'
 """Of the file in the output folder, if the user names no storage."""
 
 MISTYPED_URL = re.compile(r'[A-Za-z][\w+]*:.*@')
@@ -94,15 +93,14 @@ def open_storage(
             A journal has no heartbeats.
 
     Raises:
-        BackendUnavailableError: It cannot be opened, its driver is not installed, or it is a link
-            named `study.db`.
+        BackendUnavailableError: It cannot be opened, its driver is not installed, or it is a link.
     """
     if '://' not in storage and MISTYPED_URL.match(storage):
         raise BackendUnavailableError(
             'storage: got a URL without ://, which would be a file with the password in its name, '
             'allowed: a path, or a URL, such as postgresql://...'
         )
-    _check_default(storage)
+    _check_link(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _open_errors(storage), warnings.catch_warnings():
         warnings.simplefilter('ignore', ExperimentalWarning)
@@ -113,18 +111,13 @@ def open_storage(
         return _retried(lambda: _open_database(_url_of(storage), math.ceil(grace_period_s)))
 
 
-def _check_default(storage: str) -> None:
-    """Refuse a link in place of the study that a search keeps in its output folder.
-
-    Who names a link of another name, or a URL, means its target, if there is one.
+def _check_link(storage: str) -> None:
+    """Refuse a link: it may have come with a data set, and lead to any file.
 
     Raises:
         BackendUnavailableError: It is a symbolic link.
     """
-    if '://' in storage:
-        return
-    path = Path(storage).expanduser()
-    if path.is_symlink() and (path.name == DEFAULT_NAME or not path.exists()):
+    if '://' not in storage and Path(storage).expanduser().is_symlink():
         raise BackendUnavailableError(
             f'storage: {storage}: got a symbolic link, allowed: a file; remove the link, or name '
             'its target with --storage'
@@ -179,6 +172,8 @@ class _PlainDatabase(sqlite3.Connection):
     def __init__(self, path: str, *args: Any, **settings: Any) -> None:
         if settings.get('uri'):
             raise ValueError('got an address with file:, allowed: sqlite:///PATH')
+        if Path(path).is_symlink():
+            raise ValueError('it is a symbolic link, allowed: a file; name its target')
         check_side_files(Path(path))
         _check_sizes(path)
         super().__init__(path, *args, **settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+from p2d_node.durable_files import write_bytes
 from rich.progress import Progress
 
 from p2d_sim.cli.command import add_value, make_parser, run_command
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     text = json.dumps(results, indent=1)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + '\n', encoding='utf-8')
+        write_bytes(args.out, f'{text}\n'.encode())
     if args.card is not None:
         fill_model_card(args.card, results)
     print(text if args.json else _brief(results))
