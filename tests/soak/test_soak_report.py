@@ -136,7 +136,6 @@ def test_a_soak_creates_no_file_through_a_link(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr('p2d_node.cli.soak.isolate', stop)
-    monkeypatch.setattr('p2d_node.cli.soak.end_as_by_ctrl_c', lambda: None)
     monkeypatch.setattr('p2d_node.cli.soak._draw', lambda options: [])
     (tmp_path / 'node.log').symlink_to(tmp_path / 'victim')
     main(['soak', '--out', str(tmp_path)])
@@ -145,7 +144,6 @@ def test_a_soak_creates_no_file_through_a_link(tmp_path, monkeypatch):
 
 
 def test_a_log_that_cannot_be_created_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('p2d_node.cli.soak.end_as_by_ctrl_c', lambda: None)
     monkeypatch.setattr('p2d_node.cli.soak._draw', lambda options: [])
     (tmp_path / 'node.log').mkdir()
     assert main(['soak', '--out', str(tmp_path)]) == EXIT_BAD_INPUT
