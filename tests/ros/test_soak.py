@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+from builtin_interfaces.msg import Time
 from camera_rig import wait_until
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from p2d_msgs.msg import DrivingAnswer
@@ -82,13 +83,16 @@ def test_what_no_drive_node_sends_is_not_kept(node, cameras):
     wait_until(lambda: health.get_subscription_count() and answers.get_subscription_count())
     answers.publish(DrivingAnswer(cameras=['CAM_FRONT']))
     answers.publish(DrivingAnswer())
+    one = {name: [1] for name in ('tokens_total', 'tokens_kept')}
+    stamps = {'camera_stamps': [Time()], 'num_frames': [0]}
+    answers.publish(DrivingAnswer(cameras=['CAM_FRONT'], **one, **stamps))
     for name in ('/other: a', '/p2d: a'):
         for size in (1, 300_000):
             status = DiagnosticStatus(name=name, message='x' * size)
             health.publish(DiagnosticArray(status=[status, DiagnosticStatus(name='/other: b')]))
     wait_until(lambda: observer.reports and observer.answers)
     assert [report.statuses for report in observer.reports] == [{'a': (0, 'x')}]
-    assert [answer.num_cameras for answer in observer.answers] == [0]
+    assert [answer.num_cameras for answer in observer.answers] == [1]
 
 
 def test_a_change_may_drop_delay_or_repeat_frames(node, cameras):

@@ -55,7 +55,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> int:
     """Run `p2d`; returns the exit status."""
     parsed = parse(words)
-    end_as_by_ctrl_c()
+    if not parsed.verb.ends_with_ros:
+        end_as_by_ctrl_c()
     with limited_memory() as limit_bytes:
         try:
             return _run(parsed)

@@ -37,6 +37,7 @@ class Verb:
         options: The class of its options; its docstring describes the verb.
         run: Function that takes an object of that class and returns the exit code, as
             `module:function`. The module is imported when the verb runs.
+        ends_with_ros: Whether it runs until the context of ROS is shut down, as by SIGTERM.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Verb:
     examples: str
     options: type[Options]
     run: str
+    ends_with_ros: bool = False
 
     @property
     def description(self) -> str:

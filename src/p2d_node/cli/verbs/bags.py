@@ -120,4 +120,5 @@ REPLAY = Verb(
     examples=REPLAY_EXAMPLES,
     options=ReplayOptions,
     run='p2d_node.cli.replay:run',
+    ends_with_ros=True,
 )

@@ -135,4 +135,5 @@ WATCH = Verb(
     examples=WATCH_EXAMPLES,
     options=WatchOptions,
     run='p2d_node.cli.watch:run',
+    ends_with_ros=True,
 )
