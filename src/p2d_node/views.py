@@ -23,7 +23,7 @@ MOSAIC_KEY = 'p2d_mosaic'
 """In config.json: rows of camera names, top to bottom; absent where views are separate."""
 
 MAX_ROWS = MAX_COLUMNS = 4
-"""Of a mosaic; as many cameras as a parameter file may name."""
+"""Of a mosaic. A model may pad it to a square, so a long one would take gigabytes."""
 
 Grid = tuple[int, int]
 """Rows and columns of visual tokens, numbered row by row from the top left."""

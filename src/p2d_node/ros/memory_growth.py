@@ -1,4 +1,4 @@
-"""Notices that the process has grown, whoever holds the memory.
+"""Notices that the memory of the process has grown.
 
 Fast DDS keeps buffers for messages that the node never sees: of a frame whose publisher ends in
 the middle of it, or of a text that another one replaces at once. A new subscription frees them.

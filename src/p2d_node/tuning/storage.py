@@ -27,8 +27,6 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 SQLITE_TIMEOUT_S = 60
 """How long a worker waits for others to finish writing."""
 
-"""Of the file in the output folder, if the user names no storage."""
-
 MISTYPED_URL = re.compile(r'[A-Za-z][\w+]*:.*@')
 
 MAX_SQLITE_BYTES = 256 << 20

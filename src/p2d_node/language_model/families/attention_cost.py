@@ -1,7 +1,8 @@
 """Refuses models whose attention costs far more than their weights show.
 
-Attention grows with the square of the tokens, and its keys and values with their number, whatever
-the weights are: a model of megabytes can have so many narrow layers that a sweep takes hours.
+The cost of attention grows with the square of the tokens, and the memory of its keys and values
+with their number. Neither depends on the weights: a model of megabytes can have so many narrow
+layers that a sweep takes hours.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SOFTMAX_OPERATIONS = 40
 
 FREE_CACHE_BYTES, CACHE_RATIO = 1 << 30, 4
 """Keys and values take up to a gibibyte, and four times the memory of the weights; those of
-published models of two billion weights take as much as they with 24,000 tokens."""
+published models of two billion weights take as much as the weights at 24,000 tokens."""
 
 VALUE_BYTES = 4
 """Of keys, values and weights in float32."""
