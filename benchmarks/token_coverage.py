@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from p2d_node.benchmarks.selection import choose_tokens
+from p2d_node.durable_files import refuse_link
 from p2d_node.errors import ConfigError
 from p2d_node.figures import new_figure
 import torch
@@ -124,8 +125,7 @@ def check_plot_path(path: Path) -> None:
         raise ConfigError(
             f'plot: got {str(path)!r}, allowed: a name that ends in one of {", ".join(kinds)}'
         )
-    if path.is_symlink():
-        raise ConfigError(f'plot: got {str(path)!r}, a symbolic link; name a file')
+    refuse_link(path, 'plot')
     if not path.parent.is_dir():
         raise ConfigError(f'plot: got {str(path)!r}, but {path.parent} is not a folder; make it')
 

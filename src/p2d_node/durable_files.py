@@ -14,7 +14,7 @@ import stat
 import tempfile
 from typing import Any
 
-from p2d_node.errors import ConfigError, P2dError
+from p2d_node.errors import ConfigError, P2dError, quote
 from p2d_node.sparse_files import is_sparse
 
 MAX_SETTINGS_BYTES = 4 << 20
@@ -201,6 +201,30 @@ def write_faults(what: str, next_step: str) -> Iterator[None]:
     except OSError as err:
         reason = err.strerror or err
         raise ConfigError(f'{what} cannot be written: {reason}; {next_step}') from err
+
+
+def refuse_link(
+    path: Path,
+    parameter: str,
+    next_step: str = 'name what it leads to, or another place',
+    error: type[P2dError] = ConfigError,
+) -> None:
+    """Refuse a link where something is to be written: it may have come with a data set.
+
+    Args:
+        path: The file or folder.
+        parameter: The parameter that names it or a folder above it; the message begins with it.
+        next_step: What the user can do.
+        error: The class of the error.
+
+    Raises:
+        P2dError: Of class `error`: it is a symbolic link.
+    """
+    if path.is_symlink():
+        raise error(
+            f'{parameter}: got {quote(str(path))}, a symbolic link, allowed: a file or folder; '
+            f'{next_step}'
+        )
 
 
 def require_writable(path: Path) -> None:

@@ -529,8 +529,20 @@ def test_a_lost_device_stops_the_node_with_the_reason(drive, node, rig, monkeypa
     assert 'the GPU can no longer be used' in drive_node.fault
 
 
-@pytest.mark.faults('deactivate during a slow stage', 'waits for its end, then succeeds')
-def test_deactivate_waits_for_a_stage_that_is_only_slow(drive, node, rig, monkeypatch):
+def request_of(transition):
+    number = getattr(Transition, f'TRANSITION_{transition.upper()}')
+    return ChangeState.Request(transition=Transition(id=number))
+
+
+@pytest.mark.faults(
+    'deactivate or shutdown during a slow stage', 'waits for its end, then succeeds'
+)
+@pytest.mark.parametrize(
+    ('transition', 'state'), [('deactivate', 'inactive'), ('active_shutdown', 'finalized')]
+)
+def test_a_transition_waits_for_a_stage_that_is_only_slow(
+    drive, node, rig, monkeypatch, transition, state
+):
     drive_node = drive(max_sweep_s=20.0)
     wait_until(lambda: rig.heard)
     go_on = hang(drive_node, monkeypatch)
@@ -538,17 +550,20 @@ def test_deactivate_waits_for_a_stage_that_is_only_slow(drive, node, rig, monkey
     worker = drive_node.session.worker
     wait_until(lambda: worker.state.begun_ns)
     threading.Timer(2.0, go_on.set).start()
-    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
-    assert call(node, ChangeState, '/p2d/change_state', request).success
+    assert call(node, ChangeState, '/p2d/change_state', request_of(transition)).success
     assert not worker.is_alive
-    assert state_of(node) == 'inactive'
+    assert not drive_node.fault
+    assert state_of(node) == state
 
 
 @pytest.mark.attack(
-    'A peer sends slow frames, of which one is in work when the node is deactivated',
-    'deactivate waits for the frames, and succeeds',
+    'A peer sends slow frames, of which one is in work when the node is deactivated or shut down',
+    'the transition waits for the frames, and succeeds',
 )
-def test_deactivate_waits_for_frames_that_are_slow_to_decode(drive, node, rig, monkeypatch):
+@pytest.mark.parametrize('transition', ['deactivate', 'active_shutdown'])
+def test_a_transition_waits_for_frames_that_are_slow_to_decode(
+    drive, node, rig, monkeypatch, transition
+):
     decode = vision_frontend.decode_frame
 
     def decode_slowly(frame, **options):
@@ -561,8 +576,7 @@ def test_deactivate_waits_for_frames_that_are_slow_to_decode(drive, node, rig, m
     rig.publish_sweep()
     worker = drive_node.session.worker
     wait_until(lambda: worker.state.begun_ns)
-    request = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_DEACTIVATE))
-    assert call(node, ChangeState, '/p2d/change_state', request).success
+    assert call(node, ChangeState, '/p2d/change_state', request_of(transition)).success
     assert not worker.is_alive
     assert not drive_node.fault
 
@@ -579,9 +593,7 @@ def test_a_hung_worker_that_is_told_to_stop_is_reported(drive, node, rig, monkey
     go_on = hang(drive_node, monkeypatch)
     rig.publish_sweep()
     wait_until(lambda: drive_node.session.worker.state.begun_ns)
-    number = getattr(Transition, f'TRANSITION_{transition.upper()}')
-    request = ChangeState.Request(transition=Transition(id=number))
-    call(node, ChangeState, '/p2d/change_state', request)
+    call(node, ChangeState, '/p2d/change_state', request_of(transition))
     text = 'the worker was told to stop and still works in stage encode'
     health.wait_for('pipeline', DiagnosticStatus.ERROR, text)
     assert state_of(node) == 'finalized'

@@ -65,3 +65,25 @@ def test_links_in_the_folders_of_a_run_are_refused(
     assert train.main([word for pair in words.items() for word in pair]) == 2
     assert f'train: {option}: ' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ['folder']
+
+
+@pytest.mark.attack(
+    'the folder of a training run that names weights of another folder as its state, or is cut',
+    'refused before anything is read',
+)
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{"stage": "joint", "step": 1, "spent_s": 1.0, "state": "../joint-000001"}',
+        '{"stage": "../joint", "step": 1, "spent_s": 1.0, "state": "../joint-000001"}',
+        '{"stage": "joint", "st',
+    ],
+)
+def test_the_progress_of_a_run_is_checked(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from p2d_sim.cli import train
+
+    (tmp_path / 'latest.json').write_text(text)
+    assert train.main(['--run', str(tmp_path), '--resume']) == 2
+    assert f'train: --run: {tmp_path / "latest.json"} is not ' in capsys.readouterr().err

@@ -16,6 +16,7 @@ import types
 from typing import Any, get_args, get_origin, get_type_hints, TypeVar
 
 from p2d_node.config_option import check_fields, Option
+from p2d_node.durable_files import refuse_link
 from p2d_node.errors import ConfigError
 
 OptionsT = TypeVar('OptionsT', bound='Options')
@@ -244,11 +245,8 @@ def make_options(options_class: type[OptionsT], parsed: argparse.Namespace) -> O
     }
     for item in fields(options_class):
         path = item.default
-        if item.name not in values and isinstance(path, Path) and path.is_symlink():
-            raise ConfigError(
-                f'{item.name}: its default {path} is a symbolic link here, allowed: a folder; '
-                'name the folder that it leads to, or another one'
-            )
+        if item.name not in values and isinstance(path, Path):
+            refuse_link(path, item.name)
     return options_class(**values)
 
 

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from p2d_node.cli.verbs.tune_ratios import TuneOptions
-from p2d_node.durable_files import no_leftovers
+from p2d_node.durable_files import no_leftovers, refuse_link
 from p2d_node.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -132,16 +132,8 @@ def _study(options: TuneOptions) -> TuningOptions:
 
 
 def _default_cache(out: Path) -> Path:
-    """Return the cache in the output folder, which may have come with a data set.
-
-    Raises:
-        ConfigError: It is a symbolic link.
-    """
     cache = out / 'cache'
-    if cache.is_symlink():
-        raise ConfigError(
-            f'cache: got {cache}, a symbolic link, allowed: a folder; remove it, or name a folder'
-        )
+    refuse_link(cache, 'cache')
     return cache
 
 

@@ -149,7 +149,7 @@ class DriveNode(QuietNode, LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free everything."""
-        if not self._run_transition('shut down', self._release):
+        if not self._run_transition('shut down', self._shut_down):
             return TransitionCallbackReturn.ERROR
         return super().on_shutdown(state)
 
@@ -259,14 +259,24 @@ class DriveNode(QuietNode, LifecycleNode):
 
     def _deactivate(self) -> None:
         """Stop to answer; raises `P2dError` after a fault, or if the worker does not end."""
+        self._stop_patiently()
+        if self.fault:
+            raise P2dError(f'{self.fault}; the node stops')
+
+    def _shut_down(self) -> None:
+        try:
+            self._stop_patiently()
+        finally:
+            self._release()
+
+    def _stop_patiently(self) -> None:
+        """Stop to answer. A worker that does not end is a fault."""
         timeout_s, longest_s = WORKER_STOP_TIMEOUT_S, 0.0
         if not self.fault:  # a stage that is only slow may end, and so may frames
             timeout_s = max(timeout_s, self._config.max_sweep_s or SLOW_SWEEP_S)
             longest_s = DECODE_S
         if not self.stop_working(timeout_s, longest_s):
             self._report_lost_worker()
-        if self.fault:
-            raise P2dError(f'{self.fault}; the node stops')
 
     def _on_fault(self, reason: str) -> None:
         """Report a fault of the worker and leave the active state."""

@@ -17,6 +17,7 @@ import warnings
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from p2d_node.durable_files import refuse_link
 from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARACTERS, quote
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
 from p2d_node.sqlite_files import check_rows_are_stored, check_side_files, SIDE_FILES
@@ -98,7 +99,8 @@ def open_storage(
             'storage: got a URL without ://, which would be a file with the password in its name, '
             'allowed: a path, or a URL, such as postgresql://...'
         )
-    _check_link(storage)
+    if '://' not in storage:
+        refuse_link(Path(storage).expanduser(), 'storage', error=BackendUnavailableError)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _open_errors(storage), warnings.catch_warnings():
         warnings.simplefilter('ignore', ExperimentalWarning)
@@ -107,19 +109,6 @@ def open_storage(
             if storage.endswith(SUFFIX):
                 return open_journal(Path(storage).expanduser())
         return _retried(lambda: _open_database(_url_of(storage), math.ceil(grace_period_s)))
-
-
-def _check_link(storage: str) -> None:
-    """Refuse a link: it may have come with a data set, and lead to any file.
-
-    Raises:
-        BackendUnavailableError: It is a symbolic link.
-    """
-    if '://' not in storage and Path(storage).expanduser().is_symlink():
-        raise BackendUnavailableError(
-            f'storage: {storage}: got a symbolic link, allowed: a file; remove the link, or name '
-            'its target with --storage'
-        )
 
 
 def retry_callback(max_retry: int | None) -> RetryHeartbeatStaleTrialCallback:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from p2d_node.durable_files import write_faults
-from p2d_node.errors import ConfigError, one_line
+from p2d_node.durable_files import refuse_link, write_faults
+from p2d_node.errors import one_line
 from p2d_node.viewers.shown_sweep import image_format, require_library, ShownSweep, VIEWER
 
 APPLICATION = 'p2d_node'
@@ -36,10 +36,7 @@ class RerunViewer:
         if target == VIEWER:
             self._stream.spawn()
             return
-        if Path(target).is_symlink():  # it may have come with a data set
-            raise ConfigError(
-                f'rerun: {target}: got a symbolic link, allowed: a file; name another one'
-            )
+        refuse_link(Path(target), 'rerun')
         with write_faults(f'rerun: {target}', 'name another file'):
             Path(target).parent.mkdir(parents=True, exist_ok=True)
             Path(target).touch()

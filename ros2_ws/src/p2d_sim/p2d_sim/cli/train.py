@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 import sys
 
-from p2d_node.errors import ConfigError, quote
+from p2d_node.durable_files import refuse_link
+from p2d_node.errors import ConfigError
 
 from p2d_sim.cli.command import add_value, make_parser, run_command
 from p2d_sim.training.plan import RunPlan, STAGES, TINY
@@ -62,11 +63,7 @@ def _refuse_links(name: str, folder: Path | None) -> None:
     """Raise `ConfigError` for a folder that holds links: what they lead to would be written."""
     entries = folder.iterdir() if folder is not None and folder.is_dir() else ()
     for path in entries:
-        if path.is_symlink():
-            raise ConfigError(
-                f'{name}: {quote(str(path))} is a symbolic link, allowed: files and folders; '
-                'remove it, or name another folder'
-            )
+        refuse_link(path, name, 'remove it, or name another folder')
 
 
 def _plan(args: argparse.Namespace) -> RunPlan:

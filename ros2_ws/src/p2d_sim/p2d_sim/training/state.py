@@ -9,11 +9,16 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from p2d_node.durable_files import read_json_object
+from p2d_node.errors import ConfigError
 from safetensors.torch import load_file, save_file
 import torch
 from torch import nn, Tensor
 
+from p2d_sim.training.plan import STAGES
+
 POINTER = 'latest.json'
+NEXT_STEP = 'name another folder, or remove this one to begin anew'
 
 
 def save_state(
@@ -28,9 +33,9 @@ def save_state(
         folder: Folder of the run.
         module: All trained parts.
         optimizers: The optimizers; `load_optimizers` needs the same order.
-        progress: JSON values with at least `stage` and `step`.
+        progress: `stage`, `step` and `spent_s`.
     """
-    name = f'{progress["stage"]}-{progress["step"]:06d}'
+    name = _name(progress['stage'], progress['step'])
     target = folder / name
     unfinished = folder / f'.{name}'
     for path in (unfinished, target):
@@ -50,12 +55,24 @@ def save_state(
 
 
 def read_progress(folder: Path) -> dict[str, Any] | None:
-    """Return the progress of the run in `folder`; None if there is no run."""
+    """Return the progress of the run in `folder`; None if there is no run.
+
+    Raises:
+        ConfigError: The file is not one that `save_state` wrote.
+    """
     path = folder / POINTER
     if not path.is_file():
         return None
-    progress: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-    return progress
+    progress = read_json_object(path, parameter='run', next_step=NEXT_STEP)
+    match progress:
+        case {'stage': str(stage), 'step': int(step), 'spent_s': float(), 'state': str(state)}:
+            if stage in STAGES and state == _name(stage, step):
+                return progress
+    raise ConfigError(f'run: {path} is not that of a training run; {NEXT_STEP}')
+
+
+def _name(stage: str, step: int) -> str:
+    return f'{stage}-{step:06d}'
 
 
 def load_weights(folder: Path, state: str, module: nn.Module) -> None:
