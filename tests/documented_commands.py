@@ -280,7 +280,7 @@ HOW = {
     'ros2 launch p2d_node watch.launch.py node:=/car1/p2d': WINDOW,
     'ros2 run rqt_plot rqt_plot /p2d/timing/total_ms /p2d/timing/total_p95_ms': WINDOW,
     'ros2 run rqt_robot_monitor rqt_robot_monitor': WINDOW,
-    'rerun demo.rrd': WINDOW,
+    'rerun --bind 127.0.0.1 demo.rrd': WINDOW,
     'ros2 run diagnostic_aggregator aggregator_node --ros-args '
     '--params-file examples/two_vehicles_diagnostics.yaml': DISTRIBUTION,
     'ros2 bag play scene-0061 --clock': DISTRIBUTION,

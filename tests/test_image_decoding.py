@@ -1,5 +1,6 @@
 from io import BytesIO
 import resource
+import time
 import zlib
 
 import cv2
@@ -358,6 +359,26 @@ def test_a_jpeg_with_arithmetic_coding_is_refused(before, kind):
     data = head + bytes.fromhex(before) + bytes([0xFF, kind]) + rest
     with pytest.raises(ImageDecodeError, match=r'has arithmetic coding|a segment has a length of'):
         decode(CompressedImage(format='jpeg', data=data))
+
+
+@pytest.mark.attack(
+    'a JPEG of millions of empty segments, or of bytes that fill the space between two',
+    'refused above 4,096 before its first scan',
+)
+@pytest.mark.parametrize('filling', ['ffe00002', 'ff', 'ff01'])
+def test_a_jpeg_of_millions_of_segments_takes_no_time(filling):
+    start, rest = black_jpeg('L').split(b'\xff\xe0', 1)
+    few, many = (
+        CompressedImage(
+            format='jpeg', data=start + bytes.fromhex(filling) * number + b'\xff\xe0' + rest
+        )
+        for number in (1000, 1_000_000)
+    )
+    assert not decode(few).pixels.any()
+    started_s = time.monotonic()
+    with pytest.raises(ImageDecodeError, match='more than 4096 segments before its first'):
+        decode(many)
+    assert time.monotonic() - started_s < 1.0
 
 
 @pytest.mark.attack(

@@ -45,6 +45,10 @@ MAX_BYTES_PER_PIXEL, MAX_METADATA_BYTES = 4, 1 << 20
 else. The pixels of a PNG may take as many for each of `max_pixels`: in 8-bit RGBA all, in 16-bit
 RGBA half of them."""
 
+MAX_SEGMENTS = 4096
+"""Of a JPEG before its first scan, and bytes that fill the space between them; cameras write about
+ten. They are walked through in Python."""
+
 MAX_SCANS = 100
 """Of a JPEG; encoders write about ten. A scan of a few bytes costs a pass over all pixels."""
 
@@ -183,7 +187,9 @@ def _has_one_scan(data: memoryview) -> bool:
 def _segments(data: memoryview) -> Iterator[tuple[int, int]]:
     """Yield the kinds of the segments of a JPEG after its start, and where their lengths are."""
     at = 2
-    while data[at] == SEGMENT:
+    for _ in range(MAX_SEGMENTS):
+        if data[at] != SEGMENT:
+            return
         kind = data[at + 1]
         at += 1 if kind == SEGMENT else 2  # any number of these bytes may begin a segment
         if kind != SEGMENT and kind not in WITHOUT_LENGTH:
@@ -192,6 +198,7 @@ def _segments(data: memoryview) -> Iterator[tuple[int, int]]:
             if num_bytes < 2:  # libjpeg takes it for 2
                 raise ValueError(f'a segment has a length of {num_bytes}')
             at += num_bytes
+    raise ValueError(f'got more than {MAX_SEGMENTS} segments before its first scan')
 
 
 def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:

@@ -5,6 +5,7 @@ from contextlib import closing
 import json
 import os
 from pathlib import Path
+import re
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import page_bombs
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
+from ruamel.yaml.error import YAMLError
 import yaml
 
 FOUR_GB = 1 << 32
@@ -441,9 +443,13 @@ def test_a_database_that_was_not_closed_is_refused(tmp_path, mode):
         'if sys.argv[2] == "wal": database.execute("COMMIT")\n'
         'os.kill(os.getpid(), 9)\n'
     )
+    file = file.rename(file.with_name('$(touch x).db3'))
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    metadata.write_text(metadata.read_text().replace('bag.db3', file.name))
     subprocess.run([sys.executable, '-c', recorder, file, mode], check=False)
     suffix = {'wal': '-wal', 'delete': '-journal'}[mode]
-    refuse(tmp_path / 'bag', f'{suffix}. is beside it, .* with `sqlite3 bag.db3 vacuum`')
+    command = re.escape(f"sqlite3 '{file.name}' vacuum")
+    refuse(tmp_path / 'bag', f'{suffix}. is beside it, .* with `{command}`')
     with closing(sqlite3.connect(file)) as database:
         database.execute('VACUUM')
     assert read_all(tmp_path / 'bag')
@@ -654,3 +660,35 @@ def test_a_bag_does_not_lead_out_of_its_folder(tmp_path, kind):
     file.rename(tmp_path / file.name)
     file.symlink_to(tmp_path / file.name)
     refuse(tmp_path / 'bag', f'.{file.name}. is a link that leads out of its folder')
+
+
+@pytest.mark.attack(
+    'a file of a bag with a name that one version of YAML takes for text and another for true',
+    'the metadata are read by the parser that they are checked with; names are texts',
+)
+@pytest.mark.parametrize('name', ['on', 'yes', 'no', '012', '1:30', '~'])
+def test_names_of_files_are_read_as_they_are_checked(tmp_path, name):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    private = file.rename(tmp_path / 'private.db3')
+    (tmp_path / 'bag' / name).symlink_to(private)
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    metadata.write_text(metadata.read_text().replace(f'- {file.name}', f'- {name}', 1))
+    refuse(tmp_path / 'bag', 'relative_file_paths: got .* allowed: texts')
+    with pytest.raises(YAMLError, match='an alias'):
+        limits.reader.YAML(typ='safe').load('a: &a 1\nb: *a')
+
+
+@pytest.mark.attack(
+    'a bag that names its one file hundreds of times, by other folders or hard links',
+    'refused: each file is named once',
+)
+@pytest.mark.parametrize('other', ['d0/{}', './{}', 'link'])
+def test_a_file_of_a_bag_is_named_once(tmp_path, other):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    os.link(file, tmp_path / 'bag' / 'link')
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    both = f'- {file.name}\n  - {other.format(file.name)}'
+    content = metadata.read_text()
+    assert f'  - {file.name}' in content
+    metadata.write_text(content.replace(f'- {file.name}', both, 1))
+    refuse(tmp_path / 'bag', 'metadata.yaml names a file twice')

@@ -25,7 +25,7 @@ from p2d_node.benchmarks.random_model import build_model, FlopCount, prefill
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.families import chat
+from p2d_node.language_model.families import model_loading
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing
 import pytest
@@ -88,7 +88,9 @@ def num_matrix_values(module: nn.Module) -> int:
 def test_the_sizes_are_those_of_the_checkpoint_whose_weights_are_not_needed(
     writer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(chat, 'pack_linear_layers', lambda model: None)  # packed ones are opaque
+    monkeypatch.setattr(
+        model_loading, 'pack_linear_layers', lambda model: None
+    )  # packed ones are opaque
     folder = WRITERS[writer](tmp_path / 'whole')
     sizes = sizes_without_weights(folder, tmp_path / 'settings')
     processing = ImageProcessing.from_folder(folder)

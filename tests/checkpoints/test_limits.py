@@ -21,7 +21,7 @@ from p2d_node.config import CameraConfig, DriveConfig
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.held_stderr import held_stderr
-from p2d_node.language_model.families.chat import load_weights
+from p2d_node.language_model.families.model_loading import load_weights
 from p2d_node.language_model.families.registry import find_family, load_vision_module
 from p2d_node.limited_process import LimitError, run_limited
 from p2d_node.pipeline import DrivingPipeline

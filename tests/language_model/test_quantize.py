@@ -6,7 +6,7 @@ import sys
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
-from p2d_node.language_model.families import chat
+from p2d_node.language_model.families import model_loading
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.quantize import check_int4_widths, check_quantization
 from p2d_node.pipeline import DrivingPipeline
@@ -34,8 +34,8 @@ def folder(request, tmp_path):
 @pytest.fixture
 def unpacked(monkeypatch):
     """Leaves linear layers readable, which are fused and packed on a CPU."""
-    monkeypatch.setattr(chat, 'fuse_decoder_layers', lambda layers: None)
-    monkeypatch.setattr(chat, 'pack_linear_layers', lambda model: None)
+    monkeypatch.setattr(model_loading, 'fuse_decoder_layers', lambda layers: None)
+    monkeypatch.setattr(model_loading, 'pack_linear_layers', lambda model: None)
 
 
 def load(folder, weights, dtype=torch.float32):

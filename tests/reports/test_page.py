@@ -60,6 +60,16 @@ def test_texts_stay_texts_and_nothing_is_loaded():
     assert reader.texts.count(HOSTILE) >= 8
 
 
+@pytest.mark.attack(
+    'an answer or a name in a report with characters that turn the direction of text, or controls',
+    'they are left out',
+)
+def test_a_report_has_no_characters_that_change_how_it_reads():
+    html = render_page(page_of('a\u202e\u2066\x1b[2J\x9bb'))
+    assert html.count('a   [2J b') >= 8
+    assert not set(html) & {'\u202e', '\u2066', '\x1b', '\x9b'}
+
+
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(ConfigError, match=r'report\.html: '):

@@ -90,8 +90,8 @@ def test_what_no_drive_node_sends_is_not_kept(node, cameras):
         for size in (1, 300_000):
             status = DiagnosticStatus(name=name, message='x' * size)
             health.publish(DiagnosticArray(status=[status, DiagnosticStatus(name='/other: b')]))
-    wait_until(lambda: observer.reports and observer.answers)
-    assert [report.statuses for report in observer.reports] == [{'a': (0, 'x')}]
+    wait_until(lambda: observer.reports_since(0.0) and observer.answers)
+    assert [report.statuses for report in observer.reports_since(0.0)] == [{'a': (0, 'x')}]
     assert [answer.num_cameras for answer in observer.answers] == [1]
 
 

@@ -47,7 +47,7 @@ def test_a_recording_has_both_timelines_and_every_entity(tmp_path):
     from rerun.chunk import RrdReader
 
     path = tmp_path / 'deep' / 'drive.rrd'
-    viewer = RerunViewer(str(path))
+    viewer = RerunViewer(path)
     for number in range(3):
         viewer.show(sweep(number))
     viewer.close()
@@ -67,7 +67,7 @@ def test_answers_are_no_markdown_in_rerun(tmp_path):
     pytest.importorskip('rerun', reason='pip install -r requirements/watch.txt')
     from rerun.chunk import RrdReader
 
-    viewer = RerunViewer(str(tmp_path / 'drive.rrd'))
+    viewer = RerunViewer(tmp_path / 'drive.rrd')
     viewer.show(replace(sweep(0), answers=[('What?', '![](http://evil/x)\x1b[2J\nnext')]))
     viewer.close()
     chunks = RrdReader(tmp_path / 'drive.rrd').stream()
@@ -85,7 +85,7 @@ def test_a_file_of_rerun_that_cannot_be_written_is_named(tmp_path):
     pytest.importorskip('rerun', reason='pip install -r requirements/watch.txt')
     (tmp_path / 'file').touch()
     with pytest.raises(ConfigError, match=r'^rerun: .*x\.rrd'):
-        RerunViewer(str(tmp_path / 'file' / 'x.rrd'))
+        RerunViewer(tmp_path / 'file' / 'x.rrd')
 
 
 def test_foxglove_gets_pictures_answers_and_times_with_capture_stamps():

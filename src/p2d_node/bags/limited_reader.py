@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator
-from contextlib import closing, suppress
+from contextlib import closing
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+import shlex
 import sqlite3
 import sys
 from types import MappingProxyType
@@ -35,6 +36,13 @@ from rosbags.rosbag2.storage_sqlite3 import Sqlite3Reader
 
 MAX_TOPICS = 4096
 """rosbags compares every topic of the metadata with every topic of every file."""
+
+INFORMATION, TOPICS, FILES = (
+    'rosbag2_bagfile_information',
+    'topics_with_message_count',
+    'relative_file_paths',
+)
+"""Keys of the metadata of a bag."""
 
 TABLES = {
     'topics': MAX_TEXT_BYTES,
@@ -162,21 +170,33 @@ class LimitedReader(reader.Reader):
 
 
 def _check_metadata(path: Path) -> None:
+    """Check what rosbags takes from the metadata; it reads them by the same parser."""
     try:
-        content = parse_yaml(read_file(path, MAX_YAML_BYTES))
+        content = parse_yaml(read_file(path, MAX_YAML_BYTES).decode())
     except ValueError as err:
         raise ValueError(f'{path.name}: {err}') from err
-    with suppress(LookupError, TypeError):  # rosbags says what is missing or of a wrong type
-        information = content['rosbag2_bagfile_information']
-        check_topics(len(information['topics_with_message_count']))
-        names = information['relative_file_paths']
-        if len(set(names)) < len(names):
-            raise ValueError(f'{path.name} names a file twice')
-        for name in names:
-            file = path.parent / Path(name).name
-            if not file.resolve().is_relative_to(path.parent.resolve()):
-                raise ValueError(f'{quote(file.name)} is a link that leads out of its folder')
-            _check_file(file)
+    information = content.get(INFORMATION) if isinstance(content, dict) else None
+    if not isinstance(information, dict):
+        raise ValueError(f'{path.name} has no {INFORMATION}')
+    topics, names = (_list_in(information, key, path.name) for key in (TOPICS, FILES))
+    check_topics(len(topics))
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f'{path.name}: {FILES}: got {quote(names)}, allowed: texts')
+    files = [path.parent / PurePath(name).name for name in names]
+    for file in files:
+        if not file.resolve().is_relative_to(path.parent.resolve()):
+            raise ValueError(f'{quote(file.name)} is a link that leads out of its folder')
+        _check_file(file)
+    statuses = [file.stat() for file in files if file.exists()]
+    if len({(status.st_dev, status.st_ino) for status in statuses}) < len(statuses):
+        raise ValueError(f'{path.name} names a file twice')
+
+
+def _list_in(information: dict[str, Any], key: str, name: str) -> list[Any]:
+    content = information.get(key)
+    if not isinstance(content, list):
+        raise ValueError(f'{name}: {key}: got {quote(content)}, allowed: a list')
+    return content
 
 
 def _check_file(path: Path) -> None:
@@ -212,7 +232,7 @@ def _check_is_closed(path: Path) -> None:
         if beside.exists() and beside.stat().st_size:
             raise ValueError(
                 f'{quote(beside.name)} is beside it, as its recorder was ended before it could '
-                f'close it; complete it with `sqlite3 {path.name} vacuum`'
+                f'close it; complete it with `sqlite3 {shlex.quote(path.name)} vacuum`'
             )
 
 

@@ -62,7 +62,8 @@ def limit_rosbags() -> None:
     """
     places = (
         (reader, 'zstd', _LimitedZstd),
-        (metadata, 'YAML', _Yaml),
+        (reader, 'YAML', _PlainYaml),
+        (metadata, 'YAML', _ProfilesYaml),
         (storage_mcap, 'read_exact', read_limited),
     )
     for module, name, limited in places:
@@ -263,7 +264,18 @@ MAX_PROFILE_BYTES, MAX_PROFILES = 16 << 10, 64
 """Of the QoS profiles of one topic; a profile has 300 bytes, and a topic one per publisher."""
 
 
-class _Yaml(YAML):
+class _PlainYaml(YAML):
+    """Reads the metadata by the parser that they are checked with: a second one may differ."""
+
+    def load(self, stream: Any) -> Any:
+        """Return the content."""
+        try:
+            return parse_yaml(stream)
+        except ValueError as err:
+            raise YAMLError(str(err)) from err
+
+
+class _ProfilesYaml(YAML):
     """Reads the QoS profiles of topics, in place of a parser that takes a second for 30 kB."""
 
     def load(self, stream: Any) -> Any:

@@ -33,7 +33,6 @@ class Argument:
         default_text: Text for the default in the help. Empty: the default itself.
         needs: Field without which this option has no effect.
         unless: Field with which this option has no effect.
-        bare: Value of an option that is given without one. Empty: a value is needed.
     """
 
     flag: str = ''
@@ -42,7 +41,6 @@ class Argument:
     default_text: str = ''
     needs: str = ''
     unless: str = ''
-    bare: str = ''
 
 
 def argument(
@@ -55,7 +53,6 @@ def argument(
     default_text: str = '',
     needs: str = '',
     unless: str = '',
-    bare: str = '',
     **limits: Any,
 ) -> Any:
     """Declare a field of an `Options` class.
@@ -69,7 +66,6 @@ def argument(
         default_text: Text for the default; see `Argument`.
         needs: Field without which this option has no effect.
         unless: Field with which this option has no effect.
-        bare: Value of an option that is given without one; see `Argument`.
         limits: `minimum`, `maximum`, `above` or `choices`; see `p2d_node.config.Option`.
     """
     shown = Argument(
@@ -79,7 +75,6 @@ def argument(
         default_text=default_text,
         needs=needs,
         unless=unless,
-        bare=bare,
     )
     metadata = {'option': Option(help=help, **limits), 'argument': shown}
     return field(default=default, metadata=metadata)
@@ -165,7 +160,6 @@ def _add(group: Any, item: Field[Any], hint: Any) -> None:
         keywords['metavar'] = shown.metavar or _metavar(item)
         keywords |= {'dest': item.name, 'required': item.default is MISSING}
         keywords |= {'nargs': '+'} if is_list else {}
-        keywords |= {'nargs': '?', 'const': shown.bare} if shown.bare else {}
     elif item.default is not MISSING:
         keywords['nargs'] = '*' if is_list else '?'
     group.add_argument(name, **keywords)

@@ -22,6 +22,7 @@ from p2d_node.engine_build.engine_folders import (
 )
 from p2d_node.errors import ConfigError, EngineMismatchError
 from p2d_node.vision_encoder.engine_checks import check_place
+from p2d_node.vision_encoder.engine_files import check_artefacts
 from p2d_node.vision_encoder.engine_store import EXPORT, list_all_engines
 from p2d_node.vision_encoder.machine import Machine, this_machine
 from p2d_node.vision_encoder.manifest import EngineManifest, read_manifest
@@ -76,6 +77,7 @@ def _old_engines(engine_dir: Path, keep: int) -> list[Path]:
         is_proven = manifest in verified or (
             manifest.backend == EXPORT
             and proven.issuperset((name, file.sha256) for name, file in manifest.artefacts.items())
+            and _has_its_hashes(folder, manifest)
         )
         kind = (
             manifest.model_name,
@@ -116,6 +118,14 @@ def _has_its_files(folder: Path, manifest: EngineManifest) -> bool:
     sizes = {path.name: path.lstat().st_size for path in folder.iterdir()}
     files = manifest.artefacts.items()
     return bool(files) and all(sizes.get(name) == file.num_bytes for name, file in files)
+
+
+def _has_its_hashes(folder: Path, manifest: EngineManifest) -> bool:
+    try:
+        check_artefacts(folder, manifest)
+    except EngineMismatchError:
+        return False
+    return True
 
 
 def _remove(folder: Path) -> None:

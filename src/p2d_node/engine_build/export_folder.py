@@ -35,6 +35,7 @@ from p2d_node.vision_encoder.manifest import (
     ONNX_FILE,
     read_manifest,
 )
+from p2d_node.vision_encoder.onnx_graph import checked_model
 from p2d_node.vision_encoder.tensorrt_api import Progress
 from p2d_node.whole_folders import MARKER_FILE, publish
 import torch
@@ -135,6 +136,7 @@ def _open_same_export(
         if not {ONNX_FILE} <= set(manifest.artefacts) <= EXPORT_FILES:
             return None
         check_artefacts(folder, manifest)
+        checked_model((folder / ONNX_FILE).read_bytes())
         verification = _check_export(plan, folder, manifest, progress)
     except BackendUnavailableError:
         return BuiltEngine(folder, manifest, None)

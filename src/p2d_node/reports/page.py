@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from p2d_node.durable_files import write_bytes, write_faults
+from p2d_node.errors import one_line
 from p2d_node.reports.parts import Page
 
 REPORT_FILE = 'report.html'
@@ -17,6 +18,7 @@ def render_page(page: Page) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_inert,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -35,6 +37,10 @@ def write_page(page: Page, path: Path) -> None:
     with write_faults(f'{path}:', 'name another folder, or free some space'):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, render_page(page).encode('utf-8', 'replace'))
+
+
+def _inert(value: object) -> object:
+    return one_line(value) if type(value) is str else value
 
 
 def _cell(value: str | int | float) -> str:

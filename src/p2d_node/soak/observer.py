@@ -20,6 +20,7 @@ from p2d_node.ros.answer_watcher import (
     read_statuses,
 )
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.ros.kept_messages import KeptMessages
 from p2d_node.ros.received_bytes import read_within
 from p2d_node.soak.faulty_cameras import FaultyCameras
 from p2d_node.units import NS_PER_MS
@@ -28,9 +29,14 @@ from rclpy.qos import QoSProfile
 
 PREFIX = '/p2d: '
 
-MAX_ANSWERS, MAX_REPORTS = 1 << 20, 1 << 12
-"""That are kept, of 200 bytes and of some kilobytes: two days at six answers a second, and an hour
-of diagnostics."""
+MAX_ANSWERS = 1 << 20
+"""That are kept, of 200 bytes: two days at six answers a second."""
+
+MAX_REPORTS, MAX_REPORT_BYTES = 1 << 12, 64 << 20
+"""Messages of diagnostics that are kept, an hour of them, and what they take together."""
+
+STATUS_BYTES = 512
+"""Of a status beside its texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +95,7 @@ class Observer:
             cameras: Know the truth about each frame.
         """
         self.answers: deque[SeenAnswer] = deque(maxlen=MAX_ANSWERS)
-        self.reports: deque[SeenReport] = deque(maxlen=MAX_REPORTS)
+        self._reports: KeptMessages[SeenReport] = KeptMessages(MAX_REPORTS, MAX_REPORT_BYTES)
         self._cameras = cameras
         self._lock = threading.Lock()
         quality = QoSProfile(depth=100)
@@ -111,8 +117,7 @@ class Observer:
 
     def reports_since(self, time_s: float) -> list[SeenReport]:
         """Return the diagnostics that arrived after `time_s`, steady clock."""
-        with self._lock:
-            return [report for report in self.reports if report.time_s > time_s]
+        return [report for report in self._reports.latest() if report.time_s > time_s]
 
     def _on_answer(self, message: DrivingAnswer) -> None:
         if not is_answer(message):
@@ -143,5 +148,6 @@ class Observer:
         }
         if not statuses:
             return
-        with self._lock:
-            self.reports.append(SeenReport(time.monotonic(), statuses))
+        texts = ((name, text) for name, (_, text) in statuses.items())
+        num_bytes = sum(STATUS_BYTES + 4 * len(name + text) for name, text in texts)
+        self._reports.add(SeenReport(time.monotonic(), statuses), num_bytes)

@@ -1,4 +1,8 @@
-"""Logs sweeps with rerun, along the capture clock and the number of the sweep."""
+"""Records sweeps for rerun, along the capture clock and the number of the sweep.
+
+The viewer of rerun is not started: it listens on all networks, and shows what comes to any
+program that has taken its port.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,22 @@ from pathlib import Path
 import numpy as np
 from p2d_node.durable_files import refuse_link, write_faults
 from p2d_node.errors import one_line
-from p2d_node.viewers.shown_sweep import image_format, require_library, ShownSweep, VIEWER
+from p2d_node.viewers.shown_sweep import image_format, require_library, ShownSweep
 
 APPLICATION = 'p2d_node'
 
 
 class RerunViewer:
-    """A recording, or rerun's viewer on this machine.
+    """A recording.
 
     The timeline `capture` is the ROS time of the cameras, `sweep` counts answered sweeps.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, path: Path) -> None:
         """Start.
 
         Args:
-            target: `VIEWER`, or the file to write, *.rrd.
+            path: The file to write, *.rrd.
 
         Raises:
             BackendUnavailableError: rerun-sdk is not installed.
@@ -33,14 +37,11 @@ class RerunViewer:
 
         self._rerun = rerun
         self._stream = rerun.RecordingStream(APPLICATION)
-        if target == VIEWER:
-            self._stream.spawn()
-            return
-        refuse_link(Path(target), 'rerun')
-        with write_faults(f'rerun: {target}', 'name another file'):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            Path(target).touch()
-        self._stream.save(target)
+        refuse_link(path, 'rerun')
+        with write_faults(f'rerun: {path}', 'name another file'):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        self._stream.save(path)
 
     def show(self, sweep: ShownSweep) -> None:
         """Log one sweep."""

@@ -9,9 +9,6 @@ from typing import Protocol
 
 from p2d_node.errors import BackendUnavailableError
 
-VIEWER = 'viewer'
-"""Target of a recording: the viewer of rerun, in a process of its own."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownSweep:

@@ -21,7 +21,8 @@ of its Python module."""
 INSTALL_HINTS = {
     'tensorrt': 'it comes with JetPack (python3-libnvinfer), or install tensorrt from NVIDIA',
     'tensorrt_rtx': 'pip install tensorrt-rtx (x86-64)',
-    'onnxruntime': 'pip install onnxruntime',
+    'onnxruntime': 'pip install onnxruntime onnx',
+    'onnx': 'pip install onnx',
 }
 
 DRIVER_FILES = (Path('/proc/driver/nvidia/version'), Path('/etc/nv_tegra_release'))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from p2d_node.vision_encoder.engine_buffers import EngineBuffers, INPUT_NAME, OU
 from p2d_node.vision_encoder.engine_files import EngineFiles
 from p2d_node.vision_encoder.machine import import_runtime
 from p2d_node.vision_encoder.manifest import EngineManifest, ONNX_DATA_FILE, ONNX_FILE
+from p2d_node.vision_encoder.onnx_graph import checked_model
 import torch
 from torch import Tensor
 
@@ -42,9 +42,9 @@ class OnnxruntimeVisionEncoder:
                 CPU.
 
         Raises:
-            BackendUnavailableError: ONNX Runtime is not installed, or too old.
-            EngineMismatchError: ONNX Runtime refuses the file, or the file differs from its
-                manifest.
+            BackendUnavailableError: ONNX Runtime or onnx is not installed, or too old.
+            EngineMismatchError: The file has operators that encoders do not need, ONNX Runtime
+                refuses it, or it differs from its manifest.
         """
         ort = import_runtime('onnxruntime')
         on_gpu = device.type == 'cuda' and 'CUDAExecutionProvider' in ort.get_available_providers()
@@ -76,33 +76,6 @@ class OnnxruntimeVisionEncoder:
         return self._buffers.visual_tokens[:num_views].to(self._device, self._dtype)
 
 
-def _names_node(operator: bytes) -> bytes:
-    """Return the expression of the name of an operator in a node of an ONNX file.
-
-    In protobuf it stands behind its tag and its length, each of which may have needless bytes.
-    """
-    size = len(operator)
-    length = b'(?:\\x%02x|\\x%02x\\x80*\\x00)' % (size, size | 0x80)
-    return rb'(?:\x22|\xa2\x80*\x00)' + length + operator
-
-
-RANDOM_OPERATORS = (
-    b'RandomNormal',
-    b'RandomNormalLike',
-    b'RandomUniform',
-    b'RandomUniformLike',
-    b'Bernoulli',
-    b'Multinomial',
-    b'Dropout',
-    b'BiasDropout',
-    b'BitmaskDropout',
-    b'BitmaskBiasDropout',
-    b'Sampling',
-)
-RANDOM_NODE = re.compile(b'|'.join(map(_names_node, RANDOM_OPERATORS)))
-"""An engine with one could compute something else after it was verified."""
-
-
 def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
     options = ort.SessionOptions()
     if not hasattr(options, 'add_external_initializers_from_files_in_memory'):
@@ -110,10 +83,7 @@ def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
             f'encoder.backend: got onnxruntime {ort.__version__}, which cannot take weights from '
             'memory; install onnxruntime 1.24 or newer'
         )
-    if RANDOM_NODE.search(files[ONNX_FILE]):
-        raise EngineMismatchError(
-            f'{ONNX_FILE} has an operator that draws random numbers; build it again'
-        )
+    model = checked_model(files[ONNX_FILE])
     weights = files[ONNX_DATA_FILE]
     options.add_external_initializers_from_files_in_memory(
         [ONNX_DATA_FILE], [weights], [len(weights)]
@@ -132,7 +102,7 @@ def _open_session(ort: Any, files: EngineFiles, device: torch.device) -> Any:
     if device.type == 'cuda':
         providers.insert(0, ('CUDAExecutionProvider', {'device_id': device.index or 0}))
     try:
-        return ort.InferenceSession(files[ONNX_FILE], options, providers=providers)
+        return ort.InferenceSession(model, options, providers=providers)
     except Exception as err:  # its errors have no common base class
         raise EngineMismatchError(f'onnxruntime: {str(err).splitlines()[0]}') from err
 

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from p2d_node.cli.options import argument, Options, same_as
 from p2d_node.cli.verb import Verb
 from p2d_node.cli.verbs.shared import duration, frames_per_camera, json_output, retention_ratio
 from p2d_node.config import DriveConfig
-from p2d_node.errors import ConfigError
-from p2d_node.viewers.shown_sweep import VIEWER
+from p2d_node.errors import ConfigError, quote
 
 RECORDING_SUFFIX = '.rrd'
+RECORDING_HELP = 'Record views, kept tokens, answers and times for rerun.'
 
 
-def recording() -> Any:
-    """Declare `--rerun`."""
-    return argument(
-        None,
-        'Log views, kept tokens, answers and times with rerun: to FILE.rrd, or without a file to '
-        "rerun's viewer.",
-        metavar='FILE.rrd',
-        bare=VIEWER,
-    )
-
-
-def check_recording(target: str | None) -> None:
+def check_recording(path: Path | None) -> None:
     """Raise `ConfigError` for a file that rerun would not know."""
-    if target not in (None, VIEWER) and Path(str(target)).suffix != RECORDING_SUFFIX:
-        raise ConfigError(f'rerun: got {target!r}, allowed: a file *{RECORDING_SUFFIX}')
+    if path is not None and path.suffix != RECORDING_SUFFIX:
+        raise ConfigError(f'rerun: got {quote(str(path))}, allowed: a file *{RECORDING_SUFFIX}')
 
 
 DEMO_EXAMPLES = """example:
@@ -80,7 +68,7 @@ class DemoOptions(Options):
     rate: float = argument(
         1.0, 'Speed of the replay, as a multiple of real time.', above=0.0, maximum=100.0
     )
-    rerun: str | None = recording()
+    rerun: Path | None = argument(None, RECORDING_HELP, metavar='FILE.rrd')
     out: Path = argument(
         Path('demo_output'), 'Folder of the results: report.html, answers, pictures and the log.'
     )
@@ -109,7 +97,7 @@ class WatchOptions(Options):
     node: str = argument('/p2d', 'Name of the node.')
     duration_s: float | None = duration()
     json: bool = json_output('Print answers as JSON lines.')
-    rerun: str | None = recording()
+    rerun: Path | None = argument(None, RECORDING_HELP, metavar='FILE.rrd')
     foxglove: bool = argument(
         False, 'Serve views, kept tokens, answers and times to Foxglove over a WebSocket.'
     )

@@ -15,9 +15,8 @@ from typing import Any
 from p2d_node.errors import ConfigError
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.chat import (
-    ChatModel,
-    check_patches,
+from p2d_node.language_model.families.chat import ChatModel, check_patches
+from p2d_node.language_model.families.model_loading import (
     load_vision_weights,
     load_weights,
     quantize_and_move,
