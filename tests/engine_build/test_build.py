@@ -312,14 +312,18 @@ def test_cleaning_keeps_a_verified_engine(engine_dir, tiny_checkpoint, is_whole)
     'a folder beside an export with a newer name and a manifest that agrees with itself',
     'clean-engines keeps the export that a verified engine was built of',
 )
-def test_cleaning_keeps_the_export_of_a_verified_engine(engine_dir):
+@pytest.mark.parametrize('claims_its_hashes', [False, True])
+def test_cleaning_keeps_the_export_of_a_verified_engine(engine_dir, claims_its_hashes):
     artefacts = read_manifest(engine_folder(engine_dir)).artefacts
     exports = engine_dir.glob('*/onnx-*')
     genuine = next(f for f in exports if read_manifest(f).artefacts == artefacts)
     forged = genuine.with_name(genuine.name.replace('-20', '-99'))
     shutil.copytree(genuine, forged)
-    (forged / 'model.onnx').write_bytes(b'noise')
-    changed = artefacts | {'model.onnx': Artefact(hash_file(forged / 'model.onnx'), 5)}
+    noise = bytes(artefacts['model.onnx'].num_bytes)
+    (forged / 'model.onnx').write_bytes(noise)
+    changed = dict(artefacts)
+    if not claims_its_hashes:
+        changed['model.onnx'] = Artefact(hash_file(forged / 'model.onnx'), len(noise))
     write_manifest(forged, key=forged.name, artefacts=changed)
     assert clean_engines(engine_dir, 1) == []
 

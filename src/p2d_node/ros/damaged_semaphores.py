@@ -1,7 +1,8 @@
 """Removes damaged semaphores of Fast DDS: its next process would be ended by them.
 
 They lie in a folder that every user of the machine can write to. The C library aborts a process
-that uses one, without a word of what was wrong.
+that uses one, without a word of what was wrong. As a program, root runs it before the node starts
+(`config/systemd`): the node may not remove those of other users.
 """
 
 from __future__ import annotations
@@ -52,3 +53,7 @@ def _is_damaged(path: Path) -> bool:
     except OSError:  # Fast DDS cannot open it either, and goes on without it
         return False
     return not content or content[KIND].ljust(4, b'\x00') not in KINDS
+
+
+if __name__ == '__main__':
+    remove_damaged_semaphores()
