@@ -12,8 +12,9 @@ from p2d_msgs.msg import DrivingAnswer
 from p2d_node.config import NUSCENES_EXPOSURE_OFFSETS_MS
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_nanoseconds
+from p2d_node.soak import observer
 from p2d_node.soak.faulty_cameras import FaultyCameras, of_camera, with_stamp
-from p2d_node.soak.observer import Observer, SeenReport
+from p2d_node.soak.observer import SeenReport
 import pytest
 from sensor_msgs.msg import CompressedImage
 from sweeps import jpeg, picture
@@ -77,7 +78,7 @@ def test_frames_of_two_sweeps_are_found_by_truth_also_if_their_stamps_agree(node
 )
 def test_what_no_drive_node_sends_is_not_kept(node, cameras):
     cameras.start()
-    observer = Observer(node, cameras)
+    seen = observer.Observer(node, cameras)
     health = node.create_publisher(DiagnosticArray, '/diagnostics', 50)
     answers = node.create_publisher(DrivingAnswer, '/p2d/answer', 50)
     wait_until(lambda: health.get_subscription_count() and answers.get_subscription_count())
@@ -90,9 +91,22 @@ def test_what_no_drive_node_sends_is_not_kept(node, cameras):
         for size in (1, 300_000):
             status = DiagnosticStatus(name=name, message='x' * size)
             health.publish(DiagnosticArray(status=[status, DiagnosticStatus(name='/other: b')]))
-    wait_until(lambda: observer.reports_since(0.0) and observer.answers)
-    assert [report.statuses for report in observer.reports_since(0.0)] == [{'a': (0, 'x')}]
-    assert [answer.num_cameras for answer in observer.answers] == [1]
+    wait_until(lambda: seen.reports_since(0.0) and seen.answers)
+    assert [report.statuses for report in seen.reports_since(0.0)] == [{'a': (0, 'x')}]
+    assert [answer.num_cameras for answer in seen.answers] == [1]
+
+
+@pytest.mark.attack(
+    'A peer fills the diagnostics that `p2d soak` keeps',
+    'the oldest are dropped above 64 MiB',
+)
+def test_the_diagnostics_that_are_kept_have_a_limit(node, cameras, monkeypatch):
+    monkeypatch.setattr(observer, 'MAX_REPORT_BYTES', 50_000)
+    seen = observer.Observer(node, cameras)
+    for number in range(10):
+        status = DiagnosticStatus(name='/p2d: a', message=f'{number}{"x" * 5_000}')
+        seen._on_diagnostics(DiagnosticArray(status=[status]))
+    assert [r.statuses['a'][1][0] for r in seen.reports_since(0.0)] == ['8', '9']
 
 
 def test_a_change_may_drop_delay_or_repeat_frames(node, cameras):
