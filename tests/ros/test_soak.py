@@ -101,10 +101,11 @@ def test_what_no_drive_node_sends_is_not_kept(node, cameras):
     'the oldest are dropped above 64 MiB',
 )
 def test_the_diagnostics_that_are_kept_have_a_limit(node, cameras, monkeypatch):
-    monkeypatch.setattr(observer, 'MAX_REPORT_BYTES', 50_000)
+    cameras.start()
+    monkeypatch.setattr(observer, 'MAX_REPORT_BYTES', 2 * observer.STATUS_BYTES + 100)
     seen = observer.Observer(node, cameras)
     for number in range(10):
-        status = DiagnosticStatus(name='/p2d: a', message=f'{number}{"x" * 5_000}')
+        status = DiagnosticStatus(name='/p2d: a', message=str(number))
         seen._on_diagnostics(DiagnosticArray(status=[status]))
     assert [r.statuses['a'][1][0] for r in seen.reports_since(0.0)] == ['8', '9']
 

@@ -440,6 +440,19 @@ def test_an_operator_is_found_however_protobuf_writes_it(spelling):
         load_onnx(model.SerializeToString() + field(7, graph))
 
 
+def test_onnx_runtime_gets_the_model_as_it_was_read(monkeypatch):
+    def note(content, *_, **__):
+        given.append(content)
+        raise ValueError('noted')
+
+    given = []
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', note)
+    model = noise_model()[0].SerializeToString(deterministic=True)
+    with pytest.raises(EngineMismatchError, match='noted'):
+        load_onnx(model + field(15, b'another graph'))
+    assert given == [model]
+
+
 def field(number, content):
     """Bytes of a message as protobuf writes them in another one."""
     return bytes([number << 3 | 2]) + _VarintBytes(len(content)) + content
