@@ -203,6 +203,16 @@ def write_faults(what: str, next_step: str) -> Iterator[None]:
         raise ConfigError(f'{what} cannot be written: {reason}; {next_step}') from err
 
 
+def is_link(path: Path) -> bool:
+    """Return whether a path is a symbolic link, or a file with another name (a hard link)."""
+    try:
+        status = path.lstat()
+    except OSError:  # it is yet to be made
+        return False
+    is_file = stat.S_ISREG(status.st_mode)
+    return stat.S_ISLNK(status.st_mode) or (is_file and status.st_nlink > 1)
+
+
 def refuse_link(
     path: Path,
     parameter: str,
@@ -218,12 +228,12 @@ def refuse_link(
         error: The class of the error.
 
     Raises:
-        P2dError: Of class `error`: it is a symbolic link.
+        P2dError: Of class `error`: it is a symbolic or hard link.
     """
-    if path.is_symlink():
+    if is_link(path):
         raise error(
-            f'{parameter}: got {quote(str(path))}, a symbolic link, allowed: a file or folder; '
-            f'{next_step}'
+            f'{parameter}: got {quote(str(path))}, a symbolic or hard link, allowed: a file or '
+            f'folder of its own; {next_step}'
         )
 
 

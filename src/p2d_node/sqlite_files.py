@@ -72,18 +72,19 @@ def check_side_files(path: Path) -> None:
     """Check the files beside a database, before it is opened.
 
     Raises:
-        ValueError: One of them is no plain file, or is a journal that names another file.
+        ValueError: One of them is no plain file, has another name, or is a journal that names
+            another file.
         OSError: The journal cannot be read.
     """
     place = os.path.realpath(path)  # SQLite, too, follows links to the database
     for suffix in SIDE_FILES:
         name = f'{place}{suffix}'
         try:
-            mode = os.lstat(name).st_mode
+            status = os.lstat(name)
         except FileNotFoundError:  # or another process has just ended its transaction
             continue
-        if not stat.S_ISREG(mode):
-            raise ValueError(f'got {quote(name)}, which is no plain file')
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise ValueError(f'got {quote(name)}, which is no plain file, or has another name')
     if _last_bytes(Path(f'{place}{JOURNAL}')) == JOURNAL_MAGIC:
         raise ValueError(
             f'got {quote(f"{place}{JOURNAL}")}, which names another file to delete, allowed: a '

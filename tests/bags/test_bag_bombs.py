@@ -426,6 +426,25 @@ def test_a_database_that_computes_is_refused(tmp_path, statements, reason):
 
 
 @pytest.mark.attack(
+    'a database of 3 MB whose messages belong to each of a thousand topics, with ids such as 01',
+    'refused: ids are whole numbers',
+)
+@pytest.mark.parametrize(('table', 'column'), [('topics', 'id'), ('messages', 'topic_id')])
+def test_ids_of_a_database_are_numbers(tmp_path, table, column):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    with closing(sqlite3.connect(file)) as database, database:
+        infos = list(database.execute(f'PRAGMA table_info({table})'))
+    columns = ', '.join(f'{name} BLOB' for _, name, *_ in infos)
+    change(file, f'ALTER TABLE {table} RENAME TO old')
+    change(file, f'CREATE TABLE {table} ({columns})')
+    change(file, f'INSERT INTO {table} SELECT * FROM old')
+    change(file, 'DROP TABLE old')
+    assert read_all(tmp_path / 'bag')
+    change(file, f"UPDATE {table} SET {column} = '0' || {column}")
+    refuse(tmp_path / 'bag', f'got [0-9]+ values of {table}.{column}, allowed: whole numbers')
+
+
+@pytest.mark.attack(
     'a bag of sqlite3 with a journal or a write-ahead log, which changes its messages for others',
     'refused, with the command that completes the database',
 )

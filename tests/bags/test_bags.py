@@ -1,3 +1,5 @@
+from dataclasses import replace
+from io import BytesIO
 import json
 import math
 from pathlib import Path
@@ -18,6 +20,7 @@ from p2d_node.bags.writing import write_bag
 from p2d_node.errors import ConfigError
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_sim.generated import generate_images
+from PIL import ExifTags, Image
 import pytest
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
@@ -198,6 +201,18 @@ def test_a_raw_bag_holds_the_decoded_pixels(drivelm, tmp_path):
     expected = cv2.imread(str(drivelm / image_name('CAM_FRONT', FIRST_US)))
     assert (message.encoding, message.step) == ('bgr8', 480)
     np.testing.assert_array_equal(message.data.reshape(90, 160, 3), expected)
+
+
+def test_a_raw_bag_holds_pixels_as_the_sensor_has_them(tmp_path):
+    images = generate_images(1, height=90, width=160)
+    image = next(image for image in images if image.camera == 'CAM_FRONT')
+    turned = BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(BytesIO(image.jpeg)).save(turned, 'JPEG', exif=exif)
+    write_bag([replace(image, jpeg=turned.getvalue())], tmp_path / 'bag', encoding='bgr8')
+    _, message = read_back(tmp_path / 'bag')['/CAM_FRONT/image_rect'][0]
+    assert (message.height, message.width) == (90, 160)
 
 
 def test_bags_are_read_as_they_were_written(tmp_path):

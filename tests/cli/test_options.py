@@ -170,7 +170,7 @@ def test_a_default_folder_that_is_a_link_is_refused(tmp_path, monkeypatch, capsy
     (tmp_path / 'others').mkdir()
     (tmp_path / name).symlink_to('others')
     assert main(words) == EXIT_BAD_INPUT
-    assert f"--out: got '{name}', a symbolic link, allowed" in capsys.readouterr().err
+    assert f"--out: got '{name}', a symbolic or hard link, allowed" in capsys.readouterr().err
     assert not list((tmp_path / 'others').iterdir())
 
 
@@ -180,4 +180,6 @@ def test_a_link_in_place_of_the_cache_of_a_study_is_refused(tmp_path, capsys):
     (out / 'cache').symlink_to(tmp_path)
     words = ['tune-ratios', '--data', 'x.json', '--images', 'x', '--out', str(out)]
     assert main(words) == EXIT_BAD_INPUT
-    assert f"--cache: got '{out}/cache', a symbolic link, allowed" in capsys.readouterr().err
+    assert (
+        f"--cache: got '{out}/cache', a symbolic or hard link, allowed" in capsys.readouterr().err
+    )

@@ -483,6 +483,14 @@ def test_bad_input_is_one_clear_line(drivelm_folder, words, reason, capsys, monk
 
 
 LINK = 'got a symbolic link, allowed: a file'
+
+
+def link_hard(path):
+    victim = path.with_name('victim')
+    victim.touch()
+    path.hardlink_to(victim)
+
+
 NO_FILE = 'got a device or a pipe, allowed: a file'
 TOO_LARGE = f'got {MAX_DATA_BYTES + 1} bytes, allowed: at most {MAX_DATA_BYTES}'
 
@@ -493,7 +501,8 @@ def grow(path):
 
 
 @pytest.mark.attack(
-    'answers or judgements of an earlier run that are a link, a device, a pipe, or have 512 MiB',
+    'answers or judgements of an earlier run that are a link, a hard link as tar unpacks it, a '
+    'device, a pipe, or have 512 MiB',
     'refused before they are read; nothing is written to the target of a link',
 )
 @pytest.mark.timeout(30)
@@ -504,8 +513,9 @@ def grow(path):
         (lambda path: path.symlink_to('/dev/zero'), LINK),
         (os.mkfifo, NO_FILE),
         (grow, TOO_LARGE),
+        (link_hard, 'got a hard link, allowed: a file with one name'),
     ],
-    ids=['link', 'device', 'pipe', 'large'],
+    ids=['link', 'device', 'pipe', 'large', 'hard'],
 )
 def test_records_that_are_no_plain_file_are_refused(tmp_path, make, reason):
     path = tmp_path / 'answers.jsonl'
@@ -514,7 +524,7 @@ def test_records_that_are_no_plain_file_are_refused(tmp_path, make, reason):
         RecordFile(path, {})
     expected = f'{path}: cannot be written: {reason}; choose another output folder'
     assert str(caught.value) == expected
-    assert not (tmp_path / 'victim').exists()
+    assert not any(file.stat().st_size for file in tmp_path.glob('victim'))
 
 
 RECORD = '{"id": "a", "judgement": 1}\n'

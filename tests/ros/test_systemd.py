@@ -101,13 +101,6 @@ def test_the_unit_names_files_of_the_repository(unit):
     subprocess.run([shell, '-n', option, script], check=True)
 
 
-def test_root_removes_damaged_semaphores_before_the_node_starts(unit):
-    shell, option, script = shlex.split(unit['Service']['ExecStartPre'].removeprefix('+'))
-    subprocess.run([shell, '-n', option, script], check=True)
-    module = script.rpartition(' -m ')[-1]
-    subprocess.run([sys.executable, '-m', module], check=True)
-
-
 def test_the_unit_watches_the_node_and_does_not_repeat_bad_input(unit):
     service = unit['Service']
     assert service['Type'] == 'notify'

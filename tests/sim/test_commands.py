@@ -52,19 +52,25 @@ def test_a_model_that_is_missing_is_named_in_one_line(
     'the folder of a training run or of its model holds links to files of the user',
     'refused before anything is written',
 )
+@pytest.mark.parametrize('is_hard', [False, True])
 @pytest.mark.parametrize('option', ['--run', '--out'])
 def test_links_in_the_folders_of_a_run_are_refused(
-    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, is_hard: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from p2d_sim.cli import train
 
     folder = tmp_path / 'folder'
     folder.mkdir()
-    (folder / 'log.jsonl').symlink_to(tmp_path / 'victim')
+    if is_hard:
+        (tmp_path / 'victim').touch()
+        (folder / 'log.jsonl').hardlink_to(tmp_path / 'victim')
+    else:
+        (folder / 'log.jsonl').symlink_to(tmp_path / 'victim')
     words = {'--run': str(tmp_path / 'run'), '--out': str(tmp_path / 'out'), option: str(folder)}
     assert train.main([word for pair in words.items() for word in pair]) == 2
     assert f'train: {option}: ' in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ['folder']
+    assert {path.name for path in tmp_path.iterdir()} <= {'folder', 'victim'}
+    assert not is_hard or not (tmp_path / 'victim').stat().st_size
 
 
 @pytest.mark.attack(

@@ -225,12 +225,19 @@ def test_a_journal_that_names_another_file_is_refused(database, tmp_path):
     "links in place of SQLite's files beside a study, through which it writes to another file",
     'refused before the database is opened',
 )
+@pytest.mark.parametrize('is_hard', [False, True])
 @pytest.mark.parametrize('suffix', ['-journal', '-wal', '-shm'])
-def test_files_beside_a_database_are_plain(database, tmp_path, suffix):
-    Path(f'{database}{suffix}').symlink_to(tmp_path / 'victim')
+def test_files_beside_a_database_are_plain(database, tmp_path, suffix, is_hard):
+    victim, beside = tmp_path / 'victim', Path(f'{database}{suffix}')
+    if is_hard:
+        victim.write_text('of the user')
+        beside.hardlink_to(victim)
+    else:
+        beside.symlink_to(victim)
     with pytest.raises(BackendUnavailableError, match=f'study.db{suffix}.*no plain file'):
         open_storage(str(database))
-    assert not (tmp_path / 'victim').exists()
+    assert not is_hard or victim.read_text() == 'of the user'
+    assert victim.exists() == is_hard
 
 
 def test_the_journal_of_a_crash_is_rolled_back(whole, tmp_path):
@@ -492,21 +499,23 @@ def test_a_study_in_the_output_folder_that_is_a_link_is_refused(searched_folder,
     out = ('--out', str(tmp_path / 'out'), '--trials', '1', '--methods', 'tpe', '--limit', '1')
     assert main(['tune-ratios', *data, *out]) == EXIT_BAD_INPUT
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"storage: got '{study}', a symbolic link, allowed: " in line
+    assert f"storage: got '{study}', a symbolic or hard link, allowed: " in line
     assert not (tmp_path / 'victim').exists()
 
 
 @pytest.mark.attack(
-    'a link in the folder that a search is started in, named like the storage that it is given',
+    'a link, symbolic or hard, in the folder that a search is started in, named like its storage',
     'refused, as a path and as a URL; what it leads to stays as it was',
 )
 @pytest.mark.parametrize('prefix', ['', 'sqlite:///'])
 def test_a_link_is_no_study(tmp_path, prefix):
     (tmp_path / 'victim').touch()
     for name in ('mine.db', *(() if prefix else ('mine.log',))):
-        (tmp_path / name).symlink_to(tmp_path / 'victim')
-        with pytest.raises(BackendUnavailableError, match='a symbolic link, allowed: a file'):
-            open_storage(f'{prefix}{tmp_path / name}')
+        for link in (Path.symlink_to, Path.hardlink_to):
+            link(tmp_path / name, tmp_path / 'victim')
+            with pytest.raises(BackendUnavailableError, match='a symbolic or hard link, allowed'):
+                open_storage(f'{prefix}{tmp_path / name}')
+            (tmp_path / name).unlink()
     assert (tmp_path / 'victim').read_bytes() == b''
 
 
@@ -600,7 +609,7 @@ def test_parameters_out_of_range_are_refused(database, assignment):
 def test_no_study_is_made_through_a_link(tmp_path, name):
     link = tmp_path / name
     link.symlink_to(tmp_path / 'victim')
-    with pytest.raises(BackendUnavailableError, match='a symbolic link, allowed: a file'):
+    with pytest.raises(BackendUnavailableError, match='a symbolic or hard link, allowed'):
         open_storage(str(link))
     assert not (tmp_path / 'victim').exists()
 

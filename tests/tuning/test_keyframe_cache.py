@@ -134,6 +134,22 @@ def test_a_cached_keyframe_is_not_encoded_again(pipeline, keyframes, searched_fo
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.attack(
+    'images that are others while a search encodes them than when it was begun',
+    'the search ends; nothing is cached under the hash of the first',
+)
+def test_images_that_change_before_they_are_encoded_are_not_cached(
+    pipeline, keyframes, searched_folder, tmp_path
+):
+    pipeline.reconfigure(in_torch())
+    digests = digest_pictures(keyframes, searched_folder, NUSCENES_CAMERAS)
+    first, second = (keyframe.name for keyframe in keyframes)
+    cache = KeyframeCache(tmp_path, pipeline, searched_folder, model_digest='a model')
+    with pytest.raises(ConfigError, match=f'images: {first}: they have changed'):
+        list(cache.prepare(keyframes, {first: digests[second], second: digests[first]}))
+    assert not list(tmp_path.glob('*.safetensors'))
+
+
 def test_a_disk_that_takes_no_more_is_named(pipeline, keyframes, searched_folder, tmp_path):
     pipeline.reconfigure(in_torch())
     with (

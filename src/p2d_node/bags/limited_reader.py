@@ -221,6 +221,8 @@ def _check_database(path: Path, max_messages: int) -> None:
         for table, max_bytes in TABLES.items():
             names = [name for _, name, *_ in database.execute(f'PRAGMA table_info({table})')]
             _check_sizes(database, table, names, max_bytes)
+            if names:
+                _check_numbers(database, table, 'topic_id' if table == 'messages' else 'id')
             if names and table != 'messages':
                 _check_ids(database, table)
 
@@ -244,6 +246,15 @@ def _check_sizes(
         column = name.replace('"', '""')
         ((longest,),) = database.execute(f'SELECT max(length("{column}")) FROM {table}')
         check_bytes(f'a value in {table}', longest or 0, max_bytes)
+
+
+def _check_numbers(database: sqlite3.Connection, table: str, column: str) -> None:
+    """Check a column by which messages are joined: SQLite may take '01' for 1 as it compares."""
+    ((num_others,),) = database.execute(
+        f"SELECT count(*) FROM {table} WHERE typeof({column}) != 'integer'"
+    )
+    if num_others:
+        raise ValueError(f'got {num_others} values of {table}.{column}, allowed: whole numbers')
 
 
 def _check_ids(database: sqlite3.Connection, table: str) -> None:

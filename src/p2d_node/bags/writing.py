@@ -35,6 +35,9 @@ NO_ROOM_REMEDY = 'free disk space or name another folder'
 BAG_VERSION: Literal[8] = 8
 """The newest version that all distributions from Humble on read."""
 
+AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+"""Without turning a picture as its EXIF data say: the camera calibration is that of the sensor."""
+
 INFINITE = QosTime(9223372036, 854775807)
 """A time limit that never ends, as rosbag2 records it."""
 
@@ -194,7 +197,7 @@ class _BagWriter:
 
 
 def _decode(image: BagImage) -> npt.NDArray[np.uint8]:
-    pixels = cv2.imdecode(np.frombuffer(image.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    pixels = cv2.imdecode(np.frombuffer(image.jpeg, np.uint8), AS_STORED)
     if pixels is None:
         raise ConfigError(f'{image.camera} at {image.stamp_ns}: the JPEG does not decode')
     return np.asarray(pixels, np.uint8)

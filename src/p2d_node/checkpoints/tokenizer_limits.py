@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 import math
 import re
 from typing import Any
@@ -71,6 +70,7 @@ KNOWN_PATTERN = re.compile(rf'({PART})(\|({PART}))*')
 """Parts of `PATTERNS` and words, with a bar between each two."""
 
 MAX_PATTERN_CHARACTERS = 4096
+PATTERN_KINDS = ('String', 'Regex')
 MAX_GROWTH = 72
 """Largest number of characters that a tokenizer may make of one: NFKC and ByteLevel make as many,
 if each does its worst."""
@@ -90,6 +90,29 @@ MAX_AFFIX_CHARACTERS = 16
 
 MAX_STEPS = 64
 """Of a normalizer, a pre-tokenizer or a decoder; published ones have up to five."""
+
+NORMALIZERS = """
+BertNormalizer ByteLevel Lowercase NFC NFD NFKC NFKD Nmt Precompiled Prepend Replace Strip
+StripAccents
+"""
+PRE_TOKENIZERS = """
+BertPreTokenizer ByteLevel CharDelimiterSplit Digits FixedLength Metaspace Punctuation Split
+UnicodeScripts Whitespace WhitespaceSplit
+"""
+DECODERS = 'BPEDecoder ByteFallback ByteLevel CTC Fuse Metaspace Replace Strip WordPiece'
+STEPS = {
+    'normalizer': frozenset(NORMALIZERS.split()),
+    'pre_tokenizer': frozenset(PRE_TOKENIZERS.split()),
+    'decoder': frozenset(DECODERS.split()),
+}
+"""Types of the steps of each part, beside `Sequence`."""
+
+INNER_STEPS = {
+    'normalizer': 'normalizers',
+    'pre_tokenizer': 'pretokenizers',
+    'decoder': 'decoders',
+}
+"""Key of a sequence that holds its steps."""
 
 UNICODE_GROWTH = {'NFC': 3, 'NFD': 4, 'NFKC': 18, 'NFKD': 18, 'Lowercase': 3}
 BYTE_LEVEL_GROWTH = 4
@@ -140,7 +163,7 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
         (('normalizer', 'pre_tokenizer'), MAX_GROWTH),
         (('decoder',), MAX_DECODER_GROWTH),
     ):
-        parts = {name: _some_steps(f'{what}: {name}', content.get(name)) for name in names}
+        parts = {name: _steps(what, name, content.get(name)) for name in names}
         growth = math.prod(map(_growth, parts.values()))
         if growth > allowed_growth:
             raise ConfigError(
@@ -151,7 +174,7 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             _growth_of_step(step)
             for steps in parts.values()
             for step in steps
-            if 'pattern' in step and 'content' in step
+            if step['type'] == 'Replace'
         )
         if replaced > MAX_REPLACE_GROWTH:
             raise ConfigError(
@@ -160,7 +183,7 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
             )
         for name, steps in parts.items():
             for step in steps:
-                _check_pattern(f'{what}: {name}', step.get('Regex'), name)
+                _check_pattern(f'{what}: {name}', step.get('pattern', {}).get('Regex'), name)
     _check_model(f'{what}: model', content.get('model'))
     lengths = list(map(len, _words(content)))
     check_token_lengths(what, lengths)
@@ -196,7 +219,7 @@ def check_token_numbers(what: str, files: Mapping[str, Mapping[str, Any]]) -> No
         list(files.get('added_tokens.json', {})),
     ]
     num_added = sum(len(part) for part in added if isinstance(part, (list, dict)))
-    growth = _growth(list(_steps(tokenizer.get('normalizer'))))
+    growth = _growth(_steps(what, 'normalizer', tokenizer.get('normalizer')))
     check_added_tokens(what, num_added, _num_characters([special, added], growth))
 
 
@@ -264,16 +287,10 @@ def check_token_lengths(what: str, lengths: Iterable[int]) -> None:
         raise _too_many(what, f'a token of {longest} characters', MAX_TOKEN_CHARACTERS)
 
 
-def _some_steps(what: str, part: Any) -> list[Mapping[str, Any]]:
-    """Return `_steps` of a part of a tokenizer; raises `ConfigError` if they are too many."""
-    steps = list(islice(_steps(part), MAX_STEPS + 1))
-    if len(steps) > MAX_STEPS:
-        raise _too_many(what, f'more than {MAX_STEPS} steps', MAX_STEPS)
-    return steps
-
-
 def _check_model(what: str, model: Any) -> None:
-    settings = model if isinstance(model, dict) else {}
+    settings = {} if model is None else model
+    if not isinstance(settings, dict):
+        raise _misshapen(what, settings, 'an object')
     longest = settings.get('max_input_chars_per_word')
     if isinstance(longest, int) and longest > MAX_WORD_CHARACTERS:
         key = 'max_input_chars_per_word'
@@ -313,46 +330,89 @@ def _check_pattern(what: str, pattern: Any, name: str) -> None:
         )
 
 
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a normalizer, pre-tokenizer or decoder, and everything in them.
+def _steps(what: str, name: str, part: Any) -> list[Mapping[str, Any]]:
+    """Return the steps of a part of tokenizer.json, those of sequences one by one.
 
-    What a step does depends on its keys: the library accepts some steps without a type.
+    The library also reads steps without a type, and steps that are lists of values. Where a type
+    is known, it reads what the type says, and nothing else.
+
+    Args:
+        what: The parameter and the file, for messages.
+        name: `normalizer`, `pre_tokenizer` or `decoder`.
+        part: Its content.
+
+    Raises:
+        ConfigError: It has too many steps, or one that is not of `STEPS`.
     """
-    waiting = [part]
+    place, steps = f'{what}: {name}', []
+    waiting = [] if part is None else [part]
+    num_seen = 0
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, list):
-            waiting += item
-        elif isinstance(item, dict):
-            waiting += (value for value in item.values() if isinstance(value, (dict, list)))
-            yield item
+        step = waiting.pop()
+        num_seen += 1
+        if num_seen > MAX_STEPS:
+            raise _too_many(place, f'more than {MAX_STEPS} steps', MAX_STEPS)
+        kind = step.get('type') if isinstance(step, dict) else None
+        inner = step.get(INNER_STEPS[name]) if kind == 'Sequence' else None
+        if isinstance(inner, list):
+            waiting += inner
+        elif isinstance(kind, str) and kind in STEPS[name]:
+            _check_step(place, step)
+            steps.append(step)
+        else:
+            allowed = f'objects of the type Sequence, {", ".join(sorted(STEPS[name]))}'
+            raise _misshapen(place, step, allowed)
+    return steps
+
+
+def _misshapen(what: str, got: Any, allowed: str) -> ConfigError:
+    return ConfigError(f'{what}: got {quote(got)}, allowed: {allowed}; copy the tokenizer again')
+
+
+def _check_step(what: str, step: Mapping[str, Any]) -> None:
+    """Check the values of a step that decide how long a text becomes.
+
+    Raises:
+        ConfigError: The library could take them for something else.
+    """
+    if 'pattern' in step:
+        pattern = step['pattern']
+        texts = list(pattern.items()) if isinstance(pattern, dict) else []
+        if len(texts) != 1 or texts[0][0] not in PATTERN_KINDS or not isinstance(texts[0][1], str):
+            raise _misshapen(f'{what}: pattern', pattern, 'String or Regex, with a text')
+    for key in ('content', 'prepend', 'precompiled_charsmap'):
+        if not isinstance(step.get(key, ''), str):
+            raise _misshapen(f'{what}: {key}', step[key], 'a text')
+    try:
+        base64.b64decode(step.get('precompiled_charsmap', ''), validate=True)
+    except (binascii.Error, ValueError) as err:
+        raise _misshapen(f'{what}: precompiled_charsmap', str(err), 'base64 with its =') from err
 
 
 def _growth(steps: Sequence[Mapping[str, Any]]) -> int:
     """Return how many characters steps can make of one, or add to a text, at most."""
-    added = sum(len(str(step.get('prepend', ''))) for step in steps)
+    added = sum(len(step.get('prepend', '')) for step in steps)
     return max(added, math.prod(map(_growth_of_step, steps)))
 
 
 def _growth_of_step(step: Mapping[str, Any]) -> int:
-    kind = step.get('type')
+    kind = step['type']
     if kind in UNICODE_GROWTH:
         return UNICODE_GROWTH[kind]
-    if kind == 'ByteLevel' or 'trim_offsets' in step:
+    if kind == 'ByteLevel':
         return BYTE_LEVEL_GROWTH
-    if kind == 'BertNormalizer' or 'handle_chinese_chars' in step:
+    if kind == 'BertNormalizer':
         return BERT_GROWTH
-    if 'precompiled_charsmap' in step:
-        return _longest_replacement(str(step['precompiled_charsmap']))
-    if 'pattern' in step and 'content' in step:
-        return _growth_of_replace(step['pattern'], len(str(step['content'])))
+    if kind == 'Precompiled':
+        return _longest_replacement(step.get('precompiled_charsmap', ''))
+    if kind == 'Replace':
+        return _growth_of_replace(step.get('pattern', {}), len(step.get('content', '')))
     replaced = step.get('suffix'), step.get('word_delimiter_token')
     return EMPTY_GROWTH if '' in replaced else 1
 
 
-def _growth_of_replace(pattern: Any, num_characters: int) -> int:
-    text = pattern.get('String') if isinstance(pattern, dict) else None
-    if isinstance(text, str) and text:
+def _growth_of_replace(pattern: Mapping[str, str], num_characters: int) -> int:
+    if text := pattern.get('String'):
         return max(1, math.ceil(num_characters / len(text)))
     # A pattern may match a single character, or nothing before every character.
     return num_characters + 1
@@ -363,10 +423,7 @@ def _longest_replacement(charsmap: str) -> int:
 
     The table has the size of a trie in bytes, the trie, and the texts, each with a zero after it.
     """
-    try:
-        table = base64.b64decode(charsmap, validate=True)
-    except (binascii.Error, ValueError):
-        return 1  # the library says that it cannot be read
+    table = base64.b64decode(charsmap)
     texts = table[4 + int.from_bytes(table[:4], 'little') :]
     return max(1, *(len(text) for text in texts.split(b'\0')))
 

@@ -117,7 +117,8 @@ def write_story(
 
 def _panel(jpeg: bytes, answer: str, reference: str | None) -> npt.NDArray[np.uint8]:
     """Return BGR uint8 [height, width, 3]: the picture with the answers below it."""
-    decoded = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR))
+    as_stored = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), as_stored))
     width, height = STORY_PANEL_PX
     texts = [(answer, WHITE)]
     if reference is not None:

@@ -190,7 +190,7 @@ def _to_dict(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _open_plain(path: Path) -> io.FileIO:
-    """Open or create a file to read and append; a link, a device or a pipe is refused.
+    """Open or create a file to read and append; links, symbolic or hard, and devices are refused.
 
     Raises:
         OSError: It cannot be opened, is no plain file, or is too large.
@@ -205,6 +205,9 @@ def _open_plain(path: Path) -> io.FileIO:
             raise OSError(errno.EINVAL, 'got a device or a pipe, allowed: a file', str(path))
         if status.st_size > MAX_DATA_BYTES:
             raise _too_large(str(status.st_size))
+        if status.st_nlink > 1:
+            reason = 'got a hard link, allowed: a file with one name'
+            raise OSError(errno.EMLINK, reason, str(path))
         # Unbuffered: a failed write must not be repeated on close.
         return io.FileIO(descriptor, 'a+')
     except BaseException:

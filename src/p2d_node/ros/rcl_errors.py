@@ -11,7 +11,6 @@ from typing import Any
 import warnings
 
 from p2d_node.errors import ConfigError
-from p2d_node.ros.damaged_semaphores import remove_damaged_semaphores
 from p2d_node.ros.parameter_sources import check_parameter_sources
 import rclpy
 from rclpy.exceptions import NameValidationException, ParameterException
@@ -43,13 +42,11 @@ def init_rclpy(args: Sequence[str] | None = None, **options: Any) -> None:
 
     Raises:
         ConfigError: A ROS argument, a parameter file or an environment variable that ROS refuses,
-            parameters that it would change, or a damaged semaphore of another user.
+            or parameters that it would change.
     """
     warnings.filterwarnings('ignore', LOST_REPLY, RuntimeWarning)
     _check_domain_id()
     check_parameter_sources(sys.argv if args is None else args)
-    if 'fastrtps' in rclpy.get_rmw_implementation_identifier():
-        remove_damaged_semaphores()
     # The exception says the same as the log of rcl.
     set_logger_level('rcl', LoggingSeverity.FATAL)
     try:

@@ -167,14 +167,14 @@ class KeyframeCache:
         """Encode a keyframe if it is missing; return False if another worker is encoding it."""
         path = self._path(digests[keyframe.name])
         with write_faults(f'cache: {path}', 'free some space, or choose another folder'):
-            return path.is_file() or self._write(path, keyframe)
+            return path.is_file() or self._write(path, keyframe, digests[keyframe.name])
 
-    def _write(self, path: Path, keyframe: Keyframe) -> bool:
+    def _write(self, path: Path, keyframe: Keyframe, picture_digest: str) -> bool:
         lock = path.with_suffix('.lock')
         try:
             with FileLock(lock, timeout=0):
                 if not path.is_file():
-                    write_bytes(path, self._encode(keyframe))
+                    write_bytes(path, self._encode(keyframe, picture_digest))
         except Timeout:
             return False
         lock.unlink(missing_ok=True)
@@ -184,9 +184,14 @@ class KeyframeCache:
         key = hashlib.sha256(f'{self._provenance} {picture_digest}'.encode()).hexdigest()
         return self._folder / f'{key[:32]}.safetensors'
 
-    def _encode(self, keyframe: Keyframe) -> bytes:
+    def _encode(self, keyframe: Keyframe, picture_digest: str) -> bytes:
         cameras = tuple(self._pipeline.num_tokens)
         sweep = load_sweep(keyframe, self._image_root, cameras, self._pipeline.clip)
+        if digest_sweep(sweep) != picture_digest:
+            raise ConfigError(
+                f'images: {keyframe.name}: they have changed since the search began; start it '
+                'again'
+            )
         try:
             visual_tokens = self._pipeline.encode(sweep)
         except P2dError as err:

@@ -17,7 +17,7 @@ import warnings
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from p2d_node.durable_files import refuse_link
+from p2d_node.durable_files import is_link, refuse_link
 from p2d_node.errors import BackendUnavailableError, first_line, MAX_QUOTE_CHARACTERS, quote
 from p2d_node.evaluation.url_secrets import mask_secrets, secrets_of
 from p2d_node.sqlite_files import check_rows_are_stored, check_side_files, SIDE_FILES
@@ -159,8 +159,8 @@ class _PlainDatabase(sqlite3.Connection):
     def __init__(self, path: str, *args: Any, **settings: Any) -> None:
         if settings.get('uri'):
             raise ValueError('got an address with file:, allowed: sqlite:///PATH')
-        if Path(path).is_symlink():
-            raise ValueError('it is a symbolic link, allowed: a file; name its target')
+        if is_link(Path(path)):
+            raise ValueError('it is a symbolic or hard link, allowed: a file of its own')
         check_side_files(Path(path))
         _check_sizes(path)
         super().__init__(path, *args, **settings)

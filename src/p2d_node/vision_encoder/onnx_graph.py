@@ -13,7 +13,7 @@ from p2d_node.vision_encoder.manifest import ONNX_FILE
 
 ELEMENTWISE = """
 Abs Add And Cast CastLike Ceil Clip Cos Div Equal Erf Exp Floor Gelu Greater GreaterOrEqual
-HardSigmoid HardSwish Identity Less LessOrEqual Log Max Min Mod Mul Neg Not Or Pow Reciprocal Relu
+HardSigmoid HardSwish Identity Less LessOrEqual Log Max Min Mul Neg Not Or Pow Reciprocal Relu
 Round Sigmoid Sign Sin Softplus Sqrt Sub Sum Tanh Where
 """
 SUMS = """
@@ -22,8 +22,8 @@ LayerNormalization LogSoftmax MatMul MaxPool RMSNormalization ReduceL2 ReduceMax
 ReduceMin ReduceProd ReduceSum Softmax
 """
 SHAPES = """
-Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND Pad
-Range Reshape Resize ScatterElements ScatterND Shape Size Slice SpaceToDepth Split Squeeze Tile
+Concat Constant ConstantOfShape Expand Flatten Gather GatherElements GatherND Pad
+Range Reshape Resize ScatterElements ScatterND Shape Size Slice Split Squeeze Tile
 Transpose Trilu Unsqueeze
 """
 OPERATORS = frozenset(f'{ELEMENTWISE} {SUMS} {SHAPES}'.split())
