@@ -277,7 +277,7 @@ def test_the_messages_of_a_bag_have_a_limit(tmp_path, monkeypatch):
     plain = tmp_path / 'plain.db3'
     plain.write_bytes(zstd.decompress(file.read_bytes()))
     numbers = 'WITH RECURSIVE n(i) AS (VALUES(2) UNION ALL SELECT i + 1 FROM n WHERE i < 5000)'
-    change(plain, f'{numbers} INSERT INTO messages SELECT i, 1, 1, "" FROM n')
+    change(plain, f"{numbers} INSERT INTO messages SELECT i, 1, 1, x'' FROM n")
     file.write_bytes(zstd.compress(plain.read_bytes(), 19))
     plain.unlink()
     refuse(tmp_path / 'bag', r'it has more than \d+ messages')
@@ -434,14 +434,43 @@ def test_ids_of_a_database_are_numbers(tmp_path, table, column):
     file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
     with closing(sqlite3.connect(file)) as database, database:
         infos = list(database.execute(f'PRAGMA table_info({table})'))
-    columns = ', '.join(f'{name} BLOB' for _, name, *_ in infos)
+    columns = ', '.join(f'{name} {kind}' for _, name, kind, *_ in infos)
     change(file, f'ALTER TABLE {table} RENAME TO old')
     change(file, f'CREATE TABLE {table} ({columns})')
     change(file, f'INSERT INTO {table} SELECT * FROM old')
     change(file, 'DROP TABLE old')
     assert read_all(tmp_path / 'bag')
+    rename = "UPDATE sqlite_master SET sql = replace(sql, '{0} {1}', '{0} {2}') WHERE name = '{3}'"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute('PRAGMA writable_schema=ON')
+        database.execute(rename.format(column, 'INTEGER', 'TEXT', table))
+    refuse(tmp_path / 'bag', f"{table}.{column}: got the type 'TEXT', allowed: INTEGER")
     change(file, f"UPDATE {table} SET {column} = '0' || {column}")
-    refuse(tmp_path / 'bag', f'got [0-9]+ values of {table}.{column}, allowed: whole numbers')
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute('PRAGMA writable_schema=ON')
+        database.execute(rename.format(column, 'TEXT', 'INTEGER', table))
+    refuse(tmp_path / 'bag', f'got [0-9]+ values of {table}.{column}, allowed: of type integer')
+
+
+@pytest.mark.parametrize(
+    ('table', 'column', 'value'),
+    [('topics', 'name', "x'00'"), ('topics', 'type', '7'), ('messages', 'data', "'text'")],
+)
+def test_values_of_a_database_have_their_type(tmp_path, table, column, value):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute('PRAGMA writable_schema=ON')
+        database.execute("UPDATE sqlite_master SET sql = replace(sql, ' TEXT', ' BLOB')")
+    change(file, f'UPDATE {table} SET {column} = {value}')
+    refuse(tmp_path / 'bag', f'values of {table}.{column}, allowed: of type')
+
+
+def test_compressed_files_of_a_bag_have_different_names(tmp_path):
+    bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    for name in ('bag.db3.a', 'bag.db3.b'):
+        (tmp_path / 'bag' / name).touch()
+    name_compressed_files(tmp_path / 'bag', ['bag.db3.a', 'bag.db3.b'])
+    refuse(tmp_path / 'bag', 'two files that are decompressed to one name')
 
 
 @pytest.mark.attack(

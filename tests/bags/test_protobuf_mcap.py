@@ -245,6 +245,15 @@ def test_a_schema_with_other_lists_is_refused(tmp_path, extra):
     refuse(path, f"foxglove.CompressedImage: its '{extra[0]}' is not as Foxglove has it")
 
 
+def test_a_schema_with_extensions_is_refused(tmp_path):
+    schema = descriptor_pb2.FileDescriptorSet.FromString(schema_of(IMAGE_FIELDS))
+    file = next(f for f in schema.file if f.package == 'foxglove')
+    file.syntax = 'proto2'
+    file.message_type[0].extension_range.add(start=100, end=200)
+    path = write(tmp_path / 'a.mcap', image(0), schema=schema.SerializeToString())
+    refuse(path, 'foxglove.CompressedImage: it has extensions, allowed: none')
+
+
 @pytest.mark.attack(
     'a schema of protobuf whose seconds are a text, which is repeated a billion times',
     "refused: times are those of Foxglove's schema",

@@ -112,6 +112,23 @@ def test_layers_that_are_too_wide_are_refused(folder, changes):
 
 
 @pytest.mark.attack(
+    'A config.json that gives settings other names, under which a checkpoint chooses its kernels',
+    'refused by name; kernels are those of this project in any case',
+)
+@pytest.mark.parametrize('part', [None, 'text_config', 'vision_config'])
+@pytest.mark.parametrize('kernel', ['eager', 'owner/kernel'])
+def test_a_checkpoint_gives_settings_no_other_names(folder, part, kernel):
+    names = {'image_token_id': 'image_token_index', 'own': '_attn_implementation'}
+
+    def edit(config):
+        settings = config if part is None else config[part]
+        settings |= {'attribute_map': names, 'own': kernel}
+
+    edit_json(folder / 'config.json', edit)
+    assert 'attribute_map: got' in refusal(folder)
+
+
+@pytest.mark.attack(
     'A config.json with 64 layers that tokens have features of, or 512 experts per token',
     'refused above 8 layers and 16 experts',
 )
@@ -312,7 +329,7 @@ def test_replacements_that_grow_are_refused(folder):
         {
             'type': 'Sequence',
             'normalizers': [
-                {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'aa'} for _ in range(20)
+                {'type': 'Replace', 'pattern': {'String': 'a'}, 'content': 'aa'} for _ in range(7)
             ],
         },
         {'type': 'Sequence', 'normalizers': [{'type': 'NFKD'}, {'type': 'NFKD'}]},
@@ -448,13 +465,13 @@ def test_long_parts_of_words_are_refused(folder, setting):
 
 @pytest.mark.attack(
     'A tokenizer with thousands of steps, each of which makes every text a little longer',
-    'refused above 64 steps, or by what they add together',
+    'refused above 8 steps, or by what they add together',
 )
 def test_a_tokenizer_of_many_steps_is_refused(folder):
     steps = [{'type': 'Prepend', 'prepend': ' .' * 32}] * 30_000
     normalizer = {'type': 'Sequence', 'normalizers': steps}
     edit_json(folder / 'tokenizer.json', lambda content: content.update(normalizer=normalizer))
-    assert 'normalizer: got more than 64 steps' in refusal(folder)
+    assert 'normalizer: got more than 8 steps' in refusal(folder)
 
 
 @pytest.mark.attack(
@@ -656,11 +673,11 @@ def test_large_tokenizers_are_refused(folder, num_tokens, num_merges, reason):
 
 
 @pytest.mark.attack(
-    'A tokenizer that makes 4,000 tokens of one letter, which is in no question that is tried',
+    'A tokenizer that makes many tokens of a letter, which is in no question that is tried',
     'a question is tokenised in steps: refused at 64 characters, above 4 tokens for each',
 )
 def test_a_question_that_grows_is_refused_while_it_is_short(folder):
-    marks = [chr(0x20000 + number) for number in range(60)]
+    marks = [chr(0x20000 + number) for number in range(6)]
     spaces = [
         {'type': 'Metaspace', 'replacement': mark, 'prepend_scheme': 'always', 'split': False}
         for mark in marks

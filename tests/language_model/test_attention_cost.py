@@ -7,7 +7,7 @@ from p2d_node.language_model.families.attention_cost import check_text, check_vi
 from p2d_node.pipeline import DrivingPipeline
 import pytest
 from tiny_checkpoints import write_llava, write_qwen2_vl
-from transformers import LlamaConfig, Qwen3VLMoeTextConfig, SiglipVisionConfig
+from transformers import LlamaConfig, Qwen2Config, Qwen3VLMoeTextConfig, SiglipVisionConfig
 
 LLAMA_8B = Layers(32, 4096, 32, 128, 8, 14336)
 QWEN2_HALF_B = Layers(24, 896, 14, 64, 2, 4864)
@@ -87,6 +87,15 @@ def test_experts_count_as_often_as_a_token_uses_them():
     config.hidden_size = 64
     with pytest.raises(ConfigError, match='attention of its language model'):
         check_text(config, 24_576)
+
+
+def test_heads_of_a_size_that_only_the_file_has_count():
+    """Qwen2's attention reads `head_dim`, which its configuration does not declare."""
+    text = {'hidden_size': 64, 'num_hidden_layers': 220, 'intermediate_size': 1024}
+    check_text(Qwen2Config(**text, num_attention_heads=4, num_key_value_heads=4), 2_166)
+    config = Qwen2Config(**text, num_attention_heads=4, num_key_value_heads=4, head_dim=256)
+    with pytest.raises(ConfigError, match=r'attention of its language model .* MiB, allowed'):
+        check_text(config, 2_166)
 
 
 @pytest.mark.attack(

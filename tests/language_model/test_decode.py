@@ -3,6 +3,7 @@
 import numpy as np
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.image_decoding import decode_frame
+from p2d_node.language_model.conversation import QuestionBatch, SharedPrefix
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.generate import generate_greedy
 from p2d_node.language_model.input_sequence import drop_tokens
@@ -153,6 +154,32 @@ def test_generation_stops_at_every_kind_of_limit_and_reports_it(family, visual_t
     assert np.isfinite(ended.mean_log_probability)
     stopped = generate(family, *asked, ends_answer=lambda token_ids: len(token_ids) == 3)
     assert (stopped.cut, stopped.token_ids) == (Cut.STOP, full.token_ids[:3])
+
+
+@pytest.mark.attack(
+    'a peer sets one question of 4,000 characters and many short ones, which a batch pads to it',
+    'a batch has up to 4,096 tokens with its padding; a longer question is asked alone',
+)
+@pytest.mark.parametrize(
+    ('lengths', 'expected'),
+    [
+        ([10] * 5, [2, 2, 1]),
+        ([4000, 10, 10, 10], [1, 2, 1]),
+        ([10, 10, 9000, 10], [2, 1, 1]),
+        ([2049, 2049], [1, 1]),
+        ([2048, 2048, 1], [2, 1]),
+        ([], []),
+    ],
+)
+def test_a_batch_has_a_largest_size_with_its_padding(lengths, expected):
+    names = tuple(map(str, range(len(lengths))))
+    batch = QuestionBatch(names, tuple((0,) * length for length in lengths))
+    shared = SharedPrefix(prefix=None, end_position=0, batch=batch)
+    batches = list(shared.batches(0, len(lengths), 2))
+    assert [len(batch.questions) for batch in batches] == expected
+    assert tuple(name for batch in batches for name in batch.questions) == names
+    assert [len(ids) for batch in batches for ids in batch.endings] == lengths
+    assert not [*shared.batches(1, 1, 2)]
 
 
 def test_answers_of_a_batch_end_independently(family, visual_tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 import subprocess
 import sys
@@ -49,28 +50,30 @@ def test_a_model_that_is_missing_is_named_in_one_line(
 
 
 @pytest.mark.attack(
-    'the folder of a training run or of its model holds links to files of the user',
+    'the folder of a training run or of its model holds links to files of the user, or a pipe',
     'refused before anything is written',
 )
-@pytest.mark.parametrize('is_hard', [False, True])
+@pytest.mark.parametrize('kind', ['symbolic', 'hard', 'pipe'])
 @pytest.mark.parametrize('option', ['--run', '--out'])
 def test_links_in_the_folders_of_a_run_are_refused(
-    option: str, is_hard: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from p2d_sim.cli import train
 
     folder = tmp_path / 'folder'
     folder.mkdir()
-    if is_hard:
+    if kind == 'hard':
         (tmp_path / 'victim').touch()
         (folder / 'log.jsonl').hardlink_to(tmp_path / 'victim')
+    elif kind == 'pipe':
+        os.mkfifo(folder / 'log.jsonl')
     else:
         (folder / 'log.jsonl').symlink_to(tmp_path / 'victim')
     words = {'--run': str(tmp_path / 'run'), '--out': str(tmp_path / 'out'), option: str(folder)}
     assert train.main([word for pair in words.items() for word in pair]) == 2
     assert f'train: {option}: ' in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} <= {'folder', 'victim'}
-    assert not is_hard or not (tmp_path / 'victim').stat().st_size
+    assert not any(path.stat().st_size for path in tmp_path.glob('victim'))
 
 
 @pytest.mark.attack(

@@ -81,6 +81,8 @@ def _check_fields(message: Descriptor, expected: Mapping[str, tuple[int, bool]])
     wrong = [name for name, kind in expected.items() if kinds.get(name) != kind]
     others = [name for name in kinds if name not in expected]
     wrong += [name for name in others if kinds[name][1] or kinds[name][0] in GROUPS]
+    if message.is_extendable:  # extensions are lists of messages, too
+        raise ValueError(f'{message.full_name}: it has extensions, allowed: none')
     if wrong:
         raise ValueError(f'{message.full_name}: its {quote(wrong[0])} is not as Foxglove has it')
     if 'timestamp' in expected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 import os
 from pathlib import Path, PurePath
@@ -50,6 +50,17 @@ TABLES = {
     'messages': MAX_MESSAGE_BYTES,
 }
 """Tables that rosbags reads, and the largest size of their values."""
+
+KINDS = {
+    'topics': {'id': 'integer', 'name': 'text', 'type': 'text'},
+    'message_definitions': {'id': 'integer'},
+    'messages': {'topic_id': 'integer', 'timestamp': 'integer', 'data': 'blob'},
+}
+"""Columns of each table, and the type of their values. SQLite stores any in any column."""
+
+JOINED = {'topics': 'id', 'messages': 'topic_id'}
+"""Columns by which messages get their topic. SQLite takes '01' for 1 as it compares columns that
+are declared with two types, and uses no index for it."""
 
 
 class _BagFile:
@@ -187,6 +198,9 @@ def _check_metadata(path: Path) -> None:
         if not file.resolve().is_relative_to(path.parent.resolve()):
             raise ValueError(f'{quote(file.name)} is a link that leads out of its folder')
         _check_file(file)
+    is_compressed = str(information.get('compression_mode')).lower() == 'file'
+    if is_compressed and len({file.stem for file in files}) < len(files):
+        raise ValueError(f'{path.name} names two files that are decompressed to one name')
     statuses = [file.stat() for file in files if file.exists()]
     if len({(status.st_dev, status.st_ino) for status in statuses}) < len(statuses):
         raise ValueError(f'{path.name} names a file twice')
@@ -219,11 +233,11 @@ def _check_database(path: Path, max_messages: int) -> None:
     with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as database:
         check_rows_are_stored(database, path, max_rows=max_messages + 2 * MAX_TOPICS)
         for table, max_bytes in TABLES.items():
-            names = [name for _, name, *_ in database.execute(f'PRAGMA table_info({table})')]
-            _check_sizes(database, table, names, max_bytes)
-            if names:
-                _check_numbers(database, table, 'topic_id' if table == 'messages' else 'id')
-            if names and table != 'messages':
+            columns = database.execute(f'PRAGMA table_info({table})')
+            declared = {name: kind for _, name, kind, *_ in columns}
+            _check_sizes(database, table, declared, max_bytes)
+            _check_kinds(database, table, declared)
+            if declared and table != 'messages':
                 _check_ids(database, table)
 
 
@@ -248,18 +262,28 @@ def _check_sizes(
         check_bytes(f'a value in {table}', longest or 0, max_bytes)
 
 
-def _check_numbers(database: sqlite3.Connection, table: str, column: str) -> None:
-    """Check a column by which messages are joined: SQLite may take '01' for 1 as it compares."""
-    ((num_others,),) = database.execute(
-        f"SELECT count(*) FROM {table} WHERE typeof({column}) != 'integer'"
-    )
-    if num_others:
-        raise ValueError(f'got {num_others} values of {table}.{column}, allowed: whole numbers')
+def _check_kinds(database: sqlite3.Connection, table: str, declared: Mapping[str, str]) -> None:
+    """Check the types of the values of a table, and the declared one of its joined column."""
+    for column, kind in KINDS[table].items():
+        if column not in declared:
+            continue  # rosbags says what is missing
+        if column == JOINED.get(table) and declared[column].upper() != 'INTEGER':
+            got = quote(declared[column])
+            raise ValueError(f'{table}.{column}: got the type {got}, allowed: INTEGER')
+        ((num_others,),) = database.execute(
+            f"SELECT count(*) FROM {table} NOT INDEXED WHERE typeof({column}) != '{kind}'"
+        )
+        if num_others:
+            raise ValueError(
+                f'got {num_others} values of {table}.{column}, allowed: of type {kind}'
+            )
 
 
 def _check_ids(database: sqlite3.Connection, table: str) -> None:
     """Check that a table has few rows, each with its own id: messages are joined by it."""
-    ((count, num_ids),) = database.execute(f'SELECT count(*), count(DISTINCT id) FROM {table}')
+    ((count, num_ids),) = database.execute(
+        f'SELECT count(*), count(DISTINCT id) FROM {table} NOT INDEXED'
+    )
     check_topics(count)
     if num_ids < count:
         raise ValueError(f'got {count} rows of {table} with {num_ids} ids, allowed: one each')

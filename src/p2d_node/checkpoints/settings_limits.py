@@ -74,10 +74,13 @@ MAX_FEATURE_LAYERS = 8
 REFUSED = {
     'configuration_files': 'all settings are in config.json',
     'transformers_weights': 'weights are in model.safetensors or in the files of its index',
+    'attribute_map': 'settings have the names that transformers gives them',
+    'sub_configs': 'the parts are those of the model type',
     'quantization_config': 'copy the checkpoint without quantisation; the parameter weights '
     'quantises it',
 }
-"""Settings that name other files, or a library that makes other modules of the weights."""
+"""Settings that name other files, a library that makes other modules of the weights, or other
+names for settings, with which they would pass the checks by name."""
 
 PART_TYPES = {
     'text_config': {

@@ -88,8 +88,9 @@ MAX_WORD_CHARACTERS = 100
 MAX_AFFIX_CHARACTERS = 16
 """Of what a model puts before or after the parts of a word: `##`, or `</w>`."""
 
-MAX_STEPS = 64
-"""Of a normalizer, a pre-tokenizer or a decoder; published ones have up to five."""
+MAX_STEPS = 8
+"""Of a normalizer, a pre-tokenizer or a decoder, with its sequences; published ones have up to
+six. A decoder goes through them for each token of an answer."""
 
 NORMALIZERS = """
 BertNormalizer ByteLevel Lowercase NFC NFD NFKC NFKD Nmt Precompiled Prepend Replace Strip

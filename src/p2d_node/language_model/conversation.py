@@ -30,6 +30,10 @@ MAX_QUESTION_CHARACTERS = 4000
 """A question is prefilled in one pass, without regard to the deadline: longer ones would delay the
 others."""
 
+MAX_PADDED_TOKENS = 4096
+"""Of a batch of questions, whose rows are as long as the longest one. A longer question is asked
+alone: between two batches a sweep can end."""
+
 INCOMPLETE_CHARACTER = '\ufffd'
 
 
@@ -134,11 +138,22 @@ class SharedPrefix:
     batch: QuestionBatch
 
     def batches(self, first: int, end: int, size: int) -> Iterator[QuestionBatch]:
-        """Yield the questions from number `first` to before `end` in batches of at most `size`."""
-        questions, endings = self.batch.questions, self.batch.endings
-        for start in range(first, end, size):
-            part = slice(start, min(start + size, end))
-            yield QuestionBatch(questions[part], endings[part])
+        """Yield the questions from number `first` to before `end` in batches of at most `size`.
+
+        A batch has fewer if its rows, padded to the longest, had more than `MAX_PADDED_TOKENS`.
+        """
+        start, longest = first, 0
+        for number in range(first, end):
+            num_rows, longest = number - start + 1, max(longest, len(self.batch.endings[number]))
+            if num_rows > 1 and (num_rows > size or num_rows * longest > MAX_PADDED_TOKENS):
+                yield self._part(start, number)
+                start, longest = number, len(self.batch.endings[number])
+        if start < end:
+            yield self._part(start, end)
+
+    def _part(self, start: int, end: int) -> QuestionBatch:
+        part = slice(start, end)
+        return QuestionBatch(self.batch.questions[part], self.batch.endings[part])
 
 
 @dataclass(frozen=True, slots=True)

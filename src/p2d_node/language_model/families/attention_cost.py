@@ -101,7 +101,8 @@ def check_text(config: Any, num_tokens: int) -> None:
         number=config.num_hidden_layers,
         width=config.hidden_size,
         heads=heads,
-        head_size=_setting(config, 'head_dim') or config.hidden_size // heads,
+        # Some classes read it though they do not declare it, others ignore it.
+        head_size=max(getattr(config, 'head_dim', None) or 0, config.hidden_size // heads),
         cached_heads=config.num_key_value_heads,
         inner=experts * config.moe_intermediate_size if experts else config.intermediate_size,
     )

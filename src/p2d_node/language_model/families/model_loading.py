@@ -49,6 +49,7 @@ def load_weights(model_class: Any, folder: Path, **options: Any) -> Any:
     config = _read_config(folder)
     _check_generation_config(folder, config.get_text_config().vocab_size)
     _check_size(model_class, config, folder)
+    options.setdefault('attn_implementation', 'sdpa')  # never what config.json names
     if options.get('dtype') == torch.float64:
         options['experts_implementation'] = 'eager'  # torch's kernel for experts has no float64
     model, wrong = _load_and_compare(model_class, folder, {'config': config, **options})

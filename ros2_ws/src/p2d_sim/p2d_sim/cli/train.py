@@ -9,7 +9,7 @@ from pathlib import Path
 import sys
 
 from p2d_node.durable_files import refuse_link
-from p2d_node.errors import ConfigError
+from p2d_node.errors import ConfigError, quote
 
 from p2d_sim.cli.command import add_value, make_parser, run_command
 from p2d_sim.training.plan import RunPlan, STAGES, TINY
@@ -64,6 +64,8 @@ def _refuse_links(name: str, folder: Path | None) -> None:
     entries = folder.iterdir() if folder is not None and folder.is_dir() else ()
     for path in entries:
         refuse_link(path, name, 'remove it, or name another folder')
+        if not (path.is_file() or path.is_dir()):
+            raise ConfigError(f'{name}: {quote(str(path))} is a pipe or a device; remove it')
 
 
 def _plan(args: argparse.Namespace) -> RunPlan:
