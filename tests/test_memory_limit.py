@@ -113,8 +113,8 @@ def test_a_command_has_a_limit_of_memory(tmp_path):
         text=True,
         timeout=120,
         check=False,
-        preexec_fn=partial(set_limit, 450 * MIB),
+        preexec_fn=partial(set_limit, 300 * MIB),
     )
     assert done.returncode == EXIT_NO_MEMORY
-    assert done.stderr.startswith('p2d evaluate: needs more than 0.4 GiB')
+    assert done.stderr.startswith('p2d evaluate: needs more than 0.3 GiB')
     assert done.stderr.count('\n') == 1
