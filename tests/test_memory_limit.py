@@ -1,13 +1,12 @@
 """The limit of the memory of `p2d`, set for real on this process or on one of its own."""
 
 from functools import partial
-import json
 import resource
 import subprocess
 import sys
 
 import numpy as np
-from p2d_node.cli.main import EXIT_NO_MEMORY, main
+from p2d_node.cli.main import EXIT_BAD_INPUT, EXIT_NO_MEMORY, main
 from p2d_node.cli.verb import Verb
 from p2d_node.compressed_images import decode_compressed
 from p2d_node.errors import ImageDecodeError
@@ -105,16 +104,24 @@ def test_other_faults_of_a_verb_are_not_taken_for_missing_memory(monkeypatch):
     'the command ends in one line at its limit: nine tenths of the free memory, or `ulimit -d`',
 )
 def test_a_command_has_a_limit_of_memory(tmp_path):
-    questions = tmp_path / 'questions.json'
-    questions.write_text(json.dumps([[0] for _ in range(4_000_000)]))
-    done = subprocess.run(
-        [sys.executable, '-m', 'p2d_node.cli.main', 'evaluate', '--data', questions],
+    small, large = (convert(tmp_path, num_values) for num_values in (1, 24_000_000))
+    assert small.returncode == EXIT_BAD_INPUT
+    assert 'not DriveLM data' in small.stderr
+    assert large.returncode == EXIT_NO_MEMORY
+    assert large.stderr.startswith('p2d make-bag: needs more than 1.2 GiB')
+    assert large.stderr.count('\n') == 1
+
+
+def convert(folder, num_values):
+    """Read so many values with 1,200 MiB, of which the libraries of the command take 750."""
+    questions = folder / 'questions.json'
+    questions.write_text(f'[{"0.50000," * num_values}0.5]')
+    words = ['make-bag', '--drivelm', questions, '--images', folder, '--out', folder / 'bag']
+    return subprocess.run(
+        [sys.executable, '-m', 'p2d_node.cli.main', *words],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
-        preexec_fn=partial(set_limit, 300 * MIB),
+        preexec_fn=partial(set_limit, 1200 * MIB),
     )
-    assert done.returncode == EXIT_NO_MEMORY
-    assert done.stderr.startswith('p2d evaluate: needs more than 0.3 GiB')
-    assert done.stderr.count('\n') == 1

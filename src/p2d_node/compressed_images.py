@@ -27,6 +27,9 @@ BAYER_CODES = {
 }
 """ROS names the first two rows of the mosaic, OpenCV the second and third pixel of the second."""
 
+AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+"""Without turning a picture as its EXIF data say: the camera calibration is that of the sensor."""
+
 JPEG_START = b'\xff\xd8\xff'
 
 GREY = 'Gray'
@@ -209,8 +212,8 @@ def _decode_jpeg(data: Pixels, *, keeps_grey: bool) -> Pixels:
 def _decode_png(data: Pixels, *, keeps_grey: bool) -> Pixels:
     # Checked before: libpng writes about damage to stderr, which nobody could throttle.
     plain = np.frombuffer(plain_png(data.data), np.uint8)
-    colour = cv2.IMREAD_ANYCOLOR if keeps_grey else cv2.IMREAD_COLOR
-    pixels = cv2.imdecode(plain, colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    grey_too = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(plain, grey_too if keeps_grey else AS_STORED)
     if pixels is None:
         raise ValueError('the compressed data is incomplete')
     return np.asarray(pixels, np.uint8)

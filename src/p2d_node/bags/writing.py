@@ -14,6 +14,7 @@ import numpy.typing as npt
 from p2d_node.bags import ros_messages
 from p2d_node.bags.limits import max_image_bytes
 from p2d_node.bags.records import BagImage, image_topic
+from p2d_node.compressed_images import AS_STORED
 from p2d_node.durable_files import no_leftovers, write_faults
 from p2d_node.errors import ConfigError
 from p2d_node.whole_folders import new_folder, publish
@@ -34,9 +35,6 @@ COMPRESSIONS = ('none', 'zstd')
 NO_ROOM_REMEDY = 'free disk space or name another folder'
 BAG_VERSION: Literal[8] = 8
 """The newest version that all distributions from Humble on read."""
-
-AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-"""Without turning a picture as its EXIF data say: the camera calibration is that of the sensor."""
 
 INFINITE = QosTime(9223372036, 854775807)
 """A time limit that never ends, as rosbag2 records it."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from p2d_node.cli.screen import InertConsole
 from p2d_node.cli.table import stamp_ns, stamp_text, to_dict
+from p2d_node.compressed_images import AS_STORED
 from p2d_node.durable_files import write_bytes
 from p2d_node.errors import one_line
 from p2d_node.figures import new_figure, write_figure
@@ -117,8 +118,7 @@ def write_story(
 
 def _panel(jpeg: bytes, answer: str, reference: str | None) -> npt.NDArray[np.uint8]:
     """Return BGR uint8 [height, width, 3]: the picture with the answers below it."""
-    as_stored = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    decoded = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), as_stored))
+    decoded = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), AS_STORED))
     width, height = STORY_PANEL_PX
     texts = [(answer, WHITE)]
     if reference is not None:
