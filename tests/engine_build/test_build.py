@@ -8,6 +8,7 @@ import sys
 
 from disk_limits import files_up_to
 from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
+import onnx
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.weight_files import INDEX_FILE
 from p2d_node.durable_files import write_json
@@ -19,6 +20,7 @@ from p2d_node.engine_build.export_folder import export_model
 from p2d_node.errors import BackendUnavailableError, ConfigError, EngineMismatchError
 from p2d_node.language_model.families.registry import hash_vision_part
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
+from p2d_node.vision_encoder.engine_buffers import INPUT_NAME
 from p2d_node.vision_encoder.engine_files import hash_file
 from p2d_node.vision_encoder.engine_store import list_all_engines
 from p2d_node.vision_encoder.manifest import Artefact, MANIFEST_FILE, read_manifest
@@ -113,6 +115,21 @@ def test_an_export_is_not_called_compared_where_it_cannot_be(
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     found = export_model(plan, tmp_path, ignore_progress)
     assert (found.folder, found.verification) == (genuine.folder, None)
+
+
+def test_operators_of_an_export_are_checked_where_it_cannot_be_compared(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    plan = plan_of(tiny_checkpoint, 'onnxruntime').export
+    genuine = export_model(plan, tmp_path, ignore_progress)
+    forged = genuine.folder / 'model.onnx'
+    model = onnx.load(forged, load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node('Bernoulli', [INPUT_NAME], ['unused']))
+    onnx.save(model, forged)
+    artefact = Artefact(hash_file(forged), forged.stat().st_size)
+    write_manifest(genuine.folder, artefacts={**genuine.manifest.artefacts, forged.name: artefact})
+    monkeypatch.setattr(export_folder, '_check_export', lambda *_: None)  # as of bf16
+    assert export_model(plan, tmp_path, ignore_progress).folder != genuine.folder
 
 
 def test_other_vision_weights_are_another_model_but_renamed_files_are_not(
