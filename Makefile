@@ -36,12 +36,15 @@ lint: setup
 audit: setup
 	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
 
+# Tests start hundreds of processes: without bytecode each would compile p2d_node anew.
+unit fast: unexport PYTHONDONTWRITEBYTECODE
+
 # Tests over ROS run after the others, as they wait for seconds; what compares times runs alone.
 # The first wait for processes that start, so three at once keep two cores busy.
 unit: setup
 	$(RUN) python -m pytest -n 3 --dist loadfile -m "not ros and not gpu and not alone"
-	$(RUN) python -m pytest -n 2 --dist loadfile -m "ros and not alone"
-	$(RUN) python -m pytest -m "gpu or alone"
+	$(RUN) python -m pytest -n 3 --dist loadfile -m "ros and not alone"
+	$(RUN) python -m pytest -m "gpu or alone" $$(grep -rlE "mark\.(gpu|alone)\b" tests)
 
 fast: setup
 	$(RUN) python -m pytest -n 2 -m "not slow and not ros and not gpu"

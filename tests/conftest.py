@@ -10,6 +10,7 @@ import signal
 from engine_helpers import CPU, ignore_progress, plan_of
 from p2d_node.checkpoints import devices
 from p2d_node.checkpoints.untrained import write_untrained_checkpoint
+from p2d_node.engine_build import export, export_folder
 from p2d_node.engine_build.build import build_engine
 from p2d_node.vision_encoder.base import EncoderInput, FRAMES
 import pytest
@@ -57,6 +58,20 @@ def float32_on_every_cpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, 'multiplies_bfloat16', lambda: False)
         yield
+
+
+@pytest.fixture(scope='session', autouse=True)
+def exports_in_this_process() -> Iterator[None]:
+    """Exports of tests take 2 s; in a process of their own, which imports torch again, 13 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_folder, 'export_onnx', export.write_onnx)
+        yield
+
+
+@pytest.fixture
+def exports_in_their_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of this test run as those of users."""
+    monkeypatch.setattr(export_folder, 'export_onnx', export.export_onnx)
 
 
 @pytest.fixture

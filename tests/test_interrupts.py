@@ -47,6 +47,7 @@ def handlers():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_program_that_is_ended_cleans_up(handlers, number):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     end_as_by_ctrl_c()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)

@@ -104,7 +104,7 @@ def test_other_faults_of_a_verb_are_not_taken_for_missing_memory(monkeypatch):
     'the command ends in one line at its limit: nine tenths of the free memory, or `ulimit -d`',
 )
 def test_a_command_has_a_limit_of_memory(tmp_path):
-    small, large = (convert(tmp_path, num_values) for num_values in (1, 24_000_000))
+    small, large = (convert(tmp_path, num_values) for num_values in (1, 36_000_000))
     assert small.returncode == EXIT_BAD_INPUT
     assert 'not DriveLM data' in small.stderr
     assert large.returncode == EXIT_NO_MEMORY
@@ -113,7 +113,7 @@ def test_a_command_has_a_limit_of_memory(tmp_path):
 
 
 def convert(folder, num_values):
-    """Read so many values with 1,200 MiB, of which the libraries of the command take 750."""
+    """Read so many values of 56 bytes with 1,200 MiB, of which the libraries may take 750."""
     questions = folder / 'questions.json'
     questions.write_text(f'[{"0.50000," * num_values}0.5]')
     words = ['make-bag', '--drivelm', questions, '--images', folder, '--out', folder / 'bag']

@@ -345,7 +345,9 @@ def test_cleaning_keeps_the_export_of_a_verified_engine(engine_dir, claims_its_h
     assert clean_engines(engine_dir, 1) == []
 
 
-def test_an_export_without_space_is_one_line(tiny_checkpoint, tmp_path):
+def test_an_export_without_space_is_one_line(
+    exports_in_their_own_process, tiny_checkpoint, tmp_path
+):
     plan = plan_of(tiny_checkpoint, 'onnxruntime').export
     reason = 'engine_dir: .* cannot be written: .*; check its free space'
     with files_up_to(10_000), pytest.raises(ConfigError, match=reason):

@@ -1,28 +1,12 @@
 """The power goes at every step of a build: no half engine, and no harm to what was there."""
 
-import os
-import subprocess
-import sys
+import signal
 
 from engine_helpers import CPU, engine_folder, ignore_progress, load, plan_of
+from killed_build import run_killed_build
 from p2d_node.engine_build.build import build_engine
 from p2d_node.vision_encoder.engine_store import list_all_engines
 import pytest
-
-KILLED_BUILD = """
-import os, signal, sys
-from pathlib import Path
-from engine_helpers import CPU, plan_of
-from p2d_node.engine_build.build import build_engine
-
-def kill_at(phase, done, total):
-    if (phase, done) == (sys.argv[4], int(sys.argv[5])):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-if __name__ == '__main__':
-    plan = plan_of(Path(sys.argv[1]), sys.argv[3])
-    build_engine(plan, Path(sys.argv[2]), CPU, kill_at)
-"""
 
 STEPS = [
     ('onnxruntime', 'export', 1),
@@ -39,15 +23,6 @@ STEPS = [
 ]
 
 
-def run_killed_build(tmp_path, checkpoint, engine_dir, step):
-    script = tmp_path / 'killed_build.py'
-    script.write_text(KILLED_BUILD)
-    words = [sys.executable, str(script), str(checkpoint), str(engine_dir), *map(str, step)]
-    environment = {'PYTHONPATH': ':'.join(sys.path), 'PATH': '/usr/bin:/bin'}
-    environment['XDG_STATE_HOME'] = os.environ['XDG_STATE_HOME']
-    return subprocess.run(words, env=environment, capture_output=True, timeout=100, check=False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('step', STEPS, ids=lambda s: f'{s[0]}-{s[1]}-{s[2]}'.replace(' ', '_'))
 def test_a_build_that_is_killed_leaves_no_engine_that_is_not_whole(
@@ -61,8 +36,7 @@ def test_a_build_that_is_killed_leaves_no_engine_that_is_not_whole(
             target = engine_dir / 'tiny' / folder.name
             target.parent.mkdir(parents=True, exist_ok=True)
             copy_folder(folder, target)
-    result = run_killed_build(tmp_path, tiny_checkpoint, engine_dir, step)
-    assert result.returncode == -9, result.stderr.decode()[-500:]
+    assert run_killed_build(tiny_checkpoint, engine_dir, *step) == -signal.SIGKILL
 
     engines = [f for f in list_all_engines(engine_dir) if not f.name.startswith('onnx-')]
     if step == ('onnxruntime', 'publish', 1):
@@ -85,9 +59,9 @@ def copy_folder(source, target):
 
 
 @pytest.mark.slow
-def test_a_killed_build_harms_no_engine_that_was_there(engine_dir, tiny_checkpoint, tmp_path):
+def test_a_killed_build_harms_no_engine_that_was_there(engine_dir, tiny_checkpoint):
     before = engine_folder(engine_dir)
     step = ('onnxruntime', 'publish', 0)
-    assert run_killed_build(tmp_path, tiny_checkpoint, engine_dir, step).returncode == -9
+    assert run_killed_build(tiny_checkpoint, engine_dir, *step) == -signal.SIGKILL
     encoder = load(engine_dir, tiny_checkpoint, 'onnxruntime').encoder
     assert encoder.identity.endswith(before.name)

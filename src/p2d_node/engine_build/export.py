@@ -26,10 +26,9 @@ OPSET = 20
 
 
 def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
-    """Write model.onnx and its weights.
+    """Write model.onnx and its weights, in a process of its own.
 
-    The export runs in its own process, because the exporter never frees the weights and the next
-    steps need the memory.
+    The exporter never frees the weights, and the next steps need the memory.
 
     Args:
         plan: What to export.
@@ -47,7 +46,7 @@ def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
         ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process,
     ):
         try:
-            return process.submit(_export, plan, folder).result()
+            return process.submit(write_onnx, plan, folder).result()
         except OSError as err:
             raise ConfigError(
                 f'engine_dir: {folder.parent} cannot be written: {err.strerror or err}; check its '
@@ -60,7 +59,8 @@ def export_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
             ) from err
 
 
-def _export(plan: ExportPlan, folder: Path) -> tuple[int, int]:
+def write_onnx(plan: ExportPlan, folder: Path) -> tuple[int, int]:
+    """Do the work of `export_onnx` in this process."""
     encoder = load_encoder(plan)
     frames = draw_frames(plan, seed=0)
     with torch.inference_mode():
