@@ -1,3 +1,5 @@
+import json
+import math
 import struct
 import time
 
@@ -9,7 +11,7 @@ from p2d_msgs.msg import DrivingAnswer, StageTiming
 from p2d_node.cli import sweep_feed
 from p2d_node.cli.main import main
 from p2d_node.cli.sweep_feed import SweepFeed
-from p2d_node.cli.table import answer_line, LiveTable
+from p2d_node.cli.table import answer_line, LiveTable, to_dict
 from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.answer_watcher import MAX_DIAGNOSTICS_BYTES, MAX_MESSAGE_BYTES
 from p2d_node.ros.camera_frames import CameraFrames
@@ -27,6 +29,14 @@ from std_msgs.msg import Header
 def test_a_name_that_no_node_has_is_refused(name, capsys):
     assert main(['watch', '--node', name, '--duration', '1']) == 2
     assert f'p2d watch: --node: got {name!r}, allowed: the full name' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', [math.nan, math.inf])
+def test_numbers_that_json_lacks_are_null(number):
+    message = DrivingAnswer(mean_log_probability=number, timing=StageTiming(total_ms=number))
+    content = json.loads(json.dumps(to_dict(message), allow_nan=False))
+    assert content['mean_log_probability'] is content['timing']['total_ms'] is None
+    assert content['timing']['queue_ms'] == 0.0
 
 
 def feed_of(watcher, node):

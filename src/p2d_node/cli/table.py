@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
+import math
 from typing import Any, TYPE_CHECKING
 
 from p2d_node.cli.screen import InertConsole, say
@@ -81,14 +82,16 @@ class LiveTable:
 
 
 def to_dict(message: Any) -> Any:
-    """Return a ROS message as plain Python values."""
+    """Return a ROS message as values that JSON has: NaN and infinity are None."""
     if hasattr(message, 'get_fields_and_field_types'):
         names = [*message.get_fields_and_field_types()]
         if getattr(message, 'window_sweeps', 1) == 0:
             # The times of an answer: what follows is of the whole sweep.
             names = names[: names.index('num_generated_tokens')]
         return {name: to_dict(getattr(message, name)) for name in names}
-    if isinstance(message, (str, int, float, bool)):
+    if isinstance(message, float):
+        return message if math.isfinite(message) else None
+    if isinstance(message, (str, int)):
         return message
     return [to_dict(item) for item in message]
 
