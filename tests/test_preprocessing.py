@@ -193,6 +193,7 @@ def test_settings_may_be_part_of_processor_config(tiny_checkpoint, tmp_path):
             {'image_std': [0, 0.5, 0.5]},
             r'image_std: got \[0, 0.5, 0.5\], allowed: three num',
         ),
+        ({'image_std': [1e-46, 1, 1]}, r'image_std: got .*, allowed: three numbers above 0.001'),
         ({'rescale_factor': float('nan')}, 'rescale_factor: got nan, allowed: a number above 0'),
     ],
 )

@@ -47,6 +47,9 @@ MAX_PATCH_PX, MAX_MERGED = 64, 8
 MAX_COLOUR = 16.0
 """Of a mean or deviation, in units of the range of a colour; published ones are 0.2 to 0.7."""
 
+MIN_STD = 1e-3
+"""Colours are divided by the deviation."""
+
 FIT_OF_PROCESSOR = {
     'LlavaOnevision': 'pad',
     'Siglip': 'squash',
@@ -119,7 +122,7 @@ class ImageProcessing:
             resample=_read_resample(settings, folder),
             rescale_factor=_read_positive(settings, 'rescale_factor', folder, 1 / 255),
             mean=_read_colour(settings, 'image_mean', folder, -MAX_COLOUR),
-            std=_read_colour(settings, 'image_std', folder, 0.0),
+            std=_read_colour(settings, 'image_std', folder, MIN_STD),
         )
 
     def to_json(self) -> dict[str, Any]:
