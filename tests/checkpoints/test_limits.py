@@ -12,10 +12,10 @@ import shutil
 import time
 
 from memory import peak_growth_bytes
-from p2d_node.checkpoints import tokenizer_limits
+from p2d_node.checkpoints import tokenizer_steps
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.settings_limits import check_limits
-from p2d_node.checkpoints.tokenizer_limits import INNER_STEPS, OUTER_SPACES
+from p2d_node.checkpoints.tokenizer_steps import INNER_STEPS, OUTER_SPACES
 from p2d_node.checkpoints.weight_files import WEIGHTS_FILE
 from p2d_node.config import CameraConfig, DriveConfig
 from p2d_node.durable_files import write_json
@@ -543,7 +543,7 @@ def test_the_regular_expressions_of_published_models_are_allowed_and_fast(tmp_pa
     'refused: what it writes is tokenized at start, in the process with 3 s and 256 MiB',
 )
 def test_a_template_that_makes_the_tokenizer_slow_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(tokenizer_limits, 'MAX_REPLACE_GROWTH', 72)
+    monkeypatch.setattr(tokenizer_steps, 'MAX_REPLACE_GROWTH', 72)
 
     def make_slow(content):
         words = [[word, -1.0] for word in content['model']['vocab']]

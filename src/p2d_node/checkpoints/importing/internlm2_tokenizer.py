@@ -11,7 +11,8 @@ from typing import Any
 
 from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
 from p2d_node.checkpoints.settings_limits import TOKENIZER_FILE
-from p2d_node.checkpoints.tokenizer_limits import check_added_tokens, OUTER_SPACES
+from p2d_node.checkpoints.tokenizer_limits import check_added_tokens
+from p2d_node.checkpoints.tokenizer_steps import OUTER_SPACES
 from p2d_node.durable_files import read_file, read_json_object
 from p2d_node.errors import BackendUnavailableError, checkpoint_faults, ConfigError
 from p2d_node.held_stderr import held_stderr
