@@ -214,6 +214,19 @@ def test_lists_of_texts_are_bounded_in_number_and_length(name, texts, allowed):
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.attack(
+    'A peer sets a text of megabytes a thousand times, and reads /parameter_events without end',
+    'refused above 4,096 characters: ROS keeps no more than these for the peer',
+)
+@pytest.mark.parametrize(
+    'name', ['model', 'encoder.engine_dir', 'hardware_id', 'context', 'camera_namespace']
+)
+def test_single_texts_are_bounded(name):
+    config_from_parameters(NUSCENES_CAMERAS, {name: 'x' * 250})
+    with pytest.raises(ConfigError, match=f'^{name}: got a text of 4097 .*, allowed: up to 4096'):
+        config_from_parameters(NUSCENES_CAMERAS, {name: 'x' * 4097})
+
+
 def test_whole_numbers_pass_as_floats():
     config = config_from_parameters(NUSCENES_CAMERAS, {'retention_ratio.CAM_BACK': 1})
     assert config.retention_ratio['CAM_BACK'] == 1.0

@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 
 from p2d_node.errors import ConfigError, quote
 
+MAX_TEXT_CHARACTERS = 4096
+"""Of a single text. Linux has no longer paths; ROS keeps the last thousand changes of parameters
+while a peer does not acknowledge them."""
+
 T = TypeVar('T')
 
 
@@ -101,6 +105,10 @@ def check_value(
     """
     if spec.max_texts is not None:
         _check_texts(name, value, spec)
+    if isinstance(value, str) and len(value) > MAX_TEXT_CHARACTERS:
+        raise ConfigError(
+            f'{name}: got a text of {len(value)} characters, allowed: up to {MAX_TEXT_CHARACTERS}'
+        )
     for item in value if isinstance(value, (list, tuple)) else (value,):
         if isinstance(item, str) and '\0' in item:
             raise ConfigError(f'{name}: got {show(item)}, allowed: a text without the character 0')

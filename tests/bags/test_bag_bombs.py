@@ -5,7 +5,6 @@ from contextlib import closing
 import json
 import os
 from pathlib import Path
-import re
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from p2d_node.bags.image_files import read_image
 from p2d_node.bags.reading import BagReader
 from p2d_node.errors import ConfigError
 from p2d_node.sparse_files import stored_bytes
+from p2d_node.sqlite_files import JOURNAL_MAGIC
 import page_bombs
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -491,16 +491,49 @@ def test_a_database_that_was_not_closed_is_refused(tmp_path, mode):
         'if sys.argv[2] == "wal": database.execute("COMMIT")\n'
         'os.kill(os.getpid(), 9)\n'
     )
-    file = file.rename(file.with_name('$(touch x).db3'))
-    metadata = tmp_path / 'bag' / 'metadata.yaml'
-    metadata.write_text(metadata.read_text().replace('bag.db3', file.name))
     subprocess.run([sys.executable, '-c', recorder, file, mode], check=False)
     suffix = {'wal': '-wal', 'delete': '-journal'}[mode]
-    command = re.escape(f"sqlite3 '{file.name}' vacuum")
-    refuse(tmp_path / 'bag', f'{suffix}. is beside it, .* with `{command}`')
+    refuse(tmp_path / 'bag', f'{suffix}. is beside it, .* with `sqlite3 ./DATABASE vacuum`')
     with closing(sqlite3.connect(file)) as database:
         database.execute('VACUUM')
     assert read_all(tmp_path / 'bag')
+
+
+@pytest.mark.attack(
+    'a bag beside whose database lies a journal that names a file to delete, or a link',
+    'refused, without the command that completes a database: SQLite would delete or write it',
+)
+@pytest.mark.parametrize('kind', ['names a file', 'link', 'hard link'])
+def test_what_sqlite_would_delete_or_write_is_not_recommended_to_it(tmp_path, kind):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    beside = file.with_name(f'{file.name}-wal')
+    kept = tmp_path / 'kept'
+    kept.write_bytes(b'of the user')
+    if kind == 'names a file':
+        beside = file.with_name(f'{file.name}-journal')
+        beside.write_bytes(b'a journal' + JOURNAL_MAGIC)
+    elif kind == 'link':
+        beside.symlink_to(kept)
+    else:
+        beside.hardlink_to(kept)
+    with pytest.raises(ConfigError) as raised:
+        read_all(tmp_path / 'bag')
+    assert beside.name in str(raised.value)
+    assert 'vacuum' not in str(raised.value)
+
+
+@pytest.mark.attack(
+    'names of files in a bag or a checkpoint with commands for a shell',
+    'no message has them in a command to run',
+)
+@pytest.mark.parametrize('name', ['-init', '$(touch x).db3'])
+def test_the_name_of_a_database_is_not_part_of_a_command(tmp_path, name):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    file = file.rename(file.with_name(name))
+    metadata = tmp_path / 'bag' / 'metadata.yaml'
+    metadata.write_text(metadata.read_text().replace('bag.db3', name))
+    file.with_name(f'{name}-wal').write_bytes(b'x')
+    refuse(tmp_path / 'bag', r'with `sqlite3 \./DATABASE vacuum`')
 
 
 @pytest.mark.attack(

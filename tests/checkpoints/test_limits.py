@@ -77,6 +77,14 @@ def edit_json(path: Path, edit) -> None:
         ('vision_config', 'intermediate_size', 1, 'intermediate_size: got 1, allowed: a 16th to'),
         ('text_config', 'head_dim', 500, 'head_dim x num_attention_heads: got 2000, allowed: a'),
         ('text_config', 'num_attention_heads', 300, 'allowed: up to 256'),
+        ('text_config', 'partial_rotary_factor', 1e4, 'got 10000.0, allowed: up to 1;'),
+        ('text_config', 'partial_rotary_factor', '9', "got '9', allowed: a number"),
+        (
+            'text_config',
+            'rope_parameters',
+            {'rope_type': 'linear', 'factor': 1.0, 'partial_rotary_factor': 2},
+            'partial_rotary_factor: got 2, allowed: up to 1;',
+        ),
         (
             'vision_config',
             'mlp_ratio',

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 import json
+import math
 import os
 from pathlib import Path
 import re
@@ -18,6 +19,7 @@ from p2d_node.cli.verb import VerbGroup
 from p2d_node.cli.verbs import HELP_GROUPS
 from p2d_node.cli.verbs.bench import NodeOptions
 from p2d_node.config import DriveConfig
+from p2d_node.errors import P2dError
 from p2d_node.records import NUSCENES_CAMERAS, StageTimes
 import pytest
 from sweeps import picture
@@ -299,14 +301,30 @@ def test_the_figures_of_the_node_carry_the_device_and_the_threads_that_it_was_gi
         SimpleNamespace(**times, header=header, age_at_publish_ms=600.0)
         for header in (stamped(10.0), stamped(11.0), stamped(12.0), stamped(14.0))
     ]
-    watcher = SimpleNamespace(timings=timings, answers=[answer])
-    report = bench_node._to_report(replace(args, warm_up=1), config, watcher, 5)
+    report = bench_node._to_report(replace(args, warm_up=1), config, timings, answer, 5)
     assert (report['sweeps_complete'], report['sweeps_answered']) == (5, 3)
     assert report['sweeps_per_s'] == pytest.approx(3 / 4.0)
     assert report['answers_per_s'] == pytest.approx(3 / 4.0)
-    cold = bench_node._to_report(replace(args, warm_up=0, questions=2), config, watcher, 5)
+    cold = bench_node._to_report(replace(args, warm_up=0, questions=2), config, timings, answer, 5)
     assert cold['sweeps_per_s'] == pytest.approx(4 / 4.5)
     assert cold['answers_per_s'] == pytest.approx(8 / 4.5)
     name = processor_name() if device == 'cpu' else torch.cuda.get_device_name(device)
     assert report['device'] == name
     assert report['torch_threads'] == given['num_threads']
+
+
+@pytest.mark.attack(
+    'another node publishes times under the name of the one that `p2d bench node` measures',
+    'numbers that are no times are left out; stamps of the future end the command in one line',
+)
+@pytest.mark.parametrize('stamps', [[2147483647.0] * 3, [5.0, 4.0]])
+def test_times_of_another_node_end_a_benchmark_in_one_line(stamps):
+    times = asdict(StageTimes(total_ms=500.0))
+    timings = [
+        SimpleNamespace(**times, header=stamped(seconds), age_at_publish_ms=0.0)
+        for seconds in stamps
+    ]
+    with pytest.raises(P2dError, match='end other nodes that publish /p2d/timing'):
+        bench_node._sweeps_per_s(timings, 1)
+    assert bench_node._is_finite(timings[0])
+    assert not bench_node._is_finite(SimpleNamespace(**times | {'decode_ms': math.nan}))

@@ -1,5 +1,6 @@
 """Answers, times and pictures of a drive node that gets sweeps."""
 
+from concurrent.futures import ThreadPoolExecutor
 import time
 
 from camera_rig import CameraRig, wait_until
@@ -9,6 +10,7 @@ from p2d_node.records import NUSCENES_CAMERAS
 from p2d_node.ros.conversions import to_nanoseconds
 import pytest
 from std_msgs.msg import String
+import torch
 
 
 def test_a_sweep_of_six_cameras_is_answered_with_stamps_counts_and_times(
@@ -45,6 +47,26 @@ def test_a_sweep_of_six_cameras_is_answered_with_stamps_counts_and_times(
     image = wait_until(lambda: watcher.picture)
     assert (image.encoding, image.width, image.step) == ('bgr8', 1440, 4320)
     assert len(set(image.data)) > 50
+
+
+@pytest.mark.attack(
+    'weights below the normal numbers (1e-38), which take a processor a hundred times as long',
+    'they count as zero in all threads of the node',
+)
+def test_numbers_below_the_normal_ones_are_zero_in_all_threads(drive):
+    torch.set_flush_denormal(False)
+    drive_node = drive(autostart=False)
+    drive_node.trigger_configure()
+    for thread in (drive_node._worker_thread, drive_node._look_ahead_thread):
+        assert bits_of_denormal(thread) == 0
+    with ThreadPoolExecutor(1) as later:
+        assert bits_of_denormal(later) == 0
+        later.submit(torch.set_flush_denormal, False).result()
+        assert bits_of_denormal(later) != 0
+
+
+def bits_of_denormal(thread: ThreadPoolExecutor) -> int:
+    return thread.submit(lambda: (torch.tensor([3e-39]) * 2).view(torch.int32).item()).result()
 
 
 def test_the_same_scene_again_needs_fewer_decoder_passes_and_that_is_seen(

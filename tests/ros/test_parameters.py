@@ -44,6 +44,7 @@ def test_a_retention_ratio_set_at_run_time_holds_from_the_next_answer_on(
         ('questions', [1, 2], 'questions: got another type, allowed: a list of texts'),
         ('questions', ['What?', ''], 'got an empty question'),
         ('selector', 'best', "selector: got 'best'"),
+        ('model', 'x' * 5000, 'model: got a text of 5000 characters, allowed: up to 4096'),
         ('missing_camera_policy', 'wait', 'allowed: skip, drop_view'),
         ('cameras.CAM_FRONT.topic', '/elsewhere', 'read-only'),
         ('autostart', True, 'read-only'),

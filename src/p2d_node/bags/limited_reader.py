@@ -6,7 +6,6 @@ from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 import os
 from pathlib import Path, PurePath
-import shlex
 import sqlite3
 import sys
 from types import MappingProxyType
@@ -27,7 +26,13 @@ from p2d_node.bags.mcap_chunks import check_chunks, check_unindexed, ChunkMessag
 from p2d_node.durable_files import read_file
 from p2d_node.errors import quote
 from p2d_node.sparse_files import stored_bytes
-from p2d_node.sqlite_files import check_rows_are_stored, JOURNAL, MAX_TEXT_BYTES, WAL
+from p2d_node.sqlite_files import (
+    check_rows_are_stored,
+    check_side_files,
+    JOURNAL,
+    MAX_TEXT_BYTES,
+    WAL,
+)
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import reader
@@ -243,12 +248,14 @@ def _check_database(path: Path, max_messages: int) -> None:
 
 def _check_is_closed(path: Path) -> None:
     """Check that nothing is written beside a database, which rosbags would not read."""
+    check_side_files(path)
     for suffix in (JOURNAL, WAL):
         beside = path.with_name(f'{path.name}{suffix}')
         if beside.exists() and beside.stat().st_size:
             raise ValueError(
-                f'{quote(beside.name)} is beside it, as its recorder was ended before it could '
-                f'close it; complete it with `sqlite3 {shlex.quote(path.name)} vacuum`'
+                f'{quote(beside.name)} is beside it, as if its recorder was ended before it could '
+                'close it; if you trust where it comes from, complete it with '
+                '`sqlite3 ./DATABASE vacuum`'
             )
 
 

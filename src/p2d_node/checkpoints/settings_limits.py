@@ -56,6 +56,7 @@ WIDTHS = {
     'image_size': 1 << 11,
     'patch_size': 128,
     'num_experts_per_tok': 16,
+    'partial_rotary_factor': 1,
     **dict.fromkeys(('temporal_patch_size', 'in_channels', 'in_chans', 'num_channels'), 4),
 }
 """Keys of config.json to their largest value. Each token, patch or picture takes that much memory
@@ -197,6 +198,8 @@ def _allowed(key: str, value: Any) -> str | None:
         return 'true; copy the checkpoint again'
     if key in FEATURE_LAYERS and isinstance(value, list) and len(value) > MAX_FEATURE_LAYERS:
         return f'up to {MAX_FEATURE_LAYERS} layers; copy the checkpoint again'
+    if key in WIDTHS and isinstance(value, str):  # Python multiplies texts, too
+        return 'a number; copy the checkpoint again'
     limit = _limit_of(key)
     # Numbers without a limit of their own may be large: the base of rotary positions is a million.
     is_number = type(value) is int or (type(value) is float and limit < MAX_NUMBER)

@@ -199,12 +199,12 @@ def _no_weights(folder: Path, parameter: str) -> str:
             f'{parameter}: {folder} has no weights: no {WEIGHTS_FILE} and no {INDEX_FILE} in it; '
             'copy the whole checkpoint'
         )
-    name = pickles[0].stem
+    # No name of the folder in it: a shell would read it.
     return (
         f'{parameter}: {folder}: got {len(pickles)} pickled *.bin files, allowed: safetensors, as '
         'loading a pickle can run code; if you trust the files, convert each with python -c '
-        f"\"import torch, safetensors.torch as s; s.save_file(torch.load('{name}.bin', "
-        f"weights_only=True), '{name}.safetensors')\""
+        "\"import torch, safetensors.torch as s; s.save_file(torch.load('FILE.bin', "
+        "weights_only=True), 'FILE.safetensors')\""
     )
 
 

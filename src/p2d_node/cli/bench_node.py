@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields
 import json
+import math
 from pathlib import Path
 import sys
 import tempfile
@@ -56,13 +57,13 @@ def run(options: NodeOptions) -> int:
         topics, cameras = _cameras_of(bag)
         config = _config(options, cameras)
         num_complete, watcher = _play(bag, topics, config, folder)
-        measured = watcher.timings[options.warm_up :]
-        if not measured:
+        timings = [timing for timing in watcher.timings if _is_finite(timing)]
+        if not (timings[options.warm_up :] and watcher.answers):
             raise P2dError(
                 f'no sweep was answered after {options.warm_up} to warm up, and {num_complete} '
                 f'were complete; the log of the node ends with: {_end_of(folder / LOG_FILE)}'
             )
-    report = _to_report(options, config, watcher, num_complete)
+    report = _to_report(options, config, timings, watcher.answers[-1], num_complete)
     if options.json:
         print(json.dumps(report, indent=2))
     else:
@@ -141,10 +142,18 @@ def _parameters(config: DriveConfig) -> dict[str, Any]:
     }
 
 
+def _is_finite(timing: Any) -> bool:
+    """Tell whether a message has times: any node of the domain may publish one."""
+    return all(math.isfinite(getattr(timing, stage.name)) for stage in fields(StageTimes))
+
+
 def _to_report(
-    options: NodeOptions, config: DriveConfig, watcher: AnswerWatcher, num_complete: int
+    options: NodeOptions,
+    config: DriveConfig,
+    timings: Sequence[Any],
+    answer: Any,
+    num_complete: int,
 ) -> dict[str, Any]:
-    timings, answers = watcher.timings, watcher.answers
     measured = timings[options.warm_up :]
     stages = {
         stage.name: {
@@ -158,10 +167,10 @@ def _to_report(
         'benchmark': 'latency of the node, milliseconds per sweep, over DDS on one machine',
         **describe_machine(config.device),
         'torch_threads': config.num_threads,
-        'model': answers[-1].model,
-        'encoder': answers[-1].encoder,
-        'tokens_kept': sum(answers[-1].tokens_kept),
-        'tokens_total': sum(answers[-1].tokens_total),
+        'model': answer.model,
+        'encoder': answer.encoder,
+        'tokens_kept': sum(answer.tokens_kept),
+        'tokens_total': sum(answer.tokens_total),
         'questions': options.questions,
         'max_new_tokens': options.max_new_tokens,
         'sweeps_complete': num_complete,
@@ -177,10 +186,19 @@ def _sweeps_per_s(timings: Sequence[Any], warm_up: int) -> float:
     """Return the rate of answered sweeps, from the last one to warm up to the last one.
 
     Without one to warm up, from the first frame of the first sweep.
+
+    Raises:
+        P2dError: No time passed between them.
     """
     first, last = timings[max(0, warm_up - 1)], timings[-1]
     start_ms = _published_ms(first) - (0.0 if warm_up else first.total_ms)
-    return 1000.0 * (len(timings) - warm_up) / (_published_ms(last) - start_ms)
+    duration_ms = _published_ms(last) - start_ms
+    if not duration_ms > 0:
+        raise P2dError(
+            f'the answers came within {duration_ms:g} ms; end other nodes that publish '
+            '/p2d/timing in this ROS domain, or choose another ROS_DOMAIN_ID'
+        )
+    return 1000.0 * (len(timings) - warm_up) / duration_ms
 
 
 def _published_ms(timing: Any) -> float:
