@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import os
 from pathlib import Path
+import shlex
 
 from p2d_node.checkpoints.custom_code import refuse_custom_code
 from p2d_node.checkpoints.settings_limits import check_limits
@@ -101,7 +102,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if model_type in IMPORTABLE:
         raise ConfigError(
             f"model: {path} is in its authors' format ({model_type}); convert it with: "
-            f'p2d import-checkpoint --from {IMPORTABLE[model_type]} {path} --out FOLDER'
+            f'p2d import-checkpoint --from {IMPORTABLE[model_type]} '
+            f'{shlex.quote(str(path))} --out FOLDER'
         )
     if model_type in OBSTACLES:
         raise ConfigError(
