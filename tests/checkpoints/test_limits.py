@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from functools import reduce
 import json
 import logging
 import os
@@ -34,6 +35,8 @@ from transformers import PreTrainedTokenizerFast
 
 MAX_SECONDS = 10.0
 MAX_KIBIBYTES = 1 << 20
+
+NESTED = reduce(lambda inner, _: {'x': inner}, range(20), 1)
 
 LONG = {'max_position_embeddings': 1 << 31}
 """So that no prompt is too long."""
@@ -79,6 +82,25 @@ def edit_json(path: Path, edit) -> None:
         ('text_config', 'num_attention_heads', 300, 'allowed: up to 256'),
         ('text_config', 'partial_rotary_factor', 1e4, 'got 10000.0, allowed: up to 1;'),
         ('text_config', 'partial_rotary_factor', '9', "got '9', allowed: a number"),
+        (
+            'text_config',
+            'rope_parameters',
+            {'rope_type': 'longrope', 'long_factor': [[1.0]] * 100},
+            'long_factor: got .*, allowed: a list of single numbers',
+        ),
+        (
+            'text_config',
+            'x',
+            [{'x': [1] * 1000}] * 10,
+            'got 10[0-9]+ values, allowed: up to 10000',
+        ),
+        ('text_config', 'x', {'x': NESTED}, 'more than 16 lists and objects in one another'),
+        (
+            'text_config',
+            'x',
+            {'num_experts_per_tok': 16, 'num_hidden_layers': 500},
+            'num_experts_per_tok x num_hidden_layers: got 8000, allowed: up to 1024',
+        ),
         (
             'text_config',
             'rope_parameters',

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import cv2
 from p2d_node.benchmarks.measuring import processor_name
+from p2d_node.checkpoints.devices import default_num_threads, FIRST_NUM_THREADS
 from p2d_node.cli import bench_node
 from p2d_node.cli.main import EXIT_BAD_INPUT, main, make_parser, parse, VERBS
 from p2d_node.cli.verb import VerbGroup
@@ -294,7 +295,7 @@ def test_the_figures_of_the_node_carry_the_device_and_the_threads_that_it_was_gi
     config = bench_node._config(args, DriveConfig().cameras)
     given = bench_node._parameters(config)
     assert given['device'] == device
-    assert given['num_threads'] == max(1, torch.get_num_threads() - 1)
+    assert given['num_threads'] == max(1, FIRST_NUM_THREADS - 1)
     answer = SimpleNamespace(model='m', encoder='torch', tokens_kept=[1], tokens_total=[9])
     times = asdict(StageTimes(total_ms=500.0))
     timings = [
@@ -311,6 +312,17 @@ def test_the_figures_of_the_node_carry_the_device_and_the_threads_that_it_was_gi
     name = processor_name() if device == 'cpu' else torch.cuda.get_device_name(device)
     assert report['device'] == name
     assert report['torch_threads'] == given['num_threads']
+
+
+@pytest.mark.attack(
+    'a peer configures the node again and again, or once with another `num_threads`',
+    'the default is that of the start of the process',
+)
+def test_the_default_number_of_threads_does_not_follow_the_last_one():
+    before = torch.get_num_threads()
+    torch.set_num_threads(FIRST_NUM_THREADS + 5)
+    assert default_num_threads() == max(1, FIRST_NUM_THREADS - 1)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.attack(

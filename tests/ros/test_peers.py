@@ -14,7 +14,14 @@ from p2d_node.ros.guarded_services import MAX_ENTRIES
 from p2d_node.ros.rcl_errors import init_rclpy
 from p2d_node.ros.throttled_log import MAX_LINES, ThrottledLog
 import pytest
-from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    GetParameterTypes,
+    ListParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
 import rclpy
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
@@ -86,12 +93,33 @@ def test_a_request_with_many_parameters_is_refused_at_once(drive, node, kind, na
     response = call(node, kind, f'/p2d/{name}', kind.Request(parameters=[parameters[0]] * 2))
     results = response.results if kind is SetParameters else [response.result]
     assert {r.reason for r in results} == {
-        "got 'max_new_tokens' twice in one request, allowed: once; send one value"
+        "got 'max_new_tokens' twice in one request, allowed: once"
     }
     assert drive_node.get_parameter('max_new_tokens').value == 4
     request = GetParameters.Request(names=['max_new_tokens'] * 800)
     assert not call(node, GetParameters, '/p2d/get_parameters', request).values
     assert drive_node._refusals.num == 3
+
+
+@pytest.mark.attack(
+    'A client asks for the same parameter 256 times in each request, and acknowledges no reply',
+    'refused: each name once; a node keeps ten replies, and a hundred changes of parameters',
+)
+def test_little_is_kept_for_a_client_that_acknowledges_nothing(drive, node):
+    drive_node = drive(autostart=False)
+    for kind, name, field in (
+        (GetParameters, 'get_parameters', 'names'),
+        (GetParameterTypes, 'get_parameter_types', 'names'),
+        (DescribeParameters, 'describe_parameters', 'names'),
+        (ListParameters, 'list_parameters', 'prefixes'),
+    ):
+        request = kind.Request(**{field: ['sync', 'sync']})
+        assert call(node, kind, f'/p2d/{name}', request) == kind.Response()
+    assert drive_node._refusals.num == 4
+    services = [s for s in drive_node.services if 'parameter' in s.srv_name]
+    assert [service.qos_profile.depth for service in services] == [10] * 6
+    (events,) = [p for p in drive_node.publishers if p.topic_name == '/parameter_events']
+    assert events.qos_profile.depth == 100
 
 
 def test_all_parameters_of_the_node_fit_into_one_request(drive):

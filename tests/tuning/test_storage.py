@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 import sqlite3
 
 import optuna
@@ -24,16 +25,30 @@ def test_a_path_is_an_sqlite_file(tmp_path):
 
 @pytest.mark.parametrize('version', ['v2.6.0.a', 'v9.0.0.a'])
 def test_tables_of_another_optuna_are_one_line_with_the_next_step(tmp_path, version):
-    path = tmp_path / 'study.db'
+    path = tmp_path / 'study$(touch x).db'
     open_storage(str(path), GRACE_PERIOD_S)
     with sqlite3.connect(path) as connection:
         connection.execute('update alembic_version set version_num=?', (version,))
     connection.close()
     with pytest.raises(
-        BackendUnavailableError, match='optuna storage upgrade --storage'
+        BackendUnavailableError, match='run: optuna storage upgrade --storage URL; or'
     ) as caught:
         open_storage(str(path), GRACE_PERIOD_S)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.attack(
+    'a study whose name has a ?, beside another database with the name before it',
+    'refused: what follows would be options, and the search would go into the other database',
+)
+def test_a_path_with_options_is_refused(tmp_path):
+    other = tmp_path / 'notes.db'
+    with closing(sqlite3.connect(other)) as database:
+        database.execute('CREATE TABLE notes (text)')
+    before = other.read_bytes()
+    with pytest.raises(BackendUnavailableError, match=r'storage: got .*, allowed: a path without'):
+        open_storage(f'{other}?v2.db', GRACE_PERIOD_S)
+    assert other.read_bytes() == before
 
 
 @pytest.mark.parametrize('place', [2, 1000])

@@ -9,6 +9,9 @@ import torch
 
 DEVICES = 'auto, cpu, cuda'
 
+FIRST_NUM_THREADS = torch.get_num_threads()
+"""Before `num_threads` sets another number, which torch then takes for its own."""
+
 BFLOAT16_INSTRUCTIONS = ('avx512_bf16', 'amx_bf16')
 INT8_INSTRUCTIONS = ('avx512_vnni', 'avx_vnni', 'amx_int8')
 """As `torch.cpu.get_capabilities` names them."""
@@ -84,5 +87,5 @@ def _has_one_of(names: Sequence[str]) -> bool:
 
 
 def default_num_threads() -> int:
-    """Return torch's number of threads less one, which is left for the camera callbacks."""
-    return max(1, torch.get_num_threads() - 1)
+    """Return torch's first number of threads less one, which is left for the camera callbacks."""
+    return max(1, FIRST_NUM_THREADS - 1)

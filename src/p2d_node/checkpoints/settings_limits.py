@@ -43,7 +43,23 @@ MAX_TEMPLATE_BYTES = 1 << 20
 MAX_ENTRIES = 20_000
 """Of a list or object in settings; a published tokenizer has 6,400 reserved tokens."""
 
-MAX_CONFIG_ENTRIES = 1024
+MAX_CONFIG_ENTRIES, MAX_CONFIG_VALUES = 1024, 10_000
+"""Of a list or object in config.json, and of all of them. transformers writes them out, with a
+line of its own for each value; published models have some hundreds."""
+
+MAX_DEPTH = 16
+"""Of settings, whose lines begin with as many spaces as they are deep."""
+
+LISTS_OF_LISTS = ('image_grid_pinpoints',)
+"""Keys of config.json whose lists of lists may hold numbers. Those of other keys hold texts: one
+for rotary positions would make as many of each token."""
+
+MAX_EXPERT_CALLS = 1024
+"""Of a token, in all layers; published models have up to 94 layers with 8 experts per token."""
+
+DEFAULT_EXPERTS = 8
+"""Per token, in transformers."""
+
 MAX_LAYERS, MAX_COUNT, MAX_NUMBER = 512, 1 << 16, 1 << 31
 LAYER_KEY = re.compile(r'(?!.*_size).*(layer|depth|block|expert|stage)')
 """Keys of config.json whose value is a number of modules to build, or a place among them."""
@@ -122,10 +138,11 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
     files = dict(read_settings(folder, parameter=parameter))
     for name, content in files.items():
         what = f'{parameter}: {folder / name}'
-        _check_entries(what, content, MAX_CONFIG_ENTRIES if name == CONFIG_FILE else MAX_ENTRIES)
         if name == CONFIG_FILE:
             _check_config(what, content)
-        elif name == TOKENIZER_CONFIG_FILE:
+            continue
+        _check_entries(what, content, MAX_ENTRIES)
+        if name == TOKENIZER_CONFIG_FILE:
             check_tokenizer_config(what, content)
     path = folder / TOKENIZER_FILE
     if path.exists():
@@ -160,20 +177,36 @@ def read_settings(folder: Path, *, parameter: str) -> Iterator[tuple[str, dict[s
             yield name, read_json_object(path, parameter=parameter, max_bytes=max_bytes)
 
 
-def _check_entries(what: str, content: Any, max_entries: int) -> None:
-    waiting = [content]
+def _check_entries(what: str, content: Any, max_entries: int) -> int:
+    """Check the size and depth of lists and objects; returns the number of all values."""
+    waiting, num_values = [(0, content)], 0
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, (dict, list)):
-            if len(item) > max_entries:
-                raise ConfigError(
-                    f'{what}: got a list or object of {len(item)} entries, allowed: up to '
-                    f'{max_entries}; copy the checkpoint again'
-                )
-            waiting += item.values() if isinstance(item, dict) else item
+        depth, item = waiting.pop()
+        num_values += 1
+        if not isinstance(item, (dict, list)):
+            continue
+        if len(item) > max_entries:
+            raise ConfigError(
+                f'{what}: got a list or object of {len(item)} entries, allowed: up to '
+                f'{max_entries}; copy the checkpoint again'
+            )
+        if depth == MAX_DEPTH:
+            raise ConfigError(
+                f'{what}: got more than {MAX_DEPTH} lists and objects in one another, allowed: up '
+                'to these; copy the checkpoint again'
+            )
+        inner = item.values() if isinstance(item, dict) else item
+        waiting += ((depth + 1, part) for part in inner)
+    return num_values
 
 
 def _check_config(what: str, content: Mapping[str, Any]) -> None:
+    num_values = _check_entries(what, content, MAX_CONFIG_ENTRIES)
+    if num_values > MAX_CONFIG_VALUES:
+        raise ConfigError(
+            f'{what}: got {num_values} values, allowed: up to {MAX_CONFIG_VALUES}; copy the '
+            'checkpoint again'
+        )
     for part, allowed in PART_TYPES.items():
         settings = content.get(part)
         model_type = settings.get('model_type') if isinstance(settings, dict) else None
@@ -185,6 +218,7 @@ def _check_config(what: str, content: Mapping[str, Any]) -> None:
     for key, value in _values(content):
         if isinstance(value, dict):
             _check_inner_widths(what, value)
+            _check_experts(what, value)
         instead = _allowed(key, value)
         if instead is not None:
             raise ConfigError(f'{what}: {key}: got {quote(value)}, allowed: {instead}')
@@ -198,8 +232,19 @@ def _allowed(key: str, value: Any) -> str | None:
         return 'true; copy the checkpoint again'
     if key in FEATURE_LAYERS and isinstance(value, list) and len(value) > MAX_FEATURE_LAYERS:
         return f'up to {MAX_FEATURE_LAYERS} layers; copy the checkpoint again'
+    if key not in LISTS_OF_LISTS and _holds_lists_of_numbers(value):
+        return 'a list of single numbers; copy the checkpoint again'
     if key in WIDTHS and isinstance(value, str):  # Python multiplies texts, too
         return 'a number; copy the checkpoint again'
+    return _allowed_number(key, value)
+
+
+def _holds_lists_of_numbers(value: Any) -> bool:
+    inner = [item for item in value if isinstance(item, list)] if isinstance(value, list) else []
+    return not all(isinstance(item, str) for part in inner for item in part)
+
+
+def _allowed_number(key: str, value: Any) -> str | None:
     limit = _limit_of(key)
     # Numbers without a limit of their own may be large: the base of rotary positions is a million.
     is_number = type(value) is int or (type(value) is float and limit < MAX_NUMBER)
@@ -225,6 +270,18 @@ def _check_inner_widths(what: str, part: Mapping[str, Any]) -> None:
                 f'{what}: {key}: got {quote(value)}, allowed: a {WIDTH_RATIO}th to {WIDTH_RATIO} '
                 f'times the width of the model, {width}; copy the checkpoint again'
             )
+
+
+def _check_experts(what: str, part: Mapping[str, Any]) -> None:
+    if not any('expert' in key for key in part):
+        return
+    num_experts = part.get('num_experts_per_tok', DEFAULT_EXPERTS)
+    num_calls = _product(num_experts, part.get('num_hidden_layers'))
+    if num_calls is not None and num_calls > MAX_EXPERT_CALLS:
+        raise ConfigError(
+            f'{what}: num_experts_per_tok x num_hidden_layers: got {num_calls}, allowed: up to '
+            f'{MAX_EXPERT_CALLS}; copy the checkpoint again'
+        )
 
 
 def _product(one: Any, other: Any) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+import shlex
 from typing import Any
 
 from p2d_node.cli.screen import InertConsole
@@ -141,8 +142,8 @@ def print_report(found: SearchOutcome, files: Mapping[str, Path]) -> None:
         console.print(str(path), soft_wrap=True)
     if not _is_default(found, files):
         console.print(
-            f"The node needs params_file:={files['params']}; --install makes them the model's "
-            'defaults.',
+            f'The node needs params_file:={shlex.quote(str(files["params"]))}; --install makes '
+            "them the model's defaults.",
             soft_wrap=True,
         )
 

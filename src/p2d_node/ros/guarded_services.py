@@ -134,9 +134,9 @@ def _why_no_names(names: Sequence[str], *, sets: bool) -> str:
         )
     if sets and '' in names:
         return 'got an empty name, allowed: the names of `ros2 param list`'
-    if sets and len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        return f'got {quote(twice)} twice in one request, allowed: once; send one value'
+        return f'got {quote(twice)} twice in one request, allowed: once'
     return ''
 
 

@@ -1,15 +1,16 @@
-"""Nodes whose own services and warnings peers cannot use to flood a log or a terminal."""
+"""Nodes whose own services and warnings peers cannot use to flood a log, a terminal or memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.throttled_log import ThrottledLog
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_policy_name_from_kind
+from rclpy.qos import qos_policy_name_from_kind, qos_profile_services_default, QoSProfile
 from rosgraph_msgs.msg import Clock
 
 try:
@@ -20,6 +21,10 @@ except ImportError:  # Humble
 NO_TYPE_DESCRIPTIONS = Parameter('start_type_description_service', value=False)
 """rcl logs what is in a request to ~/get_type_description whole and unescaped, and serves it also
 with `access: locked`. Humble has no such service, and ignores values of unknown parameters."""
+
+MAX_KEPT_MESSAGES, MAX_KEPT_REPLIES = 100, 10
+"""For peers that do not acknowledge what they receive. rclpy keeps a thousand, and DDS never gives
+their memory back."""
 
 NO_ENDPOINT_WARNINGS = SubscriptionEventCallbacks(use_default_callbacks=False)
 """Value of `event_callbacks` for a subscription that need not fit every publisher."""
@@ -46,7 +51,14 @@ class QuietNode(Node):
             use_default_callbacks=False,
         )
         options = {'event_callbacks': events, **options}
-        return super().create_publisher(msg_type, topic, qos_profile, **options)
+        profile = _keeping(MAX_KEPT_MESSAGES, qos_profile)
+        return super().create_publisher(msg_type, topic, profile, **options)
+
+    def create_service(self, *args: Any, **options: Any) -> Any:
+        """Create a service; arguments as of rclpy's."""
+        profile = options.pop('qos_profile', qos_profile_services_default)
+        profile = _keeping(MAX_KEPT_REPLIES, profile)
+        return super().create_service(*args, qos_profile=profile, **options)
 
     def create_subscription(
         self, msg_type: Any, topic: str, callback: Any, qos_profile: Any, **options: Any
@@ -97,3 +109,12 @@ class ToolNode(QuietNode):
     def __init__(self, name: str, **options: Any) -> None:
         """Create the node; arguments as of rclpy's."""
         super().__init__(name, start_parameter_services=False, **options)
+
+
+def _keeping(max_depth: int, profile: Any) -> Any:
+    """Return a profile, or its depth, that keeps at most `max_depth` messages."""
+    if not isinstance(profile, QoSProfile):
+        return min(profile, max_depth)
+    kept = copy(profile)
+    kept.depth = min(profile.depth, max_depth)
+    return kept

@@ -99,6 +99,11 @@ def open_storage(
             'storage: got a URL without ://, which would be a file with the password in its name, '
             'allowed: a path, or a URL, such as postgresql://...'
         )
+    if '://' not in storage and '?' in storage:  # SQLAlchemy takes what follows for options
+        raise BackendUnavailableError(
+            f'storage: got {quote(storage)}, allowed: a path without ?, or a URL, such as '
+            'sqlite:///study.db'
+        )
     if '://' not in storage:
         refuse_link(Path(storage).expanduser(), 'storage', error=BackendUnavailableError)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -272,8 +277,8 @@ def _open_errors(storage: str) -> Iterator[None]:
         # Optuna compares the version of the tables with its own.
         raise BackendUnavailableError(
             f'storage: {mask_secrets(storage)}: the tables are of another version of Optuna than '
-            f'{optuna.__version__}; back it up, and run: optuna storage upgrade --storage '
-            f'{mask_secrets(_url_of(storage))}; or name another'
+            f'{optuna.__version__}; back it up, and run: optuna storage upgrade --storage URL; or '
+            'name another'
         ) from err
 
 

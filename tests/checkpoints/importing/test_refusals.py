@@ -158,6 +158,7 @@ def test_the_way_to_convert_pickles_works(published, tmp_path):
     with pytest.raises(ConfigError) as refusal:
         plan_import(published)
     code = str(refusal.value).partition('python -c "')[2].rpartition('"')[0]
+    code = code.replace('FILE', 'pytorch_model')
     subprocess.run([sys.executable, '-c', code], cwd=published, check=True, timeout=60)
     assert load_file(published / 'pytorch_model.safetensors')['weight'].tolist() == [1, 1]
 
