@@ -11,6 +11,8 @@ ifneq ($(ROS_DISTRO),kilted)
 SUFFIX := -$(ROS_DISTRO)
 endif
 export TORCH_INDEX
+# Tests start hundreds of processes: without bytecode each would compile p2d_node anew.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv$(SUFFIX)
 RUN := tools/run.sh $(VENV) "$(SUFFIX)"
 
@@ -35,9 +37,6 @@ lint: setup
 # Looks the pinned packages up in PyPI's list of known vulnerabilities.
 audit: setup
 	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
-
-# Tests start hundreds of processes: without bytecode each would compile p2d_node anew.
-unit fast: unexport PYTHONDONTWRITEBYTECODE
 
 # Tests over ROS run after the others, as they wait for seconds; what compares times runs alone.
 # The first wait for processes that start, so three at once keep two cores busy.
