@@ -67,10 +67,7 @@ class Stages:
 
 
 def assemble(config: DriveConfig) -> Stages:
-    """Load everything that `config` names.
-
-    It sets torch's number of threads, and that numbers below the normal ones are zero, for this
-    thread and those that start later.
+    """Load everything that `config` names; sets torch's number of threads.
 
     Raises:
         ConfigError: A folder, a file or a value that cannot be used.
@@ -80,8 +77,6 @@ def assemble(config: DriveConfig) -> Stages:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     torch.set_num_threads(config.num_threads or default_num_threads())
-    # A processor takes a hundred times as long for numbers below 1e-38, and weights may have them.
-    torch.set_flush_denormal(True)
     with model_folder(config.model) as folder:
         return _assemble(config, folder, dtype, device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from p2d_node.errors import BackendUnavailableError, ConfigError
 import torch
@@ -89,3 +90,17 @@ def _has_one_of(names: Sequence[str]) -> bool:
 def default_num_threads() -> int:
     """Return torch's first number of threads less one, which is left for the camera callbacks."""
     return max(1, FIRST_NUM_THREADS - 1)
+
+
+def one_compute_thread(name: str) -> ThreadPoolExecutor:
+    """Return a thread for torch, in which numbers below the normal ones (1e-38) are zero.
+
+    A processor takes a hundred times as long for them, and weights may have them. The threads that
+    torch starts from it are alike; those of the caller stay as they are.
+    """
+    return ThreadPoolExecutor(
+        max_workers=1,
+        thread_name_prefix=name,
+        initializer=torch.set_flush_denormal,
+        initargs=(True,),
+    )

@@ -10,9 +10,9 @@ loses sweeps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from p2d_node.checkpoints.devices import one_compute_thread
 from p2d_node.config import DriveConfig
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.pipeline import DrivingPipeline
@@ -78,10 +78,8 @@ class DriveNode(QuietNode, LifecycleNode):
         self._pipeline: DrivingPipeline | None = None
         self._transition_error: P2dError | None = None
         self._lost_worker: SweepWorker | None = None
-        self._worker_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix='sweep-worker')
-        self._look_ahead_thread = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix='look-ahead'
-        )
+        self._worker_thread = one_compute_thread('sweep-worker')
+        self._look_ahead_thread = one_compute_thread('look-ahead')
         self.fault = ''
         self.on_fault_reported: Callable[[], None] | None = None
         self._log = ThrottledLog(self.get_logger())
