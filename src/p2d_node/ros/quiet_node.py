@@ -22,9 +22,9 @@ NO_TYPE_DESCRIPTIONS = Parameter('start_type_description_service', value=False)
 """rcl logs what is in a request to ~/get_type_description whole and unescaped, and serves it also
 with `access: locked`. Humble has no such service, and ignores values of unknown parameters."""
 
-MAX_KEPT_MESSAGES, MAX_KEPT_REPLIES = 100, 10
-"""For peers that do not acknowledge what they receive. rclpy keeps a thousand, and DDS never gives
-their memory back."""
+MAX_KEPT = 256
+"""Messages of a publisher, or requests and replies of a service, for peers that do not acknowledge
+what they receive. rclpy keeps a thousand for parameters, and DDS never gives their memory back."""
 
 NO_ENDPOINT_WARNINGS = SubscriptionEventCallbacks(use_default_callbacks=False)
 """Value of `event_callbacks` for a subscription that need not fit every publisher."""
@@ -51,13 +51,13 @@ class QuietNode(Node):
             use_default_callbacks=False,
         )
         options = {'event_callbacks': events, **options}
-        profile = _keeping(MAX_KEPT_MESSAGES, qos_profile)
+        profile = _keep_few(qos_profile)
         return super().create_publisher(msg_type, topic, profile, **options)
 
     def create_service(self, *args: Any, **options: Any) -> Any:
         """Create a service; arguments as of rclpy's."""
         profile = options.pop('qos_profile', qos_profile_services_default)
-        profile = _keeping(MAX_KEPT_REPLIES, profile)
+        profile = _keep_few(profile)
         return super().create_service(*args, qos_profile=profile, **options)
 
     def create_subscription(
@@ -111,10 +111,10 @@ class ToolNode(QuietNode):
         super().__init__(name, start_parameter_services=False, **options)
 
 
-def _keeping(max_depth: int, profile: Any) -> Any:
-    """Return a profile, or its depth, that keeps at most `max_depth` messages."""
+def _keep_few(profile: Any) -> Any:
+    """Return a profile, or its depth, that keeps at most `MAX_KEPT`."""
     if not isinstance(profile, QoSProfile):
-        return min(profile, max_depth)
+        return min(profile, MAX_KEPT)
     kept = copy(profile)
-    kept.depth = min(profile.depth, max_depth)
+    kept.depth = min(profile.depth, MAX_KEPT)
     return kept
