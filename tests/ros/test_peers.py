@@ -103,7 +103,7 @@ def test_a_request_with_many_parameters_is_refused_at_once(drive, node, kind, na
 
 @pytest.mark.attack(
     'A client asks for the same parameter 256 times in each request, and acknowledges no reply',
-    'refused: each name once; a node keeps 256 replies, and changes of parameters',
+    'refused: each name once; a node keeps ten replies, and a hundred changes of parameters',
 )
 def test_little_is_kept_for_a_client_that_acknowledges_nothing(drive, node):
     drive_node = drive(autostart=False)
@@ -117,9 +117,9 @@ def test_little_is_kept_for_a_client_that_acknowledges_nothing(drive, node):
         assert call(node, kind, f'/p2d/{name}', request) == kind.Response()
     assert drive_node._refusals.num == 4
     services = [s for s in drive_node.services if 'parameter' in s.srv_name]
-    assert [service.qos_profile.depth for service in services] == [256] * 6
+    assert [service.qos_profile.depth for service in services] == [10] * 6
     (events,) = [p for p in drive_node.publishers if p.topic_name == '/parameter_events']
-    assert events.qos_profile.depth == 256
+    assert events.qos_profile.depth == 100
 
 
 def test_all_parameters_of_the_node_fit_into_one_request(drive):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 from p2d_node.ros.conversions import is_time
 from p2d_node.ros.throttled_log import ThrottledLog
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_policy_name_from_kind, qos_profile_services_default, QoSProfile
+from rclpy.qos import (
+    qos_policy_name_from_kind,
+    qos_profile_parameter_events,
+    qos_profile_parameters,
+    QoSProfile,
+)
 from rosgraph_msgs.msg import Clock
 
 try:
@@ -22,9 +26,9 @@ NO_TYPE_DESCRIPTIONS = Parameter('start_type_description_service', value=False)
 """rcl logs what is in a request to ~/get_type_description whole and unescaped, and serves it also
 with `access: locked`. Humble has no such service, and ignores values of unknown parameters."""
 
-MAX_KEPT = 256
-"""Messages of a publisher, or requests and replies of a service, for peers that do not acknowledge
-what they receive. rclpy keeps a thousand for parameters, and DDS never gives their memory back."""
+PARAMETER_REQUESTS, PARAMETER_EVENTS = QoSProfile(depth=10), QoSProfile(depth=100)
+"""In place of rclpy's, which keep a thousand for peers that do not acknowledge what they receive:
+DDS never gives their memory back, and a thousand requests keep the node busy."""
 
 NO_ENDPOINT_WARNINGS = SubscriptionEventCallbacks(use_default_callbacks=False)
 """Value of `event_callbacks` for a subscription that need not fit every publisher."""
@@ -51,14 +55,14 @@ class QuietNode(Node):
             use_default_callbacks=False,
         )
         options = {'event_callbacks': events, **options}
-        profile = _keep_few(qos_profile)
+        profile = PARAMETER_EVENTS if qos_profile == qos_profile_parameter_events else qos_profile
         return super().create_publisher(msg_type, topic, profile, **options)
 
     def create_service(self, *args: Any, **options: Any) -> Any:
         """Create a service; arguments as of rclpy's."""
-        profile = options.pop('qos_profile', qos_profile_services_default)
-        profile = _keep_few(profile)
-        return super().create_service(*args, qos_profile=profile, **options)
+        if options.get('qos_profile') == qos_profile_parameters:
+            options['qos_profile'] = PARAMETER_REQUESTS
+        return super().create_service(*args, **options)
 
     def create_subscription(
         self, msg_type: Any, topic: str, callback: Any, qos_profile: Any, **options: Any
@@ -109,12 +113,3 @@ class ToolNode(QuietNode):
     def __init__(self, name: str, **options: Any) -> None:
         """Create the node; arguments as of rclpy's."""
         super().__init__(name, start_parameter_services=False, **options)
-
-
-def _keep_few(profile: Any) -> Any:
-    """Return a profile, or its depth, that keeps at most `MAX_KEPT`."""
-    if not isinstance(profile, QoSProfile):
-        return min(profile, MAX_KEPT)
-    kept = copy(profile)
-    kept.depth = min(profile.depth, MAX_KEPT)
-    return kept
