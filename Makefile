@@ -39,7 +39,7 @@ audit: setup
 	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
 
 # Tests over ROS run after the others, as they wait for seconds; what compares times runs alone.
-# The first wait for processes that start, so three at once keep two cores busy.
+# Many wait for processes that start, so three at once keep two cores busy.
 unit: setup
 	$(RUN) python -m pytest -n 3 --dist loadfile -m "not ros and not gpu and not alone"
 	$(RUN) python -m pytest -n 3 --dist loadfile -m "ros and not alone"

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from p2d_node.errors import ConfigError, quote
 
 MAX_TEXT_CHARACTERS = 4096
-"""Of a single text. Linux has no longer paths; ROS keeps the last thousand changes of parameters
-while a peer does not acknowledge them."""
+"""Of a single text. Linux has no longer paths; ROS keeps the latest changes of parameters while a
+peer does not acknowledge them."""
 
 T = TypeVar('T')
 

@@ -523,8 +523,8 @@ def test_what_sqlite_would_delete_or_write_is_not_recommended_to_it(tmp_path, ki
 
 
 @pytest.mark.attack(
-    'names of files in a bag or a checkpoint with commands for a shell',
-    'no message has them in a command to run',
+    'the database of a bag that is not closed has a name with commands for a shell',
+    'the message has the command that completes it, without the name',
 )
 @pytest.mark.parametrize('name', ['-init', '$(touch x).db3'])
 def test_the_name_of_a_database_is_not_part_of_a_command(tmp_path, name):

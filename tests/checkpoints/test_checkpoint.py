@@ -42,6 +42,10 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         open_checkpoint(tmp_path / 'nowhere')
 
 
+@pytest.mark.attack(
+    'a pickle in a checkpoint has a name with commands for a shell',
+    'the message has the command that converts pickles, without the name',
+)
 def test_a_folder_without_weights_is_refused(broken):
     (broken / 'model.safetensors').unlink()
     (broken / 'pytorch_model$(touch x).bin').write_bytes(b'pickle')

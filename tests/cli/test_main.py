@@ -320,9 +320,11 @@ def test_the_figures_of_the_node_carry_the_device_and_the_threads_that_it_was_gi
 )
 def test_the_default_number_of_threads_does_not_follow_the_last_one():
     before = torch.get_num_threads()
-    torch.set_num_threads(FIRST_NUM_THREADS + 5)
-    assert default_num_threads() == max(1, FIRST_NUM_THREADS - 1)
-    torch.set_num_threads(before)
+    try:
+        torch.set_num_threads(FIRST_NUM_THREADS + 5)
+        assert default_num_threads() == max(1, FIRST_NUM_THREADS - 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.attack(

@@ -40,6 +40,8 @@ def test_the_bag_of_a_converter_is_played_and_answered(
         # A node that learns late that the replay is reliable subscribes anew: frames are lost.
         sweeps = [{image.stamp_ns for image in images[i : i + 6]} for i in (0, 6, 12)]
         wait_until(lambda: any(_stamps_of(answer) in sweeps for answer in watcher.answers))
+        for answer in watcher.answers:
+            assert any(_stamps_of(answer) <= sweep for sweep in sweeps)
     skipped = "/pose: the message type 'foxglove.PoseInFrame' is not installed; this topic is ski"
     assert (skipped in capfd.readouterr().err) == (preset == 'foxglove')
     node.destroy_node()

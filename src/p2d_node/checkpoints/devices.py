@@ -1,4 +1,4 @@
-"""Converts the parameters `device`, `dtype` and `num_threads` to what torch expects."""
+"""Converts `device`, `dtype` and `num_threads` to what torch expects; threads for its work."""
 
 from __future__ import annotations
 

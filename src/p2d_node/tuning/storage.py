@@ -94,18 +94,8 @@ def open_storage(
     Raises:
         BackendUnavailableError: It cannot be opened, its driver is not installed, or it is a link.
     """
-    if '://' not in storage and MISTYPED_URL.match(storage):
-        raise BackendUnavailableError(
-            'storage: got a URL without ://, which would be a file with the password in its name, '
-            'allowed: a path, or a URL, such as postgresql://...'
-        )
-    if '://' not in storage and '?' in storage:  # SQLAlchemy takes what follows for options
-        raise BackendUnavailableError(
-            f'storage: got {quote(storage)}, allowed: a path without ?, or a URL, such as '
-            'sqlite:///study.db'
-        )
     if '://' not in storage:
-        refuse_link(Path(storage).expanduser(), 'storage', error=BackendUnavailableError)
+        _check_path(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _open_errors(storage), warnings.catch_warnings():
         warnings.simplefilter('ignore', ExperimentalWarning)
@@ -130,6 +120,20 @@ def trials_with_heartbeat(storage: optuna.storages.BaseStorage) -> set[int]:
         return set()
     with backend.engine.connect() as connection:
         return set(connection.execute(text('SELECT trial_id FROM trial_heartbeats')).scalars())
+
+
+def _check_path(storage: str) -> None:
+    if MISTYPED_URL.match(storage):
+        raise BackendUnavailableError(
+            'storage: got a URL without ://, which would be a file with the password in its name, '
+            'allowed: a path, or a URL, such as postgresql://...'
+        )
+    if '?' in storage:  # SQLAlchemy takes what follows for options
+        raise BackendUnavailableError(
+            f'storage: got {quote(storage)}, allowed: a path without ?, or a URL, such as '
+            'sqlite:///study.db'
+        )
+    refuse_link(Path(storage).expanduser(), 'storage', error=BackendUnavailableError)
 
 
 def _url_of(storage: str) -> str:
