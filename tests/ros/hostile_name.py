@@ -12,10 +12,12 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 HOSTILE = b'\xff\xfe\x1b[31m\x80_hostile_name_'
-HARMLESS = b'q' * len(HOSTILE)
+HARMLESS = b'harmless_name_instead_'
+assert len(HARMLESS) == len(HOSTILE)
 
 
 def replace_in_memory(old: bytes, new: bytes) -> None:
+    pattern = re.compile(re.escape(old))  # first, as `old` itself is replaced on the way
     with open('/proc/self/maps') as maps, open('/proc/self/mem', 'r+b', 0) as memory:
         for line in maps.read().splitlines():
             area = re.match(r'([0-9a-f]+)-([0-9a-f]+) rw', line)
@@ -27,7 +29,7 @@ def replace_in_memory(old: bytes, new: bytes) -> None:
                 content = memory.read(end - start)
             except OSError:
                 continue
-            for found in re.finditer(old, content):
+            for found in pattern.finditer(content):
                 memory.seek(start + found.start())
                 memory.write(new)
 
