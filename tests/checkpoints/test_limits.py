@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import reduce
 import json
 import logging
+import math
 import os
 from pathlib import Path
 import re
@@ -87,6 +88,15 @@ def edit_json(path: Path, edit) -> None:
             'rope_parameters',
             {'rope_type': 'longrope', 'long_factor': [[1.0]] * 100},
             'long_factor: got .*, allowed: a list of single numbers',
+        ),
+        *(
+            (
+                'text_config',
+                'rope_parameters',
+                {'rope_type': 'default', 'mrope_section': sections},
+                'mrope_section: got .*, allowed: a list of whole numbers;',
+            )
+            for sections in ('<image>', 0.5, 3, [[]], [2, 2, math.inf], ['a', 2, 2], {})
         ),
         (
             'text_config',

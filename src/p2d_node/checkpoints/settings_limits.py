@@ -54,6 +54,8 @@ LISTS_OF_LISTS = ('image_grid_pinpoints',)
 """Keys of config.json whose lists of lists may hold numbers. Those of other keys hold texts: one
 for rotary positions would make as many of each token."""
 
+SECTIONS_KEY = 'mrope_section'
+
 MAX_EXPERT_CALLS = 1024
 """Of a token, in all layers; published models have up to 94 layers with 8 experts per token."""
 
@@ -219,6 +221,7 @@ def _check_config(what: str, content: Mapping[str, Any]) -> None:
         if isinstance(value, dict):
             _check_inner_widths(what, value)
             _check_experts(what, value)
+            _check_sections(what, value)
         instead = _allowed(key, value)
         if instead is not None:
             raise ConfigError(f'{what}: {key}: got {quote(value)}, allowed: {instead}')
@@ -281,6 +284,17 @@ def _check_experts(what: str, part: Mapping[str, Any]) -> None:
         raise ConfigError(
             f'{what}: num_experts_per_tok x num_hidden_layers: got {num_calls}, allowed: up to '
             f'{MAX_EXPERT_CALLS}; copy the checkpoint again'
+        )
+
+
+def _check_sections(what: str, part: Mapping[str, Any]) -> None:
+    """Check the parts of the rotary phases, which nothing reads before the first sweep."""
+    sections = part.get(SECTIONS_KEY)
+    are_numbers = isinstance(sections, list) and all(type(item) is int for item in sections)
+    if sections is not None and not are_numbers:
+        raise ConfigError(
+            f'{what}: {SECTIONS_KEY}: got {quote(sections)}, allowed: a list of whole numbers; '
+            'copy the checkpoint again'
         )
 
 
