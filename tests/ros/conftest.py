@@ -114,6 +114,7 @@ def drive(
             'autostart': autostart,
             # Sweeps of these tests may be seconds apart, and the machine busy.
             'sync.deadline_ms': 1000.0,
+            'max_answer_age_ms': 0.0,
             **{name.replace('__', '.'): value for name, value in parameters.items()},
         }
         overrides = [Parameter(name, value=value) for name, value in values.items()]
