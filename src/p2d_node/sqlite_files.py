@@ -30,12 +30,20 @@ SELECT name FROM sqlite_master WHERE NOT (type IN ('table', 'index') AND rootpag
 """
 """Views, triggers and virtual tables: they compute rows, or run statements of their own."""
 
+MAX_COLUMNS = 64
+"""Of a table; rosbag2's and Optuna's have up to ten. A row need not hold the last ones."""
+
 COMPUTED_COLUMNS = """
 SELECT part.name FROM sqlite_master AS part, pragma_table_xinfo(part.name) AS column
 WHERE part.type = 'table' AND column.hidden
 """
 
 STATEMENTS = 'SELECT type, name, CAST(sql AS TEXT) FROM sqlite_master WHERE sql IS NOT NULL'
+
+MAX_SCHEMA_BYTES = 1 << 18
+"""Of all statements of a schema. Optuna's take 3,300; each connection reads them."""
+
+SCHEMA_BYTES = 'SELECT total(length(CAST(sql AS BLOB))) FROM sqlite_master'
 
 CONSTANTS = re.compile(
     r"""\bDEFAULT (\w+|'\w+')|\bCHECK \(\w+ ?(= ?\d+|IN \('\w+'(, '\w+')*\))\)""", re.IGNORECASE
@@ -116,7 +124,8 @@ def check_rows_are_stored(
 
     Raises:
         ValueError: It has a view, a trigger, a virtual table, a computed column, an expression,
-            a text above `MAX_TEXT_BYTES`, or more rows than `max_rows`, `max_bytes`, its pages or
+            a schema above `MAX_SCHEMA_BYTES`, more than `MAX_COLUMNS` columns, a text
+            above `MAX_TEXT_BYTES`, or more rows than `max_rows`, `max_bytes`, its pages or
             its bytes on the disk hold.
         sqlite3.Error: It cannot be read.
         OSError: Its files cannot be opened.
@@ -144,6 +153,11 @@ def _content_bytes(database: sqlite3.Connection, path: Path) -> int:
 
 
 def _check_schema(database: sqlite3.Connection) -> None:
+    ((num_bytes,),) = database.execute(SCHEMA_BYTES)
+    if num_bytes > MAX_SCHEMA_BYTES:
+        raise ValueError(
+            f'got a schema of {num_bytes:.0f} bytes, allowed: up to {MAX_SCHEMA_BYTES}'
+        )
     odd = database.execute(ODD_OBJECTS).fetchone()
     if odd is not None:
         raise ValueError(f'got {quote(odd[0])}, allowed: tables and indices that hold their rows')
@@ -196,20 +210,24 @@ def _check_rows_fit(
 
 def _count_entries(database: sqlite3.Connection, name: str, table: str, most: int) -> int:
     """Return the number of entries of an index, or `most`."""
-    entries = f'SELECT 1 FROM {_quoted(table)} INDEXED BY {_quoted(name)} LIMIT ?'
+    entries = f'SELECT 1 FROM {quoted(table)} INDEXED BY {quoted(name)} LIMIT ?'
     ((num_entries,),) = database.execute(f'SELECT count(*) FROM ({entries})', [most])
     return int(num_entries)
 
 
 def _row_sizes(database: sqlite3.Connection, name: str) -> Iterator[int]:
     """Yield the sizes of the rows of a table."""
-    columns = [column for _, column, *_ in database.execute(f'PRAGMA table_info({_quoted(name)})')]
+    columns = [column for _, column, *_ in database.execute(f'PRAGMA table_info({quoted(name)})')]
+    if len(columns) > MAX_COLUMNS:
+        raise ValueError(
+            f'got {len(columns)} columns in {quote(name)}, allowed: up to {MAX_COLUMNS}'
+        )
     sizes = [
         f"CASE WHEN typeof({c}) IN ('text', 'blob') THEN length({c}) ELSE 0 END"
-        for c in map(_quoted, columns)
+        for c in map(quoted, columns)
     ]
     min_bytes = MIN_ROW_BYTES + len(columns)
-    rows = f'SELECT {min_bytes} + {" + ".join(sizes)} FROM {_quoted(name)} NOT INDEXED'
+    rows = f'SELECT {min_bytes} + {" + ".join(sizes)} FROM {quoted(name)} NOT INDEXED'
     with _limited_texts(database):
         try:
             for (num_bytes,) in database.execute(rows):
@@ -220,7 +238,8 @@ def _row_sizes(database: sqlite3.Connection, name: str) -> Iterator[int]:
             ) from None
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it."""
     return '"{}"'.format(name.replace('"', '""'))
 
 

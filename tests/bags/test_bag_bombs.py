@@ -29,6 +29,11 @@ import yaml
 
 FOUR_GB = 1 << 32
 ALIASES = '- &a {history: 1, depth: 1, lifespan: {sec: 0, nsec: 0}}\n- *a\n'
+PROFILE = (
+    '- {history: 1, depth: 1, reliability: 1, durability: 1, deadline: {sec: 0, nsec: 0}, '
+    'lifespan: {sec: 0, nsec: 0}, liveliness: 1, liveliness_lease_duration: {sec: 0, nsec: 0}, '
+    'avoid_ros_namespace_conventions: false}'
+)
 
 
 def read_all(bag: Path) -> list:
@@ -625,6 +630,32 @@ def test_topics_of_one_id_are_refused(tmp_path):
 
 
 @pytest.mark.attack(
+    'a database with a schema of megabytes, such as a definition of a table that is mostly '
+    'spaces, or with tables of thousands of columns that no row holds',
+    'refused when it is opened: a schema has up to 256 KiB, a table up to 64 columns',
+)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ('statements', 'reason'),
+    [
+        ([f'CREATE TABLE a (b{" " * (8 << 20)})'], 'got a schema of 8389.* bytes, allowed: up to'),
+        ([f'CREATE TABLE a{i} (b{" " * 99_999})' for i in range(3)], 'got a schema of 30.* bytes'),
+        (
+            [f'ALTER TABLE messages ADD x{i}' for i in range(100)],
+            "got 104 columns in 'messages', allowed: up to 64",
+        ),
+    ],
+    ids=['statement', 'tables', 'columns'],
+)
+def test_a_schema_has_a_largest_size(tmp_path, statements, reason):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    for statement in statements:
+        change(file, statement)
+    growth = peak_growth_bytes(lambda: refuse(file, reason))
+    assert growth < 64 << 20
+
+
+@pytest.mark.attack(
     'a bag of sqlite3 with a message, a type or a definition of hundreds of megabytes',
     'refused by its size, before it is read: 256 MiB a message, 1 MiB a text',
 )
@@ -717,6 +748,22 @@ def test_the_qos_profiles_of_a_topic_have_a_limit(tmp_path):
     profiles = '- {history: 1, depth: 1}\n' * 2000
     mcap = bombs.write_mcap(tmp_path / 'a.mcap', bombs.schema_and_channel(qos=profiles))
     refuse(mcap, 'the QoS profiles of a topic of 50000 bytes, allowed: at most 16384')
+
+
+@pytest.mark.attack(
+    'a bag of thousands of topics, each with another text of QoS profiles that is slow to parse',
+    'refused: the different ones have up to 256 KiB together; each is parsed once',
+)
+def test_the_qos_profiles_of_a_bag_have_a_limit_together(tmp_path, monkeypatch):
+    file = bombs.write_bag(tmp_path / 'bag', 'SQLITE3')
+    change(file, 'UPDATE topics SET offered_qos_profiles = ?', PROFILE)
+    add = 'INSERT INTO topics SELECT ?, ?, type, serialization_format, ?, "" FROM topics LIMIT 1'
+    for number in range(100):
+        change(file, add, number + 10, f'/same_{number}', PROFILE)
+    monkeypatch.setattr(limits, 'MAX_PROFILES_BYTES', len(PROFILE) + 9)
+    assert len(read_all(file)) == 1
+    change(file, add, 9, '/other', f'{PROFILE} # other')
+    refuse(file, 'got the QoS profiles of all topics of .* bytes, allowed: at most')
 
 
 @pytest.mark.attack(

@@ -87,6 +87,7 @@ ENDLESS = (
             'CREATE TRIGGER x AFTER INSERT ON trials BEGIN DELETE FROM trials; END',
             "got 'x', allowed: tables and indices",
         ),
+        (f'CREATE TABLE a (b{" " * (1 << 20)})', 'got a schema of 105.* bytes, allowed: up to'),
     ],
 )
 def test_a_database_that_computes_is_refused(database, statement, reason):

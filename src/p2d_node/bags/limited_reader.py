@@ -16,6 +16,7 @@ from p2d_node.bags.limits import (
     Budget,
     check_bytes,
     limit_files,
+    limit_profiles,
     limit_rosbags,
     max_content_bytes,
     max_index_bytes,
@@ -31,6 +32,7 @@ from p2d_node.sqlite_files import (
     check_side_files,
     JOURNAL,
     MAX_TEXT_BYTES,
+    quoted,
     WAL,
 )
 from p2d_node.yaml_text import MAX_YAML_BYTES, parse_yaml
@@ -184,6 +186,11 @@ class LimitedReader(reader.Reader):
         limit_rosbags()
         super().__init__(path)
 
+    def open(self) -> None:
+        """Open it."""
+        with limit_profiles():
+            super().open()
+
 
 def _check_metadata(path: Path) -> None:
     """Check what rosbags takes from the metadata; it reads them by the same parser."""
@@ -263,10 +270,10 @@ def _check_sizes(
     database: sqlite3.Connection, table: str, names: Collection[str], max_bytes: int
 ) -> None:
     """Check the sizes of all values of a table, of which SQLite reads the texts only."""
-    for name in names:
-        column = name.replace('"', '""')
-        ((longest,),) = database.execute(f'SELECT max(length("{column}")) FROM {table}')
-        check_bytes(f'a value in {table}', longest or 0, max_bytes)
+    lengths = ', '.join(f'max(length({quoted(name)}))' for name in names)
+    if lengths:
+        for longest in database.execute(f'SELECT {lengths} FROM {table}').fetchone():
+            check_bytes(f'a value in {table}', longest or 0, max_bytes)
 
 
 def _check_kinds(database: sqlite3.Connection, table: str, declared: Mapping[str, str]) -> None:

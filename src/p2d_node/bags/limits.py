@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-import copy
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 import shutil
 import struct
@@ -19,7 +18,7 @@ from lz4 import frame as lz4  # type: ignore[import-untyped]
 from p2d_node.errors import BackendUnavailableError, quote
 from p2d_node.sparse_files import stored_bytes
 from p2d_node.yaml_text import parse_yaml
-from rosbags.rosbag2 import metadata, reader, storage_mcap
+from rosbags.rosbag2 import metadata, reader, storage_mcap, storage_sqlite3
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -63,7 +62,11 @@ def limit_rosbags() -> None:
     places = (
         (reader, 'zstd', _LimitedZstd),
         (reader, 'YAML', _PlainYaml),
-        (metadata, 'YAML', _ProfilesYaml),
+        (metadata, 'YAML', _PlainYaml),
+        *(
+            (module, 'parse_qos', _parse_profiles)
+            for module in (reader, storage_mcap, storage_sqlite3)
+        ),
         (storage_mcap, 'read_exact', read_limited),
     )
     for module, name, limited in places:
@@ -260,8 +263,45 @@ class _LimitedFile(zstd.ZstdFile):
         return content
 
 
-MAX_PROFILE_BYTES, MAX_PROFILES = 16 << 10, 64
-"""Of the QoS profiles of one topic; a profile has 300 bytes, and a topic one per publisher."""
+MAX_PROFILE_BYTES, MAX_PROFILES_BYTES = 16 << 10, 256 << 10
+"""Of the QoS profiles of one topic, and of the different ones of a bag. A profile has 300 bytes,
+and a topic one per publisher."""
+
+
+class _Profiles:
+    """The QoS profiles of the topics of one bag, each text read once."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[str, list[Any]] = {}
+        self._budget = Budget('the QoS profiles of all topics', MAX_PROFILES_BYTES)
+
+    def parse(self, text: str) -> list[Any]:
+        """Return what rosbags makes of a text."""
+        if text not in self._parsed:
+            check_bytes('the QoS profiles of a topic', len(text), MAX_PROFILE_BYTES)
+            self._budget.spend(len(text))
+            self._parsed[text] = metadata.parse_qos(text)
+        return self._parsed[text]
+
+
+_PROFILES: ContextVar[_Profiles] = ContextVar('_PROFILES')
+
+
+@contextmanager
+def limit_profiles() -> Iterator[None]:
+    """Limit the QoS profiles of all files of a bag while it is opened."""
+    token = _PROFILES.set(_Profiles())
+    try:
+        yield
+    finally:
+        _PROFILES.reset(token)
+
+
+def _parse_profiles(profiles: Any) -> list[Any]:
+    """Take the place of `parse_qos`. From version 9 on, metadata have lists in place of texts."""
+    if isinstance(profiles, str):
+        return _PROFILES.get(_Profiles()).parse(profiles)  # rosbags may be used by others, too
+    return metadata.parse_qos(profiles)
 
 
 class _PlainYaml(YAML):
@@ -270,22 +310,6 @@ class _PlainYaml(YAML):
     def load(self, stream: Any) -> Any:
         """Return the content."""
         try:
-            return self._parse(stream)
+            return parse_yaml(stream)
         except ValueError as err:
             raise YAMLError(str(err)) from err
-
-    def _parse(self, text: str | bytes) -> Any:
-        return parse_yaml(text)
-
-
-class _ProfilesYaml(_PlainYaml):
-    """Reads the QoS profiles of topics, each text once: ruamel takes a second for 30 kB."""
-
-    def _parse(self, text: str | bytes) -> Any:
-        return copy.deepcopy(_parse_profiles(text))
-
-
-@lru_cache(maxsize=MAX_PROFILES)
-def _parse_profiles(text: str | bytes) -> Any:
-    check_bytes('the QoS profiles of a topic', len(text), MAX_PROFILE_BYTES)
-    return parse_yaml(text)
