@@ -359,3 +359,18 @@ def test_a_judge_that_never_ends_its_headers_is_not_waited_for(start, monkeypatc
         judge(server)
     assert not server.over
     assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'reason'),
+    [
+        ('HTTP_PROXY', 'http://me:SECRET@:x', 'Invalid port'),
+        ('HTTP_PROXY', 'ftp://me:SECRET@host', 'Unknown scheme'),
+        ('SSL_CERT_FILE', '/no/such/file', 'No such file'),
+    ],
+)
+def test_a_proxy_or_certificate_that_cannot_be_used_is_named(monkeypatch, name, value, reason):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BackendUnavailableError, match=f'judge_url: .*{reason}.*; check') as raised:
+        ChatJudge('http://judge.invalid/v1', 'm')
+    assert 'SECRET' not in str(raised.value)

@@ -12,7 +12,7 @@ import re
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from p2d_node.errors import BackendUnavailableError, ConfigError, quote
+from p2d_node.errors import BackendUnavailableError, ConfigError, first_line, quote
 from p2d_node.evaluation.judge import (
     as_item,
     Judgement,
@@ -55,7 +55,8 @@ class ChatJudge:
 
         Raises:
             ConfigError: `url` is not a URL, or `num_parallel` is below 1.
-            BackendUnavailableError: The client is not installed.
+            BackendUnavailableError: The client is not installed, or the environment names a proxy
+                or certificates that cannot be used.
         """
         if not _is_web_address(url):
             raise ConfigError(
@@ -76,13 +77,20 @@ class ChatJudge:
         self._model, self._num_parallel = model, num_parallel
         self._secrets = _shown_secrets(api_key, login)
         self._error: type[Exception] = openai.OpenAIError
+        try:
+            connection = JudgeConnection(login)
+        except Exception as err:  # for what the environment says, of many classes
+            raise BackendUnavailableError(
+                f'judge_url: {quote(first_line(err))}; check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY '
+                'and SSL_CERT_FILE in the environment'
+            ) from err
         with _without_settings_for_openai():
             self._client = openai.OpenAI(
                 base_url=self.url,
                 api_key=api_key or NO_KEY,
                 timeout=TIMEOUT_S,
                 max_retries=MAX_RETRIES,
-                http_client=JudgeConnection(login),
+                http_client=connection,
             )
         self.identity: Mapping[str, Any] = {'url': self.url, 'model': model}
 
