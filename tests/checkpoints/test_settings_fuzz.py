@@ -57,7 +57,7 @@ def answer_a_sweep(folder: Path) -> None:
 @settings(
     derandomize=True,
     deadline=None,
-    max_examples=25,
+    max_examples=12,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_a_sweep_is_answered_or_one_line_says_what_is_wrong(original, tmp_path, place, edits):
