@@ -33,7 +33,7 @@ BYTES_PER_CONTAINER, BYTES_PER_VALUE = 32, 8
 """At least, in files of many; real files of data have several times as many."""
 
 MIN_CONTAINERS, MIN_VALUES = 1 << 20, 1 << 23
-"""That a file of any size may have: the merges of a tokenizer are short lists."""
+"""That a file of any size may have."""
 
 HALF_PAIR = re.compile(rb'\\u[dD][89a-fA-F]')
 """What may be half of a surrogate pair, which is JSON, but no text."""
@@ -83,6 +83,7 @@ def read_json(
     parameter: str = '',
     next_step: str = 'copy it again',
     max_bytes: int = MAX_SETTINGS_BYTES,
+    max_values: int | None = None,
     error: type[P2dError] = ConfigError,
 ) -> Any:
     """Read a JSON file.
@@ -92,6 +93,7 @@ def read_json(
         parameter: The parameter that names the file or its folder; messages begin with it.
         next_step: What the user can do if it cannot be read; empty: the caller says it.
         max_bytes: Largest size of the file.
+        max_values: Largest number of its values; None: as in `check_values`.
         error: The class of the error.
 
     Raises:
@@ -100,7 +102,7 @@ def read_json(
     name, advice = _words(path, parameter, next_step)
     try:
         data = read_file(path, max_bytes)
-        check_values(data)
+        check_values(data, max_values)
         may_be_no_text = HALF_PAIR.search(data) is not None
         text = data.decode('utf-8-sig')
         del data  # the text may take four times as much, and what it holds as much again
@@ -117,8 +119,8 @@ def read_json(
         raise error(f'{name} is not valid JSON: {err}{advice}') from err
 
 
-def check_values(data: bytes) -> None:
-    """Raise `ValueError` for JSON of more values than files of its size have.
+def check_values(data: bytes, max_values: int | None = None) -> None:
+    """Raise `ValueError` for JSON of more values than allowed; None: than files of its size have.
 
     An empty list takes 2 bytes in a file and 60 in memory, an object of one number 7 and 240.
     """
@@ -127,7 +129,7 @@ def check_values(data: bytes) -> None:
         ('lists and objects', num_containers, MIN_CONTAINERS, BYTES_PER_CONTAINER),
         ('values', data.count(b','), MIN_VALUES, BYTES_PER_VALUE),
     ):
-        allowed = max(least, len(data) // num_bytes)
+        allowed = max_values or max(least, len(data) // num_bytes)
         if num > allowed:
             raise ValueError(f'got {num} {what}, allowed: up to {allowed}')
 
@@ -143,6 +145,7 @@ def read_json_object(
     parameter: str = '',
     next_step: str = 'copy it again',
     max_bytes: int = MAX_SETTINGS_BYTES,
+    max_values: int | None = None,
     error: type[P2dError] = ConfigError,
 ) -> dict[str, Any]:
     """Read a JSON object from a file; see `read_json`.
@@ -151,7 +154,12 @@ def read_json_object(
         P2dError: Of class `error`: it cannot be read, or its content is not a JSON object.
     """
     content = read_json(
-        path, parameter=parameter, next_step=next_step, max_bytes=max_bytes, error=error
+        path,
+        parameter=parameter,
+        next_step=next_step,
+        max_bytes=max_bytes,
+        max_values=max_values,
+        error=error,
     )
     if not isinstance(content, dict):
         name, advice = _words(path, parameter, next_step)

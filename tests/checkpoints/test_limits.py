@@ -713,6 +713,29 @@ def test_large_tokenizers_are_refused(folder, num_tokens, num_merges, reason):
 
 
 @pytest.mark.attack(
+    'A tokenizer with millions of values under a name that nothing reads: 29 s and 2.6 GB at start',
+    'refused above 2,097,152 values, and above 20,000 beside vocab, merges and added_tokens',
+)
+@pytest.mark.parametrize(
+    ('unread', 'reason'),
+    [
+        ([0] * (2 << 20), 'values, allowed: up to 2097152'),
+        ([0] * 20_001, 'got a list or object of 20001 entries'),
+        ([[0] * 5000] * 4, 'values beside vocab, merges and added_tokens, allowed: up to 20000'),
+    ],
+)
+@pytest.mark.parametrize('in_model', [True, False])
+def test_tokenizers_with_many_values_that_nothing_reads_are_refused(
+    folder, unread, reason, in_model
+):
+    def edit(content):
+        (content['model'] if in_model else content)['x'] = unread
+
+    edit_json(folder / 'tokenizer.json', edit)
+    assert reason in refusal(folder)
+
+
+@pytest.mark.attack(
     'A tokenizer that makes many tokens of a letter, which is in no question that is tried',
     'a question is tokenised in steps: refused at 64 characters, above 4 tokens for each',
 )

@@ -793,6 +793,40 @@ def test_stamps_of_the_cameras_count_as_those_of_the_node_only_if_they_are():
     ahead = sweep(ros_ns[0] + 2 * NS_PER_S, epoch=1)
     age.note(ahead)
     assert age.age_ms(ahead) == 1.0
+    stepped = sweep(live.stamp_ns - 61 * NS_PER_S, epoch=2)
+    age.note(stepped)
+    assert age.age_ms(stepped) == 1.0
+
+
+@pytest.mark.attack(
+    'A peer sends a frame of another time to one camera, while the network holds frames back',
+    'sweeps that come a minute late still count by the clock of the node, and are dropped as old',
+)
+def test_a_stray_does_not_make_held_back_sweeps_new():
+    from p2d_node.records import FrameSet
+    from p2d_node.ros.sweep_age import SweepAge
+
+    ros_ns, steady_ns = [100 * NS_PER_S], 5 * NS_PER_S
+    age = SweepAge(lambda: ros_ns[0], lambda: 1.0, lambda: steady_ns)
+
+    def note(stamp_s, epoch, missing=()):
+        frame_set = FrameSet(
+            stamp_ns=stamp_s * NS_PER_S,
+            frames={},
+            missing=missing,
+            epoch=epoch,
+            first_arrival_ns=steady_ns,
+        )
+        age.note(frame_set)
+        return frame_set
+
+    note(100, epoch=0)
+    ros_ns[0] += 65 * NS_PER_S
+    note(9000, epoch=0, missing=('CAM_BACK',))
+    note(10, epoch=1, missing=('CAM_BACK',))
+    held_back = [note(stamp_s, epoch=2) for stamp_s in range(101, 104)]
+    note(164, epoch=2)  # the network has caught up while the others wait
+    assert [age.age_ms(frame_set) for frame_set in held_back] == [64_000.0, 63_000.0, 62_000.0]
 
 
 @pytest.mark.attack(

@@ -15,6 +15,7 @@ from p2d_node.checkpoints.tokenizer_limits import (
     check_tokenizer,
     check_tokenizer_config,
     MAX_VOCABULARY,
+    without_vocabulary,
 )
 from p2d_node.durable_files import MAX_JSON_BYTES, read_json_object
 from p2d_node.errors import checkpoint_faults, ConfigError, quote
@@ -53,6 +54,11 @@ MAX_DEPTH = 16
 LISTS_OF_LISTS = ('image_grid_pinpoints',)
 """Keys of config.json whose lists of lists may hold numbers. Those of other keys hold texts: one
 for rotary positions would make as many of each token."""
+
+MAX_TOKENIZER_VALUES, MAX_OTHER_VALUES = 1 << 21, 20_000
+"""Of tokenizer.json, and of what is not its vocabulary, merges or added tokens. The library reads
+more than it knows, at 350 bytes and 4 microseconds per value; published ones have up to a million
+values, and some hundreds of others."""
 
 SECTIONS_KEY = 'mrope_section'
 
@@ -148,9 +154,18 @@ def check_limits(folder: Path, *, parameter: str = 'model') -> None:
             check_tokenizer_config(what, content)
     path = folder / TOKENIZER_FILE
     if path.exists():
-        content = read_json_object(path, parameter=parameter, max_bytes=MAX_JSON_BYTES)
+        content = read_json_object(
+            path, parameter=parameter, max_bytes=MAX_JSON_BYTES, max_values=MAX_TOKENIZER_VALUES
+        )
         with checkpoint_faults(folder, part=TOKENIZER_FILE, parameter=parameter):
-            check_tokenizer(f'{parameter}: {path}', content)
+            what = f'{parameter}: {path}'
+            check_tokenizer(what, content)
+            num_values = _check_entries(what, without_vocabulary(content), MAX_ENTRIES)
+            if num_values > MAX_OTHER_VALUES:
+                raise ConfigError(
+                    f'{what}: got {num_values} values beside vocab, merges and added_tokens, '
+                    f'allowed: up to {MAX_OTHER_VALUES}; copy the tokenizer again'
+                )
         files[TOKENIZER_FILE] = content
     check_token_numbers(f'{parameter}: {folder}', files)
 

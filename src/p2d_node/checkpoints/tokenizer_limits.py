@@ -87,6 +87,15 @@ def check_tokenizer(what: str, content: Mapping[str, Any]) -> None:
         raise too_many(what, f'tokens of {sum(lengths)} characters together', allowed)
 
 
+def without_vocabulary(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tokenizer.json without what may have many entries: vocab, merges, added_tokens."""
+    rest = {key: value for key, value in content.items() if key != 'added_tokens'}
+    model = rest.get('model')
+    if isinstance(model, dict):
+        rest['model'] = {k: v for k, v in model.items() if k not in ('vocab', 'merges')}
+    return rest
+
+
 def check_token_numbers(what: str, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Check how many tokens the files of a checkpoint add to its vocabulary, and their size.
 

@@ -18,7 +18,9 @@ MAX_LAG_NS = 60 * NS_PER_S
 class SweepAge:
     """Measures ages since capture, or since arrival where capture stamps say nothing.
 
-    Stamps count as those of the node's clock once a sweep has arrived about when it was captured.
+    Once a sweep has arrived about when it was captured, its stamp and all later ones count as those
+    of the node's clock: they may come minutes late from a network that was blocked. That ends with
+    a sweep of all cameras from before the last of them, such as that of a bag.
     `note` is called by the thread that receives frames, `age_ms` by any thread.
 
     Attributes:
@@ -41,15 +43,19 @@ class SweepAge:
         self._ros_now_ns = ros_now_ns
         self._clock_rate = clock_rate
         self._steady_now_ns = steady_now_ns
-        self._common_epoch: int | None = None
+        self._common_since_ns: int | None = None
+        self._last_common_ns = 0
         self.lag_ns = 0
 
     def note(self, frame_set: FrameSet) -> None:
         """Learn from a sweep that has just arrived whether its stamps are of the node's clock."""
         self.lag_ns = self._ros_now_ns() - frame_set.stamp_ns
+        stamp_ns, since_ns = frame_set.stamp_ns, self._common_since_ns
         if not self.has_foreign_stamps:
-            # Sweeps of this epoch may become older than that, while the machine is suspended.
-            self._common_epoch = frame_set.epoch
+            self._common_since_ns = stamp_ns if since_ns is None else min(since_ns, stamp_ns)
+            self._last_common_ns = stamp_ns
+        elif stamp_ns < self._last_common_ns - MAX_LAG_NS and not frame_set.missing:
+            self._common_since_ns = None
 
     @property
     def has_foreign_stamps(self) -> bool:
@@ -66,8 +72,9 @@ class SweepAge:
         rate = self._clock_rate()
         age_ns = (self._steady_now_ns() - frame_set.first_arrival_ns) * rate
         since_capture_ns = self._ros_now_ns() - frame_set.stamp_ns
-        # Each stray of another time begins an epoch, while a sweep of the one before is in work:
-        # the times of the sweep itself tell whether it arrived about when it was captured.
-        if since_capture_ns - age_ns <= MAX_LAG_NS or frame_set.epoch == self._common_epoch:
+        # Not by epoch: each stray of another time begins one.
+        since_ns = self._common_since_ns
+        is_common = since_ns is not None and frame_set.stamp_ns >= since_ns
+        if is_common or since_capture_ns - age_ns <= MAX_LAG_NS:
             age_ns = max(age_ns, since_capture_ns)
         return age_ns / max(1.0, rate) / NS_PER_MS
