@@ -25,7 +25,7 @@ from p2d_node.benchmarks.random_model import build_model, FlopCount, prefill
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.cli.main import EXIT_BAD_INPUT, main
 from p2d_node.errors import ConfigError
-from p2d_node.language_model.families import model_loading
+from p2d_node.language_model import model_loading
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.preprocessing import ImageProcessing
 import pytest

@@ -23,8 +23,8 @@ from p2d_node.config import CameraConfig, DriveConfig
 from p2d_node.durable_files import write_json
 from p2d_node.errors import ConfigError, P2dError
 from p2d_node.held_stderr import held_stderr
-from p2d_node.language_model.families.model_loading import load_weights
 from p2d_node.language_model.families.registry import find_family, load_vision_module
+from p2d_node.language_model.model_loading import load_weights
 from p2d_node.limited_process import LimitError, run_limited
 from p2d_node.pipeline import DrivingPipeline
 import pytest
@@ -713,7 +713,7 @@ def test_large_tokenizers_are_refused(folder, num_tokens, num_merges, reason):
 
 
 @pytest.mark.attack(
-    'A tokenizer with millions of values under a name that nothing reads: 29 s and 2.6 GB at start',
+    'A tokenizer with millions of values that nothing reads, which take 29 s and 2.6 GB at start',
     'refused above 2,097,152 values, and above 20,000 beside vocab, merges and added_tokens',
 )
 @pytest.mark.parametrize(

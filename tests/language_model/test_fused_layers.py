@@ -4,9 +4,9 @@ import copy
 
 from memory import peak_growth_bytes
 from p2d_node.checkpoints.checkpoint import open_checkpoint
-from p2d_node.language_model.families.model_loading import load_weights
 from p2d_node.language_model.families.registry import find_family, load_family
 from p2d_node.language_model.fused_layers import fuse_decoder_layers, fuse_linear, FusedLayer
+from p2d_node.language_model.model_loading import load_weights
 from p2d_node.preprocessing import ImageProcessing
 import pytest
 from tiny_checkpoints import WRITERS

@@ -3,8 +3,8 @@
 from cache_free import run, Sequence
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.language_model.decode import Decoder
-from p2d_node.language_model.families.model_loading import load_weights
 from p2d_node.language_model.families.registry import find_family, load_family
+from p2d_node.language_model.model_loading import load_weights
 from p2d_node.preprocessing import ImageProcessing
 from p2d_node.token_selection import select_tokens
 import pytest

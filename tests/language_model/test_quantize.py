@@ -6,7 +6,7 @@ import sys
 from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.config import DriveConfig
 from p2d_node.errors import BackendUnavailableError, ConfigError
-from p2d_node.language_model.families import model_loading
+from p2d_node.language_model import model_loading
 from p2d_node.language_model.families.registry import load_family
 from p2d_node.language_model.quantize import check_int4_widths, check_quantization
 from p2d_node.pipeline import DrivingPipeline

@@ -18,9 +18,9 @@ MAX_LAG_NS = 60 * NS_PER_S
 class SweepAge:
     """Measures ages since capture, or since arrival where capture stamps say nothing.
 
-    Once a sweep has arrived about when it was captured, its stamp and all later ones count as those
-    of the node's clock: they may come minutes late from a network that was blocked. That ends with
-    a sweep of all cameras from before the last of them, such as that of a bag.
+    Once a sweep has arrived about when it was captured, its stamp and all later ones count as
+    those of the node's clock: they may come minutes late from a network that was blocked. That
+    ends with a sweep of all cameras from before the last of them, such as that of a bag.
     `note` is called by the thread that receives frames, `age_ms` by any thread.
 
     Attributes:

@@ -11,15 +11,15 @@ from typing import Any, TYPE_CHECKING
 from p2d_node.errors import ConfigError, InferenceError, panics, quote
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.families.attention_cost import check_text, check_vision
-from p2d_node.language_model.families.model_loading import (
-    load_vision_weights,
-    load_weights,
-    quantize_and_move,
-)
 from p2d_node.language_model.input_sequence import (
     InputSequence,
     interleave_pictures,
     text_positions,
+)
+from p2d_node.language_model.model_loading import (
+    load_vision_weights,
+    load_weights,
+    quantize_and_move,
 )
 from p2d_node.language_model.prompt import (
     describe_missing_views,

@@ -16,13 +16,13 @@ from p2d_node.errors import ConfigError
 from p2d_node.language_model.chat_template import ChatTemplate
 from p2d_node.language_model.decode import Decoder
 from p2d_node.language_model.families.chat import ChatModel, check_patches
-from p2d_node.language_model.families.model_loading import (
+from p2d_node.language_model.families.qwen_vision import QwenVision
+from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
+from p2d_node.language_model.model_loading import (
     load_vision_weights,
     load_weights,
     quantize_and_move,
 )
-from p2d_node.language_model.families.qwen_vision import QwenVision
-from p2d_node.language_model.input_sequence import InputSequence, interleave_pictures
 from p2d_node.language_model.prompt import Prompt
 import torch
 from torch import nn, Tensor

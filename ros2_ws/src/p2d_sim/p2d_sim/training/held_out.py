@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from p2d_node.benchmarks.selection import choose_tokens
+from p2d_node.errors import checkpoint_faults
 from p2d_node.image_decoding import decode_frame
 from p2d_node.preprocessing import ImageProcessing, normalize, resize_frame
 from p2d_node.records import CameraFrame, CompressedImage, NUSCENES_CAMERAS
@@ -67,7 +69,11 @@ def load_parts(folder: Path) -> Parts:
         ConfigError: The folder holds no trained model.
     """
     tokenizer, model = load_trained('model', folder)
-    model.eval()
+    with checkpoint_faults(folder):
+        return _make_parts(tokenizer, model)
+
+
+def _make_parts(tokenizer: Any, model: Any) -> Parts:
     vision, text = model.config.vision_config, model.config.text_config
     size = ModelSize(
         image_px=vision.image_size,

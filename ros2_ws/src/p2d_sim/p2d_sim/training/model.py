@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.checkpoint_files import write_checkpoint
-from p2d_node.errors import ConfigError
+from p2d_node.checkpoints.fast_tokenizer import load_fast_tokenizer
+from p2d_node.errors import checkpoint_faults, ConfigError, quote
+from p2d_node.language_model.model_loading import load_weights
 import torch
 from transformers import (
-    AutoTokenizer,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -20,6 +22,7 @@ from transformers import (
 from p2d_sim.training.plan import ModelSize
 
 HEAD_DIM = 64
+MODEL_TYPE = 'llava_onevision'
 
 
 def make_model(
@@ -77,15 +80,17 @@ def load_trained(parameter: str, folder: Path) -> tuple[Any, Any]:
     Raises:
         ConfigError: The folder holds no trained model.
     """
-    if not folder.is_dir():
-        raise ConfigError(f'{parameter}: {folder} holds no trained model: it is not a folder')
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError) as err:
-        reason = str(err).partition('\n')[0]
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.model_type != MODEL_TYPE:
+            raise ConfigError(f'got family {quote(checkpoint.model_type)}, allowed: {MODEL_TYPE}')
+        tokenizer = load_fast_tokenizer(folder)
+        with checkpoint_faults(folder):
+            model = load_weights(
+                LlavaOnevisionForConditionalGeneration, folder, dtype=torch.float32
+            )
+    except ConfigError as err:
+        reason = str(err).removeprefix('model: ')
         raise ConfigError(f'{parameter}: {folder} holds no trained model: {reason}') from err
     return tokenizer, model
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import ExitStack
 import json
 import time
 from typing import Any
 
+from p2d_node.durable_files import write_faults
+from p2d_node.whole_folders import locked
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 import torch
 from torch import nn, Tensor
@@ -23,7 +26,13 @@ from p2d_sim.training.plan import RunPlan, STAGES
 from p2d_sim.training.samples import HELD_OUT_SEED, JOINT_SEED, make_sample, START_SEED
 from p2d_sim.training.scoring import right_answers, Score
 from p2d_sim.training.starting import start_from
-from p2d_sim.training.state import load_optimizers, load_weights, read_progress, save_state
+from p2d_sim.training.state import (
+    load_optimizers,
+    load_weights,
+    NEXT_STEP,
+    read_progress,
+    save_state,
+)
 from p2d_sim.training.trainer import encode, make_optimizers, Parts
 
 WARMUP_STEPS = 60
@@ -100,8 +109,20 @@ class Run:
         return self._spent_s
 
     def train(self) -> None:
-        """Run the remaining steps of both stages."""
-        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        """Run the remaining steps of both stages.
+
+        Raises:
+            ConfigError: Another process trains in the folder, or it cannot be written.
+        """
+        folder = self.plan.folder
+        with ExitStack() as stack:
+            with write_faults(f'run: {folder}', NEXT_STEP):
+                folder.mkdir(parents=True, exist_ok=True)
+                busy = f'run: {folder}: another process trains there; wait for its end'
+                stack.enter_context(locked(folder, busy))
+            self._train_stages()
+
+    def _train_stages(self) -> None:
         first = STAGES.index(self._progress['stage']) if self._progress else 0
         for number in range(first, len(STAGES)):
             self._train_stage(number)
@@ -175,7 +196,8 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the run's log."""
-        with (self.plan.folder / 'log.jsonl').open('a', encoding='utf-8') as file:
+        path = self.plan.folder / 'log.jsonl'
+        with write_faults(f'run: {path}', NEXT_STEP), path.open('a', encoding='utf-8') as file:
             file.write(json.dumps(record) + '\n')
 
 

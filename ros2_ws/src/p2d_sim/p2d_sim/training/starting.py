@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from p2d_node.errors import ConfigError
+from p2d_node.errors import checkpoint_faults, ConfigError
 import torch
 from torch import Tensor
 
@@ -23,9 +23,10 @@ def start_from(parts: Parts, folder: Path) -> None:
         ConfigError: The folder holds no trained model, or one of another size.
     """
     tokenizer, trained = load_trained('start', folder)
-    for get in ('get_input_embeddings', 'get_output_embeddings'):
-        embeddings = getattr(trained, get)()
-        embeddings.weight = torch.nn.Parameter(_map_tokens(embeddings.weight, tokenizer))
+    with checkpoint_faults(folder, parameter='start'):
+        for get in ('get_input_embeddings', 'get_output_embeddings'):
+            embeddings = getattr(trained, get)()
+            embeddings.weight = torch.nn.Parameter(_map_tokens(embeddings.weight, tokenizer))
     try:
         parts.model.load_state_dict(trained.state_dict())
     except RuntimeError as err:
