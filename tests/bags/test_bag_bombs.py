@@ -744,6 +744,11 @@ def test_a_pipe_in_place_of_a_bag_is_refused_without_a_wait(tmp_path, suffix):
         read_all(file)
 
 
+def test_a_profile_that_lacks_a_key_is_told(tmp_path):
+    mcap = bombs.write_mcap(tmp_path / 'a.mcap', bombs.schema_and_channel(qos='- {history: 1}\n'))
+    refuse(mcap, "KeyError: '")
+
+
 def test_the_qos_profiles_of_a_topic_have_a_limit(tmp_path):
     profiles = '- {history: 1, depth: 1}\n' * 2000
     mcap = bombs.write_mcap(tmp_path / 'a.mcap', bombs.schema_and_channel(qos=profiles))

@@ -33,6 +33,15 @@ def load(folder, view_size=None):
     return load_family(checkpoint, view_size=view_size, dtype=torch.float32, device=CPU)
 
 
+def test_the_name_of_a_model_is_that_of_its_folder(tiny_checkpoint, tmp_path, monkeypatch):
+    """Its engines are in a folder of this name."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / 'own')
+    (folder / 'inner').mkdir()
+    monkeypatch.chdir(folder)
+    for path in ('.', 'inner/..', folder / 'inner' / '..', folder):
+        assert open_checkpoint(path).folder.name == 'own'
+
+
 def test_random_weights_are_called_untrained(tiny_checkpoint):
     assert open_checkpoint(tiny_checkpoint).name == 'tiny (untrained)'
 

@@ -56,3 +56,13 @@ def test_the_newest_rows_fit_and_no_number_is_cut(num_problems, num_sweeps):
         row = next(line for line in lines if f'answer {num_sweeps - 1}' in line)
         assert row.split()[0] == f'{num_sweeps - 1}.0'
         assert row.split()[-2:] == ['4374/4374', '64/12']
+
+
+def test_times_that_no_sweep_takes_leave_the_rows_readable():
+    console = Console(width=80, height=24, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(render([], [timing(0, 1e307), timing(1, 1.0)], [], console.height))
+    lines = capture.get().splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    assert any('e+30' in line for line in lines)

@@ -398,6 +398,20 @@ def test_cleaning_removes_nothing_that_only_looks_like_an_engine(tmp_path):
     assert sorted(path for path in tmp_path.rglob('*') if path.name != LOCK_FILE) == before
 
 
+@pytest.mark.attack(
+    'a link among the engines, with the name of a model, leads to a folder of the user',
+    'nothing is built there',
+)
+def test_no_engine_is_written_through_a_link(tiny_checkpoint, tmp_path):
+    engine_dir, photos = tmp_path / 'engines', tmp_path / 'photos'
+    engine_dir.mkdir()
+    photos.mkdir()
+    (engine_dir / tiny_checkpoint.name).symlink_to(photos)
+    with pytest.raises(ConfigError, match='a symbolic or hard link'):
+        export_model(plan_of(tiny_checkpoint, 'onnxruntime').export, engine_dir, ignore_progress)
+    assert list(photos.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_cleaning_does_not_take_a_damaged_engine_for_a_newer_one(tiny_checkpoint, tmp_path):
     plan = plan_of(tiny_checkpoint, 'onnxruntime').export

@@ -202,8 +202,9 @@ def test_answers_without_a_rating_are_left_out(one_keyframe, judge_command, make
         ({'idx': f's_f0_{"9" * 5000}'}, 'needed: an idx like <scene>_<frame>_<number>'),
         ({'idx': f'{"s" * 255}_1'}, 'of up to 256 characters'),
         ({'idx': 's_f0_0'}, 'the idx s_f0_0 occurs twice'),
-        ({'image': 'stitched.png'}, "image: got 'stitched.png', needed: a list of names"),
-        ({'image': ['front.jpg']}, 'needed: a list of names of nuScenes images'),
+        ({'image': 'stitched.png'}, "image: got 'stitched.png', needed: up to 64 names"),
+        ({'image': ['front.jpg']}, 'needed: up to 64 names of nuScenes images'),
+        ({'image': ['samples/CAM_FRONT/a.jpg'] * 65}, 'needed: up to 64 names'),
     ],
 )
 def test_an_item_that_is_not_whole_is_named(data, items, change, reason):

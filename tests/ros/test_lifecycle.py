@@ -137,6 +137,18 @@ def test_configure_succeeds_after_the_parameter_is_corrected(drive, node, rig, w
     assert next_answer(watcher, rig).question == 'Is there a car?'
 
 
+@pytest.mark.attack(
+    'A peer configures and cleans up the node again and again, to fill its log',
+    'what the node says of its model is throttled as all its lines are',
+)
+def test_configuring_again_and_again_does_not_fill_the_log(drive, node, capfd):
+    drive(autostart=False)
+    for _ in range(4):
+        assert change(node, Transition.TRANSITION_CONFIGURE)
+        assert change(node, Transition.TRANSITION_CLEANUP)
+    assert capfd.readouterr().err.count('the weights are random') == 1
+
+
 @pytest.mark.faults(
     'configure fails half-way',
     'logged in one line, undone, can be repeated',

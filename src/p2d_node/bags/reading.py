@@ -203,5 +203,7 @@ def _bag_faults(what: str, next_step: str) -> Iterator[None]:
     except (BackendUnavailableError, MemoryError):
         raise
     except Exception as err:
-        reason = ' '.join(str(err).split()) or type(err).__name__  # YAML's errors have many lines
+        reason = ' '.join(str(err).split())  # YAML's errors have many lines
+        if not reason or isinstance(err, LookupError):  # whose text is a mere key
+            reason = f'{type(err).__name__}: {reason}'.removesuffix(': ')
         raise ConfigError(f'{what}: {reason}; {next_step}') from err

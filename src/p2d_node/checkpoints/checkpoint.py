@@ -92,6 +92,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f'model: got {quote(str(folder))}, which is not a folder; allowed: a checkpoint '
             'folder in Hugging Face format, or p2d-mini, which ships'
         )
+    if path.name in ('', '..'):  # the name is that of the model, and of the folder of its engines
+        path = path.resolve()
     check_files(path)
     config = read_json_object(
         path / 'config.json',

@@ -41,7 +41,7 @@ HEAD_LINES = 3
 MAX_CELL_CHARACTERS = 1000
 """More than a terminal has columns: a longer text would only cost time."""
 
-DECIMAL_BELOW_MS = 1000.0
+DECIMAL_BELOW_MS, DIGITS_BELOW_MS = 1000.0, 1e9
 """A terminal of 80 columns has no room for the decimals of larger times."""
 
 REFRESH_S = 0.25
@@ -185,4 +185,6 @@ def _times(timings: Sequence[Any], first_ns: int) -> Table:
 
 def _milliseconds(message: Any, field: str) -> str:
     value = getattr(message, field)
+    if abs(value) >= DIGITS_BELOW_MS:
+        return f'{value:.0e}'
     return f'{value:.1f}' if abs(value) < DECIMAL_BELOW_MS else f'{value:.0f}'

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 import shutil
 
-from p2d_node.durable_files import write_faults
+from p2d_node.durable_files import refuse_link, write_faults
 from p2d_node.whole_folders import find_leftovers, locked, new_folder
 
 UNFINISHED_PREFIX = '.building-'
@@ -49,7 +49,11 @@ def new_engine_folder(model_dir: Path) -> Iterator[Path]:
 
     Args:
         model_dir: The folder of the model's engines; created if missing.
+
+    Raises:
+        ConfigError: It is a link, which may lead to a folder of other files.
     """
+    refuse_link(model_dir, 'engine_dir')
     model_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
     remove_unfinished(model_dir)
     with new_folder(model_dir, UNFINISHED_PREFIX) as folder:

@@ -119,7 +119,7 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
             items = [item for task in TASKS for item in key_frame['QA'].get(task, ())]
             paths = key_frame.get('image_paths', {})
             # One object for all questions: there may be thousands of them.
-            images = dict(zip(paths, _image_names(paths), strict=True))
+            images = dict(zip(paths, names_of_keyframe(paths), strict=True))
             for camera in images:
                 _check_length('the name of a camera', camera)
             for number, item in enumerate(items):
@@ -138,7 +138,7 @@ def _read_graph(data: Mapping[str, Any]) -> Iterator[DriveLmQuestion]:
 def _read_flat(data: Any) -> Iterator[DriveLmQuestion]:
     for item in data:
         texts = {turn['from']: _text(turn, 'value') for turn in item['conversations']}
-        names = _image_names(item['image'])
+        names = names_of_keyframe(item['image'])
         reference = texts.get('gpt')
         question_id = str(item['id'])
         _check_length('an id', question_id)
@@ -160,8 +160,12 @@ def _check_length(what: str, name: str) -> None:
         )
 
 
-def _image_names(images: Any) -> list[str]:
-    """Return the names of the images of one sweep; see `image_names`."""
+def names_of_keyframe(images: Any) -> list[str]:
+    """Return the names of the images of one sweep; see `image_names`.
+
+    Raises:
+        ValueError: There are too many.
+    """
     if isinstance(images, (dict, list)) and len(images) > MAX_CAMERAS:
         raise ValueError(f'got {len(images)} images of a keyframe, allowed: up to {MAX_CAMERAS}')
     return image_names(images)

@@ -15,10 +15,15 @@ from pathlib import Path
 import re
 from typing import Any
 
-from p2d_node.bags.image_files import image_names
+from p2d_node.config_parameters import MAX_CAMERAS
 from p2d_node.durable_files import read_data
 from p2d_node.errors import ConfigError, quote
-from p2d_node.evaluation.drivelm_questions import camera_of, check_reference, MAX_ID_CHARACTERS
+from p2d_node.evaluation.drivelm_questions import (
+    camera_of,
+    check_reference,
+    MAX_ID_CHARACTERS,
+    names_of_keyframe,
+)
 from p2d_node.evaluation.predictions import first_duplicate
 
 TEXTS = ('idx', 'question', 'steps', 'final_answer')
@@ -107,9 +112,9 @@ def _read_item(path: Path, number: int, item: Any) -> DriveLmmO1Question:
 
 def _read_images(where: str, names: Any) -> dict[str, str]:
     try:
-        return {camera_of(name): name for name in image_names(names)}
+        return {camera_of(name): name for name in names_of_keyframe(names)}
     except (ValueError, TypeError) as err:
         raise ConfigError(
-            f'{where}: image: got {quote(names)}, needed: a list of names of nuScenes '
+            f'{where}: image: got {quote(names)}, needed: up to {MAX_CAMERAS} names of nuScenes '
             'images, samples/<CAMERA>/...'
         ) from err

@@ -217,9 +217,9 @@ class DriveNode(QuietNode, LifecycleNode):
 
     def _log_model(self, pipeline: DrivingPipeline) -> None:
         for reason in pipeline.encoders_refused.values():
-            self.get_logger().info(f'encoder not used: {reason}')
+            self._log.info(f'encoder not used: {reason}')
         if pipeline.untrained:
-            self.get_logger().warning(
+            self._log.warn(
                 f'{pipeline.model_name}: the weights are random, so the answers are random words; '
                 'set model to a checkpoint folder'
             )
