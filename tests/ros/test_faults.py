@@ -793,7 +793,9 @@ def test_stamps_of_the_cameras_count_as_those_of_the_node_only_if_they_are():
     ahead = sweep(ros_ns[0] + 2 * NS_PER_S, epoch=1)
     age.note(ahead)
     assert age.age_ms(ahead) == 1.0
-    stepped = sweep(live.stamp_ns - 61 * NS_PER_S, epoch=2)
+    ros_ns[0] += 500 * NS_PER_S
+    age.note(sweep(ros_ns[0], epoch=1))
+    stepped = sweep(ros_ns[0] - 61 * NS_PER_S, epoch=2)
     age.note(stepped)
     assert age.age_ms(stepped) == 1.0
 
