@@ -244,11 +244,14 @@ def test_workers_end_with_a_caller_that_is_killed(folder, words):
     assert_goes_on_to_the_end(folder, words, stored(folder))
 
 
-@pytest.mark.parametrize('moment', ['while they start', 'while they answer'])
+@pytest.mark.parametrize('moment', ['while they start', 'while they import', 'while they answer'])
 def test_ctrl_c_ends_all_workers(folder, words, moment):
     run = Run(words)
     workers = wait_for(lambda: len(found := run.workers()) == 2 and found)
-    if moment == 'while they answer':
+    if moment == 'while they import':
+        maps = [Path(f'/proc/{pid}/maps') for pid in workers]
+        wait_for(lambda: all('libtorch' in path.read_text() for path in maps))
+    elif moment == 'while they answer':
         wait_for_answers(folder)
     os.killpg(run.process.pid, signal.SIGINT)
     code, error = run.end()

@@ -51,6 +51,9 @@ CONNECT_TIMEOUT_S = 15.0
 WORKERS_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 1.0
 
+DASK_LOGGERS = ('distributed', 'distributed.client', 'asyncio')
+"""asyncio's tells of connections between Dask's parts that end with the workers, after Ctrl-C."""
+
 EMBEDDED_CONFIG = {
     'distributed.scheduler.allowed-failures': MAX_DEATHS - 1,
     # By default a worker that takes longer than 15 s to restart is not restarted at all.
@@ -135,7 +138,7 @@ def _answer_on_worker(keyframe: Keyframe, plugin_name: str) -> list[dict[str, An
 @contextmanager
 def _quiet_dask() -> Iterator[None]:
     """Keep Dask's own log lines out of the terminal: errors are raised here as well."""
-    loggers = [logging.getLogger(name) for name in ('distributed', 'distributed.client')]
+    loggers = [logging.getLogger(name) for name in DASK_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
