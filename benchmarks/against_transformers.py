@@ -20,6 +20,7 @@ from typing import Any
 
 from p2d_node.bags.records import to_frame_set
 from p2d_node.benchmarks.measuring import describe_machine
+from p2d_node.checkpoints.checkpoint import open_checkpoint
 from p2d_node.checkpoints.model_folder import model_folder
 from p2d_node.cli.synthetic import draw_images
 from p2d_node.config import DriveConfig
@@ -61,10 +62,19 @@ class Transformers:
     """The checkpoint as transformers runs it."""
 
     def __init__(self, folder: Path) -> None:
-        self._processor = AutoImageProcessor.from_pretrained(folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        open_checkpoint(folder)
+        self._processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
         self._model = model.eval()
         side = model.config.vision_config.image_size // model.config.vision_config.patch_size

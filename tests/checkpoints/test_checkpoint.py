@@ -1,6 +1,8 @@
+import ast
 from contextlib import suppress
 import gc
 import json
+from pathlib import Path
 import shutil
 import weakref
 
@@ -21,6 +23,7 @@ import torch
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 CPU = torch.device('cpu')
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -405,3 +408,21 @@ def test_a_tokenizer_with_code_is_never_run_even_if_the_check_is_gone(
     with suppress(ConfigError):
         DrivingPipeline.from_config(DriveConfig(model=str(folder), device='cpu')).close()
     assert not (folder / 'has_run').exists()
+
+
+@pytest.mark.attack(
+    'A checkpoint asks for Python code of its own, in a benchmark or in the training of a model',
+    'whatever loads a part of a checkpoint says that no code of it runs, and stays offline',
+)
+@pytest.mark.parametrize('folder', ['src', 'ros2_ws/src', 'benchmarks', 'examples'])
+def test_nothing_loads_a_checkpoint_with_its_code(folder):
+    calls = [
+        (path.name, {word.arg: ast.unparse(word.value) for word in node.keywords})
+        for path in (ROOT / folder).rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('.from_pretrained')
+    ]
+    assert len(calls) >= {'src': 3, 'benchmarks': 3}.get(folder, 0)
+    for name, words in calls:
+        assert words.get('trust_remote_code') == 'False', name
+        assert words.get('local_files_only') == 'True', name
