@@ -39,10 +39,11 @@ audit: setup
 	$(RUN) python tools/audit.py requirements/lock-$(ROS_DISTRO).txt requirements/base.txt
 
 # Tests over ROS run after the others, as they wait for seconds; what compares times runs alone.
-# Many wait for processes that start, so three at once keep two cores busy.
+# Many wait for processes that start, so three at once keep two cores busy. Threads of OpenMP that
+# spin while they wait would take these cores from the other tests.
 unit: setup
-	$(RUN) python -m pytest -n 3 --dist loadfile -m "not ros and not gpu and not alone"
-	$(RUN) python -m pytest -n 3 --dist loadfile -m "ros and not alone"
+	OMP_WAIT_POLICY=PASSIVE $(RUN) python -m pytest -n 3 --dist loadfile -m "not ros and not gpu and not alone"
+	OMP_WAIT_POLICY=PASSIVE $(RUN) python -m pytest -n 3 --dist loadfile -m "ros and not alone"
 	$(RUN) python -m pytest -m "gpu or alone" $$(grep -rlE "mark\.(gpu|alone)\b" tests)
 
 fast: setup
